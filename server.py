@@ -1,0 +1,90 @@
+"""The server: speech in, its continuation out, over WebSockets. `python server.py --help`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import signal
+import sys
+
+from streaming.audio import FRAME_RATE
+from streaming.engine.engine import Engine
+from streaming.errors import StreamingError
+from streaming.loading import CONTEXT_TOKENS, DEMO, load_engine
+from streaming.wire.server import run_server
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="server.py", description=__doc__)
+    parser.add_argument(
+        "--model", default=DEMO, metavar="demo|HUB_ID|DIR", help="Llama-Mimi checkpoint (default: demo)"
+    )
+    parser.add_argument("--codec", metavar="HUB_ID|DIR", help="Mimi checkpoint (default: kyutai/mimi, or the demo's)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
+    parser.add_argument("--port", type=int, default=8765, help="port; 0 takes any free one (default: 8765)")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda[:N] (default: auto)")
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="of the decoder")
+    parser.add_argument("--quantize", choices=("none", "int8", "int4"), default="none", help="decoder weights")
+    parser.add_argument("--max-sessions", type=int, default=4, metavar="N", help="slots (default: 4)")
+    parser.add_argument(
+        "--context-tokens",
+        type=int,
+        default=CONTEXT_TOKENS,
+        metavar="N",
+        help=f"what a session remembers (default: {CONTEXT_TOKENS}, what the released models were trained on)",
+    )
+    options = parser.parse_args(arguments)
+    if not 0 <= options.port <= 65535:
+        parser.error(f"--port is {options.port}, must be from 0 to 65535")
+    if options.max_sessions < 1:
+        parser.error(f"--max-sessions is {options.max_sessions}, must be at least 1")
+    if options.quantize != "none":
+        parser.error(f"--quantize {options.quantize} is not built yet; leave it out, or use --dtype bfloat16")
+    return options
+
+
+async def serve(engine: Engine, host: str, port: int) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stop.set)
+    except NotImplementedError:
+        pass  # Windows: Ctrl-C arrives as KeyboardInterrupt
+    await run_server(engine, host, port, stop, lambda url: print(f"listening on {url}", flush=True))
+
+
+def main() -> int:
+    options = parse()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("websockets").setLevel(logging.WARNING)
+    try:
+        engine = load_engine(
+            options.model,
+            options.codec,
+            device=options.device,
+            dtype=options.dtype,
+            max_sessions=options.max_sessions,
+            context_tokens=options.context_tokens,
+        )
+    except StreamingError as error:
+        print(f"server.py: {error}", file=sys.stderr)
+        return 1
+    with engine:
+        shape = f"{engine.num_codebooks} codebooks, {engine.context_frames / FRAME_RATE:.1f} s of context"
+        print(f"{engine.model}: {shape}, {options.max_sessions} slots", file=sys.stderr)
+        if engine.notice:
+            print(f"note: {engine.notice}", file=sys.stderr, flush=True)
+        try:
+            asyncio.run(serve(engine, options.host, options.port))
+        except OSError as error:
+            print(f"server.py: cannot listen on {options.host}:{options.port}: {error}", file=sys.stderr)
+            return 1
+        except KeyboardInterrupt:
+            pass
+        return 1 if engine.failure is not None else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

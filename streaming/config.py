@@ -1,0 +1,201 @@
+"""Frozen configurations: what a checkpoint says about itself, and how an engine is asked to run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from streaming.errors import CheckpointError
+
+# Above these a config is damaged or hostile: refuse it before it asks for memory.
+_MAX_HIDDEN = 16_384
+_MAX_LAYERS = 256
+_MAX_VOCABULARY = 1_000_000
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary position embedding (arXiv 2104.09864), with Llama 3's frequency scaling where `factor` is not 1.
+
+    Source of the scaling: `transformers.modeling_rope_utils._compute_llama3_parameters`.
+    """
+
+    theta: float
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_context: int = 8192
+
+
+@dataclass(frozen=True)
+class MimiConfig:
+    """Shape of a Mimi codec, from its `config.json` (`transformers.MimiConfig`)."""
+
+    num_filters: int
+    hidden_size: int
+    upsampling_ratios: tuple[int, ...]
+    num_residual_layers: int
+    kernel_size: int
+    last_kernel_size: int
+    residual_kernel_size: int
+    dilation_growth_rate: int
+    compress: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    norm_eps: float
+    window: int
+    rope: Rope
+    codebook_size: int
+    codebook_dim: int
+    num_codebooks: int
+    num_semantic: int
+
+    @staticmethod
+    def from_dict(raw: Mapping[str, Any]) -> MimiConfig:
+        """Reads a `config.json`. Raises `CheckpointError` for another model, or one that cannot be streamed."""
+        if raw.get("model_type") != "mimi":
+            raise CheckpointError(f"not a Mimi codec: config.json says model_type {raw.get('model_type')!r}")
+        expected = {
+            "sampling_rate": (24_000,),
+            "audio_channels": (1,),
+            "use_causal_conv": (True,),
+            "pad_mode": ("constant",),
+            "trim_right_ratio": (1.0,),
+            "use_conv_shortcut": (False,),
+            "hidden_act": ("gelu",),
+            "attention_bias": (False,),
+        }
+        for key, allowed in expected.items():
+            if raw.get(key, allowed[0]) not in allowed:
+                raise CheckpointError(f"cannot stream this codec: {key} is {raw[key]!r}, must be {allowed[0]!r}")
+        hidden, heads = _size(raw, "hidden_size", 512), _size(raw, "num_attention_heads", 8)
+        config = MimiConfig(
+            num_filters=_size(raw, "num_filters", 64),
+            hidden_size=hidden,
+            upsampling_ratios=tuple(raw.get("upsampling_ratios") or (8, 6, 5, 4)),
+            num_residual_layers=_size(raw, "num_residual_layers", 1),
+            kernel_size=_size(raw, "kernel_size", 7),
+            last_kernel_size=_size(raw, "last_kernel_size", 3),
+            residual_kernel_size=_size(raw, "residual_kernel_size", 3),
+            dilation_growth_rate=_size(raw, "dilation_growth_rate", 2),
+            compress=_size(raw, "compress", 2),
+            num_layers=_size(raw, "num_hidden_layers", 8, _MAX_LAYERS),
+            num_heads=heads,
+            num_kv_heads=_size(raw, "num_key_value_heads", 8),
+            head_dim=_size(raw, "head_dim", hidden // heads),
+            intermediate_size=_size(raw, "intermediate_size", 2048, 4 * _MAX_HIDDEN),
+            norm_eps=float(raw.get("norm_eps", 1e-5)),
+            window=_size(raw, "sliding_window", 250),
+            rope=_rope(raw),
+            codebook_size=_size(raw, "codebook_size", 2048, 65_536),
+            codebook_dim=_size(raw, "codebook_dim", 256),
+            num_codebooks=_size(raw, "num_quantizers", 32, 64),
+            num_semantic=_size(raw, "num_semantic_quantizers", 1, 64),
+        )
+        samples = 2
+        for ratio in config.upsampling_ratios:
+            samples *= ratio
+        if samples != 1920:
+            raise CheckpointError(f"a frame of this codec is {samples} samples long; only 1920 (80 ms) is supported")
+        if raw.get("upsample_groups", 512) != hidden:
+            raise CheckpointError(f"upsample_groups {raw.get('upsample_groups')} is not hidden_size {hidden}")
+        return config
+
+
+@dataclass(frozen=True)
+class LlamaConfig:
+    """Shape of a Llama-Mimi decoder, from its `config.json` (`transformers.LlamaConfig` plus `num_quantizers`)."""
+
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    norm_eps: float
+    rope: Rope
+    tied: bool
+    vocab_size: int
+    num_codebooks: int
+
+    @staticmethod
+    def from_dict(raw: Mapping[str, Any]) -> LlamaConfig:
+        """Reads a `config.json`. Raises `CheckpointError` for another architecture."""
+        if raw.get("model_type") != "llama":
+            raise CheckpointError(f"not a Llama decoder: config.json says model_type {raw.get('model_type')!r}")
+        if "num_quantizers" not in raw:
+            raise CheckpointError("not a Llama-Mimi decoder: config.json has no num_quantizers")
+        for key, allowed in (("hidden_act", "silu"), ("attention_bias", False), ("mlp_bias", False)):
+            if raw.get(key, allowed) != allowed:
+                raise CheckpointError(f"unsupported Llama variant: {key} is {raw[key]!r}, must be {allowed!r}")
+        hidden, heads = _size(raw, "hidden_size"), _size(raw, "num_attention_heads")
+        kv_heads = _size(raw, "num_key_value_heads", heads)
+        if heads % kv_heads:
+            raise CheckpointError(f"{heads} attention heads do not divide into {kv_heads} key-value heads")
+        return LlamaConfig(
+            hidden_size=hidden,
+            num_layers=_size(raw, "num_hidden_layers", None, _MAX_LAYERS),
+            num_heads=heads,
+            num_kv_heads=kv_heads,
+            head_dim=_size(raw, "head_dim", hidden // heads),
+            intermediate_size=_size(raw, "intermediate_size", None, 8 * _MAX_HIDDEN),
+            norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
+            rope=_rope(raw),
+            tied=bool(raw.get("tie_word_embeddings", False)),
+            vocab_size=_size(raw, "vocab_size", None, _MAX_VOCABULARY),
+            num_codebooks=_size(raw, "num_quantizers", None, 64),
+        )
+
+
+def _size(raw: Mapping[str, Any], key: str, default: int | None = None, most: int = _MAX_HIDDEN) -> int:
+    value = raw.get(key)
+    value = default if value is None else value
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+        raise CheckpointError(f"config.json: {key} is {value!r}, must be a whole number from 1 to {most}")
+    return value
+
+
+def _rope(raw: Mapping[str, Any]) -> Rope:
+    """Both spellings: `rope_theta` and `rope_scaling` (transformers 4), `rope_parameters` (5)."""
+    scaling = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    theta = float(scaling.get("rope_theta", raw.get("rope_theta", 10_000.0)))
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    if kind == "default":
+        return Rope(theta)
+    if kind != "llama3":
+        raise CheckpointError(f"rope_type {kind!r} is not supported: only 'default' and 'llama3' are")
+    return Rope(
+        theta,
+        factor=float(scaling["factor"]),
+        low_freq_factor=float(scaling["low_freq_factor"]),
+        high_freq_factor=float(scaling["high_freq_factor"]),
+        original_context=int(scaling["original_max_position_embeddings"]),
+    )
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a session draws its tokens.
+
+    temperature: 0 is greedy. top_k: 0 is off. top_p: 1 is off. The defaults are the published script's.
+    seed: 0 to 2**63 - 1; the same seed and prompt give the same continuation, whatever other sessions do.
+    """
+
+    temperature: float = 0.8
+    top_k: int = 30
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature <= 10:
+            raise ValueError(f"temperature is {self.temperature}, must be from 0 to 10")
+        if self.top_k < 0:
+            raise ValueError(f"top_k is {self.top_k}, must be 0 (off) or more")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p}, must be above 0 and at most 1")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed is {self.seed}, must be from 0 to 2**63 - 1")

@@ -1,0 +1,1 @@
+"""Frames and slots: sessions, turns, and the one thread that runs steps. No tensors, no sockets."""

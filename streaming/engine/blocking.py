@@ -1,0 +1,110 @@
+"""The Python API of a session: the same engine, with calls that block."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+from collections.abc import Iterator
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streaming.audio import FRAME
+from streaming.config import Sampling
+from streaming.engine.events import Event, Failed, FrameSpoken, TurnDone
+from streaming.errors import EngineStoppedError
+
+if TYPE_CHECKING:
+    from streaming.engine.engine import Engine
+
+LEAD_FRAMES = 4
+"""How far the engine works ahead of whoever iterates."""
+
+
+class Session:
+    """Speech in, its continuation out. Not for use by several threads at once, but for `interrupt` and `close`.
+
+    for frame in frames:
+        session.listen(frame)
+    for pcm in session.speak(max_frames=125):
+        play(pcm)
+    """
+
+    def __init__(self, engine: Engine, sampling: Sampling, slides: bool) -> None:
+        self._events: queue.SimpleQueue[FrameSpoken | TurnDone | Failed] = queue.SimpleQueue()  # bounded by the lead
+        self._live = engine.attach(self._take, sampling, slides)
+        self._turn = 0  # the one that was spoken last
+        self._interrupted = 0  # no frame of this turn, or of one before it, is wanted any more
+        self.seed = sampling.seed
+
+    def listen(self, frame: NDArray[np.float32]) -> None:
+        """Hears one frame, float32 [1920] in [-1, 1]; waits while too many are queued.
+
+        Raises `ValueError` for another shape, `SessionError` while speaking, `PromptTooLongError` where the context
+        does not slide.
+        """
+        pcm = np.array(frame, np.float32)  # a copy: whoever records writes into the same buffer again
+        if pcm.shape != (FRAME,):
+            raise ValueError(f"a frame is {FRAME} samples, got an array of shape {pcm.shape}")
+        while not self._live.listen(pcm):
+            self._live.wait_for_room()
+
+    def speak(self, max_frames: int) -> Iterator[NDArray[np.float32]]:
+        """Goes on: yields pcm float32 [1920] until the model ends its speech, `max_frames` are reached, or `interrupt`.
+
+        Leaving the loop early interrupts: what was yielded counts as heard. Raises `EmptyPromptError`, `SessionError`
+        at once.
+        """
+        if max_frames < 1:
+            raise ValueError(f"max_frames is {max_frames}, must be at least 1")
+        self._turn = self._live.speak(max_frames, LEAD_FRAMES)
+        return self._spoken(self._turn)
+
+    def _spoken(self, turn: int) -> Iterator[NDArray[np.float32]]:
+        taken, done = 0, False
+        try:
+            while not done:
+                event = self._events.get()
+                if isinstance(event, Failed):
+                    self._events.put(event)  # nothing comes after it: it is for whoever asks next, too
+                    raise event.error
+                if event.turn != turn:
+                    continue
+                done = isinstance(event, TurnDone) or turn <= self._interrupted
+                if isinstance(event, FrameSpoken) and not done:
+                    taken += 1
+                    self._live.release(turn, taken)
+                    yield event.pcm
+        finally:
+            if not done:
+                with contextlib.suppress(EngineStoppedError):
+                    self._live.interrupt(turn, taken * FRAME)
+
+    def interrupt(self, heard_samples: int) -> None:
+        """Ends the continuation, from any thread: only this much of it was heard, and only that is remembered.
+
+        May also follow a continuation that has ended, as long as nothing was listened to since.
+        """
+        if heard_samples < 0:
+            raise ValueError(f"heard_samples is {heard_samples}, must be 0 or more")
+        self._interrupted = self._turn
+        self._live.interrupt(self._turn, heard_samples)
+
+    def close(self) -> None:
+        """Gives the slot back, from any thread; a continuation that is being iterated raises. May be called twice."""
+        self._live.close()
+        self._events.put(Failed(EngineStoppedError("the session is closed")))
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _take(self, event: Event) -> None:
+        if isinstance(event, FrameSpoken | TurnDone | Failed):
+            self._events.put(event)

@@ -1,0 +1,199 @@
+"""The engine: slots, sessions, and one thread that runs steps.
+
+A step is three verbs: schedule (which slots are ready), run, postprocess (who is told what).
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, replace
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streaming.audio import FRAME
+from streaming.config import Sampling
+from streaming.engine.blocking import Session
+from streaming.engine.session import Listener, LiveSession, Step, StepResult
+from streaming.engine.slot_pool import SlotPool
+from streaming.errors import EngineStoppedError
+
+_LOG = logging.getLogger(__name__)
+_TIMED_STEPS = 1000
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """sessions: open ones. steps: run so far. step_ms_p50, step_ms_p99: over the last thousand, None before the
+    first.
+    """
+
+    slots: int
+    sessions: int
+    steps: int
+    step_ms_p50: float | None
+    step_ms_p99: float | None
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """One step's batch: row i is slot i. pcm: [B, 1920]; listening, speaking: [B]."""
+
+    pcm: NDArray[np.float32]
+    listening: NDArray[np.bool_]
+    speaking: NDArray[np.bool_]
+    sessions: dict[int, LiveSession]
+
+
+class Engine:
+    """Runs `step` for its sessions until closed. `streaming.load_engine` makes one."""
+
+    def __init__(self, step: Step, model: str = "", notice: str | None = None) -> None:
+        self.model, self.notice = model, notice
+        self._step = step
+        self._pool = SlotPool(step.num_slots)
+        self._changed = threading.Condition()
+        self._sessions: dict[int, LiveSession] = {}
+        self._steps = 0
+        self._step_seconds: deque[float] = deque(maxlen=_TIMED_STEPS)
+        self._stopping = False
+        self._failure: Exception | None = None
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def num_codebooks(self) -> int:
+        return self._step.num_codebooks
+
+    @property
+    def context_frames(self) -> int:
+        return self._step.context_frames
+
+    @property
+    def rewind_frames(self) -> int:
+        return self._step.rewind_frames
+
+    @property
+    def failure(self) -> Exception | None:
+        """What ended the engine, if something did."""
+        return self._failure
+
+    def attach(self, listener: Listener, sampling: Sampling, slides: bool = True) -> LiveSession:
+        """A session that tells `listener` what happens, from the engine's thread: it must not block, nor call the engine.
+
+        A listener that raises closes its session.
+        slides: whether a prompt longer than the context pushes its oldest frames out, or is an error.
+        Raises `EngineFullError`, `EngineStoppedError`.
+        """
+        with self._changed:
+            self._require_running()
+            self._reap()
+            session = LiveSession(self._pool.acquire(), self._step, self._changed, listener, sampling, slides)
+            self._sessions[session.slot] = session
+            self._changed.notify_all()
+            return session
+
+    def open(self, *, slides: bool = True, seed: int | None = None, **sampling: float) -> Session:
+        """A session with calls that block: `with engine.open(temperature=0.8, top_k=30, top_p=1.0, seed=1) as session`.
+
+        Without a seed one is drawn; `session.seed` tells it. Raises `EngineFullError`, `EngineStoppedError`.
+        """
+        options = replace(Sampling(), seed=secrets.randbits(63) if seed is None else seed, **sampling)  # type: ignore[arg-type]
+        return Session(self, options, slides)
+
+    def stats(self) -> EngineStats:
+        with self._changed:
+            times, steps = list(self._step_seconds), self._steps
+            active = sum(not session.closed for session in self._sessions.values())
+        p50, p99 = (1e3 * float(p) for p in np.percentile(times, (50, 99))) if times else (None, None)
+        return EngineStats(self._pool.size, active, steps, p50, p99)
+
+    def close(self) -> None:
+        """Ends all sessions and the thread. May be called twice."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _require_running(self) -> None:
+        if self._failure is not None:
+            raise EngineStoppedError(f"the engine has failed: {self._failure}")
+        if self._stopping:
+            raise EngineStoppedError("the engine is closed")
+
+    # The engine's thread
+
+    def _run(self) -> None:
+        try:
+            while (plan := self._schedule()) is not None:
+                started = time.monotonic()
+                result = self._step(plan.pcm, plan.listening, plan.speaking)
+                self._postprocess(plan, result, time.monotonic() - started)
+            ended = EngineStoppedError("the engine was closed")
+        except Exception as error:  # the thread's boundary: whatever it was, nobody may wait for ever
+            _LOG.exception("the engine's thread failed")
+            self._failure = error
+            ended = EngineStoppedError(f"the engine has failed: {error}")
+        with self._changed:
+            self._stopping = True
+            for session in self._sessions.values():
+                session.fail(ended)
+            self._reap()
+
+    def _schedule(self) -> _Plan | None:
+        """Waits until a slot is ready. None when the engine is to stop."""
+        with self._changed:
+            while not self._stopping:
+                self._reap()
+                listening: dict[int, NDArray[np.float32]] = {}
+                speaking: list[int] = []
+                for slot, session in self._sessions.items():
+                    frame = session.next_frame()
+                    if frame is not None:
+                        listening[slot] = frame
+                    elif session.may_speak:
+                        speaking.append(slot)
+                if listening or speaking:
+                    return self._plan(listening, speaking)
+                self._changed.wait()
+        return None
+
+    def _plan(self, listening: dict[int, NDArray[np.float32]], speaking: list[int]) -> _Plan:
+        width = 1 + max((*listening, *speaking))
+        pcm = np.zeros((width, FRAME), np.float32)
+        masks = np.zeros((2, width), np.bool_)
+        for slot, frame in listening.items():
+            pcm[slot] = frame
+        masks[0, list(listening)] = True
+        masks[1, speaking] = True
+        sessions = {slot: self._sessions[slot] for slot in (*listening, *speaking)}
+        return _Plan(pcm, masks[0], masks[1], sessions)
+
+    def _postprocess(self, plan: _Plan, result: StepResult, seconds: float) -> None:
+        with self._changed:
+            self._steps += 1
+            self._step_seconds.append(seconds)
+            for slot, session in plan.sessions.items():
+                if plan.listening[slot]:
+                    session.heard(result.codes[slot])
+                else:
+                    session.spoke(result.pcm[slot], result.codes[slot], bool(result.ended[slot]), seconds)
+
+    def _reap(self) -> None:
+        """Frees the slots of closed sessions."""
+        for slot in [slot for slot, session in self._sessions.items() if session.closed]:
+            del self._sessions[slot]
+            self._pool.release(slot)

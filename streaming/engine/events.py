@@ -1,0 +1,71 @@
+"""What a live session tells its listener, in order, from the engine's thread."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streaming.errors import StreamingError
+
+EndReason = Literal["end", "max_frames", "interrupted"]
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """A frame of speech was taken from the queue: there is room for another."""
+
+    codes: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class TurnStarted:
+    """The continuation begins. forgotten_frames: how many of the stream's frames no longer fit the context."""
+
+    turn: int
+    prompt_frames: int
+    forgotten_frames: int
+
+
+@dataclass(frozen=True, slots=True)
+class FrameSpoken:
+    """One frame of the continuation. index: its number in the turn; pcm: float32 [1920]; codes: int64 [Q]."""
+
+    turn: int
+    index: int
+    pcm: NDArray[np.float32]
+    codes: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class TurnDone:
+    """The continuation is over. first_frame_ms: from the prompt's end to the first frame; None if there was none."""
+
+    turn: int
+    reason: EndReason
+    frames: int
+    first_frame_ms: float | None
+    mean_step_ms: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupted:
+    """The answer to every interruption: how many frames of the turn's continuation the context keeps.
+
+    0 for turns other than the two that were spoken last: of those nothing can be cut, and nothing is known.
+    """
+
+    turn: int
+    kept_frames: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The session is over by no fault of its owner's. The last event."""
+
+    error: StreamingError
+
+
+Event = Heard | TurnStarted | FrameSpoken | TurnDone | Interrupted | Failed

@@ -1,0 +1,376 @@
+"""One session: its stream of commands, its turns, and how far it may run ahead of its listener.
+
+Commands are queued in the order in which they are given and take effect in that order, so what a session does depends
+on what it was told and never on when. They never block; what comes of them is told to the listener.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from threading import Condition
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streaming.audio import FRAME
+from streaming.config import Sampling
+from streaming.engine.events import EndReason, Event, Failed, FrameSpoken, Heard, Interrupted, TurnDone, TurnStarted
+from streaming.errors import (
+    EmptyPromptError,
+    EngineStoppedError,
+    PromptTooLongError,
+    SessionError,
+    StreamingError,
+)
+
+_LOG = logging.getLogger(__name__)
+
+QUEUED_FRAMES = 25
+"""Most frames of speech that wait for a step (2 s). Then `listen` says no, and whoever reads the socket stops
+reading.
+"""
+Listener = Callable[[Event], None]
+
+
+class StepResult(Protocol):
+    """What a step gives back for its first B slots: pcm float32 [B, 1920], codes int64 [B, Q], ended bool [B].
+
+    The arrays are the caller's to keep: they go to the listeners as they are.
+    """
+
+    @property
+    def pcm(self) -> NDArray[np.float32]: ...
+    @property
+    def codes(self) -> NDArray[np.int64]: ...
+    @property
+    def ended(self) -> NDArray[np.bool_]: ...
+
+
+class Step(Protocol):
+    """The frame step, as the engine sees it. `streaming.frame_step.FrameStep` is the real one."""
+
+    @property
+    def num_slots(self) -> int: ...
+    @property
+    def num_codebooks(self) -> int: ...
+    @property
+    def context_frames(self) -> int: ...
+    @property
+    def rewind_frames(self) -> int: ...
+    def open(self, slot: int, sampling: Sampling) -> None: ...
+    def configure(self, slot: int, sampling: Sampling) -> None: ...
+    def rewind(self, slot: int, frames: int) -> None: ...
+    def frames(self, slot: int) -> int: ...
+    def __call__(
+        self, pcm: NDArray[np.float32], listening: NDArray[np.bool_], speaking: NDArray[np.bool_]
+    ) -> StepResult: ...
+
+
+class State(enum.Enum):
+    LISTENING = enum.auto()
+    SPEAKING = enum.auto()
+    CLOSED = enum.auto()
+
+
+@dataclass(frozen=True, slots=True)
+class _Listen:
+    pcm: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class _Speak:
+    max_frames: int
+    lead_frames: int
+    asked_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Interrupt:
+    turn: int
+    heard_frames: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Open:
+    sampling: Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class _Configure:
+    sampling: Sampling
+
+
+_Command = _Listen | _Speak | _Interrupt | _Open | _Configure
+
+
+class LiveSession:
+    """A session as the server drives it. `Engine.attach` makes one; its methods may be called from any thread.
+
+    `turn` counts from 1. Everything marked "engine's thread" is called by the scheduler, with the engine's lock held.
+    """
+
+    def __init__(
+        self, slot: int, step: Step, changed: Condition, listener: Listener, sampling: Sampling, slides: bool
+    ) -> None:
+        self.slot = slot
+        self.seed = sampling.seed
+        self._step, self._changed, self._listener = step, changed, listener
+        self._slides = slides
+        self._sampling = sampling
+        self._state = State.LISTENING
+        self._commands: deque[_Command] = deque([_Open(sampling)])
+        self._queued_frames = 0
+        self._heard_any = False
+        # How things will be once all commands given so far have taken effect: what a new command has to fit
+        self._speaking_next = False
+        self._turn_next = 1
+        # How things are
+        self._turn = 1
+        self._prompt_frames = 0  # heard in this turn
+        self._stream_frames = 0  # heard and spoken since the context was last cleared
+        self._spoken = 0  # frames kept of the continuation in this turn, or, while listening, in the last
+        self._spoken_before = 0  # the same of the continuation before that one
+        self._least_kept = 0  # an interruption cannot cut below this: the step has forgotten how
+        self._released = 0
+        self._speak = _Speak(0, 0, 0.0)
+        self._first_frame_ms: float | None = None
+        self._step_seconds = 0.0
+        self._steps = 0
+
+    # Commands, from any thread
+
+    @property
+    def turn(self) -> int:
+        """The turn that a new command belongs to."""
+        with self._changed:
+            return self._turn_next
+
+    @property
+    def speaking(self) -> bool:
+        """Whether, after all commands given so far, the session speaks."""
+        with self._changed:
+            return self._speaking_next
+
+    @property
+    def closed(self) -> bool:
+        with self._changed:
+            return self._state is State.CLOSED
+
+    def listen(self, pcm: NDArray[np.float32]) -> bool:
+        """Hears one frame, float32 [1920], which is now the session's: do not write into it again.
+
+        False if `QUEUED_FRAMES` wait already: offer it again after a `Heard`.
+        Raises `SessionError` while speaking; `PromptTooLongError` where the session does not slide and its context is
+        full.
+        """
+        assert pcm.shape == (FRAME,) and pcm.dtype == np.float32, (pcm.shape, pcm.dtype)
+        with self._changed:
+            self._require_open()
+            if self._speaking_next:
+                raise SessionError("the session is speaking: interrupt it before it listens again")
+            if self._queued_frames >= QUEUED_FRAMES:
+                return False
+            if not self._slides and self._frames_next() >= self._step.context_frames:
+                seconds = self._step.context_frames * FRAME / 24_000
+                raise PromptTooLongError(
+                    f"the prompt fills the context of {seconds:.1f} s; make it shorter, or let the context slide"
+                )
+            self._queued_frames += 1
+            self._heard_any = True
+            self._give(_Listen(pcm))
+            return True
+
+    def wait_for_room(self) -> None:
+        """Blocks until `listen` has room again, or the session is closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._queued_frames < QUEUED_FRAMES or self._state is State.CLOSED)
+
+    def speak(self, max_frames: int, lead_frames: int) -> int:
+        """Goes on once everything before is heard: at most `max_frames`, never more than `lead_frames` ahead of
+        `release`.
+
+        Returns the turn that it is. Raises `EmptyPromptError` if nothing was ever heard, `SessionError` while speaking.
+        """
+        assert max_frames >= 1 and lead_frames >= 1, (max_frames, lead_frames)
+        with self._changed:
+            self._require_open()
+            if self._speaking_next:
+                raise SessionError("the session is already speaking")
+            if not self._heard_any:
+                raise EmptyPromptError("nothing was heard yet: send at least one sample of speech first")
+            self._speaking_next = True
+            self._give(_Speak(max_frames, lead_frames, time.monotonic()))
+            return self._turn_next
+
+    def release(self, turn: int, frames: int) -> None:
+        """The listener has had the first `frames` of the continuation being spoken. Other turns are not looked at."""
+        with self._changed:
+            if turn == self._turn and frames > self._released:
+                self._released = frames
+                self._changed.notify_all()
+
+    def interrupt(self, turn: int, heard_samples: int) -> None:
+        """Ends the turn's continuation and forgets what was not heard of it, to the frame. Answered with `Interrupted`.
+
+        After the continuation has ended it still cuts, unless the next turn has begun to listen.
+        """
+        assert heard_samples >= 0, heard_samples
+        with self._changed:
+            self._require_open()
+            if self._speaking_next and turn == self._turn_next:
+                self._listen_next()
+            self._give(_Interrupt(turn, heard_samples // FRAME))
+
+    def configure(self, sampling: Sampling) -> None:
+        """Draws tokens differently from here on."""
+        with self._changed:
+            self._require_open()
+            self._sampling = sampling
+            self._give(_Configure(sampling))
+
+    def clear(self) -> None:
+        """Forgets everything heard and said, queued speech included. Raises `SessionError` while speaking."""
+        with self._changed:
+            self._require_open()
+            if self._speaking_next:
+                raise SessionError("the session is speaking: interrupt it before it is cleared")
+            while self._commands and isinstance(self._commands[-1], _Listen):  # not worth a step any more
+                self._commands.pop()
+                self._queued_frames -= 1
+            self._heard_any = False
+            self._give(_Open(self._sampling))
+
+    def close(self) -> None:
+        """Ends the session; its slot is free for the next. May be called twice."""
+        with self._changed:
+            self._state = State.CLOSED
+            self._commands.clear()
+            self._changed.notify_all()
+
+    def _give(self, command: _Command) -> None:
+        self._commands.append(command)
+        self._changed.notify_all()
+
+    def _require_open(self) -> None:
+        if self._state is State.CLOSED:
+            raise EngineStoppedError("the session is closed")
+
+    def _listen_next(self) -> None:
+        """What is given from here on belongs to the next turn."""
+        self._speaking_next = False
+        self._turn_next += 1
+
+    def _frames_next(self) -> int:
+        """How long the stream will be once all commands have taken effect, interruptions left out."""
+        frames = 0
+        for command in reversed(self._commands):
+            if isinstance(command, _Open):
+                return frames
+            frames += isinstance(command, _Listen)
+        return self._stream_frames + self._queued_frames
+
+    # Engine's thread
+
+    def next_frame(self) -> NDArray[np.float32] | None:
+        """Lets all commands that are due take effect. Returns the frame to hear now, if there is one."""
+        while self._commands and self._state is not State.CLOSED:
+            command = self._commands.popleft()
+            assert self._state is State.LISTENING or isinstance(command, _Interrupt | _Configure), command
+            match command:
+                case _Listen(pcm):
+                    return pcm
+                case _Speak():
+                    self._start_speaking(command)
+                case _Interrupt(turn, heard_frames):
+                    self._cut(turn, heard_frames)
+                case _Open(sampling):
+                    self._step.open(self.slot, sampling)
+                    self._stream_frames = self._prompt_frames = 0
+                    self._spoken = self._spoken_before = self._least_kept = 0
+                case _Configure(sampling):
+                    self._step.configure(self.slot, sampling)
+        return None
+
+    @property
+    def may_speak(self) -> bool:
+        """Whether a frame of the continuation is due."""
+        return self._state is State.SPEAKING and self._spoken - self._released < self._speak.lead_frames
+
+    def heard(self, codes: NDArray[np.int64]) -> None:
+        """The frame that `next_frame` gave was stepped."""
+        if self._state is State.CLOSED:
+            return
+        self._queued_frames -= 1
+        self._prompt_frames += 1
+        self._stream_frames += 1
+        self._changed.notify_all()
+        self._tell(Heard(codes))
+
+    def spoke(self, pcm: NDArray[np.float32], codes: NDArray[np.int64], ended: bool, seconds: float) -> None:
+        """A step took part in the continuation, and gave a frame unless it `ended`."""
+        if self._state is not State.SPEAKING:
+            return
+        self._steps += 1
+        self._step_seconds += seconds
+        if ended:
+            self._stop_speaking("end")
+            return
+        if self._first_frame_ms is None:
+            self._first_frame_ms = 1e3 * (time.monotonic() - self._speak.asked_at)
+        self._spoken += 1
+        self._stream_frames += 1
+        self._tell(FrameSpoken(self._turn, self._spoken - 1, pcm, codes))
+        if self._spoken == self._speak.max_frames and not self.closed:
+            self._stop_speaking("max_frames")
+
+    def fail(self, error: StreamingError) -> None:
+        """Ends the session, and tells its listener why."""
+        self._tell(Failed(error))
+        self.close()
+
+    def _tell(self, event: Event) -> None:
+        if self._state is State.CLOSED:
+            return
+        try:
+            self._listener(event)
+        except Exception:  # the boundary to whoever owns the session: its fault is not the other sessions'
+            _LOG.exception("a session's listener failed; the session is closed")
+            self.close()
+
+    def _start_speaking(self, speak: _Speak) -> None:
+        self._state, self._speak = State.SPEAKING, speak
+        self._spoken_before = self._spoken
+        self._spoken = self._least_kept = self._released = self._steps = 0
+        self._step_seconds, self._first_frame_ms = 0.0, None
+        forgotten = max(0, self._step.frames(self.slot) + 1 - self._step.context_frames)
+        self._tell(TurnStarted(self._turn, self._prompt_frames, forgotten))
+
+    def _stop_speaking(self, reason: EndReason) -> None:
+        mean_ms = 1e3 * self._step_seconds / self._steps if self._steps else None
+        done = TurnDone(self._turn, reason, self._spoken, self._first_frame_ms, mean_ms)
+        self._state = State.LISTENING
+        if self._turn_next == self._turn:  # no interruption in the queue was meant for it
+            self._listen_next()
+        self._turn += 1
+        self._prompt_frames = 0
+        self._tell(done)
+
+    def _cut(self, turn: int, heard_frames: int) -> None:
+        speaking, spoken = self._state is State.SPEAKING, self._spoken
+        last = self._turn if speaking else self._turn - 1  # the turn that was spoken last
+        kept = {last: spoken, last - 1: self._spoken_before}.get(turn, 0)
+        if turn == last and (speaking or self._prompt_frames == 0):
+            self._least_kept = max(self._least_kept, spoken - self._step.rewind_frames)
+            kept = min(spoken, max(heard_frames, self._least_kept))
+            self._step.rewind(self.slot, spoken - kept)
+            self._stream_frames -= spoken - kept
+            if speaking:
+                self._stop_speaking("interrupted")
+            self._spoken = kept  # a second, late interruption counts from here
+        self._tell(Interrupted(turn, kept))

@@ -1,0 +1,29 @@
+"""Who owns which slot. The lowest free one is given out, so that steps stay narrow."""
+
+from __future__ import annotations
+
+import heapq
+
+from streaming.errors import EngineFullError
+
+
+class SlotPool:
+    """`size` slots, numbered from 0."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._free = list(range(size))
+
+    @property
+    def free(self) -> int:
+        return len(self._free)
+
+    def acquire(self) -> int:
+        """The lowest free slot. Raises `EngineFullError` if there is none."""
+        if not self._free:
+            raise EngineFullError(f"all {self.size} slots are taken; try again when a session has ended")
+        return heapq.heappop(self._free)
+
+    def release(self, slot: int) -> None:
+        assert 0 <= slot < self.size and slot not in self._free, slot
+        heapq.heappush(self._free, slot)

@@ -1,0 +1,87 @@
+"""One exception tree: everything this package raises about peers, capacity, checkpoints, audio and devices.
+
+`code` is the stable, machine-readable name that goes over the wire and into logs; the message says what happened and
+what to do next. Programmers' errors are assertions, not members of this tree.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class StreamingError(Exception):
+    """Base of every error that a user, a peer or a checkpoint can cause."""
+
+    code: ClassVar[str] = "internal"
+
+
+class CheckpointError(StreamingError):
+    """A checkpoint cannot be used: missing, truncated, or not what its config says."""
+
+    code = "bad_checkpoint"
+
+
+class HubUnreachableError(CheckpointError):
+    """A hub id was given and its files are neither cached nor to be had."""
+
+    code = "hub_unreachable"
+
+
+class TokenLayoutError(CheckpointError):
+    """The tokenizer lacks the tokens that a speech model needs, or orders them in a way that cannot be used."""
+
+    code = "bad_token_layout"
+
+
+class EngineFullError(StreamingError):
+    """Every slot is taken; come back later."""
+
+    code = "full"
+
+
+class EngineStoppedError(StreamingError):
+    """The engine was closed, or its thread failed, while a session was open."""
+
+    code = "engine_stopped"
+
+
+class SessionError(StreamingError):
+    """A session was asked for something that it cannot do in its present state."""
+
+    code = "bad_state"
+
+
+class EmptyPromptError(SessionError):
+    """A continuation was asked for before a single sample was heard."""
+
+    code = "empty_prompt"
+
+
+class PromptTooLongError(SessionError):
+    """The prompt outgrew the context window of a session that refuses to slide."""
+
+    code = "prompt_too_long"
+
+
+class ProtocolError(StreamingError):
+    """A peer broke the wire protocol; its session ends, nobody else's."""
+
+    code = "bad_message"
+
+
+class AudioError(StreamingError):
+    """Audio that cannot be read or converted."""
+
+    code = "bad_audio"
+
+
+class DeviceError(AudioError):
+    """No PortAudio, no such device, or a device that refuses the stream."""
+
+    code = "no_device"
+
+
+class ContinuationError(StreamingError):
+    """A client's turn did not come whole: refused, cut off, or ended by an error of the server's."""
+
+    code = "incomplete"

@@ -1,0 +1,122 @@
+"""From a model's name to a codec, a frame step and an engine: where the layers are put together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from streaming.config import LlamaConfig, MimiConfig
+from streaming.demo import untrained
+from streaming.engine.engine import Engine
+from streaming.errors import StreamingError
+from streaming.frame_step import FrameStep
+from streaming.models.checkpoint import TensorSource, locate, read_config
+from streaming.models.llama import LlamaDecoder
+from streaming.models.mimi import StreamingMimi
+from streaming.models.token_layout import TokenLayout
+
+DEMO = "demo"
+DEFAULT_CODEC = "kyutai/mimi"
+CONTEXT_TOKENS = 1024
+"""What the released models were trained on: 20.4 s of Q = 4."""
+REWIND_FRAMES = 16
+"""How far back an interruption can cut: 1.28 s, three times the default lead."""
+
+
+@dataclass(frozen=True)
+class Models:
+    """A codec and a decoder that belong together, and a sentence to show about them, if there is one."""
+
+    name: str
+    codec: StreamingMimi
+    decoder: LlamaDecoder
+    notice: str | None
+
+
+def load_codec(
+    source: str | Path = DEFAULT_CODEC,
+    num_codebooks: int = 8,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> StreamingMimi:
+    """The streaming codec of a hub id, a folder, or `"demo"`.
+
+    Raises `CheckpointError` (files), `HubUnreachableError` (network).
+    """
+    folder = untrained.demo_checkpoint()[1] if source == DEMO else locate(source)
+    config = MimiConfig.from_dict(read_config(folder))
+    return StreamingMimi(TensorSource(folder, torch.device(device), dtype), config, num_codebooks)
+
+
+def load_models(
+    model: str | Path = DEMO, codec: str | Path | None = None, device: str | torch.device = "auto", dtype: str = "auto"
+) -> Models:
+    """A decoder and its codec, from hub ids, folders, or `"demo"`.
+
+    device: `auto` (CUDA if there is any), `cpu`, `cuda`, `cuda:N`. dtype: of the decoder; `auto` is bfloat16 on CUDA
+    and float32 elsewhere. The codec stays in float32: its codes are the prompt.
+    Raises `CheckpointError`, `HubUnreachableError`, `TokenLayoutError`; `StreamingError` for a device that is not
+    there.
+    """
+    where = pick_device(device)
+    kinds = {
+        "auto": torch.bfloat16 if where.type == "cuda" else torch.float32,
+        "float32": torch.float32,
+        "bfloat16": torch.bfloat16,
+    }
+    if model == DEMO:
+        folder, demo_codec = untrained.demo_checkpoint()
+        codec = demo_codec if codec is None else codec
+    else:
+        folder = locate(model)
+    config = LlamaConfig.from_dict(read_config(folder))
+    mimi = load_codec(DEFAULT_CODEC if codec is None else codec, config.num_codebooks, where)
+    layout = TokenLayout.load(folder, config.num_codebooks, mimi.config.codebook_size, config.vocab_size)
+    decoder = LlamaDecoder(TensorSource(folder, where, kinds[dtype]), config, layout)
+    return Models(str(model), mimi, decoder, untrained.NOTICE if model == DEMO else None)
+
+
+def pick_device(device: str | torch.device = "auto") -> torch.device:
+    """`auto`, or a device by name. Raises `StreamingError` if it is not there."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        where = torch.device(device)
+    except RuntimeError as error:
+        raise StreamingError(f"{device!r} is not a device: use auto, cpu, cuda or cuda:N") from error
+    if where.type == "cuda" and (where.index or 0) >= torch.cuda.device_count():
+        raise StreamingError(
+            f"there is no device {device}: {torch.cuda.device_count()} CUDA devices found; use --device cpu"
+        )
+    if where.type not in ("cpu", "cuda"):
+        raise StreamingError(f"device {device!r} is not supported: use auto, cpu, cuda or cuda:N")
+    return where
+
+
+def load_engine(
+    model: str | Path = DEMO,
+    codec: str | Path | None = None,
+    *,
+    device: str | torch.device = "auto",
+    dtype: str = "auto",
+    max_sessions: int = 4,
+    context_tokens: int = CONTEXT_TOKENS,
+    rewind_frames: int = REWIND_FRAMES,
+    encoder_follows: bool = True,
+) -> Engine:
+    """A running engine with `max_sessions` slots. Close it, or use it in a `with` block.
+
+    Raises as `load_models` does; `StreamingError` for sizes that make no sense.
+    """
+    if max_sessions < 1:
+        raise StreamingError(f"max_sessions is {max_sessions}, must be at least 1")
+    models = load_models(model, codec, device, dtype)
+    context_frames = models.decoder.context_frames(context_tokens)
+    if context_frames < 1:
+        raise StreamingError(
+            f"a context of {context_tokens} tokens holds no frame of {models.decoder.num_codebooks} codebooks"
+        )
+    step = FrameStep(models.codec, models.decoder, max_sessions, context_frames, rewind_frames, encoder_follows)
+    return Engine(step, models.name, models.notice)

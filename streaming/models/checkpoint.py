@@ -1,0 +1,115 @@
+"""Checkpoint files: where they are, what they contain, and their tensors, one at a time, in the type that is wanted.
+
+Only safetensors are read, never pickles, and no remote code is run. Tensors are named as on disk: those names have not
+changed since the models were published, unlike the module layout of the libraries that read them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from streaming.errors import CheckpointError, HubUnreachableError
+
+_PATTERNS = ("config.json", "tokenizer*", "special_tokens_map.json", "*.safetensors", "model.safetensors.index.json")
+_ADVICE = "Give a folder with --model DIR (and --codec DIR), or use --model demo, which needs no download."
+
+
+def locate(source: str | Path) -> Path:
+    """The folder that holds a checkpoint's files: `source` itself, or a hub id's files, downloaded once.
+
+    Raises `CheckpointError` for a folder without config.json, `HubUnreachableError` for a hub id that cannot be had.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise CheckpointError(f"{path} is not a checkpoint: it has no config.json")
+        return path
+    if path.exists() or str(source).startswith((".", "/", "~")):
+        raise CheckpointError(f"{path} is not a folder with a checkpoint. {_ADVICE}")
+    try:
+        return Path(snapshot_download(str(source), allow_patterns=list(_PATTERNS)))
+    except HFValidationError as error:
+        raise CheckpointError(f"{source!r} is neither a folder nor a hub id. {_ADVICE}") from error
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise HubUnreachableError(f"cannot get {source!r} from the model hub ({reason}). {_ADVICE}") from error
+
+
+def read_config(folder: Path) -> Mapping[str, Any]:
+    """The checkpoint's config.json as it stands. Raises `CheckpointError` if it is not a JSON object."""
+    path = folder / "config.json"
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from error
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"{path} is not a JSON object")
+    return raw
+
+
+class TensorSource:
+    """A checkpoint folder's tensors, on a device, in a type. Files are mapped, so only what is loaded takes memory.
+
+    Raises `CheckpointError`, naming the file, for whatever is missing, truncated or of another shape.
+    """
+
+    def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype) -> None:
+        self.folder, self.device, self.dtype = folder, device, dtype
+        self._files: dict[str, Any] = {}
+        for path in self._paths(folder):
+            try:
+                file = safe_open(path, framework="pt")
+            except (SafetensorError, OSError) as error:
+                raise CheckpointError(f"{path} is damaged or truncated ({error}); download it again") from error
+            self._files.update(dict.fromkeys(file.keys(), file))
+
+    @staticmethod
+    def _paths(folder: Path) -> list[Path]:
+        index = folder / "model.safetensors.index.json"
+        if index.is_file():
+            try:
+                names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+                raise CheckpointError(f"cannot read {index}: {error}") from error
+            if any(Path(name).name != name for name in names):
+                raise CheckpointError(f"{index} names files outside its folder")
+        else:
+            names = ["model.safetensors"]
+        paths = [folder / name for name in names]
+        missing = [path.name for path in paths if not path.is_file()]
+        if missing:
+            raise CheckpointError(f"{folder} lacks {', '.join(missing)} (only safetensors are read); download it again")
+        return paths
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._files
+
+    def load(self, name: str, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
+        """A tensor of the checkpoint as `dtype` (default: the source's). It must have `shape`."""
+        return self._mapped(name, shape).to(self.device, dtype or self.dtype, copy=True)
+
+    def load_rows(self, name: str, shape: tuple[int, ...], rows: Tensor) -> Tensor:
+        """Only these rows of a tensor: [len(rows), ...]. The others are not read."""
+        return self._mapped(name, shape)[rows].to(self.device, self.dtype)
+
+    def _mapped(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        file = self._files.get(name)
+        if file is None:
+            raise CheckpointError(
+                f"{self.folder} has no tensor {name!r}: not the checkpoint that its config.json describes"
+            )
+        tensor: Tensor = file.get_tensor(name)
+        if tuple(tensor.shape) != shape:
+            raise CheckpointError(
+                f"{self.folder}: tensor {name!r} is {list(tensor.shape)}, config.json makes it {list(shape)}"
+            )
+        return tensor

@@ -1,0 +1,253 @@
+"""The Llama decoder over interleaved codec tokens, with a key-value ring per slot and a context that slides.
+
+It knows codes, not the vocabulary: the embedding is cut to the codes' rows and the output layer to what each codebook
+may emit, so neither the text vocabulary's memory nor its time is spent.
+
+A frame's Q tokens enter one late: step f is fed `(c_{Q-1} of f-1, c_0 .. c_{Q-2} of f)`, and each yields the logits of
+the token after it. The last token is therefore kept outside the ring, listening and speaking are the same computation,
+and the first token of a continuation costs no extra forward. Before the first frame the last token is `<audio>`.
+
+When the window is full the oldest frame leaves with every step. The prefix `<bos><audio>` stays right in front of the
+window: its keys, the same for all sessions but for their rotation, are written anew each frame at the position that the
+window's start gives them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from streaming.config import LlamaConfig
+from streaming.models.attention import KeyValueRing, Rotary, attend, rotate
+from streaming.models.checkpoint import TensorSource
+from streaming.models.token_layout import TokenLayout
+
+
+@dataclass
+class DecoderState:
+    """frames: [S] int64, the stream's position; the only clock. lasts: [S, depth] int64, unit of the last token of each
+    of the latest frames, at index frame % depth. ring: see `KeyValueRing`.
+    """
+
+    frames: Tensor
+    lasts: Tensor
+    ring: KeyValueRing
+
+    def reset(self, mask: Tensor) -> None:
+        """Starts the streams of the slots in `mask` [S] bool anew."""
+        self.frames.masked_fill_(mask, 0)
+
+    def scrub(self, slot: int) -> None:
+        """Starts a slot anew and forgets its content."""
+        self.frames[slot] = 0
+        self.lasts[slot].zero_()
+        self.ring.scrub(slot)
+
+
+@dataclass(frozen=True)
+class FrameView:
+    """What the Q sub-steps of one frame have in common, for the first B slots. `LlamaDecoder.begin_frame` makes it.
+
+    position: [B, Q] of the tokens to be fed; index: [B, Q] where they go; visible: [B, 1, Q, C]; cos, sin: [B, 1, Q,
+    D].
+    """
+
+    position: Tensor
+    index: Tensor
+    visible: Tensor
+    cos: Tensor
+    sin: Tensor
+
+    def columns(self, first: int, last: int) -> FrameView:
+        """The view of tokens first .. last - 1 alone."""
+        part = slice(first, last)
+        return FrameView(
+            self.position[:, part],
+            self.index[:, part],
+            self.visible[:, :, part],
+            self.cos[:, :, part],
+            self.sin[:, :, part],
+        )
+
+
+@dataclass(frozen=True)
+class _Layer:
+    norm1: Tensor
+    norm2: Tensor
+    qkv: Tensor
+    out: Tensor
+    gate_up: Tensor
+    down: Tensor
+
+    @staticmethod
+    def load(source: TensorSource, name: str, config: LlamaConfig) -> _Layer:
+        hidden, inner = config.hidden_size, config.intermediate_size
+        heads = {"q": config.num_heads, "k": config.num_kv_heads, "v": config.num_kv_heads}
+        return _Layer(
+            norm1=source.load(f"{name}.input_layernorm.weight", (hidden,)),
+            norm2=source.load(f"{name}.post_attention_layernorm.weight", (hidden,)),
+            qkv=torch.cat(
+                [
+                    source.load(f"{name}.self_attn.{part}_proj.weight", (count * config.head_dim, hidden))
+                    for part, count in heads.items()
+                ]
+            ),
+            out=source.load(f"{name}.self_attn.o_proj.weight", (hidden, config.num_heads * config.head_dim)),
+            gate_up=torch.cat(
+                [source.load(f"{name}.mlp.{part}_proj.weight", (inner, hidden)) for part in ("gate", "up")]
+            ),
+            down=source.load(f"{name}.mlp.down_proj.weight", (hidden, inner)),
+        )
+
+
+def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """`LlamaRMSNorm`: normalised in float32, scaled in x's dtype."""
+    wide = x.float()
+    return weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+
+
+class LlamaDecoder:
+    """The decoder. A unit is `codebook * K + code`, or Q * K for `<audio>`; a drawn token is a code, or K for
+    `</audio>`.
+    """
+
+    def __init__(self, source: TensorSource, config: LlamaConfig, layout: TokenLayout) -> None:
+        self.config = config
+        self.num_codebooks, self.codebook_size = layout.units.shape
+        self.prefix = len(layout.prefix)
+        self.device, self.dtype = source.device, source.dtype
+        self._rotary = Rotary(config.rope, config.head_dim, source.device)
+        table = (config.vocab_size, config.hidden_size)
+        embedding = "model.embed_tokens.weight"
+        rows = torch.cat((layout.units.flatten(), torch.tensor(layout.prefix[-1:])))
+        self._embedding = source.load_rows(embedding, table, rows)  # [Q * K + 1, hidden]
+        head = embedding if config.tied and "lm_head.weight" not in source else "lm_head.weight"
+        ends = torch.full((self.num_codebooks, 1), layout.end)
+        rows = torch.cat((layout.units, ends), dim=1)  # [Q, K + 1]
+        self._head = source.load_rows(head, table, rows.flatten()).view(*rows.shape, -1)  # [Q, K + 1, hidden]
+        # `</audio>` stands between frames only: the published script drops a frame that it cuts in two.
+        self._allowed = torch.ones(rows.shape, dtype=torch.bool, device=source.device)
+        self._allowed[1:, -1] = False
+        self._layers = [_Layer.load(source, f"model.layers.{i}", config) for i in range(config.num_layers)]
+        self._norm = source.load("model.norm.weight", (config.hidden_size,))
+        # [L, H, P, D], keys not rotated
+        self._prefix_keys, self._prefix_values = self._run_prefix(
+            source.load_rows(embedding, table, torch.tensor(layout.prefix))
+        )
+
+    def context_frames(self, context_tokens: int) -> int:
+        """How many frames a context of so many tokens holds, the prefix taken off."""
+        return (context_tokens - self.prefix) // self.num_codebooks
+
+    def init_state(self, batch_size: int, context_frames: int, rewind_frames: int = 0) -> DecoderState:
+        """Fresh state for `batch_size` slots that remember `context_frames` and can be rewound by `rewind_frames`."""
+        config = self.config
+        depth = rewind_frames + 2  # one frame more than can be rewound, and one that idle slots scribble on
+        size = self.num_codebooks * (context_frames + depth)
+        ring = KeyValueRing.allocate(
+            batch_size,
+            config.num_layers,
+            config.num_kv_heads,
+            size,
+            config.head_dim,
+            self.prefix,
+            self.device,
+            self.dtype,
+        )
+        ring.values[:, :, :, : self.prefix] = self._prefix_values
+        zeros = torch.zeros(batch_size, depth, dtype=torch.int64, device=self.device)
+        return DecoderState(zeros[:, 0].clone(), zeros, ring)
+
+    def last_units(self, state: DecoderState, batch: int) -> Tensor:
+        """The token that the next frame is fed first: [B] units."""
+        frames = state.frames[:batch]
+        rows = torch.arange(batch, device=self.device)
+        last = state.lasts[rows, (frames - 1).remainder(state.lasts.shape[1])]
+        return torch.where(frames == 0, self.num_codebooks * self.codebook_size, last)
+
+    def units(self, codes: Tensor) -> Tensor:
+        """codes: [B, Q] to units [B, Q]."""
+        return codes + torch.arange(self.num_codebooks, device=codes.device) * self.codebook_size
+
+    @torch.inference_mode()
+    def begin_frame(self, state: DecoderState, batch: int, context_frames: int, columns: int) -> FrameView:
+        """Positions and masks of the next frame of the first B slots; moves the prefix in front of their windows.
+
+        columns: how many entries of the ring to look at; `columns_for` of the longest stream among the slots.
+        """
+        ring = state.ring
+        frames = state.frames[:batch, None]
+        start = self.prefix + self.num_codebooks * (frames + 1 - context_frames).clamp(min=0)  # [B, 1]
+        cos, sin = self._rotary(start - self.prefix + torch.arange(self.prefix, device=self.device))  # [B, P, D]
+        cos, sin = cos[:, None, None], sin[:, None, None]
+        ring.keys[:batch, :, :, : self.prefix] = rotate(self._prefix_keys, cos, sin)
+        position = self.prefix - 1 + frames * self.num_codebooks + torch.arange(self.num_codebooks, device=self.device)
+        cos, sin = self._rotary(position)
+        visible = ring.visible(position, start, columns)
+        return FrameView(position, ring.index(position), visible, cos.unsqueeze(1), sin.unsqueeze(1))
+
+    def columns_for(self, state: DecoderState, frames: int) -> int:
+        """How many entries of the ring hold something when the longest stream is `frames` long, in steps of 128."""
+        held = self.prefix + self.num_codebooks * (frames + 1)
+        return min(-(-held // 128) * 128, state.ring.keys.shape[3])
+
+    @torch.inference_mode()
+    def forward(self, units: Tensor, state: DecoderState, view: FrameView) -> Tensor:
+        """Feeds T tokens a slot. units: [B, T]; view: of these T tokens. Returns the last layer's output [B, T,
+        hidden], normed.
+        """
+        x = F.embedding(units, self._embedding)
+        for number, layer in enumerate(self._layers):
+            query, key, value = self._project(layer, x)
+            state.ring.update(number, view.index, rotate(key, view.cos, view.sin), value)
+            x = self._finish(layer, x, attend(rotate(query, view.cos, view.sin), state.ring, number, view.visible))
+        return _rms_norm(x, self._norm, self.config.norm_eps)
+
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor, codebook: int) -> Tensor:
+        """Logits of what may follow in this codebook: [B, hidden] to [B, K + 1] float32, the last one `</audio>`."""
+        logits = F.linear(hidden, self._head[codebook]).float()
+        return logits.masked_fill(~self._allowed[codebook], -torch.inf)
+
+    @torch.inference_mode()
+    def end_frame(self, codes: Tensor, state: DecoderState, active: Tensor) -> None:
+        """Advances the active slots past the frame that was fed. codes: [B, Q]; active: [B] bool."""
+        frames = state.frames[: codes.shape[0]]
+        rows = torch.arange(len(frames), device=self.device)
+        state.lasts[rows, frames.remainder(state.lasts.shape[1])] = self.units(codes)[:, -1]
+        frames += active
+
+    def _project(self, layer: _Layer, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        config = self.config
+        h = F.linear(_rms_norm(x, layer.norm1, config.norm_eps), layer.qkv)
+        h = h.view(*x.shape[:2], -1, config.head_dim).transpose(1, 2)
+        query, key, value = h.split((config.num_heads, config.num_kv_heads, config.num_kv_heads), dim=1)
+        return query, key, value
+
+    def _finish(self, layer: _Layer, x: Tensor, attended: Tensor) -> Tensor:
+        x = x + F.linear(attended, layer.out)
+        gate, up = F.linear(_rms_norm(x, layer.norm2, self.config.norm_eps), layer.gate_up).chunk(2, dim=-1)
+        return x + F.linear(F.silu(gate) * up, layer.down)
+
+    @torch.inference_mode()
+    def _run_prefix(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys, before rotation, and values of the prefix: the same for every session. embeddings: [P, hidden]."""
+        count = self.prefix
+        x = embeddings.unsqueeze(0)
+        cos, sin = (t[None, None] for t in self._rotary(torch.arange(count, device=self.device)))
+        ring = KeyValueRing.allocate(
+            1, 1, self.config.num_kv_heads, 0, self.config.head_dim, count, self.device, self.dtype
+        )
+        causal = torch.ones(count, count, dtype=torch.bool, device=self.device).tril()[None, None]
+        index = torch.arange(count, device=self.device)[None]
+        keys, values = [], []
+        for layer in self._layers:
+            query, key, value = self._project(layer, x)
+            ring.update(0, index, rotate(key, cos, sin), value)
+            x = self._finish(layer, x, attend(rotate(query, cos, sin), ring, 0, causal))
+            keys.append(key[0])
+            values.append(value[0])
+        return torch.stack(keys), torch.stack(values)

@@ -1,0 +1,233 @@
+"""Mimi, streaming: one frame in or out at a time, for many streams that need not be in step (arXiv 2410.00037).
+
+Offline use is streaming from a fresh state. Parity with `transformers.MimiModel` is what the tests judge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from streaming.audio import FRAME
+from streaming.config import MimiConfig
+from streaming.models.attention import KeyValueRing, Rotary, attend, rotate
+from streaming.models.checkpoint import TensorSource
+from streaming.models.quantizer import SplitQuantizer
+from streaming.models.seanet import CausalConv1d, SeaNet
+
+_STEPS = 2
+"""Transformer steps a frame: 25 Hz against 12.5."""
+
+
+@dataclass
+class HalfState:
+    """What one half of the codec remembers of each slot's stream.
+
+    frames: [S] int64, the stream's position; the only clock. contexts: [S, depth, N], the convolutions' contexts after
+    each of the last frames, at index frame % depth, so that a stream can be rewound by lowering its position.
+    """
+
+    frames: Tensor
+    contexts: Tensor
+    ring: KeyValueRing
+
+    def reset(self, mask: Tensor) -> None:
+        """Starts the streams of the slots in `mask` [S] bool anew."""
+        self.frames.masked_fill_(mask, 0)
+
+    def scrub(self, slot: int) -> None:
+        """Starts a slot anew and forgets its content."""
+        self.frames[slot] = 0
+        self.contexts[slot].zero_()
+        self.ring.scrub(slot)
+
+
+@dataclass
+class MimiState:
+    """State of both halves. `rewind_frames` is how far each stream can be rewound without loss."""
+
+    encoder: HalfState
+    decoder: HalfState
+    rewind_frames: int
+
+    def reset(self, mask: Tensor) -> None:
+        """Starts the streams of the slots in `mask` [S] bool anew."""
+        self.encoder.reset(mask)
+        self.decoder.reset(mask)
+
+    def scrub(self, slot: int) -> None:
+        """Starts a slot anew and forgets its content."""
+        self.encoder.scrub(slot)
+        self.decoder.scrub(slot)
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """One pre-norm transformer layer with layer scale: `MimiTransformerLayer`."""
+
+    norm1: tuple[Tensor, Tensor]
+    norm2: tuple[Tensor, Tensor]
+    qkv: Tensor
+    out: Tensor
+    scale1: Tensor
+    up: Tensor
+    down: Tensor
+    scale2: Tensor
+
+    @staticmethod
+    def load(source: TensorSource, name: str, config: MimiConfig) -> _Layer:
+        hidden, inner = config.hidden_size, config.intermediate_size
+        heads = {"q": config.num_heads, "k": config.num_kv_heads, "v": config.num_kv_heads}
+
+        def norm(which: str) -> tuple[Tensor, Tensor]:
+            return source.load(f"{name}.{which}.weight", (hidden,)), source.load(f"{name}.{which}.bias", (hidden,))
+
+        return _Layer(
+            norm1=norm("input_layernorm"),
+            norm2=norm("post_attention_layernorm"),
+            qkv=torch.cat(
+                [
+                    source.load(f"{name}.self_attn.{part}_proj.weight", (count * config.head_dim, hidden))
+                    for part, count in heads.items()
+                ]
+            ),
+            out=source.load(f"{name}.self_attn.o_proj.weight", (hidden, config.num_heads * config.head_dim)),
+            scale1=source.load(f"{name}.self_attn_layer_scale.scale", (hidden,)),
+            up=source.load(f"{name}.mlp.fc1.weight", (inner, hidden)),
+            down=source.load(f"{name}.mlp.fc2.weight", (hidden, inner)),
+            scale2=source.load(f"{name}.mlp_layer_scale.scale", (hidden,)),
+        )
+
+
+class _Transformer:
+    """The windowed transformer between the convolutions and the quantizer, the same on both sides."""
+
+    def __init__(self, source: TensorSource, name: str, config: MimiConfig) -> None:
+        self.config = config
+        self.rotary = Rotary(config.rope, config.head_dim, source.device)
+        self.layers = [_Layer.load(source, f"{name}.layers.{index}", config) for index in range(config.num_layers)]
+
+    def __call__(self, x: Tensor, frames: Tensor, ring: KeyValueRing) -> Tensor:
+        """x: [B, 2, hidden]; frames: [B], the streams' positions. Returns [B, 2, hidden]."""
+        config = self.config
+        batch, time, _ = x.shape
+        position = frames[:, None] * _STEPS + torch.arange(time, device=x.device)
+        start = (position - (config.window - 1)).clamp(min=0)
+        visible = ring.visible(position, start, ring.keys.shape[3])
+        index = ring.index(position)
+        cos, sin = (t.unsqueeze(1) for t in self.rotary(position))
+        width = (x.shape[-1],)
+        for number, layer in enumerate(self.layers):
+            h = F.linear(F.layer_norm(x, width, *layer.norm1, config.norm_eps), layer.qkv)
+            h = h.view(batch, time, -1, config.head_dim).transpose(1, 2)
+            query, key, value = h.split((config.num_heads, config.num_kv_heads, config.num_kv_heads), dim=1)
+            ring.update(number, index, rotate(key, cos, sin), value)
+            h = attend(rotate(query, cos, sin), ring, number, visible)
+            x = x + layer.scale1 * F.linear(h, layer.out)
+            h = F.layer_norm(x, width, *layer.norm2, config.norm_eps)
+            x = x + layer.scale2 * F.linear(F.gelu(F.linear(h, layer.up)), layer.down)
+        return x
+
+
+class StreamingMimi:
+    """The codec. `load_codec` makes one.
+
+    The first B slots of a state take part in a call with B rows; those where `active` is false are computed and not
+    advanced,
+    so that shapes stay static: their state does not change in any way that can be observed.
+    """
+
+    def __init__(self, source: TensorSource, config: MimiConfig, num_codebooks: int) -> None:
+        self.config = config
+        self.num_codebooks = num_codebooks
+        self.device, self.dtype = source.device, source.dtype
+        self.quantizer = SplitQuantizer.load(source, config, num_codebooks)
+        self._encoder = SeaNet.load_encoder(source, config)
+        self._encoder_transformer = _Transformer(source, "encoder_transformer", config)
+        hidden = config.hidden_size
+        shape = (hidden, hidden, 2 * _STEPS)
+        self._downsample = CausalConv1d.load(source, "downsample", shape, stride=_STEPS, bias=False)
+        self._upsample = source.load("upsample.conv.weight", (hidden, 1, 2 * _STEPS)).squeeze(1)  # depthwise
+        self._decoder_transformer = _Transformer(source, "decoder_transformer", config)
+        self._decoder = SeaNet.load_decoder(source, config)
+        self._encoder_shapes = [(c.context, c.channels) for c in (*self._encoder.convolutions(), self._downsample)]
+        self._decoder_shapes = [(1, hidden), *((c.context, c.channels) for c in self._decoder.convolutions())]
+
+    def init_state(self, batch_size: int, rewind_frames: int = 0) -> MimiState:
+        """Fresh state for `batch_size` slots. Memory grows with `rewind_frames`, how far a stream may be rewound."""
+        config = self.config
+        depth = rewind_frames + 2  # one frame more than can be rewound, and one that idle slots scribble on
+        halves = []
+        for shapes in (self._encoder_shapes, self._decoder_shapes):
+            ring = KeyValueRing.allocate(
+                batch_size,
+                config.num_layers,
+                config.num_kv_heads,
+                config.window + _STEPS * depth,
+                config.head_dim,
+                0,
+                self.device,
+                self.dtype,
+            )
+            width = sum(steps * channels for steps, channels in shapes)
+            contexts = torch.zeros(batch_size, depth, width, device=self.device, dtype=self.dtype)
+            halves.append(HalfState(torch.zeros(batch_size, dtype=torch.int64, device=self.device), contexts, ring))
+        return MimiState(halves[0], halves[1], rewind_frames)
+
+    @torch.inference_mode()
+    def encode(self, pcm: Tensor, state: MimiState, active: Tensor) -> Tensor:
+        """One frame of speech to codes.
+
+        pcm: [B, 1920] float, +-1; active: [B] bool. Returns codes [B, Q] int64, meaningless where not active.
+        """
+        return self.quantizer.encode(self.follow(pcm, state, active))
+
+    @torch.inference_mode()
+    def follow(self, pcm: Tensor, state: MimiState, active: Tensor) -> Tensor:
+        """`encode` without the quantizer: lets the encoder hear a frame. Returns the latent [B, hidden]."""
+        assert pcm.shape[1:] == (FRAME,), pcm.shape
+        half = state.encoder
+        frames = half.frames[: pcm.shape[0]]
+        contexts = self._contexts(half, frames, self._encoder_shapes)
+        x, new = self._encoder(pcm.to(self.dtype).unsqueeze(-1), contexts)
+        x = self._encoder_transformer(x, frames, half.ring)
+        # The checkpoint's only replicated padding: the first frame of a stream stands before itself.
+        context = torch.where((frames == 0)[:, None, None], x[:, :1], next(contexts))
+        x, last = self._downsample(x, context)
+        self._advance(half, frames, [*new, last], active)
+        return x.squeeze(1)
+
+    @torch.inference_mode()
+    def decode(self, codes: Tensor, state: MimiState, active: Tensor) -> Tensor:
+        """One frame of codes to speech.
+
+        codes: [B, Q] int64, each in [0, codebook_size); active: [B] bool. Returns pcm [B, 1920] float.
+        """
+        half = state.decoder
+        frames = half.frames[: codes.shape[0]]
+        contexts = self._contexts(half, frames, self._decoder_shapes)
+        latent = self.quantizer.decode(codes).unsqueeze(1)  # [B, 1, hidden]
+        taps = self._upsample.T  # [2 * _STEPS, hidden]: the latest latent's taps, then the one's before it
+        x = latent * taps[:_STEPS] + next(contexts) * taps[_STEPS:]
+        x = self._decoder_transformer(x, frames, half.ring)
+        x, new = self._decoder(x, contexts)
+        self._advance(half, frames, [latent, *new], active)
+        return x.squeeze(-1)
+
+    def _contexts(self, half: HalfState, frames: Tensor, shapes: list[tuple[int, int]]) -> Iterator[Tensor]:
+        """The contexts that each stream's last frame left, zeros at its beginning: [B, context, C] each."""
+        rows = torch.arange(frames.shape[0], device=frames.device)
+        flat = half.contexts[rows, (frames - 1).remainder(half.contexts.shape[1])]
+        flat = torch.where((frames == 0)[:, None], torch.zeros((), dtype=flat.dtype, device=flat.device), flat)
+        parts = flat.split([steps * channels for steps, channels in shapes], dim=1)
+        return (part.view(len(frames), steps, channels) for part, (steps, channels) in zip(parts, shapes, strict=True))
+
+    def _advance(self, half: HalfState, frames: Tensor, contexts: list[Tensor], active: Tensor) -> None:
+        rows = torch.arange(frames.shape[0], device=frames.device)
+        flat = torch.cat([context.flatten(1) for context in contexts], dim=1)
+        half.contexts[rows, frames.remainder(half.contexts.shape[1])] = flat
+        frames += active

@@ -1,0 +1,83 @@
+"""Mimi's split residual vector quantizer, with only the codebooks that are used (arXiv 2410.00037, section 3.3).
+
+The semantic and the acoustic part each quantise their own projection of the same latent; within a part every codebook
+quantises what the ones before it left over.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from streaming.config import MimiConfig
+from streaming.errors import CheckpointError
+from streaming.models.checkpoint import TensorSource
+
+_EPSILON = 1e-5
+
+
+@dataclass(frozen=True)
+class SplitQuantizer:
+    """projections: per part [codebook_dim, hidden], or None where the checkpoint has none.
+
+    codebooks: [Q, K, codebook_dim]; halved_norms: [Q, K], |c|^2 / 2; latents: [Q, K, hidden], codebooks after the
+    output projection, so that decoding is a sum of table rows.
+    """
+
+    projections: tuple[Tensor | None, ...]
+    codebooks: Tensor
+    halved_norms: Tensor
+    latents: Tensor
+    num_semantic: int
+
+    @staticmethod
+    def load(source: TensorSource, config: MimiConfig, num_codebooks: int) -> SplitQuantizer:
+        """Loads the first `num_codebooks` codebooks. Raises `CheckpointError` if the codec has fewer."""
+        if not config.num_semantic < num_codebooks <= config.num_codebooks:
+            raise CheckpointError(
+                f"{num_codebooks} codebooks asked of a codec that has {config.num_codebooks}, {config.num_semantic} of "
+                "them semantic: the decoder and the codec do not belong together"
+            )
+        projected = config.codebook_dim != config.hidden_size
+        table = (config.codebook_size, config.codebook_dim)
+        projections, codebooks, latents = [], [], []
+        for part, count in (("semantic", config.num_semantic), ("acoustic", num_codebooks - config.num_semantic)):
+            prefix = f"quantizer.{part}_residual_vector_quantizer"
+            if projected:
+                into = source.load(f"{prefix}.input_proj.weight", (config.codebook_dim, config.hidden_size, 1))
+                out = source.load(f"{prefix}.output_proj.weight", (config.hidden_size, config.codebook_dim, 1))
+            projections.append(into.squeeze(-1) if projected else None)
+            for index in range(count):
+                book = f"{prefix}.layers.{index}.codebook"
+                usage = source.load(f"{book}.cluster_usage", table[:1], torch.float32).clamp(min=_EPSILON)
+                codes = source.load(f"{book}.embed_sum", table, torch.float32) / usage[:, None]
+                codebooks.append(codes)
+                latents.append(codes @ out.squeeze(-1).float().T if projected else codes)
+        stacked = torch.stack(codebooks)
+        return SplitQuantizer(
+            projections=tuple(projections),
+            codebooks=stacked,
+            halved_norms=stacked.square().sum(-1) / 2,
+            latents=torch.stack(latents).to(source.dtype),
+            num_semantic=config.num_semantic,
+        )
+
+    def encode(self, latent: Tensor) -> Tensor:
+        """latent: [B, hidden]. Returns codes [B, Q] int64, the nearest entries, found in float32."""
+        codes = []
+        bounds = (0, self.num_semantic, self.codebooks.shape[0])
+        for part, projection in enumerate(self.projections):
+            residual = (latent if projection is None else latent @ projection.T).float()
+            for book in range(bounds[part], bounds[part + 1]):
+                # argmin |r - c|^2 = argmax r.c - |c|^2 / 2
+                code = (residual @ self.codebooks[book].T - self.halved_norms[book]).argmax(dim=-1)
+                residual = residual - self.codebooks[book][code]
+                codes.append(code)
+        return torch.stack(codes, dim=1)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """codes: [B, Q] int64. Returns the latent [B, hidden]."""
+        books = torch.arange(codes.shape[1], device=codes.device)
+        return self.latents[books, codes].sum(dim=1)

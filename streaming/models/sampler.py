@@ -1,0 +1,86 @@
+"""Drawing the next code of every slot, on the device, without asking the host.
+
+Randomness is a pure function of the session's seed and the token's number in its stream, so a session repeats itself
+whatever its neighbours do, in whichever slot, and a rewound stream draws again what it drew before.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from streaming.config import Sampling
+
+_LEAST_TEMPERATURE = 1e-4
+"""As good as greedy, and far from overflow."""
+
+
+@dataclass
+class SamplerState:
+    """Each slot's options. All [S]: temperature, top_p float32; top_k, seed int64."""
+
+    temperature: Tensor
+    top_k: Tensor
+    top_p: Tensor
+    seed: Tensor
+
+    @staticmethod
+    def allocate(slots: int, device: torch.device) -> SamplerState:
+        def zeros(dtype: torch.dtype) -> Tensor:
+            return torch.zeros(slots, dtype=dtype, device=device)
+
+        return SamplerState(zeros(torch.float32), zeros(torch.int64), zeros(torch.float32), zeros(torch.int64))
+
+    def set(self, slot: int, sampling: Sampling) -> None:
+        self.temperature[slot] = sampling.temperature
+        self.top_k[slot] = sampling.top_k
+        self.top_p[slot] = sampling.top_p
+        self.seed[slot] = sampling.seed
+
+
+def sample(logits: Tensor, state: SamplerState, number: Tensor) -> Tensor:
+    """Draws one token a slot: temperature, then top-k, then top-p, as `transformers` orders them; temperature 0 is
+    argmax.
+
+    logits: [B, V] float, -inf where forbidden; number: [B] int64, the token's number in its stream. Returns [B] int64.
+    """
+    batch, size = logits.shape
+    logits = logits.float()
+    greedy = logits.argmax(dim=-1)
+    temperature = state.temperature[:batch, None]
+    scaled = logits / torch.where(temperature > 0, temperature, 1.0).clamp(min=_LEAST_TEMPERATURE)
+    ranked, order = scaled.sort(dim=-1, descending=True, stable=True)
+    rank = torch.arange(size, device=logits.device)
+    top_k = state.top_k[:batch, None]
+    ranked = ranked.masked_fill((top_k > 0) & (rank >= top_k), -torch.inf)
+    chance = ranked.softmax(dim=-1)
+    before = chance.cumsum(dim=-1) - chance
+    chance = chance.masked_fill(before >= state.top_p[:batch, None], 0.0)  # the first is always kept: 0 < top_p
+    reached = chance.cumsum(dim=-1)
+    total = reached[:, -1:]
+    threshold = uniform(state.seed[:batch], number)[:, None] * total
+    # The product may round up to the total: the first entry that reaches it is the last that may be drawn.
+    choice = ((reached <= threshold) & (reached < total)).sum(dim=-1, keepdim=True)
+    drawn = order.gather(-1, choice).squeeze(-1)
+    return torch.where(state.temperature[:batch] > 0, drawn, greedy)
+
+
+def uniform(seed: Tensor, number: Tensor) -> Tensor:
+    """A number in [0, 1) for each pair. seed, number: [B] int64. Returns [B] float32, multiples of 2**-24.
+
+    SplitMix64's finaliser (Steele et al., OOPSLA 2014, doi 10.1145/2714064.2660195) over the seed's own stream; int64
+    wraps.
+    """
+    bits = _mix(_mix(seed + _GOLDEN) ^ (number * _GOLDEN))
+    return ((bits >> 40) & 0xFFFFFF).float() * 2.0**-24
+
+
+_GOLDEN = 0x9E3779B97F4A7C15 - 2**64
+
+
+def _mix(bits: Tensor) -> Tensor:
+    bits = (bits ^ ((bits >> 30) & (2**34 - 1))) * (0xBF58476D1CE4E5B9 - 2**64)
+    bits = (bits ^ ((bits >> 27) & (2**37 - 1))) * (0x94D049BB133111EB - 2**64)
+    return bits ^ ((bits >> 31) & (2**33 - 1))

@@ -1,0 +1,66 @@
+"""Which token of the checkpoint's vocabulary stands for which code: read from its tokenizer, never computed.
+
+A prompt is `<bos><audio><c_0><c_1>...<c_{Q-1}><c_0>...`, one token a codebook, frame by frame; `</audio>` ends the
+speech. Whether there is a `<bos>` is the tokenizer's business: the prefix is whatever it makes of the text `<audio>`.
+Source: `inference.py` of the published code (github.com/llm-jp/llama-mimi).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from streaming.errors import TokenLayoutError
+
+AUDIO, END_OF_AUDIO = "<audio>", "</audio>"
+
+
+def unit_name(code: int, codebook: int) -> str:
+    """The text of a code's token."""
+    return f"<{code}_{codebook}>"
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """prefix: token ids in front of the first frame, the last of them `<audio>`. units: [Q, K] int64, the id of each
+    code.
+
+    end: the id of `</audio>`.
+    """
+
+    prefix: tuple[int, ...]
+    units: Tensor
+    end: int
+
+    @staticmethod
+    def load(folder: Path, num_codebooks: int, codebook_size: int, vocab_size: int) -> TokenLayout:
+        """Reads and verifies a checkpoint's tokenizer. Raises `TokenLayoutError` naming what is missing."""
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        except Exception as error:  # whatever the library makes of a damaged file: there is no common base
+            raise TokenLayoutError(f"cannot read the tokenizer in {folder}: {error}") from error
+        vocabulary: dict[str, int] = tokenizer.get_vocab()
+        names = [unit_name(code, book) for book in range(num_codebooks) for code in range(codebook_size)]
+        missing = [name for name in (AUDIO, END_OF_AUDIO, *names) if name not in vocabulary]
+        if missing:
+            shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+            raise TokenLayoutError(
+                f"the tokenizer in {folder} lacks {shown}: it is not a Llama-Mimi tokenizer for {num_codebooks} "
+                f"codebooks of {codebook_size}"
+            )
+        prefix = tuple(tokenizer(AUDIO)["input_ids"])
+        if prefix.count(vocabulary[AUDIO]) != 1 or prefix[-1] != vocabulary[AUDIO]:
+            raise TokenLayoutError(
+                f"the tokenizer in {folder} makes {list(prefix)} of {AUDIO}: it must end in its one token"
+            )
+        ids = [vocabulary[name] for name in names]
+        layout = TokenLayout(prefix, torch.tensor(ids).view(num_codebooks, codebook_size), vocabulary[END_OF_AUDIO])
+        if len(set(ids)) != len(ids) or max(*ids, *prefix, layout.end) >= vocab_size:
+            raise TokenLayoutError(
+                f"the tokenizer in {folder} has tokens beyond the {vocab_size} that the decoder knows"
+            )
+        return layout

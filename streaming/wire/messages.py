@@ -1,0 +1,277 @@
+"""The native protocol's messages: pure values, bytes in and bytes out. `docs/protocol.md` is the specification.
+
+Text messages are JSON objects told apart by `type`; binary messages are a 16-byte header and mono 16-bit PCM. Decoding
+raises `ProtocolError` and nothing else.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import Annotated, Literal, TypeVar, get_args
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from streaming.errors import ProtocolError
+
+PROTOCOL_VERSION = 1
+PATH = "/v1/continue"
+MAX_AUDIO_SAMPLES = 48_000
+"""Most samples in one binary message: two seconds."""
+MAX_MESSAGE_BYTES = 16 + 2 * MAX_AUDIO_SAMPLES
+"""Largest message either side sends."""
+
+NonNegative = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+Turn = Annotated[int, msgspec.Meta(ge=1, le=2**32 - 1)]
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=3600)]
+
+
+class UnknownTypeError(ProtocolError):
+    """A well-formed control message of a type that this version does not know. Answered, never fatal."""
+
+    code = "unknown_type"
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False, tag_field="type"):
+    """Base of all control messages."""
+
+
+class SamplingOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How tokens are drawn. Temperature 0 is greedy; `top_k` 0 and `top_p` 1 switch those filters off."""
+
+    temperature: Annotated[float, msgspec.Meta(ge=0, le=10)] = 0.8
+    top_k: Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)] = 30
+    top_p: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
+    seed: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] | None = None
+
+
+class VadOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Server-side voice activity detection."""
+
+    threshold: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 0.5
+    silence_ms: Annotated[int, msgspec.Meta(ge=80, le=10_000)] = 480
+    prefix_ms: Annotated[int, msgspec.Meta(ge=0, le=2_000)] = 320
+    barge_in: bool = True
+
+
+# Client to server
+
+
+class SessionStart(Message, tag="session.start", frozen=True):
+    protocol: int = PROTOCOL_VERSION
+    turn_taking: Literal["manual", "vad"] = "manual"
+    pace: Literal["realtime", "fast"] = "realtime"
+    overflow: Literal["slide", "refuse"] = "slide"
+    max_seconds: Seconds = 20.0
+    lead_ms: Annotated[int, msgspec.Meta(ge=80, le=10_000)] = 400
+    sampling: SamplingOptions = SamplingOptions()
+    vad: VadOptions = VadOptions()
+
+
+class SessionUpdate(Message, tag="session.update", frozen=True):
+    max_seconds: Seconds | None = None
+    sampling: SamplingOptions | None = None
+
+
+class Speak(Message, tag="speak", frozen=True):
+    turn: Turn
+
+
+class Interrupt(Message, tag="interrupt", frozen=True):
+    turn: Turn
+    heard_samples: NonNegative
+
+
+class Played(Message, tag="played", frozen=True):
+    turn: Turn
+    samples: NonNegative
+
+
+class Ping(Message, tag="ping", frozen=True):
+    id: NonNegative
+    client_time_ms: float
+
+
+class SessionClose(Message, tag="session.close", frozen=True):
+    pass
+
+
+ClientMessage = SessionStart | SessionUpdate | Speak | Interrupt | Played | Ping | SessionClose
+
+
+# Server to client
+
+
+class SessionStarted(Message, tag="session.started", frozen=True):
+    session: str
+    protocol: int
+    model: str
+    num_codebooks: int
+    sample_rate: int
+    frame_samples: int
+    context_samples: int
+    rewind_samples: int
+    seed: int
+    turn: int
+    notice: str | None = None
+
+
+class SessionRefused(Message, tag="session.refused", frozen=True):
+    code: str
+    message: str
+    retry_after_ms: int
+
+
+class SessionUpdated(Message, tag="session.updated", frozen=True):
+    max_seconds: float
+    sampling: SamplingOptions
+
+
+class SpeechStarted(Message, tag="speech.started", frozen=True):
+    turn: int
+    at_samples: int
+
+
+class SpeechStopped(Message, tag="speech.stopped", frozen=True):
+    turn: int
+    at_samples: int
+
+
+class TurnSpeaking(Message, tag="turn.speaking", frozen=True):
+    turn: int
+    prompt_samples: int
+    dropped_samples: int
+
+
+class TurnDone(Message, tag="turn.done", frozen=True):
+    turn: int
+    reason: Literal["end", "max_seconds", "interrupted"]
+    samples: int
+    first_frame_ms: float | None
+    mean_step_ms: float | None
+
+
+class Interrupted(Message, tag="interrupted", frozen=True):
+    turn: int
+    kept_samples: int
+
+
+class Error(Message, tag="error", frozen=True):
+    code: str
+    message: str
+    fatal: bool
+    in_reply_to: str | None = None
+
+
+class Pong(Message, tag="pong", frozen=True):
+    id: int
+    client_time_ms: float
+    server_time_ms: float
+
+
+class SessionClosed(Message, tag="session.closed", frozen=True):
+    reason: str
+
+
+ServerMessage = (
+    SessionStarted
+    | SessionRefused
+    | SessionUpdated
+    | SpeechStarted
+    | SpeechStopped
+    | TurnSpeaking
+    | TurnDone
+    | Interrupted
+    | Error
+    | Pong
+    | SessionClosed
+)
+
+_encoder = msgspec.json.Encoder()
+_client_decoder: msgspec.json.Decoder[ClientMessage] = msgspec.json.Decoder(ClientMessage)
+_server_decoder: msgspec.json.Decoder[ServerMessage] = msgspec.json.Decoder(ServerMessage)
+_CLIENT_TYPES = frozenset(str(t.__struct_config__.tag) for t in get_args(ClientMessage))
+_SERVER_TYPES = frozenset(str(t.__struct_config__.tag) for t in get_args(ServerMessage))
+
+T = TypeVar("T")
+
+
+def encode(message: Message) -> str:
+    """A control message as the text to send."""
+    return _encoder.encode(message).decode()
+
+
+def decode_client(text: str | bytes) -> ClientMessage:
+    """What a client said. Raises `UnknownTypeError` for a type unknown here, `ProtocolError` for anything else
+    amiss.
+    """
+    return _decode(text, _client_decoder, _CLIENT_TYPES)
+
+
+def decode_server(text: str | bytes) -> ServerMessage:
+    """What a server said. Raises as `decode_client` does."""
+    return _decode(text, _server_decoder, _SERVER_TYPES)
+
+
+def _decode(text: str | bytes, decoder: msgspec.json.Decoder[T], known: frozenset[str]) -> T:
+    try:
+        return decoder.decode(text)
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        reason = str(error)
+    kind = type_of(text)
+    if kind is not None and kind not in known:
+        raise UnknownTypeError(f"unknown message type {kind[:64]!r}; known: {', '.join(sorted(known))}")
+    raise ProtocolError(f"not a valid {kind or 'control'} message: {reason}")
+
+
+def type_of(text: str | bytes) -> str | None:
+    """The `type` of a control message, whatever else is wrong with it; None if it has none."""
+    try:
+        raw = msgspec.json.decode(text, type=dict[str, msgspec.Raw]).get("type")
+        return None if raw is None else msgspec.json.decode(raw, type=str)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return None
+
+
+# Binary messages
+
+_HEADER = struct.Struct("<BBHIQ")
+_KIND_PCM16 = 1
+
+
+@dataclass(frozen=True, slots=True)
+class AudioMessage:
+    """One binary message.
+
+    turn: the turn that the audio belongs to.
+    position_samples: samples sent before these, in the session (client to server) or in the turn (server to client).
+    pcm: int16 [n], 24 kHz mono.
+    """
+
+    turn: int
+    position_samples: int
+    pcm: NDArray[np.int16]
+
+
+def encode_audio(message: AudioMessage) -> bytes:
+    """Header and samples, little-endian."""
+    assert message.pcm.dtype == np.int16 and message.pcm.ndim == 1
+    header = _HEADER.pack(_KIND_PCM16, 0, 0, message.turn, message.position_samples)
+    return header + message.pcm.astype("<i2", copy=False).tobytes()
+
+
+def decode_audio(data: bytes) -> AudioMessage:
+    """The inverse of `encode_audio`. Raises `ProtocolError` for a header, length or size that breaks the protocol."""
+    if len(data) < _HEADER.size:
+        raise ProtocolError(f"a binary message has a {_HEADER.size}-byte header, this one is {len(data)} bytes long")
+    kind, flags, reserved, turn, position = _HEADER.unpack_from(data)
+    if kind != _KIND_PCM16 or flags or reserved:
+        raise ProtocolError(f"binary kind {kind}, flags {flags}, reserved {reserved}: only 1 (PCM16), 0, 0 is known")
+    payload = len(data) - _HEADER.size
+    if payload % 2:
+        raise ProtocolError(f"16-bit samples need an even number of bytes, got {payload}")
+    if payload > 2 * MAX_AUDIO_SAMPLES:
+        raise ProtocolError(f"at most {MAX_AUDIO_SAMPLES} samples a message, got {payload // 2}")
+    return AudioMessage(turn, position, np.frombuffer(data, "<i2", offset=_HEADER.size).astype(np.int16, copy=False))

@@ -1,0 +1,456 @@
+"""One session of the native protocol (`docs/protocol.md`): messages from the socket, events from the engine.
+
+Everything that happens to a session arrives in one inbox and is handled in order by one task, so nothing here needs a
+lock. A second task reads the socket into the inbox, a third writes the outbox to the socket.
+
+Bounds: at most `_UNHANDLED` messages wait in the inbox; after that the socket is not read, and TCP holds the client
+back. Audio in the outbox is bounded by the session's lead, since a frame is released only once it is sent; messages are
+not handled while `_UNSENT` of whatever kind wait to be sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import secrets
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from websockets.asyncio.server import ServerConnection
+from websockets.exceptions import ConnectionClosed
+from websockets.frames import CloseCode
+
+from streaming.audio import FRAME, FRAME_RATE, SAMPLE_RATE, Framer, to_float, to_int16
+from streaming.config import Sampling
+from streaming.engine import events, turn_taking
+from streaming.engine.engine import Engine
+from streaming.errors import EngineFullError, PromptTooLongError, ProtocolError, SessionError, StreamingError
+from streaming.wire import messages
+from streaming.wire.messages import AudioMessage, Message, SamplingOptions, SessionStart, UnknownTypeError
+from streaming.wire.playback import Playback
+
+_LOG = logging.getLogger(__name__)
+
+_UNHANDLED = 16
+_UNSENT = 64
+_START_TIMEOUT_S = 10.0
+_HEARD_TIMEOUT_S = 0.5
+"""How long a client may take to say what was heard when a voice interrupts it."""
+_RETRY_AFTER_MS = 1000
+_FAST_LEAD_FRAMES = 16
+"""How many frames may wait for the socket at fast pace."""
+
+
+@dataclass(slots=True)
+class _Playing:
+    """The continuation that is being spoken and played, or was last. frames: its length, once it is complete."""
+
+    turn: int
+    playback: Playback = field(default_factory=Playback)
+    frames: int | None = None
+    over: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Tick:
+    """It is time to look at the playback of this turn."""
+
+    turn: int
+
+
+@dataclass(frozen=True, slots=True)
+class _HeardTimeout:
+    """The client should have said by now what it heard of this turn."""
+
+    turn: int
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """The session is over: its last message, if the socket may still take one, and how the socket closes."""
+
+    message: Message | None
+    code: int
+    reason: str
+
+
+_Item = str | bytes | events.Event | _Tick | _HeardTimeout | _End
+_Reply = Message | AudioMessage | _End
+
+
+def _frames(seconds: float) -> int:
+    return math.ceil(seconds * FRAME_RATE - 1e-9)
+
+
+def _sampling(options: SamplingOptions, seed: int) -> Sampling:
+    return Sampling(options.temperature, options.top_k, options.top_p, seed)
+
+
+class NativeSession:
+    """Serves one socket. `run` returns when the session is over and its slot is free."""
+
+    def __init__(self, socket: ServerConnection, engine: Engine) -> None:
+        self._socket, self._engine = socket, engine
+        self._loop = asyncio.get_running_loop()
+        self._inbox: asyncio.Queue[_Item] = asyncio.Queue()
+        self._outbox: asyncio.Queue[_Reply] = asyncio.Queue()
+        self._handled = asyncio.Semaphore(_UNHANDLED)
+        self._written = asyncio.Event()
+        self._gone = False
+        self._heard = asyncio.Event()
+        self._framer = Framer(np.float32)
+        self._position = 0  # samples of input so far
+        self._turn = 1  # the one that input belongs to
+        self._playing: _Playing | None = None
+        self._awaiting_heard = False
+
+    async def run(self) -> None:
+        """The whole life of the session."""
+        try:
+            start = await self._expect_start()
+            if start.turn_taking == "vad":
+                await asyncio.to_thread(turn_taking.load_vad_model)
+            self._begin(start)
+        except ConnectionClosed:
+            return
+        except StreamingError as error:
+            await self._refuse(error)
+            return
+        reader = asyncio.create_task(self._read())
+        writer = asyncio.create_task(self._write())
+        try:
+            end = await self._serve()
+            self._live.close()
+            self._outbox.put_nowait(end)
+            await writer
+        finally:
+            self._live.close()
+            reader.cancel()
+            writer.cancel()
+            await asyncio.gather(reader, writer, return_exceptions=True)
+
+    def stop(self) -> None:
+        """Ends the session because the server stops."""
+        closed = messages.SessionClosed(reason="stopping")
+        self._inbox.put_nowait(_End(closed, CloseCode.GOING_AWAY, "the server stops"))
+
+    # Opening
+
+    async def _expect_start(self) -> SessionStart:
+        try:
+            async with asyncio.timeout(_START_TIMEOUT_S):
+                first = await self._socket.recv()
+        except TimeoutError:
+            raise ProtocolError("no session.start within 10 s") from None
+        message = messages.decode_client(first) if isinstance(first, str) else None
+        if not isinstance(message, SessionStart):
+            raise ProtocolError("the first message must be session.start")
+        if message.protocol != messages.PROTOCOL_VERSION:
+            raise _UnsupportedProtocolError(f"this server speaks protocol {messages.PROTOCOL_VERSION} only")
+        return message
+
+    def _begin(self, start: SessionStart) -> None:
+        self._start = start
+        self._max_seconds = start.max_seconds
+        self._taker: turn_taking.TurnTaker | None = None
+        if start.turn_taking == "vad":
+            probability = turn_taking.SpeechProbability(turn_taking.load_vad_model())
+            self._taker = turn_taking.TurnTaker(probability, start.vad)
+        seed = secrets.randbits(63) if start.sampling.seed is None else start.sampling.seed
+        self._options = msgspec.structs.replace(start.sampling, seed=seed)
+        self._live = self._engine.attach(self._on_event, _sampling(self._options, seed), start.overflow == "slide")
+        if start.pace == "fast":
+            self._lead_frames = _FAST_LEAD_FRAMES
+        else:
+            self._lead_frames = max(1, min(_frames(start.lead_ms / 1e3), self._engine.rewind_frames))
+        self._send(
+            messages.SessionStarted(
+                session=secrets.token_hex(8),
+                protocol=messages.PROTOCOL_VERSION,
+                model=self._engine.model,
+                num_codebooks=self._engine.num_codebooks,
+                sample_rate=SAMPLE_RATE,
+                frame_samples=FRAME,
+                context_samples=self._engine.context_frames * FRAME,
+                rewind_samples=self._engine.rewind_frames * FRAME,
+                seed=seed,
+                turn=self._turn,
+                notice=self._engine.notice,
+            )
+        )
+
+    async def _refuse(self, error: StreamingError) -> None:
+        try:
+            if isinstance(error, ProtocolError) and not isinstance(error, _UnsupportedProtocolError):
+                await self._socket.send(messages.encode(_error(error, fatal=True)))
+                await self._socket.close(CloseCode.POLICY_VIOLATION, _short(error))
+            else:
+                if not isinstance(error, EngineFullError | _UnsupportedProtocolError):
+                    _LOG.warning("a session was refused: %s", error)
+                refused = messages.SessionRefused(code=error.code, message=str(error), retry_after_ms=_RETRY_AFTER_MS)
+                await self._socket.send(messages.encode(refused))
+                await self._socket.close(CloseCode.TRY_AGAIN_LATER, _short(error))
+        except ConnectionClosed:
+            pass
+
+    # The two tasks at the socket, and the engine's thread
+
+    async def _read(self) -> None:
+        try:
+            async for message in self._socket:
+                await self._handled.acquire()
+                self._inbox.put_nowait(message)
+            self._inbox.put_nowait(_End(None, CloseCode.NORMAL_CLOSURE, ""))
+        except ConnectionClosed:
+            self._inbox.put_nowait(_End(None, CloseCode.NORMAL_CLOSURE, ""))
+
+    async def _write(self) -> None:
+        try:
+            while True:
+                reply = await self._outbox.get()
+                if isinstance(reply, _End):
+                    if reply.message is not None:
+                        await self._socket.send(messages.encode(reply.message))
+                    await self._socket.close(reply.code, reply.reason)
+                    return
+                if isinstance(reply, AudioMessage):
+                    await self._socket.send(messages.encode_audio(reply))
+                    self._audio_sent(reply)
+                else:
+                    await self._socket.send(messages.encode(reply))
+                self._written.set()
+        except ConnectionClosed:
+            self._gone = True  # the reader notices too, and ends the session
+            self._written.set()
+
+    def _on_event(self, event: events.Event) -> None:
+        """Called by the engine's thread."""
+        with suppress(RuntimeError):  # the loop is closed: the process is going down, nobody listens
+            self._loop.call_soon_threadsafe(self._take, event)
+
+    def _take(self, event: events.Event) -> None:
+        if isinstance(event, events.Heard | events.Failed):
+            self._heard.set()  # not through the inbox: its reader may be waiting for just this
+        if not isinstance(event, events.Heard):
+            self._inbox.put_nowait(event)
+
+    def _send(self, reply: Message | AudioMessage) -> None:
+        self._outbox.put_nowait(reply)
+
+    # Handling, in order
+
+    async def _serve(self) -> _End:
+        while True:
+            item = await self._inbox.get()
+            try:
+                match item:
+                    case str() | bytes():
+                        self._handled.release()
+                        await self._unclog()
+                        end = await self._handle_message(item)
+                    case _End():
+                        return item
+                    case _:
+                        end = await self._handle_event(item)
+            except (ProtocolError, PromptTooLongError) as error:
+                malformed = isinstance(error, ProtocolError)
+                code = CloseCode.INVALID_DATA if malformed else CloseCode.POLICY_VIOLATION
+                return _End(_error(error, fatal=True), code, _short(error))
+            except SessionError as error:
+                self._send(_error(error, in_reply_to=messages.type_of(item) if isinstance(item, str) else None))
+            except StreamingError as error:
+                return _End(_error(error, fatal=True), CloseCode.INTERNAL_ERROR, _short(error))
+            else:
+                if end is not None:
+                    return end
+
+    async def _unclog(self) -> None:
+        """A client that asks and never reads the answers is not listened to."""
+        while self._outbox.qsize() >= _UNSENT and not self._gone:
+            self._written.clear()
+            await self._written.wait()
+
+    async def _handle_message(self, data: str | bytes) -> _End | None:
+        if isinstance(data, bytes):
+            await self._hear(messages.decode_audio(data))
+            return None
+        try:
+            message = messages.decode_client(data)
+        except UnknownTypeError as error:
+            self._send(_error(error, in_reply_to=messages.type_of(data)))
+            return None
+        match message:
+            case messages.Speak(turn=turn):
+                if self._taker is not None:
+                    raise SessionError("with turn_taking vad the server hears when the prompt is over")
+                if turn != self._turn:
+                    raise SessionError(f"speak for turn {turn}, but this is turn {self._turn}")
+                await self._speak()
+            case messages.Played(turn=turn, samples=samples):
+                if self._playing is not None and turn == self._playing.turn:
+                    self._playing.playback.report(samples)
+                    self._look_at_playback()
+            case messages.Interrupt(turn=turn, heard_samples=heard):
+                self._interrupt(turn, heard)
+            case messages.Ping(id=number, client_time_ms=sent):
+                now = 1e3 * time.monotonic()
+                self._send(messages.Pong(id=number, client_time_ms=sent, server_time_ms=now))
+            case messages.SessionUpdate():
+                self._update(message)
+            case messages.SessionClose():
+                return _End(messages.SessionClosed(reason="client"), CloseCode.NORMAL_CLOSURE, "")
+            case SessionStart():
+                raise SessionError("the session has started already")
+        return None
+
+    async def _handle_event(self, item: events.Event | _Tick | _HeardTimeout) -> _End | None:
+        match item:
+            case events.FrameSpoken(turn, index, pcm):
+                self._send(AudioMessage(turn, index * FRAME, to_int16(pcm)))
+            case events.TurnStarted(turn, prompt, forgotten):
+                self._send(
+                    messages.TurnSpeaking(turn=turn, prompt_samples=prompt * FRAME, dropped_samples=forgotten * FRAME)
+                )
+            case events.TurnDone():
+                self._done(item)
+            case events.Interrupted(turn, kept):
+                self._send(messages.Interrupted(turn=turn, kept_samples=kept * FRAME))
+                if self._taker is not None:
+                    await self._act(self._taker.interrupted())
+            case _Tick(turn):
+                if self._playing is not None and turn == self._playing.turn:
+                    self._look_at_playback()
+            case _HeardTimeout(turn):
+                playing = self._playing
+                if self._awaiting_heard and playing is not None and playing.turn == turn:
+                    self._interrupt(turn, playing.playback.played_samples(self._loop.time()))
+            case events.Failed(error):
+                return _End(_error(error, fatal=True), CloseCode.INTERNAL_ERROR, _short(error))
+        return None
+
+    # Listening
+
+    async def _hear(self, audio: AudioMessage) -> None:
+        if audio.position_samples != self._position:
+            raise ProtocolError(f"audio at sample {audio.position_samples}, but {self._position} were sent before it")
+        self._position += len(audio.pcm)
+        if self._taker is not None:
+            # 0.4 ms of inference a frame: not in the event loop. The inbox is handled in order, so calls never overlap.
+            await self._act(await asyncio.to_thread(self._taker.push, to_float(audio.pcm)))
+        elif audio.turn > self._turn:
+            raise ProtocolError(f"audio of turn {audio.turn}, but this is turn {self._turn}")
+        elif audio.turn == self._turn and not self._live.speaking:
+            await self._listen(self._framer.push(audio.pcm))
+
+    async def _listen(self, frames: NDArray[np.float32]) -> None:
+        """frames: [n, 1920]. Waits while the engine's queue is full."""
+        for frame in frames:
+            while not self._live.listen(frame):
+                self._heard.clear()
+                if self._live.listen(frame):
+                    break
+                await self._heard.wait()
+
+    async def _act(self, actions: list[turn_taking.Action]) -> None:
+        """What the turn taker decided, in order."""
+        for action in actions:
+            match action:
+                case turn_taking.Listen(pcm):
+                    await self._listen(self._framer.push(pcm))
+                case turn_taking.SpeechStarted(at):
+                    self._send(messages.SpeechStarted(turn=self._turn, at_samples=at))
+                case turn_taking.SpeechStopped(at):
+                    self._send(messages.SpeechStopped(turn=self._turn, at_samples=at))
+                case turn_taking.Speak():
+                    await self._speak()
+                case turn_taking.BargeIn(at):
+                    assert self._playing is not None
+                    turn = self._playing.turn
+                    self._send(messages.SpeechStarted(turn=turn, at_samples=at))
+                    self._awaiting_heard = True
+                    self._loop.call_later(_HEARD_TIMEOUT_S, self._inbox.put_nowait, _HeardTimeout(turn))
+
+    # Speaking
+
+    async def _speak(self) -> None:
+        await self._listen(self._framer.flush())
+        self._live.speak(_frames(self._max_seconds), self._lead_frames)
+        self._playing = _Playing(self._turn)
+
+    def _interrupt(self, turn: int, heard_samples: int) -> None:
+        playing = self._playing
+        if playing is None or turn != playing.turn:
+            raise SessionError(f"turn {turn} is not being spoken, nor was it last")
+        self._awaiting_heard = False
+        self._live.interrupt(turn, heard_samples)
+        playing.over = True
+        self._next_turn(turn)
+
+    def _done(self, done: events.TurnDone) -> None:
+        self._send(
+            messages.TurnDone(
+                turn=done.turn,
+                reason="max_seconds" if done.reason == "max_frames" else done.reason,
+                samples=done.frames * FRAME,
+                first_frame_ms=done.first_frame_ms,
+                mean_step_ms=done.mean_step_ms,
+            )
+        )
+        self._next_turn(done.turn)
+        if self._playing is not None and self._playing.turn == done.turn:
+            self._playing.frames = done.frames
+            self._look_at_playback()
+
+    def _next_turn(self, over: int) -> None:
+        """Input belongs to the turn after `over` from here on."""
+        self._turn = max(self._turn, over + 1)
+
+    def _audio_sent(self, audio: AudioMessage) -> None:
+        playing = self._playing
+        if playing is None or playing.turn != audio.turn:
+            return
+        ends_at = playing.playback.sent(self._loop.time())
+        if self._start.pace == "fast":
+            playing.playback.report(audio.position_samples + FRAME)  # whatever is sent counts as played
+            self._look_at_playback()
+        elif not playing.playback.reports:
+            self._loop.call_at(ends_at, self._inbox.put_nowait, _Tick(audio.turn))
+
+    def _look_at_playback(self) -> None:
+        """Lets the engine run on as far as the client has played, and notes when it has played everything."""
+        playing = self._playing
+        if playing is None or playing.over:
+            return
+        played = playing.playback.played_samples(self._loop.time())
+        self._live.release(playing.turn, played // FRAME)
+        if playing.frames is not None and played >= playing.frames * FRAME:
+            playing.over = True
+            if self._taker is not None:
+                self._taker.speaking_ended()
+
+    def _update(self, update: messages.SessionUpdate) -> None:
+        if update.max_seconds is not None:
+            self._max_seconds = update.max_seconds
+        if update.sampling is not None:
+            seed = self._live.seed if update.sampling.seed is None else update.sampling.seed
+            self._options = msgspec.structs.replace(update.sampling, seed=seed)
+            self._live.configure(_sampling(self._options, seed))
+        self._send(messages.SessionUpdated(max_seconds=self._max_seconds, sampling=self._options))
+
+
+class _UnsupportedProtocolError(ProtocolError):
+    code = "unsupported_protocol"
+
+
+def _error(error: StreamingError, *, fatal: bool = False, in_reply_to: str | None = None) -> messages.Error:
+    return messages.Error(code=error.code, message=str(error), fatal=fatal, in_reply_to=in_reply_to)
+
+
+def _short(error: StreamingError) -> str:
+    """A close reason: at most 123 bytes of UTF-8 (RFC 6455, section 5.5)."""
+    return str(error).encode()[:123].decode(errors="ignore")
