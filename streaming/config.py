@@ -72,11 +72,11 @@ class MimiConfig:
         for key, allowed in expected.items():
             if raw.get(key, allowed[0]) not in allowed:
                 raise CheckpointError(f"cannot stream this codec: {key} is {raw[key]!r}, must be {allowed[0]!r}")
-        hidden, heads = _size(raw, "hidden_size", 512), _size(raw, "num_attention_heads", 8)
+        hidden, heads, kv_heads, head_dim = _attention(raw, 512, 8, 8)
         config = MimiConfig(
             num_filters=_size(raw, "num_filters", 64),
             hidden_size=hidden,
-            upsampling_ratios=tuple(raw.get("upsampling_ratios") or (8, 6, 5, 4)),
+            upsampling_ratios=_ratios(raw),
             num_residual_layers=_size(raw, "num_residual_layers", 1),
             kernel_size=_size(raw, "kernel_size", 7),
             last_kernel_size=_size(raw, "last_kernel_size", 3),
@@ -85,10 +85,10 @@ class MimiConfig:
             compress=_size(raw, "compress", 2),
             num_layers=_size(raw, "num_hidden_layers", 8, _MAX_LAYERS),
             num_heads=heads,
-            num_kv_heads=_size(raw, "num_key_value_heads", 8),
-            head_dim=_size(raw, "head_dim", hidden // heads),
+            num_kv_heads=kv_heads,
+            head_dim=head_dim,
             intermediate_size=_size(raw, "intermediate_size", 2048, 4 * _MAX_HIDDEN),
-            norm_eps=float(raw.get("norm_eps", 1e-5)),
+            norm_eps=_number(raw, "norm_eps", 1e-5),
             window=_size(raw, "sliding_window", 250),
             rope=_rope(raw),
             codebook_size=_size(raw, "codebook_size", 2048, 65_536),
@@ -101,8 +101,9 @@ class MimiConfig:
             samples *= ratio
         if samples != 1920:
             raise CheckpointError(f"a frame of this codec is {samples} samples long; only 1920 (80 ms) is supported")
-        if raw.get("upsample_groups", 512) != hidden:
-            raise CheckpointError(f"upsample_groups {raw.get('upsample_groups')} is not hidden_size {hidden}")
+        groups = raw.get("upsample_groups", 512)
+        if groups != hidden:
+            raise CheckpointError(f"config.json: upsample_groups {groups!r} is not hidden_size {hidden}")
         return config
 
 
@@ -132,18 +133,15 @@ class LlamaConfig:
         for key, allowed in (("hidden_act", "silu"), ("attention_bias", False), ("mlp_bias", False)):
             if raw.get(key, allowed) != allowed:
                 raise CheckpointError(f"unsupported Llama variant: {key} is {raw[key]!r}, must be {allowed!r}")
-        hidden, heads = _size(raw, "hidden_size"), _size(raw, "num_attention_heads")
-        kv_heads = _size(raw, "num_key_value_heads", heads)
-        if heads % kv_heads:
-            raise CheckpointError(f"{heads} attention heads do not divide into {kv_heads} key-value heads")
+        hidden, heads, kv_heads, head_dim = _attention(raw)
         return LlamaConfig(
             hidden_size=hidden,
             num_layers=_size(raw, "num_hidden_layers", None, _MAX_LAYERS),
             num_heads=heads,
             num_kv_heads=kv_heads,
-            head_dim=_size(raw, "head_dim", hidden // heads),
+            head_dim=head_dim,
             intermediate_size=_size(raw, "intermediate_size", None, 8 * _MAX_HIDDEN),
-            norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
+            norm_eps=_number(raw, "rms_norm_eps", 1e-6),
             rope=_rope(raw),
             tied=bool(raw.get("tie_word_embeddings", False)),
             vocab_size=_size(raw, "vocab_size", None, _MAX_VOCABULARY),
@@ -159,10 +157,41 @@ def _size(raw: Mapping[str, Any], key: str, default: int | None = None, most: in
     return value
 
 
+def _number(raw: Mapping[str, Any], key: str, default: float | None = None) -> float:
+    value = raw.get(key)
+    value = default if value is None else value
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
+        raise CheckpointError(f"config.json: {key} is {value!r}, must be a number above 0")
+    return float(value)
+
+
+def _attention(
+    raw: Mapping[str, Any], hidden: int | None = None, heads: int | None = None, kv_heads: int | None = None
+) -> tuple[int, int, int, int]:
+    """hidden size, heads, key-value heads, head size. The arguments are the defaults, if there are any."""
+    hidden, heads = _size(raw, "hidden_size", hidden), _size(raw, "num_attention_heads", heads)
+    kv_heads = _size(raw, "num_key_value_heads", kv_heads or heads)
+    if heads % kv_heads:
+        raise CheckpointError(f"config.json: {heads} attention heads do not divide into {kv_heads} key-value heads")
+    head_dim = _size(raw, "head_dim", hidden // heads)
+    if head_dim % 2:
+        raise CheckpointError(f"config.json: head_dim is {head_dim}, must be even to be rotated")
+    return hidden, heads, kv_heads, head_dim
+
+
+def _ratios(raw: Mapping[str, Any]) -> tuple[int, ...]:
+    ratios = raw.get("upsampling_ratios") or (8, 6, 5, 4)
+    if not isinstance(ratios, list | tuple) or not all(type(ratio) is int and 1 <= ratio <= 960 for ratio in ratios):
+        raise CheckpointError(f"config.json: upsampling_ratios is {ratios!r}, must be a list of whole numbers")
+    return tuple(ratios)
+
+
 def _rope(raw: Mapping[str, Any]) -> Rope:
     """Both spellings: `rope_theta` and `rope_scaling` (transformers 4), `rope_parameters` (5)."""
     scaling = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    theta = float(scaling.get("rope_theta", raw.get("rope_theta", 10_000.0)))
+    if not isinstance(scaling, dict):
+        raise CheckpointError(f"config.json: rope_scaling is {scaling!r}, must be an object")
+    theta = _number(scaling if "rope_theta" in scaling else raw, "rope_theta", 10_000.0)
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind == "default":
         return Rope(theta)
@@ -170,10 +199,10 @@ def _rope(raw: Mapping[str, Any]) -> Rope:
         raise CheckpointError(f"rope_type {kind!r} is not supported: only 'default' and 'llama3' are")
     return Rope(
         theta,
-        factor=float(scaling["factor"]),
-        low_freq_factor=float(scaling["low_freq_factor"]),
-        high_freq_factor=float(scaling["high_freq_factor"]),
-        original_context=int(scaling["original_max_position_embeddings"]),
+        factor=_number(scaling, "factor"),
+        low_freq_factor=_number(scaling, "low_freq_factor"),
+        high_freq_factor=_number(scaling, "high_freq_factor"),
+        original_context=int(_number(scaling, "original_max_position_embeddings")),
     )
 
 

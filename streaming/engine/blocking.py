@@ -36,7 +36,7 @@ class Session:
         self._events: queue.SimpleQueue[FrameSpoken | TurnDone | Failed] = queue.SimpleQueue()  # bounded by the lead
         self._live = engine.attach(self._take, sampling, slides)
         self._turn = 0  # the one that was spoken last
-        self._interrupted = 0  # no frame of this turn, or of one before it, is wanted any more
+        self._interrupted = 0  # the last one of which `interrupt` was asked
         self.seed = sampling.seed
 
     def listen(self, frame: NDArray[np.float32]) -> None:
@@ -65,22 +65,25 @@ class Session:
     def _spoken(self, turn: int) -> Iterator[NDArray[np.float32]]:
         taken, done = 0, False
         try:
-            while not done:
+            while not done and self._wanted(turn):
                 event = self._events.get()
                 if isinstance(event, Failed):
-                    self._events.put(event)  # nothing comes after it: it is for whoever asks next, too
                     raise event.error
                 if event.turn != turn:
                     continue
-                done = isinstance(event, TurnDone) or turn <= self._interrupted
-                if isinstance(event, FrameSpoken) and not done:
+                done = isinstance(event, TurnDone)
+                if isinstance(event, FrameSpoken) and self._wanted(turn):
                     taken += 1
                     self._live.release(turn, taken)
                     yield event.pcm
         finally:
-            if not done:
+            if not done and self._wanted(turn):
                 with contextlib.suppress(EngineStoppedError):
                     self._live.interrupt(turn, taken * FRAME)
+
+    def _wanted(self, turn: int) -> bool:
+        """Whether it is neither interrupted nor followed by another."""
+        return self._interrupted < turn == self._turn
 
     def interrupt(self, heard_samples: int) -> None:
         """Ends the continuation, from any thread: only this much of it was heard, and only that is remembered.
@@ -89,8 +92,9 @@ class Session:
         """
         if heard_samples < 0:
             raise ValueError(f"heard_samples is {heard_samples}, must be 0 or more")
-        self._interrupted = self._turn
-        self._live.interrupt(self._turn, heard_samples)
+        turn = self._turn
+        self._live.interrupt(turn, heard_samples)
+        self._interrupted = turn  # not before: whoever iterates may listen as soon as it sees this
 
     def close(self) -> None:
         """Gives the slot back, from any thread; a continuation that is being iterated raises. May be called twice."""

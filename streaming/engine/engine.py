@@ -84,9 +84,9 @@ class Engine:
         return self._failure
 
     def attach(self, listener: Listener, sampling: Sampling, slides: bool = True) -> LiveSession:
-        """A session that tells `listener` what happens, from the engine's thread: it must not block, nor call the engine.
+        """A session that tells `listener` what happens, from the engine's thread.
 
-        A listener that raises closes its session.
+        The listener must neither block nor call the engine; one that raises closes its session.
         slides: whether a prompt longer than the context pushes its oldest frames out, or is an error.
         Raises `EngineFullError`, `EngineStoppedError`.
         """

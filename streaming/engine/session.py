@@ -21,13 +21,7 @@ from numpy.typing import NDArray
 from streaming.audio import FRAME
 from streaming.config import Sampling
 from streaming.engine.events import EndReason, Event, Failed, FrameSpoken, Heard, Interrupted, TurnDone, TurnStarted
-from streaming.errors import (
-    EmptyPromptError,
-    EngineStoppedError,
-    PromptTooLongError,
-    SessionError,
-    StreamingError,
-)
+from streaming.errors import EmptyPromptError, EngineStoppedError, PromptTooLongError, SessionError, StreamingError
 
 _LOG = logging.getLogger(__name__)
 
@@ -224,7 +218,7 @@ class LiveSession:
         with self._changed:
             self._require_open()
             if self._speaking_next and turn == self._turn_next:
-                self._listen_next()
+                self._begin_next_turn()
             self._give(_Interrupt(turn, heard_samples // FRAME))
 
     def configure(self, sampling: Sampling) -> None:
@@ -261,7 +255,7 @@ class LiveSession:
         if self._state is State.CLOSED:
             raise EngineStoppedError("the session is closed")
 
-    def _listen_next(self) -> None:
+    def _begin_next_turn(self) -> None:
         """What is given from here on belongs to the next turn."""
         self._speaking_next = False
         self._turn_next += 1
@@ -304,8 +298,6 @@ class LiveSession:
 
     def heard(self, codes: NDArray[np.int64]) -> None:
         """The frame that `next_frame` gave was stepped."""
-        if self._state is State.CLOSED:
-            return
         self._queued_frames -= 1
         self._prompt_frames += 1
         self._stream_frames += 1
@@ -356,7 +348,7 @@ class LiveSession:
         done = TurnDone(self._turn, reason, self._spoken, self._first_frame_ms, mean_ms)
         self._state = State.LISTENING
         if self._turn_next == self._turn:  # no interruption in the queue was meant for it
-            self._listen_next()
+            self._begin_next_turn()
         self._turn += 1
         self._prompt_frames = 0
         self._tell(done)

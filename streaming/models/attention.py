@@ -126,9 +126,12 @@ class KeyValueRing:
         self.values[:, layer].transpose(1, 2)[rows, index] = value.transpose(1, 2)
 
     def scrub(self, slot: int) -> None:
-        """Forgets everything that a slot held, a NaN included (a masked NaN value would still poison attention)."""
-        self.keys[slot].zero_()
-        self.values[slot].zero_()
+        """Forgets what a slot's stream held, a NaN included (a masked NaN value would still poison attention).
+
+        The prefix stays: it is the same for every stream.
+        """
+        self.keys[slot, :, :, self.prefix :].zero_()
+        self.values[slot, :, :, self.prefix :].zero_()
 
 
 def attend(query: Tensor, ring: KeyValueRing, layer: int, visible: Tensor) -> Tensor:

@@ -80,7 +80,7 @@ class TensorSource:
                 names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
             except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
                 raise CheckpointError(f"cannot read {index}: {error}") from error
-            if any(Path(name).name != name for name in names):
+            if any(not isinstance(name, str) or Path(name).name != name for name in names):
                 raise CheckpointError(f"{index} names files outside its folder")
         else:
             names = ["model.safetensors"]

@@ -119,7 +119,7 @@ class LlamaDecoder:
         self.num_codebooks, self.codebook_size = layout.units.shape
         self.prefix = len(layout.prefix)
         self.device, self.dtype = source.device, source.dtype
-        self._rotary = Rotary(config.rope, config.head_dim, source.device)
+        self.rotary = Rotary(config.rope, config.head_dim, source.device)
         table = (config.vocab_size, config.hidden_size)
         embedding = "model.embed_tokens.weight"
         rows = torch.cat((layout.units.flatten(), torch.tensor(layout.prefix[-1:])))
@@ -134,7 +134,7 @@ class LlamaDecoder:
         self._layers = [_Layer.load(source, f"model.layers.{i}", config) for i in range(config.num_layers)]
         self._norm = source.load("model.norm.weight", (config.hidden_size,))
         # [L, H, P, D], keys not rotated
-        self._prefix_keys, self._prefix_values = self._run_prefix(
+        self.prefix_keys, self._prefix_values = self._run_prefix(
             source.load_rows(embedding, table, torch.tensor(layout.prefix))
         )
 
@@ -181,11 +181,11 @@ class LlamaDecoder:
         ring = state.ring
         frames = state.frames[:batch, None]
         start = self.prefix + self.num_codebooks * (frames + 1 - context_frames).clamp(min=0)  # [B, 1]
-        cos, sin = self._rotary(start - self.prefix + torch.arange(self.prefix, device=self.device))  # [B, P, D]
+        cos, sin = self.rotary(start - self.prefix + torch.arange(self.prefix, device=self.device))  # [B, P, D]
         cos, sin = cos[:, None, None], sin[:, None, None]
-        ring.keys[:batch, :, :, : self.prefix] = rotate(self._prefix_keys, cos, sin)
+        ring.keys[:batch, :, :, : self.prefix] = rotate(self.prefix_keys, cos, sin)
         position = self.prefix - 1 + frames * self.num_codebooks + torch.arange(self.num_codebooks, device=self.device)
-        cos, sin = self._rotary(position)
+        cos, sin = self.rotary(position)
         visible = ring.visible(position, start, columns)
         return FrameView(position, ring.index(position), visible, cos.unsqueeze(1), sin.unsqueeze(1))
 
@@ -237,7 +237,7 @@ class LlamaDecoder:
         """Keys, before rotation, and values of the prefix: the same for every session. embeddings: [P, hidden]."""
         count = self.prefix
         x = embeddings.unsqueeze(0)
-        cos, sin = (t[None, None] for t in self._rotary(torch.arange(count, device=self.device)))
+        cos, sin = (t[None, None] for t in self.rotary(torch.arange(count, device=self.device)))
         ring = KeyValueRing.allocate(
             1, 1, self.config.num_kv_heads, 0, self.config.head_dim, count, self.device, self.dtype
         )

@@ -1,0 +1,303 @@
+"""PCM as values: conversion, framing, resampling, files in any format, WAV files out.
+
+Everything inside this project is 24 kHz mono, float32 in [-1, 1) or int16; one frame is 1,920 samples (80 ms).
+Only numpy is needed to import this module; `soundfile` and `soxr` are loaded by the functions that use them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import wave
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streaming.errors import AudioError
+
+if TYPE_CHECKING:
+    import soxr
+
+SAMPLE_RATE = 24_000
+"""Samples a second, everywhere."""
+FRAME = 1_920
+"""Samples in one frame."""
+FRAME_RATE = 12.5
+"""Frames a second."""
+SILENCE_DBFS = -96.0
+"""What `level_dbfs` says of silence: the floor of 16 bits."""
+
+Pcm16 = NDArray[np.int16]
+Samples = NDArray[np.float32]
+Pcm = Pcm16 | Samples
+Quality = Literal["QQ", "LQ", "MQ", "HQ", "VHQ"]
+S = TypeVar("S", np.int16, np.float32)
+
+_MAX_WAV_BYTES = 2**32 - 64
+
+
+def to_int16(pcm: Pcm) -> Pcm16:
+    """float32 [...] of full scale 1.0 as int16 [...], rounded and clipped; NaN is silence. int16 stays as it is."""
+    if pcm.dtype == np.int16:
+        return pcm  # type: ignore[return-value]
+    # Clipped before scaling: a huge sample would overflow. Scaling by a power of two is exact, so the order is free.
+    scaled = np.rint(np.nan_to_num(np.clip(pcm, -1.0, 1.0)) * 32_768.0)
+    clipped: Pcm16 = np.minimum(scaled, 32_767.0).astype(np.int16)
+    return clipped
+
+
+def to_float(pcm: Pcm) -> Samples:
+    """int16 [...] as float32 [...] in [-1, 1). float32 is returned as it is."""
+    if pcm.dtype == np.float32:
+        return pcm  # type: ignore[return-value]
+    assert pcm.dtype == np.int16, f"16-bit integer or 32-bit float samples, got {pcm.dtype}"
+    return pcm.astype(np.float32) / np.float32(32_768.0)
+
+
+def level_dbfs(pcm: Pcm) -> float:
+    """Root mean square of pcm [n] against full scale, in dB; -96 for silence, and for n = 0. A full sine has -3."""
+    if pcm.size == 0:
+        return SILENCE_DBFS
+    samples = to_float(pcm).astype(np.float64)
+    power = float(np.mean(np.square(np.nan_to_num(np.clip(samples, -1.0, 1.0)))))
+    return max(SILENCE_DBFS, 10.0 * math.log10(power)) if power > 0 else SILENCE_DBFS
+
+
+class Framer(Generic[S]):
+    """Pieces of any size in, whole frames out.
+
+    `Framer(np.float32)` gives float32 frames and `Framer(np.int16)` int16 ones; either takes pieces of both kinds. It
+    holds less than one frame.
+    """
+
+    def __init__(self, dtype: type[S]) -> None:
+        self._dtype: type[S] = dtype
+        self._rest: NDArray[S] = np.zeros(0, dtype)
+
+    @property
+    def pending_samples(self) -> int:
+        """Samples that wait for their frame to fill: 0 to FRAME - 1."""
+        return len(self._rest)
+
+    def push(self, pcm: Pcm) -> NDArray[S]:
+        """pcm [n] of int16 or float32 -> the frames that it completes [k, FRAME], k >= 0."""
+        assert pcm.ndim == 1
+        piece: Any = to_int16(pcm) if self._dtype is np.int16 else to_float(pcm)
+        joined = np.concatenate([self._rest, piece])
+        whole = len(joined) // FRAME * FRAME
+        self._rest = joined[whole:].copy()
+        return joined[:whole].reshape(-1, FRAME)
+
+    def flush(self) -> NDArray[S]:
+        """The last, partial frame padded with zeros [1, FRAME], or [0, FRAME] if there is none. Empties the framer."""
+        padding = -len(self._rest) % FRAME
+        frames = np.concatenate([self._rest, np.zeros(padding, self._dtype)]).reshape(-1, FRAME)
+        self._rest = self._rest[:0]
+        return frames
+
+
+class Resampler:
+    """Streaming change of rate; nothing at all when the rates are equal.
+
+    Delay at 48 -> 24 kHz, in 20 ms pieces: "LQ" holds back about a millisecond and is flat to 9 kHz, which is what live
+    speech wants; "HQ" holds back another piece and is flat to 11 kHz, which is what files want.
+
+    Raises `AudioError` where `soxr` is missing and the rates differ.
+    """
+
+    def __init__(self, rate_in: float, rate_out: float = SAMPLE_RATE, quality: Quality = "HQ") -> None:
+        assert min(rate_in, rate_out) > 0
+        self._stream: soxr.ResampleStream | None = None
+        if rate_in != rate_out:
+            try:
+                from soxr import ResampleStream
+            except ImportError:
+                raise AudioError(
+                    f"{rate_in:g} Hz audio has to be resampled to {rate_out:g} Hz: `pip install soxr`"
+                ) from None
+            self._stream = ResampleStream(rate_in, rate_out, 1, dtype="float32", quality=quality)
+
+    def push(self, samples: Samples) -> Samples:
+        """samples float32 [n] -> float32 [m], m about n * rate_out / rate_in, possibly 0 at first."""
+        return self._run(samples, last=False)
+
+    def flush(self) -> Samples:
+        """What is still held back, float32 [m]. The resampler is then as new."""
+        rest = self._run(np.zeros(0, np.float32), last=True)
+        if self._stream is not None:
+            self._stream.clear()
+        return rest
+
+    def _run(self, samples: Samples, *, last: bool) -> Samples:
+        assert samples.dtype == np.float32
+        if self._stream is None:
+            return samples
+        resampled: Samples = self._stream.resample_chunk(np.ascontiguousarray(samples), last=last)
+        return resampled
+
+
+class AudioReader:
+    """An audio file of any rate, channel count and format that soundfile reads, as 24 kHz mono blocks.
+
+        with AudioReader("speech.flac") as reader:
+            for block in reader.blocks():  # float32 [about 2,400]
+                ...
+
+    Channels are mixed down by their mean; samples that are not numbers are silence.
+
+    Raises `AudioError`, with the path in its message, if the file is missing, not audio, or empty.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        try:
+            import soundfile
+        except (ImportError, OSError):  # OSError: the package is there and libsndfile is not
+            raise AudioError("audio files are read with soundfile: `pip install soundfile`") from None
+        self.path = Path(path)
+        self._sound_file_error: type[Exception] = soundfile.SoundFileError
+        if not self.path.exists():
+            raise AudioError(f"{self.path}: no such file")
+        if not self.path.is_file():
+            raise AudioError(f"{self.path}: not a file")
+        if not os.access(self.path, os.R_OK):
+            raise AudioError(f"{self.path}: cannot be read (permission denied)")
+        try:
+            self._file = soundfile.SoundFile(self.path)
+        except (soundfile.SoundFileError, TypeError):  # TypeError: a name that means headerless audio, such as x.raw
+            raise AudioError(
+                f"{self.path}: not an audio file that can be read (WAV, FLAC, OGG, MP3, AIFF and others can)"
+            ) from None
+        if self._file.frames == 0:
+            self.close()
+            raise AudioError(f"{self.path}: the file holds no audio")
+
+    @property
+    def seconds(self) -> float:
+        """Length, as the file's header has it."""
+        return float(self._file.frames / self._file.samplerate)
+
+    def blocks(self) -> Iterator[Samples]:
+        """float32 [n] at 24 kHz mono, n about 2,400; all blocks in order are the file.
+
+        Raises `AudioError` when the file turns out to be damaged.
+        """
+        resampler = Resampler(self._file.samplerate)
+        block_frames = max(1, self._file.samplerate // 10)
+        while True:
+            try:
+                block = self._file.read(block_frames, dtype="float32", always_2d=True)
+            except self._sound_file_error as error:
+                raise AudioError(f"{self.path}: damaged audio ({error})") from None
+            if len(block) == 0:
+                break
+            mono = np.nan_to_num(block, nan=0.0, posinf=1.0, neginf=-1.0).mean(axis=1, dtype=np.float64)
+            samples = resampler.push(mono.astype(np.float32))
+            if len(samples):
+                yield samples
+        rest = resampler.flush()
+        if len(rest):
+            yield rest
+
+    def close(self) -> None:
+        """Closes the file. A second call does nothing."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def read_audio(path: str | os.PathLike[str]) -> Samples:
+    """A whole file as float32 [n], 24 kHz mono. Raises `AudioError` as `AudioReader` does."""
+    with AudioReader(path) as reader:
+        return np.concatenate([np.zeros(0, np.float32), *reader.blocks()])
+
+
+class WavWriter:
+    """A 24 kHz 16-bit WAV that appears under its name only when it is whole.
+
+        with WavWriter("out.wav") as wav:
+            wav.write(pcm)  # int16 or float32, [n], or [n, channels]
+
+    It is written under a temporary name beside its own and renamed by `close`, which the `with` statement calls; if the
+    statement is left by an exception, `discard` leaves nothing behind, and an older file of that name stays as it was.
+
+    Raises `AudioError` if the directory is missing or cannot be written.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], channels: int = 1) -> None:
+        assert channels >= 1
+        self.path = Path(path)
+        self.samples = 0
+        self._channels = channels
+        target = Path(os.path.realpath(self.path))  # a link stays a link to the file
+        if target.exists() and not target.is_file():
+            raise AudioError(f"{self.path}: not a file that can be replaced")
+        if not target.parent.is_dir():
+            raise AudioError(f"{self.path}: there is no directory {target.parent}")
+        self._target = target
+        self._partial = target.with_name(f".{target.name}.{os.getpid()}.part")
+        try:
+            self._handle = open(self._partial, "wb")  # noqa: SIM115  (held by this object, closed in close or discard)
+        except OSError as error:
+            raise AudioError(f"{self.path}: cannot be written ({error.strerror})") from None
+        self._wave = wave.open(self._handle, "wb")  # noqa: SIM115
+        self._wave.setnchannels(channels)
+        self._wave.setsampwidth(2)
+        self._wave.setframerate(SAMPLE_RATE)
+        self._open = True
+
+    def write(self, pcm: Pcm) -> None:
+        """pcm [n] of a mono file, or [n, channels]. Raises `AudioError` when the disk or the format is full."""
+        assert self._open
+        shape = (-1,) if self._channels == 1 else (-1, self._channels)
+        assert pcm.shape == pcm.reshape(shape).shape
+        data = to_int16(pcm).astype("<i2", copy=False).tobytes()
+        if 2 * self._channels * self.samples + len(data) > _MAX_WAV_BYTES:
+            raise AudioError(f"{self.path}: a WAV file cannot hold more than 4 GiB")
+        try:
+            self._wave.writeframesraw(data)
+        except OSError as error:
+            raise AudioError(f"{self.path}: cannot be written ({error.strerror})") from None
+        self.samples += len(pcm)
+
+    def close(self) -> None:
+        """Completes the file and gives it its name. A second call does nothing."""
+        if not self._open:
+            return
+        try:
+            self._wave.writeframes(b"")  # brings the header up to date
+            self._wave.close()
+            self._handle.close()
+            os.replace(self._partial, self._target)
+        except OSError as error:
+            self.discard()
+            raise AudioError(f"{self.path}: cannot be written ({error.strerror})") from None
+        self._open = False
+
+    def discard(self) -> None:
+        """Throws away what was written; nothing appears under the name. After `close` it does nothing."""
+        if not self._open:
+            return
+        self._open = False
+        with contextlib.suppress(OSError):  # a full disk is no reason to leave the rest behind
+            self._wave.close()
+        with contextlib.suppress(OSError):
+            self._handle.close()
+        self._partial.unlink(missing_ok=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if error is None:
+            self.close()
+        else:
+            self.discard()

@@ -1,0 +1,54 @@
+"""Negative log-likelihood of frames under a decoder, with the engine's own cache: what the likelihood measurements
+share.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from streaming.audio import FRAME, read_audio
+from streaming.models.llama import DecoderState, FrameView, LlamaDecoder
+from streaming.models.mimi import StreamingMimi
+
+
+def speech_frames(path: Path, count: int) -> NDArray[np.float32]:
+    """The first `count` frames of a recording, repeated as often as it takes: [count, 1920]."""
+    speech = read_audio(path)
+    speech = np.tile(speech, -(-count * FRAME // len(speech)))
+    return speech[: count * FRAME].reshape(count, FRAME)
+
+
+@torch.inference_mode()
+def encode(codec: StreamingMimi, frames: NDArray[np.float32]) -> Tensor:
+    """frames: [F, 1920] of one stream. Returns codes [F, Q]."""
+    state = codec.init_state(1)
+    active = torch.ones(1, dtype=torch.bool, device=codec.device)
+    pcm = torch.from_numpy(frames).to(codec.device)
+    return torch.cat([codec.encode(frame[None], state, active) for frame in pcm])
+
+
+def feed(decoder: LlamaDecoder, state: DecoderState, view: FrameView, codes: Tensor) -> Tensor:
+    """Feeds one frame to B slots. codes: [B, Q]. Returns its negative log-likelihood a token, in nats: [B, Q]."""
+    batch = codes.shape[0]
+    units = torch.cat((decoder.last_units(state, batch)[:, None], decoder.units(codes)[:, :-1]), dim=1)
+    hidden = decoder.forward(units, state, view)
+    losses = [
+        torch.nn.functional.cross_entropy(decoder.logits(hidden[:, book], book), codes[:, book], reduction="none")
+        for book in range(decoder.num_codebooks)
+    ]
+    decoder.end_frame(codes, state, torch.ones(batch, dtype=torch.bool, device=codes.device))
+    return torch.stack(losses, dim=1)
+
+
+def compare(losses: Tensor, reference: Tensor) -> tuple[float, float, float]:
+    """losses, reference: [N]. Returns the mean, the mean difference to the reference, and the difference's standard
+    error.
+    """
+    difference = losses - reference
+    error = float(difference.std() / len(difference) ** 0.5) if len(difference) > 1 else 0.0
+    return float(losses.mean()), float(difference.mean()), error

@@ -1,0 +1,1 @@
+"""What a person at a terminal sees and hears: devices, playback, meters, and the server that the client starts."""

@@ -1,0 +1,127 @@
+"""A server of the client's own: started on a free port, ended with the client, that very process and no other."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import sys
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from streaming.errors import ContinuationError
+
+START_TIMEOUT_S = 900.0
+"""A first start may fetch and load a model for minutes."""
+_GRACE_S = 5.0
+_EXIT_S = 0.5
+_LAST_LINES = 20
+_LISTENING = re.compile(r"listening on (wss?://\S+)")
+
+
+class ServerStartError(ContinuationError):
+    """The client's own server did not come up. The message ends with what it last said."""
+
+
+def server_command(script: Path, model: str) -> list[str]:
+    """What starts `script` (server.py) on a free port. Raises `ServerStartError` if the script is not there."""
+    if not script.is_file():
+        raise ServerStartError(f"no server to start: {script} is missing; name one with --url ws://HOST:PORT")
+    return [sys.executable, str(script), "--port", "0", "--model", model]
+
+
+@contextlib.asynccontextmanager
+async def own_server(
+    command: Sequence[str],
+    *,
+    timeout_s: float = START_TIMEOUT_S,
+    grace_s: float = _GRACE_S,
+    said: Callable[[str], None] = lambda _: None,
+) -> AsyncIterator[str]:
+    """Runs `command` while the block lasts and gives the URL from its line `listening on ws://...`.
+
+    `said` gets each line of the server's standard error while it starts. On the way out, for whatever reason, the
+    process gets SIGTERM, and is killed when it is still there after `grace_s`.
+
+    Raises `ServerStartError` when the process ends, or has not said that it listens in `timeout_s`. A
+    `ContinuationError` of the block is told together with the server's end, if that is its cause.
+    """
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        # Its own session, so that Ctrl-C reaches the client alone, which then ends both in order.
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    url: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    last_lines: deque[str] = deque(maxlen=_LAST_LINES)
+
+    def on_output(line: str) -> None:
+        listening = _LISTENING.search(line)
+        if listening and not url.done():
+            url.set_result(listening[1])
+
+    def on_error(line: str) -> None:
+        last_lines.append(line)
+        if not url.done():
+            said(line)
+
+    # Read to their ends, or a full pipe would stop the server.
+    readers = [
+        asyncio.create_task(_each_line(process.stdout, on_output)),
+        asyncio.create_task(_each_line(process.stderr, on_error)),
+    ]
+    ended = asyncio.create_task(process.wait())
+    try:
+        first: set[asyncio.Future[Any]] = {url, ended}
+        await asyncio.wait(first, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        if not url.done():
+            if not ended.done():
+                raise ServerStartError(f"the server did not listen in {timeout_s:g} s{_story(last_lines)}")
+            await asyncio.wait(readers, timeout=_EXIT_S)
+            raise ServerStartError(
+                f"the server ended with status {ended.result()} before it listened{_story(last_lines)}"
+            )
+        yield url.result()
+    except ServerStartError:
+        raise
+    except ContinuationError as error:
+        await asyncio.wait({ended}, timeout=_EXIT_S)
+        if not ended.done():
+            raise
+        raise ContinuationError(f"{error}; the server ended with status {ended.result()}{_story(last_lines)}") from None
+    finally:
+        try:
+            if process.returncode is None:
+                process.terminate()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(process.wait(), grace_s)
+        finally:
+            # Also when a second Ctrl-C cuts the grace short.
+            if process.returncode is None:
+                process.kill()
+        # Bounded: a grandchild that keeps the pipes open is none of ours.
+        await asyncio.wait({ended, *readers}, timeout=_EXIT_S)
+        for task in (ended, *readers):
+            task.cancel()
+        await asyncio.gather(ended, *readers, return_exceptions=True)
+
+
+def _story(lines: Iterable[str]) -> str:
+    return "".join(f"\n  {line}" for line in lines)
+
+
+async def _each_line(stream: asyncio.StreamReader, on_line: Callable[[str], None]) -> None:
+    while True:
+        try:
+            line = await stream.readline()
+        except ValueError:
+            continue  # longer than the reader's limit of 64 KiB: dropped by it, and no line of interest
+        if not line:
+            return
+        on_line(line.decode(errors="replace").rstrip())

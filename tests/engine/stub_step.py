@@ -1,0 +1,226 @@
+"""A frame step without weights: what it gives follows from a slot's whole stream, so that any mistake shows."""
+
+from __future__ import annotations
+
+import threading
+import time
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streaming.audio import FRAME
+from streaming.config import Sampling
+from streaming.engine.engine import Engine
+from streaming.engine.events import Event
+
+PATIENCE_S = 30.0
+"""Only ever waited for in vain: then the test fails."""
+
+E = TypeVar("E", bound=Event)
+
+Pcm = NDArray[np.float32]
+Entry = tuple[str, int]
+"""`("heard", checksum of the pcm)` or `("spoken", checksum of the sampling)`."""
+
+
+def frame(value: int) -> Pcm:
+    """A frame of speech that can be told from others. float32 [1920]."""
+    return np.full(FRAME, value, np.float32)
+
+
+def heard(value: int) -> Entry:
+    return "heard", zlib.crc32(frame(value).tobytes())
+
+
+def spoken(sampling: Sampling) -> Entry:
+    return "spoken", zlib.crc32(repr(sampling).encode())
+
+
+@dataclass
+class Stream:
+    """What a slot has heard and said, and a digest of it at every length. The model that tests compare with, too."""
+
+    entries: list[Entry] = field(default_factory=list)
+    digests: list[int] = field(default_factory=lambda: [1])
+
+    def digest_with(self, entry: Entry) -> int:
+        return zlib.crc32(repr(entry).encode(), self.digests[-1])
+
+    def add(self, entry: Entry) -> int:
+        """Returns the digest of the stream with this entry, from which `pcm_of` and `codes_of` make the frame."""
+        digest = self.digest_with(entry)
+        self.entries.append(entry)
+        self.digests.append(digest)
+        return digest
+
+    def rewind(self, frames: int) -> None:
+        assert 0 <= frames <= len(self.entries)
+        length = len(self.entries) - frames
+        del self.entries[length:], self.digests[length + 1 :]
+
+
+def pcm_of(digest: int) -> Pcm:
+    return np.full(FRAME, digest % 2**24, np.float32)
+
+
+def codes_of(digest: int, num_codebooks: int) -> NDArray[np.int64]:
+    return (digest >> np.arange(num_codebooks)) % 2048
+
+
+def never(length: int, digest: int) -> bool:
+    """Speech without an end, for `StubStep.ends`."""
+    return False
+
+
+@dataclass(frozen=True)
+class StubResult:
+    pcm: Pcm
+    codes: NDArray[np.int64]
+    ended: NDArray[np.bool_]
+
+
+class StubStep:
+    """Keeps the contract of `streaming.frame_step.FrameStep`, and asserts that the engine does.
+
+    ends: whether speech ends instead of giving the frame with this digest to a stream of this length.
+    delay_s: how long a call takes. gated: a call waits, once begun, until `allow` lets it go on; `wait_until_begun`
+    waits for that. failure: raised by the next call, if set. widths: B of the last calls.
+    """
+
+    def __init__(
+        self,
+        num_slots: int = 4,
+        *,
+        num_codebooks: int = 4,
+        context_frames: int = 64,
+        rewind_frames: int = 4,
+        ends: Callable[[int, int], bool] = never,
+        delay_s: Callable[[], float] | None = None,
+        gated: bool = False,
+    ) -> None:
+        self.num_slots, self.num_codebooks = num_slots, num_codebooks
+        self.context_frames, self.rewind_frames = context_frames, rewind_frames
+        self.ends = ends
+        self.failure: Exception | None = None
+        self.calls = 0
+        self.widths: deque[int] = deque(maxlen=64)
+        self.streams: dict[int, Stream] = {}
+        self._sampling: dict[int, Sampling] = {}
+        self._longest: dict[int, int] = {}  # what rewinding is limited by: the rings were written up to here
+        self._delay_s = delay_s
+        self._gated = gated
+        self._begun, self._allowed = threading.Semaphore(0), threading.Semaphore(0)
+        self._thread: int | None = None
+
+    def allow(self, calls: int = 1) -> None:
+        self._allowed.release(calls)
+
+    def allow_all(self) -> None:
+        self._gated = False
+        self._allowed.release(1)
+
+    def wait_until_begun(self) -> None:
+        assert self._begun.acquire(timeout=PATIENCE_S), "no step was begun"
+
+    def open(self, slot: int, sampling: Sampling) -> None:
+        self._require_own_thread()
+        assert 0 <= slot < self.num_slots
+        self.streams[slot], self._sampling[slot], self._longest[slot] = Stream(), sampling, 0
+
+    def configure(self, slot: int, sampling: Sampling) -> None:
+        self._require_own_thread()
+        assert slot in self.streams, "not open"
+        self._sampling[slot] = sampling
+
+    def frames(self, slot: int) -> int:
+        self._require_own_thread()
+        return len(self.streams[slot].entries)
+
+    def rewind(self, slot: int, frames: int) -> None:
+        self._require_own_thread()
+        stream = self.streams[slot]
+        assert len(stream.entries) - frames >= self._longest[slot] - self.rewind_frames, "overwritten in the rings"
+        stream.rewind(frames)
+
+    def __call__(self, pcm: Pcm, listening: NDArray[np.bool_], speaking: NDArray[np.bool_]) -> StubResult:
+        self._require_own_thread()
+        batch = len(listening)
+        assert listening.shape == speaking.shape == (batch,) and 1 <= batch <= self.num_slots
+        assert listening.dtype == speaking.dtype == np.bool_
+        assert pcm.shape == (batch, FRAME) and pcm.dtype == np.float32
+        assert not (listening & speaking).any() and (listening | speaking).any()
+        assert (listening | speaking)[-1], "wider than need be"
+        if self._gated:
+            self._begun.release()
+            assert self._allowed.acquire(timeout=PATIENCE_S), "the test forgot the step"
+        if self._delay_s is not None:
+            time.sleep(self._delay_s())
+        if self.failure is not None:
+            raise self.failure
+        self.calls += 1
+        self.widths.append(batch)
+        result = StubResult(
+            np.full((batch, FRAME), np.nan, np.float32),
+            np.full((batch, self.num_codebooks), -1, np.int64),
+            np.zeros(batch, np.bool_),
+        )
+        for slot in np.flatnonzero(listening | speaking).tolist():
+            self._advance(slot, pcm[slot] if listening[slot] else None, result)
+        return result
+
+    def _advance(self, slot: int, pcm: Pcm | None, result: StubResult) -> None:
+        stream = self.streams[slot]
+        entry = spoken(self._sampling[slot]) if pcm is None else ("heard", zlib.crc32(pcm.tobytes()))
+        if pcm is None and self.ends(len(stream.entries), stream.digest_with(entry)):
+            result.ended[slot] = True
+            return
+        digest = stream.add(entry)
+        result.pcm[slot], result.codes[slot] = pcm_of(digest), codes_of(digest, self.num_codebooks)
+        self._longest[slot] = max(self._longest[slot], len(stream.entries))
+
+    def _require_own_thread(self) -> None:
+        self._thread = self._thread or threading.get_ident()
+        assert threading.get_ident() == self._thread, "the step is not to be shared by threads"
+
+
+class Recorder:
+    """A listener that keeps all events. A predicate must not call the engine, whose thread may be waiting here."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self._changed = threading.Condition()
+
+    def __call__(self, event: Event) -> None:
+        with self._changed:
+            self.events.append(event)
+            self._changed.notify_all()
+
+    def wait_for(self, predicate: Callable[[], bool]) -> None:
+        with self._changed:
+            assert self._changed.wait_for(predicate, timeout=PATIENCE_S), f"waited in vain; events: {self.events[-8:]}"
+
+    def wait_for_event(self, kind: type[Event], count: int = 1) -> None:
+        self.wait_for(lambda: len(self.of(kind)) >= count)
+
+    def of(self, kind: type[E]) -> list[E]:
+        return [event for event in self.events if isinstance(event, kind)]
+
+
+@contextmanager
+def running(step: StubStep) -> Iterator[Engine]:
+    """An engine over the step, closed at the end; neither a failure of the step nor a thread is left behind."""
+    threads = set(threading.enumerate())
+    engine = Engine(step)
+    try:
+        yield engine
+    finally:
+        step.allow_all()
+        engine.close()
+    assert engine.failure is step.failure, engine.failure
+    assert set(threading.enumerate()) <= threads, "a thread is left"

@@ -1,0 +1,388 @@
+"""The engine: one thread, many sessions. Steps are held back by hand where it matters what is in one."""
+
+from __future__ import annotations
+
+import gc
+import random
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from streaming.config import Sampling
+from streaming.engine.engine import Engine
+from streaming.engine.events import Event, Failed, FrameSpoken, Heard, Interrupted, TurnDone, TurnStarted
+from streaming.engine.session import QUEUED_FRAMES, LiveSession
+from streaming.errors import EngineFullError, EngineStoppedError
+from tests.engine.conversation import Act, Conversation, programs
+from tests.engine.stub_step import PATIENCE_S, Recorder, StubStep, frame, heard, running, spoken
+
+SAMPLING = Sampling(seed=7)
+SPOKEN = spoken(SAMPLING)
+
+
+def hear(live: LiveSession, *values: int) -> None:
+    for value in values:
+        assert live.listen(frame(value))
+
+
+def settle(live: LiveSession, recorder: Recorder) -> None:
+    """Waits until all commands have taken effect: interruptions of no turn are answered, too."""
+    count = len(recorder.of(Interrupted)) + 1
+    live.interrupt(0, 0)
+    recorder.wait_for_event(Interrupted, count)
+
+
+class ThreadDriver:
+    """Waits for the engine's thread, and pauses at random."""
+
+    def __init__(self, live: LiveSession, recorder: Recorder, timing: random.Random) -> None:
+        self.wait_for_room = live.wait_for_room
+        self.wait_for = recorder.wait_for
+        self._timing = timing
+
+    def pause(self) -> None:
+        time.sleep(self._timing.choice((0, 0, 0, 1e-5, 3e-4)))
+
+
+def converse(engine: Engine, step: StubStep, program: list[Act], seed: int, leave: bool) -> None:
+    """One session from its beginning to its end. leave: without waiting for what comes of it."""
+    timing, recorder = random.Random(seed), Recorder()
+    sampling = Sampling(seed=seed)
+    live = engine.attach(recorder, sampling)
+    try:
+        conversation = Conversation(live, step, recorder.events, ThreadDriver(live, recorder, timing), sampling.seed)
+        conversation.do(program)
+        if not leave:
+            conversation.check()
+    finally:
+        live.close()
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.tuples(programs(max_size=6), st.integers(0, 2**32), st.booleans()), min_size=1, max_size=9),
+    st.integers(0, 2**32),
+)
+def test_every_session_gets_what_it_gets_alone(people: list[tuple[list[Act], int, bool]], seed: int) -> None:
+    """Three at a time, in three slots that pass from one to the next at once: nothing of another must show."""
+    timing = random.Random(seed)
+    step = StubStep(
+        3, ends=lambda length, digest: digest % 9 == 0, delay_s=lambda: timing.choice((0, 1e-5, 2e-4)), context_frames=9
+    )
+    with running(step) as engine, ThreadPoolExecutor(3) as pool:
+        for future in [pool.submit(converse, engine, step, *person) for person in people]:
+            future.result(PATIENCE_S)
+
+
+def test_slots_that_are_ready_share_a_step_and_no_step_is_wider_than_needed() -> None:
+    step = StubStep(4, gated=True)
+    with running(step) as engine:
+        recorders = [Recorder() for _ in range(3)]
+        lives = [engine.attach(recorder, SAMPLING) for recorder in recorders]
+        assert [live.slot for live in lives] == [0, 1, 2]
+        hear(lives[0], 1)
+        step.wait_until_begun()  # with slot 0 alone
+        hear(lives[1], 2)
+        hear(lives[2], 3)
+        step.allow()
+        step.wait_until_begun()
+        step.allow()
+        recorders[2].wait_for_event(Heard)
+        assert list(step.widths) == [1, 3]
+        assert step.calls == 2
+        assert [step.streams[slot].entries for slot in range(3)] == [[heard(1)], [heard(2)], [heard(3)]]
+
+
+def test_listening_and_speaking_slots_share_a_step() -> None:
+    step = StubStep(2, gated=True)
+    with running(step) as engine:
+        first, second = Recorder(), Recorder()
+        one, two = engine.attach(first, SAMPLING), engine.attach(second, SAMPLING)
+        hear(one, 1)
+        one.speak(1, 1)
+        step.wait_until_begun()
+        hear(two, 2)
+        step.allow()
+        step.wait_until_begun()
+        step.allow()
+        first.wait_for_event(TurnDone)
+        assert step.calls == 2
+        assert step.streams[0].entries == [heard(1), SPOKEN]
+        assert step.streams[1].entries == [heard(2)]
+
+
+def test_a_session_that_waits_for_its_listener_holds_up_nobody() -> None:
+    step = StubStep(2)
+    with running(step) as engine:
+        slow, quick = Recorder(), Recorder()
+        one, two = engine.attach(slow, SAMPLING), engine.attach(quick, SAMPLING)
+        hear(one, 1)
+        one.speak(9, 2)
+        slow.wait_for_event(FrameSpoken, 2)
+        hear(two, 2)
+        two.speak(5, 5)
+        quick.wait_for_event(TurnDone)
+        settle(one, slow)
+        assert len(slow.of(FrameSpoken)) == 2
+        one.release(1, 9)
+        slow.wait_for_event(TurnDone)
+
+
+def test_an_idle_engine_runs_no_steps() -> None:
+    step = StubStep(1)
+    with running(step) as engine:
+        recorder = Recorder()
+        live = engine.attach(recorder, SAMPLING)
+        settle(live, recorder)
+        assert step.calls == 0
+
+
+# Slots
+
+
+def test_a_full_engine_refuses_until_a_session_is_closed() -> None:
+    with running(StubStep(2)) as engine:
+        lives = [engine.attach(Recorder(), SAMPLING) for _ in range(2)]
+        with pytest.raises(EngineFullError, match="all 2 slots"):
+            engine.attach(Recorder(), SAMPLING)
+        with pytest.raises(EngineFullError):
+            engine.open()
+        lives[0].close()
+        assert engine.attach(Recorder(), SAMPLING).slot == 0
+        with pytest.raises(EngineFullError):
+            engine.attach(Recorder(), SAMPLING)
+
+
+@pytest.mark.parametrize("speaks", [False, True])
+def test_a_slot_whose_step_is_running_passes_to_another_session_unharmed(speaks: bool) -> None:
+    """What the step gives is of the session before, and that one is told nothing any more."""
+    step = StubStep(1, gated=True)
+    with running(step) as engine:
+        before, after = Recorder(), Recorder()
+        live = engine.attach(before, SAMPLING)
+        hear(live, 1)
+        step.wait_until_begun()
+        if speaks:
+            live.speak(9, 9)
+            step.allow()
+            step.wait_until_begun()
+        told = len(before.events)
+        live.close()
+        second = engine.attach(after, Sampling(seed=8))
+        hear(second, 2, 3)
+        second.speak(2, 2)
+        step.allow_all()
+        after.wait_for_event(TurnDone)
+        assert len(before.events) == told
+        assert [type(event) for event in after.events] == [
+            Heard,
+            Heard,
+            TurnStarted,
+            FrameSpoken,
+            FrameSpoken,
+            TurnDone,
+        ]
+        assert step.streams[0].entries == [heard(2), heard(3), *[spoken(Sampling(seed=8))] * 2]
+
+
+def test_a_session_closed_before_the_engine_looked_at_it_leaves_nothing() -> None:
+    step = StubStep(2, gated=True)
+    with running(step) as engine:
+        recorder = Recorder()
+        live = engine.attach(recorder, SAMPLING)
+        hear(live, 1)
+        step.wait_until_begun()
+        for value in range(20):
+            passing = engine.attach(Recorder(), SAMPLING)
+            assert passing.slot == 1
+            hear(passing, value)
+            passing.speak(1, 1)
+            passing.close()
+        step.allow_all()
+        settle(live, recorder)
+        assert step.calls == 1
+        assert 1 not in step.streams
+
+
+def test_stats_count_open_sessions_and_time_steps() -> None:
+    step = StubStep(2)
+    with running(step) as engine:
+        stats = engine.stats()
+        assert (stats.slots, stats.sessions, stats.steps, stats.step_ms_p50, stats.step_ms_p99) == (2, 0, 0, None, None)
+        recorder = Recorder()
+        live = engine.attach(recorder, SAMPLING)
+        hear(live, 1, 2, 3)
+        settle(live, recorder)
+        stats = engine.stats()
+        assert (stats.sessions, stats.steps) == (1, 3)
+        assert stats.step_ms_p50 is not None
+        assert stats.step_ms_p99 is not None
+        assert 0 <= stats.step_ms_p50 <= stats.step_ms_p99
+        assert type(stats.step_ms_p50) is float  # numpy's own cannot be written as JSON by everybody
+        live.close()
+        assert engine.stats().sessions == 0
+
+
+def test_the_engine_tells_what_its_step_can_do() -> None:
+    with running(StubStep(1, num_codebooks=3, context_frames=20, rewind_frames=5)) as engine:
+        assert (engine.num_codebooks, engine.context_frames, engine.rewind_frames) == (3, 20, 5)
+        assert engine.failure is None
+
+
+# The queue
+
+
+def test_a_full_queue_has_room_after_a_frame_was_heard() -> None:
+    step = StubStep(1, gated=True)
+    with running(step) as engine:
+        recorder = Recorder()
+        live = engine.attach(recorder, SAMPLING)
+        hear(live, *range(QUEUED_FRAMES))
+        step.wait_until_begun()
+        assert not live.listen(frame(99))
+        step.allow()
+        recorder.wait_for_event(Heard)
+        hear(live, 99)
+        step.allow_all()
+        settle(live, recorder)
+        assert step.streams[0].entries == [*map(heard, range(QUEUED_FRAMES)), heard(99)]
+
+
+@pytest.mark.parametrize("closer", [LiveSession.close, LiveSession.clear])
+def test_waiting_for_room_ends_with_the_queue(closer: Callable[[LiveSession], None]) -> None:
+    step = StubStep(1, gated=True)
+    with running(step) as engine:
+        live = engine.attach(Recorder(), SAMPLING)
+        hear(live, *range(QUEUED_FRAMES))
+        step.wait_until_begun()
+        waiter = threading.Thread(target=live.wait_for_room)
+        waiter.start()
+        closer(live)
+        waiter.join(PATIENCE_S)
+        assert not waiter.is_alive()
+
+
+# The end
+
+
+def test_a_step_that_raises_ends_all_sessions_and_says_why(caplog: pytest.LogCaptureFixture) -> None:
+    step = StubStep(3, gated=True)
+    with running(step) as engine:
+        recorders = [Recorder() for _ in range(3)]
+        lives = [engine.attach(recorder, SAMPLING) for recorder in recorders]
+        hear(lives[0], *range(QUEUED_FRAMES))  # waits for room
+        hear(lives[1], 1)
+        lives[1].speak(9, 9)  # waits for speech; the third waits for nothing
+        step.wait_until_begun()
+        waiter = threading.Thread(target=lives[0].wait_for_room)
+        waiter.start()
+        step.failure = RuntimeError("out of memory")
+        step.allow_all()
+        for recorder in recorders:
+            recorder.wait_for_event(Failed)
+            (failed,) = recorder.of(Failed)
+            assert isinstance(failed.error, EngineStoppedError)
+            assert "out of memory" in str(failed.error)
+            assert recorder.events[-1] is failed
+        waiter.join(PATIENCE_S)
+        assert not waiter.is_alive()
+        for live in lives:
+            with pytest.raises(EngineStoppedError):
+                live.listen(frame(1))
+        with pytest.raises(EngineStoppedError, match="out of memory"):
+            engine.attach(Recorder(), SAMPLING)
+        assert engine.failure is step.failure
+        assert engine.stats().sessions == 0
+    assert "the engine's thread failed" in caplog.text
+
+
+def test_closing_the_engine_ends_its_sessions_and_may_be_done_twice() -> None:
+    step = StubStep(2)
+    with running(step) as engine:
+        recorders = [Recorder() for _ in range(2)]
+        lives = [engine.attach(recorder, SAMPLING) for recorder in recorders]
+        hear(lives[0], 1)
+        lives[0].speak(9, 1)
+        recorders[0].wait_for_event(FrameSpoken)
+        engine.close()
+        engine.close()
+        for live, recorder in zip(lives, recorders, strict=True):
+            assert isinstance(recorder.events[-1], Failed)
+            assert live.closed
+        for call in (lambda: engine.attach(Recorder(), SAMPLING), engine.open, lambda: lives[1].listen(frame(1))):
+            with pytest.raises(EngineStoppedError):
+                call()
+        assert engine.failure is None
+
+
+def test_an_engine_that_nobody_used_can_be_closed() -> None:
+    with running(StubStep(1)) as engine:
+        pass
+    with pytest.raises(EngineStoppedError, match="closed"):
+        engine.attach(Recorder(), SAMPLING)
+
+
+@pytest.mark.parametrize("at_the_end", [False, True])
+def test_a_listener_that_raises_harms_no_other_session(at_the_end: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """One such listener, say of an event loop that was closed, ended the engine, and the others were never told."""
+
+    def listener(event: Event) -> None:
+        if isinstance(event, Failed) or not at_the_end:
+            raise RuntimeError("Event loop is closed")
+
+    step, recorder = StubStep(2), Recorder()
+    with running(step) as engine:
+        bad, good = engine.attach(listener, SAMPLING), engine.attach(recorder, SAMPLING)
+        hear(bad, 1)
+        hear(good, 2)
+        good.speak(2, 2)
+        recorder.wait_for_event(TurnDone)
+        assert bad.closed is not at_the_end
+    assert isinstance(recorder.events[-1], Failed)
+    assert "Event loop is closed" in caplog.text
+
+
+def test_an_hour_keeps_memory_flat() -> None:
+    """45,000 frames in one session, in turns with interruptions. What was kept a frame would be 45,000 of it."""
+    step = StubStep(1)
+    spoken_frames, answered = threading.Semaphore(0), threading.Semaphore(0)
+
+    def listener(event: Event) -> None:
+        if isinstance(event, FrameSpoken):
+            spoken_frames.release()
+        elif isinstance(event, Interrupted):
+            answered.release()
+
+    def talk(live: LiveSession, frames: int) -> None:
+        """Ten frames of speech and ten spoken, of which two are taken back, again and again."""
+        pcm = np.zeros(step_frame, np.float32)
+        for _ in range(frames // 20):
+            for _ in range(10):
+                while not live.listen(pcm):
+                    live.wait_for_room()
+            turn = live.speak(1000, 4)
+            live.release(turn, 6)
+            for _ in range(10):
+                assert spoken_frames.acquire(timeout=PATIENCE_S)
+                live.release(turn, 6)
+            live.interrupt(turn, 8 * step_frame)
+            assert answered.acquire(timeout=PATIENCE_S)
+            step.streams[0].entries.clear()  # the stub's own memory; the digest goes on from the last
+            del step.streams[0].digests[:-1]
+
+    step_frame = len(frame(0))
+    with running(step) as engine:
+        live = engine.attach(listener, SAMPLING)
+        talk(live, 2000)
+        gc.collect()
+        before = sys.getallocatedblocks()
+        talk(live, 43_000)
+        gc.collect()
+        assert sys.getallocatedblocks() - before < 2000

@@ -1,0 +1,664 @@
+"""A session's commands and turns, with the steps done by hand: no thread, so every interleaving can be had."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from streaming.audio import FRAME
+from streaming.config import Sampling
+from streaming.engine import session as session_module
+from streaming.engine.events import Event, Failed, FrameSpoken, Heard, Interrupted, TurnDone, TurnStarted
+from streaming.engine.session import QUEUED_FRAMES, LiveSession
+from streaming.errors import EmptyPromptError, EngineStoppedError, PromptTooLongError, SessionError
+from tests.engine.conversation import Act, Conversation, programs
+from tests.engine.stub_step import Entry, Stream, StubStep, codes_of, frame, heard, never, pcm_of, spoken
+
+SAMPLING = Sampling(seed=7)
+SPOKEN = spoken(SAMPLING)
+
+
+def held() -> threading.Condition:
+    """The engine's lock, held by this, the only thread, for good."""
+    changed = threading.Condition()
+    changed.acquire()
+    return changed
+
+
+class Bench:
+    """One session in one slot, stepped by hand. `pause` steps as often as the random numbers say."""
+
+    def __init__(
+        self,
+        ends: Callable[[int, int], bool] = never,
+        context_frames: int = 64,
+        slides: bool = True,
+        timing: random.Random | None = None,
+    ) -> None:
+        self.step = StubStep(1, ends=ends, context_frames=context_frames)
+        self.events: list[Event] = []
+        self.live = LiveSession(0, self.step, held(), self.events.append, SAMPLING, slides)
+        self._timing = timing
+
+    def step_once(self) -> bool:
+        """What the engine's thread does for a slot. False if there was nothing to do."""
+        pcm = self.live.next_frame()
+        if pcm is None and not self.live.may_speak:
+            return False
+        mask = np.array([True])
+        if pcm is not None:
+            self.live.heard(self.step(pcm[None], mask, ~mask).codes[0])
+        else:
+            result = self.step(np.zeros((1, FRAME), np.float32), ~mask, mask)
+            self.live.spoke(result.pcm[0], result.codes[0], bool(result.ended[0]), 0.002)
+        return True
+
+    def next_frame_is_spoken(self, meanwhile: Callable[[], None]) -> None:
+        """One step, during which something happens."""
+        assert self.live.next_frame() is None
+        assert self.live.may_speak
+        result = self.step(np.zeros((1, FRAME), np.float32), np.array([False]), np.array([True]))
+        meanwhile()
+        self.live.spoke(result.pcm[0], result.codes[0], bool(result.ended[0]), 0.002)
+
+    def run(self) -> None:
+        """Steps until the session has nothing to do."""
+        while self.step_once():
+            pass
+
+    def wait_for(self, predicate: Callable[[], bool]) -> None:
+        while not predicate():
+            assert self.step_once() or predicate(), f"waited in vain; events: {self.events[-8:]}"
+
+    def wait_for_room(self) -> None:
+        assert self.step_once()
+
+    def pause(self) -> None:
+        for _ in range(0 if self._timing is None else self._timing.choice((0, 0, 1, 3, 30))):
+            self.step_once()
+
+    def hear(self, *values: int) -> None:
+        for value in values:
+            assert self.live.listen(frame(value))
+
+    def speak(self, frames: int, max_frames: int = 1000) -> None:
+        """So many frames of a new turn; it goes on after them only when they are released."""
+        self.live.speak(max_frames, frames)
+        self.run()
+
+    @property
+    def entries(self) -> list[Entry]:
+        return self.step.streams[0].entries
+
+    def last(self, count: int) -> list[Event]:
+        return self.events[-count:]
+
+    def index_of_frames(self, turn: int) -> list[int]:
+        return [e.index for e in self.events if isinstance(e, FrameSpoken) and e.turn == turn]
+
+    def done(self) -> list[tuple[int, str, int]]:
+        return [(e.turn, e.reason, e.frames) for e in self.events if isinstance(e, TurnDone)]
+
+    def interrupted(self) -> list[tuple[int, int]]:
+        return [(e.turn, e.kept_frames) for e in self.events if isinstance(e, Interrupted)]
+
+
+@settings(max_examples=300, deadline=None)
+@given(programs(), st.integers(0, 2**32), st.sampled_from([0, 5, 9]), st.sampled_from([6, 64]))
+def test_what_comes_of_commands_does_not_depend_on_when_they_are_given(
+    program: list[Act], seed: int, ends_every: int, context_frames: int
+) -> None:
+    """Cuts that depended on the engine's state when a command was given, not when it took effect."""
+    ends = (lambda length, digest: digest % ends_every == 0) if ends_every else never
+    bench = Bench(ends, context_frames, timing=random.Random(seed))
+    conversation = Conversation(bench.live, bench.step, bench.events, bench, SAMPLING.seed)
+    conversation.do(program)
+    conversation.check()
+
+
+# Listening
+
+
+def test_frames_are_heard_in_order_and_told_one_by_one() -> None:
+    bench = Bench()
+    bench.hear(1, 2, 3)
+    bench.run()
+    model = Stream()
+    for event, value in zip(bench.events, (1, 2, 3), strict=True):
+        assert isinstance(event, Heard)
+        np.testing.assert_array_equal(event.codes, codes_of(model.add(heard(value)), 4))
+    assert bench.entries == model.entries
+
+
+def test_the_queue_is_full_until_a_frame_was_heard() -> None:
+    """A frame that is in a step still counts: it is told as heard later."""
+    bench = Bench()
+    bench.hear(*range(QUEUED_FRAMES))
+    assert not bench.live.listen(frame(99))
+    assert bench.live.next_frame() is not None
+    assert not bench.live.listen(frame(99))
+    bench.live.heard(np.zeros(4, np.int64))
+    assert bench.live.listen(frame(99))
+    assert not bench.live.listen(frame(99))
+
+
+@pytest.mark.parametrize("pcm", [np.zeros(FRAME - 1, np.float32), np.zeros(FRAME), np.zeros((1, FRAME), np.float32)])
+def test_a_frame_of_another_shape_or_type_is_a_programmers_error(pcm: np.ndarray) -> None:
+    with pytest.raises(AssertionError):
+        Bench().live.listen(pcm)
+
+
+def test_a_prompt_that_must_not_slide_is_refused_at_the_context_exactly() -> None:
+    bench = Bench(context_frames=6, slides=False)
+    bench.hear(1, 2, 3)
+    bench.run()
+    bench.hear(4, 5, 6)
+    with pytest.raises(PromptTooLongError, match=r"context of 0\.5 s"):
+        bench.live.listen(frame(7))
+    bench.run()
+    with pytest.raises(PromptTooLongError):
+        bench.live.listen(frame(7))
+    assert len(bench.entries) == 6
+
+
+def test_what_was_spoken_and_kept_counts_as_context() -> None:
+    bench = Bench(context_frames=6, slides=False)
+    bench.hear(1)
+    bench.speak(4)
+    bench.live.interrupt(1, 2 * FRAME)
+    bench.run()
+    bench.hear(2, 3, 4)
+    with pytest.raises(PromptTooLongError):
+        bench.live.listen(frame(5))
+
+
+def test_a_sliding_prompt_is_not_refused_and_what_is_forgotten_is_told() -> None:
+    bench = Bench(context_frames=6)
+    bench.hear(*range(9))
+    bench.speak(1)
+    assert TurnStarted(1, 9, 4) in bench.events
+
+
+# Clearing
+
+
+@pytest.mark.parametrize("stepped", [0, 1, 2, 3])
+def test_a_cleared_session_has_heard_nothing(stepped: int) -> None:
+    """Counters were set to 0 at once, and a frame in a step was then counted down to -1."""
+    bench = Bench(context_frames=3, slides=False)
+    bench.hear(1, 2, 3)
+    for _ in range(stepped):
+        bench.step_once()
+    bench.live.clear()
+    with pytest.raises(EmptyPromptError):
+        bench.live.speak(1, 1)
+    bench.hear(4, 5, 6)
+    with pytest.raises(PromptTooLongError):
+        bench.live.listen(frame(7))
+    bench.speak(1)
+    assert bench.entries == [heard(4), heard(5), heard(6), SPOKEN]
+    assert TurnStarted(1, 3, 1) in bench.events
+
+
+def test_clearing_while_a_frame_is_in_a_step_keeps_the_count_of_the_queue() -> None:
+    bench = Bench()
+    bench.hear(1, 2)
+    assert bench.live.next_frame() is not None
+    bench.live.clear()
+    bench.live.heard(np.zeros(4, np.int64))
+    bench.run()
+    bench.hear(*range(QUEUED_FRAMES))
+    assert not bench.live.listen(frame(0))
+    bench.run()
+    bench.speak(1)
+    assert bench.events[-2] == TurnStarted(1, QUEUED_FRAMES, 0)
+
+
+def test_clearing_does_not_lose_an_interruption_that_is_on_its_way() -> None:
+    """`clear` emptied the queue: the session went on speaking, and nobody was told that it was interrupted."""
+    bench = Bench()
+    bench.hear(1)
+    bench.speak(2)
+    bench.live.interrupt(1, FRAME)
+    bench.live.clear()
+    bench.hear(2)
+    bench.run()
+    assert bench.interrupted() == [(1, 1)]
+    assert bench.done() == [(1, "interrupted", 2)]
+    assert bench.entries == [heard(2)]
+
+
+def test_clearing_makes_room() -> None:
+    bench = Bench()
+    bench.hear(*range(QUEUED_FRAMES))
+    bench.live.clear()
+    assert bench.live.listen(frame(0))
+
+
+def test_a_speaking_session_is_not_cleared() -> None:
+    bench = Bench()
+    bench.hear(1)
+    bench.live.speak(3, 3)
+    with pytest.raises(SessionError, match="interrupt it"):
+        bench.live.clear()
+
+
+def test_after_clearing_tokens_are_drawn_as_last_configured() -> None:
+    bench = Bench()
+    bench.live.configure(Sampling(seed=8))
+    bench.live.clear()
+    bench.hear(1)
+    bench.speak(1)
+    assert bench.entries == [heard(1), spoken(Sampling(seed=8))]
+
+
+# Speaking
+
+
+def test_a_turn_is_told_from_its_start_to_its_end() -> None:
+    bench = Bench()
+    bench.hear(1, 2)
+    assert bench.live.speak(3, 3) == 1
+    bench.run()
+    model = Stream()
+    for entry in (heard(1), heard(2)):
+        model.add(entry)
+    _, _, started, *frames, done = bench.events
+    assert started == TurnStarted(1, 2, 0)
+    for index, event in enumerate(frames):
+        assert isinstance(event, FrameSpoken)
+        assert (event.turn, event.index) == (1, index)
+        digest = model.add(SPOKEN)
+        np.testing.assert_array_equal(event.pcm, pcm_of(digest))
+        np.testing.assert_array_equal(event.codes, codes_of(digest, 4))
+    assert isinstance(done, TurnDone)
+    assert (done.turn, done.reason, done.frames) == (1, "max_frames", 3)
+    assert done.first_frame_ms is not None
+    assert done.first_frame_ms >= 0
+    assert done.mean_step_ms == pytest.approx(2.0)
+
+
+def test_speech_that_ends_gives_no_frame_for_its_end() -> None:
+    bench = Bench(ends=lambda length, digest: length == 3)
+    bench.hear(1)
+    bench.live.speak(9, 9)
+    bench.run()
+    assert bench.index_of_frames(1) == [0, 1]
+    assert bench.done() == [(1, "end", 2)]
+    assert bench.entries == [heard(1), SPOKEN, SPOKEN]
+
+
+def test_speech_that_ends_at_once_has_no_first_frame() -> None:
+    bench = Bench(ends=lambda length, digest: True)
+    bench.hear(1)
+    bench.live.speak(9, 9)
+    bench.run()
+    (done,) = bench.last(1)
+    assert isinstance(done, TurnDone)
+    assert (done.reason, done.frames, done.first_frame_ms) == ("end", 0, None)
+    assert done.mean_step_ms is not None
+
+
+def test_the_lead_is_never_exceeded_and_other_turns_releases_are_ignored() -> None:
+    bench = Bench()
+    bench.hear(1)
+    bench.speak(2)
+    assert len(bench.index_of_frames(1)) == 2
+    for turn in (0, 2):
+        bench.live.release(turn, 50)
+        bench.run()
+        assert len(bench.index_of_frames(1)) == 2
+    bench.live.release(1, 3)
+    bench.live.release(1, 1)  # late, and of no effect
+    bench.run()
+    assert len(bench.index_of_frames(1)) == 5
+
+
+def test_a_release_in_one_turn_is_none_in_the_next() -> None:
+    bench = Bench()
+    bench.hear(1)
+    bench.speak(2, max_frames=2)
+    bench.live.release(1, 2)
+    bench.speak(2)
+    assert len(bench.index_of_frames(2)) == 2
+
+
+def test_a_turn_without_new_speech_goes_on_from_the_last() -> None:
+    bench = Bench()
+    bench.hear(1)
+    bench.speak(2, max_frames=2)
+    bench.speak(2, max_frames=2)
+    assert bench.entries == [heard(1), *[SPOKEN] * 4]
+    assert TurnStarted(2, 0, 0) in bench.events
+
+
+def test_nothing_can_be_said_before_something_was_heard() -> None:
+    bench = Bench()
+    with pytest.raises(EmptyPromptError):
+        bench.live.speak(1, 1)
+    bench.hear(1)
+    bench.speak(1, max_frames=1)
+    assert bench.done() == [(1, "max_frames", 1)]
+
+
+def test_a_session_that_will_speak_neither_listens_nor_speaks_again() -> None:
+    """The state that counts is the one after all commands, not the one that the engine has come to."""
+    bench = Bench()
+    bench.hear(1)
+    bench.live.speak(9, 2)
+    for _ in range(2):
+        assert bench.live.speaking
+        with pytest.raises(SessionError, match="interrupt it before it listens"):
+            bench.live.listen(frame(2))
+        with pytest.raises(SessionError, match="already speaking"):
+            bench.live.speak(9, 2)
+        bench.run()
+    bench.live.interrupt(1, 0)
+    assert not bench.live.speaking
+    bench.hear(2)
+    bench.run()
+    assert bench.entries == [heard(1), heard(2)]
+
+
+@pytest.mark.parametrize(("max_frames", "lead_frames"), [(0, 1), (1, 0)])
+def test_a_turn_of_nothing_is_a_programmers_error(max_frames: int, lead_frames: int) -> None:
+    bench = Bench()
+    bench.hear(1)
+    with pytest.raises(AssertionError):
+        bench.live.speak(max_frames, lead_frames)
+
+
+def test_tokens_are_drawn_differently_from_the_command_on() -> None:
+    bench = Bench()
+    bench.hear(1)
+    bench.speak(1)
+    bench.live.configure(Sampling(seed=8))
+    bench.live.release(1, 1)
+    bench.run()
+    assert bench.entries == [heard(1), SPOKEN, spoken(Sampling(seed=8))]
+
+
+# Interrupting
+
+
+@pytest.mark.parametrize("heard_samples", [0, FRAME - 1, FRAME, 2 * FRAME + 5, 4 * FRAME, 9 * FRAME])
+def test_the_context_goes_on_from_what_was_heard_to_the_whole_frame(heard_samples: int) -> None:
+    bench = Bench()
+    bench.hear(1)
+    bench.speak(4)
+    bench.live.interrupt(1, heard_samples)
+    bench.hear(2)
+    bench.run()
+    kept = min(4, heard_samples // FRAME)
+    assert bench.entries == [heard(1), *[SPOKEN] * kept, heard(2)]
+    assert bench.interrupted() == [(1, kept)]
+    assert bench.done() == [(1, "interrupted", 4)]
+
+
+def test_a_turn_is_done_before_its_interruption_is_answered() -> None:
+    bench = Bench()
+    bench.hear(1)
+    bench.speak(2)
+    bench.live.interrupt(1, FRAME)
+    bench.run()
+    done, answer = bench.last(2)
+    assert isinstance(done, TurnDone)
+    assert answer == Interrupted(1, 1)
+
+
+def test_a_turn_interrupted_before_it_began_says_nothing() -> None:
+    bench = Bench()
+    bench.hear(1)
+    bench.live.speak(5, 5)
+    bench.live.interrupt(1, 0)
+    bench.run()
+    started, done, answer = bench.last(3)
+    assert started == TurnStarted(1, 1, 0)
+    assert done == TurnDone(1, "interrupted", 0, None, None)
+    assert answer == Interrupted(1, 0)
+
+
+def test_an_interruption_during_a_step_comes_after_its_frame() -> None:
+    bench = Bench()
+    bench.hear(1)
+    bench.speak(3)
+    bench.live.release(1, 3)
+    bench.next_frame_is_spoken(lambda: bench.live.interrupt(1, 3 * FRAME))
+    bench.run()
+    assert bench.done() == [(1, "interrupted", 4)]
+    assert bench.entries == [heard(1), *[SPOKEN] * 3]
+
+
+def test_more_is_kept_than_was_heard_where_the_step_cannot_rewind_so_far() -> None:
+    """And the answer says so, since the next prompt follows what is kept."""
+    bench = Bench()
+    bench.hear(1)
+    bench.speak(9)
+    bench.live.interrupt(1, 2 * FRAME)
+    bench.run()
+    assert bench.interrupted() == [(1, 5)]
+    assert bench.entries == [heard(1), *[SPOKEN] * 5]
+
+
+def test_two_interruptions_together_do_not_rewind_further_than_one() -> None:
+    """Each was allowed `rewind_frames`; the second went back to what the step had overwritten."""
+    bench = Bench()
+    bench.hear(1)
+    bench.speak(9)
+    bench.live.interrupt(1, 6 * FRAME)
+    bench.live.interrupt(1, 1 * FRAME)
+    bench.live.interrupt(1, 0)
+    bench.run()
+    assert bench.interrupted() == [(1, 6), (1, 5), (1, 5)]
+    assert bench.entries == [heard(1), *[SPOKEN] * 5]
+
+
+def test_after_a_cut_the_next_turn_can_be_cut_to_its_beginning() -> None:
+    bench = Bench()
+    bench.hear(1)
+    bench.speak(9)
+    bench.live.interrupt(1, 0)
+    bench.speak(3)
+    bench.live.interrupt(2, 0)
+    bench.run()
+    assert bench.interrupted() == [(1, 5), (2, 0)]
+    assert bench.entries == [heard(1), *[SPOKEN] * 5]
+
+
+def test_a_second_interruption_can_take_back_more_but_give_nothing_back() -> None:
+    bench = Bench()
+    bench.hear(1)
+    bench.speak(4)
+    for heard_frames in (3, 1, 4):
+        bench.live.interrupt(1, heard_frames * FRAME)
+        bench.run()
+    assert bench.interrupted() == [(1, 3), (1, 1), (1, 1)]
+    assert bench.done() == [(1, "interrupted", 4)]
+    assert bench.entries == [heard(1), SPOKEN]
+
+
+@pytest.mark.parametrize("ends", [never, lambda length, digest: length == 4])
+def test_a_turn_that_is_over_can_still_be_cut(ends: Callable[[int, int], bool]) -> None:
+    bench = Bench(ends)
+    bench.hear(1)
+    bench.speak(3, max_frames=3)
+    bench.live.interrupt(1, FRAME)
+    bench.hear(2)
+    bench.run()
+    assert bench.interrupted() == [(1, 1)]
+    assert len(bench.done()) == 1
+    assert bench.entries == [heard(1), SPOKEN, heard(2)]
+
+
+def test_a_turn_that_ends_just_before_its_interruption_is_cut_all_the_same() -> None:
+    """The interruption is in the queue when the step gives the last frame."""
+    bench = Bench()
+    bench.hear(1)
+    bench.live.speak(2, 1)
+    bench.run()
+    bench.live.release(1, 1)
+    bench.next_frame_is_spoken(lambda: bench.live.interrupt(1, FRAME))
+    assert bench.done() == [(1, "max_frames", 2)]
+    bench.hear(2)
+    bench.live.speak(1, 1)
+    bench.run()
+    assert bench.interrupted() == [(1, 1)]
+    assert bench.entries == [heard(1), SPOKEN, heard(2), SPOKEN]
+
+
+@pytest.mark.parametrize("run", [False, True])
+def test_nothing_is_cut_once_the_next_turn_has_begun_to_listen(run: bool) -> None:
+    bench = Bench()
+    bench.hear(1)
+    bench.speak(3, max_frames=3)
+    bench.hear(2)
+    if run:
+        bench.run()
+    bench.live.interrupt(1, FRAME)
+    bench.run()
+    assert bench.interrupted() == [(1, 3)]
+    assert bench.entries == [heard(1), *[SPOKEN] * 3, heard(2)]
+
+
+def test_an_interruption_of_the_turn_before_is_answered_for_that_turn() -> None:
+    """It was answered with the frames of the turn that is being spoken."""
+    bench = Bench()
+    bench.hear(1)
+    bench.speak(3, max_frames=3)
+    bench.speak(1)
+    for turn in (0, 1, 3, 99):
+        bench.live.interrupt(turn, 0)
+        bench.run()
+    assert bench.live.speaking
+    assert bench.interrupted() == [(0, 0), (1, 3), (3, 0), (99, 0)]
+    bench.live.interrupt(2, FRAME)
+    bench.hear(2)
+    bench.live.interrupt(3, 0)
+    bench.run()
+    assert bench.interrupted()[4:] == [(2, 1), (3, 0)]
+    assert bench.entries == [heard(1), *[SPOKEN] * 4, heard(2)]
+
+
+def test_the_turn_of_new_commands_is_told_before_the_old_one_has_ended() -> None:
+    """`turn` was the engine's: an interruption of the turn just asked for was then taken for that of another."""
+    bench = Bench()
+    bench.hear(1)
+    bench.speak(2)
+    bench.live.interrupt(1, FRAME)
+    assert bench.live.turn == 2
+    bench.hear(2)
+    assert bench.live.speak(5, 2) == 2
+    bench.live.interrupt(1, 0)  # again; the turn that speaks next is not meant
+    assert bench.live.speaking
+    bench.live.interrupt(2, 0)
+    assert not bench.live.speaking
+    assert bench.live.turn == 3
+    bench.hear(3)
+    bench.run()
+    assert bench.interrupted() == [(1, 1), (1, 1), (2, 0)]
+    assert bench.entries == [heard(1), SPOKEN, heard(2), heard(3)]
+
+
+def test_nobody_hears_less_than_nothing() -> None:
+    bench = Bench()
+    bench.hear(1)
+    bench.speak(1)
+    with pytest.raises(AssertionError):
+        bench.live.interrupt(1, -1)
+
+
+# The end
+
+
+def give_nothing(bench: Bench) -> None: ...
+
+
+def give_speech(bench: Bench) -> None:
+    bench.hear(1, 2)
+
+
+def give_speech_in_a_step(bench: Bench) -> None:
+    bench.hear(1, 2)
+    bench.live.next_frame()
+
+
+def let_it_speak(bench: Bench) -> None:
+    bench.hear(1)
+    bench.speak(2)
+
+
+def interrupt_it(bench: Bench) -> None:
+    let_it_speak(bench)
+    bench.live.interrupt(1, 0)
+
+
+@pytest.mark.parametrize(
+    "before", [give_nothing, give_speech, give_speech_in_a_step, let_it_speak, interrupt_it], ids=lambda f: f.__name__
+)
+def test_a_closed_session_tells_nothing_and_takes_nothing(before: Callable[[Bench], None]) -> None:
+    bench = Bench()
+    before(bench)
+    told, calls = len(bench.events), bench.step.calls
+    bench.live.close()
+    bench.live.close()
+    assert bench.live.closed
+    bench.live.heard(np.zeros(4, np.int64))  # of a step that was running
+    bench.live.spoke(frame(0), np.zeros(4, np.int64), False, 0.0)
+    bench.run()
+    bench.live.fail(EngineStoppedError("too late"))
+    bench.live.release(1, 9)
+    bench.live.wait_for_room()
+    assert (len(bench.events), bench.step.calls) == (told, calls)
+    for call in (
+        lambda: bench.live.listen(frame(1)),
+        lambda: bench.live.speak(1, 1),
+        lambda: bench.live.interrupt(1, 0),
+        lambda: bench.live.configure(SAMPLING),
+        bench.live.clear,
+    ):
+        with pytest.raises(EngineStoppedError, match="closed"):
+            call()
+
+
+def test_a_failure_is_the_last_event() -> None:
+    bench = Bench()
+    bench.hear(1)
+    bench.speak(1)
+    error = EngineStoppedError("why")
+    bench.live.fail(error)
+    bench.live.fail(error)
+    assert bench.events[-1] == Failed(error)
+    assert sum(isinstance(event, Failed) for event in bench.events) == 1
+    assert bench.live.closed
+
+
+@pytest.mark.parametrize("kind", [Heard, TurnStarted, FrameSpoken, TurnDone, Interrupted])
+@pytest.mark.parametrize("raises", [True, False])
+def test_a_listener_that_raises_or_closes_ends_its_session(
+    kind: type[Event], raises: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A session that was closed while it told of its last frame was set to listening again."""
+    told: list[Event] = []
+
+    def listener(event: Event) -> None:
+        told.append(event)
+        if isinstance(event, kind):
+            if raises:
+                raise RuntimeError("the loop is closed")
+            live.close()
+
+    bench = Bench()
+    live = bench.live = LiveSession(0, bench.step, held(), listener, SAMPLING, True)
+    bench.hear(1)
+    live.speak(1, 1)
+    live.interrupt(1, 0) if kind is Interrupted else None
+    bench.run()
+    assert live.closed
+    assert isinstance(told[-1], kind)
+    assert [record.name for record in caplog.records] == [session_module.__name__] * raises

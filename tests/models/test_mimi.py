@@ -1,0 +1,216 @@
+"""The streaming codec against `transformers.MimiModel`, which sees the whole file at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers import MimiModel
+
+from streaming.errors import CheckpointError
+from streaming.models.mimi import MimiState, StreamingMimi
+from tests.reference import FRAME, load_codec, relative_error, speech
+
+SLOTS = 4
+ON = torch.tensor([True])
+HUGE = 1e30
+"""Poison for memory that was never written. Not NaN: a masked entry has weight zero, and zero times NaN is NaN."""
+
+
+@torch.inference_mode()
+def offline(folder: Path, pcm: Tensor, num_codebooks: int) -> tuple[Tensor, Tensor]:
+    """pcm: [n, F * 1920]. Codes [n, F, Q] and audio [n, F * 1920] as `transformers` has them."""
+    model = MimiModel.from_pretrained(folder).eval()
+    codes = model.encode(pcm[:, None], num_quantizers=num_codebooks).audio_codes
+    return codes.transpose(1, 2), model.decode(codes).audio_values[:, 0]
+
+
+def stream(codec: StreamingMimi, pcm: Tensor) -> tuple[Tensor, Tensor]:
+    """pcm: [F * 1920]. Codes [F, Q] and audio [F * 1920], frame by frame, from a fresh poisoned state."""
+    state = poisoned(codec, 1)
+    codes = torch.cat([codec.encode(frame[None], state, ON) for frame in pcm.view(-1, FRAME)])
+    return codes, torch.cat([codec.decode(frame[None], state, ON)[0] for frame in codes])
+
+
+def poisoned(codec: StreamingMimi, slots: int, rewind_frames: int = 0) -> MimiState:
+    state = codec.init_state(slots, rewind_frames)
+    for half in (state.encoder, state.decoder):
+        for memory in (half.contexts, half.ring.keys, half.ring.values):
+            memory.fill_(HUGE)
+    return state
+
+
+def streams(frames: int, count: int = SLOTS) -> Tensor:
+    return torch.from_numpy(np.stack([speech(frames, seed) for seed in range(count)]))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "num_codebooks", "frames"),
+    [
+        ({}, 8, 35),
+        ({}, 4, 35),
+        ({"num_residual_layers": 2}, 4, 12),
+        ({"num_residual_layers": 3, "dilation_growth_rate": 3, "residual_kernel_size": 5}, 4, 12),
+        ({"codebook_dim": 32, "vector_quantization_hidden_dimension": 32}, 4, 12),
+        ({"num_semantic_quantizers": 2}, 4, 12),
+        ({"num_key_value_heads": 1}, 4, 25),
+        ({"upsampling_ratios": [5, 4, 8, 6], "kernel_size": 5, "last_kernel_size": 5, "compress": 1}, 4, 12),
+        ({"sliding_window": 250}, 4, 140),
+    ],
+    ids=["Q8", "Q4", "dilated", "dilated3", "unprojected", "semantic2", "grouped", "other-kernels", "window250"],
+)
+def test_frame_by_frame_equals_the_whole_file(
+    codec_checkpoint: Callable[..., Path], overrides: dict[str, object], num_codebooks: int, frames: int
+) -> None:
+    """Pins a seam between frames: a context of the wrong length or dilation, a window off by one, the downsampling's
+    first frame padded with zeros instead of itself, a projection where the checkpoint has none.
+    """
+    folder = codec_checkpoint(**overrides)
+    pcm = streams(frames, 1)
+    codes, audio = offline(folder, pcm, num_codebooks)
+    ours, heard = stream(load_codec(folder, num_codebooks), pcm[0])
+    assert len(codes[0, :, 0].unique()) >= 5, "the checkpoint says too little to tell streams apart"
+    assert torch.equal(ours, codes[0])
+    assert relative_error(heard, audio[0]) < 1e-4
+
+
+def test_fewer_codebooks_are_the_first_ones_and_only_they_are_loaded(codec_dir: Path) -> None:
+    """Pins memory spent on 32 codebooks where a decoder uses 4, and the wrong ones of them."""
+    pcm = torch.from_numpy(speech(6))
+    few, many = load_codec(codec_dir, 3), load_codec(codec_dir, 8)
+    assert few.quantizer.codebooks.shape[0] == few.quantizer.latents.shape[0] == 3
+    assert torch.equal(stream(few, pcm)[0], stream(many, pcm)[0][:, :3])
+
+
+@pytest.mark.parametrize("num_codebooks", [1, 9])
+def test_codebooks_that_the_codec_lacks_are_refused(codec_dir: Path, num_codebooks: int) -> None:
+    """Pins an index error deep in the loader when decoder and codec do not belong together."""
+    with pytest.raises(CheckpointError, match="do not belong together"):
+        load_codec(codec_dir, num_codebooks)
+
+
+@st.composite
+def schedules(draw: st.DrawFn) -> list[tuple[int, int, int, int]]:
+    """Steps of (batch, slots that encode, slots that decode, slots reset first), the slots as bit masks."""
+    masks = st.integers(0, 2**SLOTS - 1)
+    often = st.one_of(st.just(2**SLOTS - 1), masks)
+    rarely = st.one_of(*[st.just(0)] * 9, masks)
+    return draw(st.lists(st.tuples(st.integers(1, SLOTS), often, often, rarely), min_size=20, max_size=40))
+
+
+@pytest.fixture(scope="module")
+def judged(codec_dir: Path) -> tuple[Tensor, Tensor, Tensor]:
+    """Audio of as many streams as slots, with its codes and decoded audio offline."""
+    pcm = streams(40)
+    return pcm.view(SLOTS, -1, FRAME), *offline(codec_dir, pcm, 4)
+
+
+@settings(max_examples=12)
+@given(schedules())
+def test_streams_out_of_step_each_equal_their_own_file(
+    codec: StreamingMimi, judged: tuple[Tensor, Tensor, Tensor], schedule: list[tuple[int, int, int, int]]
+) -> None:
+    """Pins state that leaks: between slots, from idle slots that are computed along, from the stream before a reset,
+    from memory never written.
+    """
+    pcm, codes, audio = judged
+    audio = audio.view(SLOTS, -1, FRAME)
+    state = poisoned(codec, SLOTS)
+    encoded, decoded = [0] * SLOTS, [0] * SLOTS
+
+    def mask(bits: int, batch: int) -> Tensor:
+        return torch.tensor([bool(bits >> slot & 1) for slot in range(batch)])
+
+    for batch, encoding, decoding, resetting in schedule:
+        state.reset(mask(resetting, SLOTS))
+        for slot in mask(resetting, SLOTS).nonzero().flatten().tolist():
+            encoded[slot] = decoded[slot] = 0
+        ours = codec.encode(torch.stack([pcm[s, encoded[s]] for s in range(batch)]), state, mask(encoding, batch))
+        fed = torch.stack([codes[s, decoded[s]] for s in range(batch)])
+        heard = codec.decode(fed, state, mask(decoding, batch))
+        for slot in range(batch):
+            if encoding >> slot & 1:
+                assert torch.equal(ours[slot], codes[slot, encoded[slot]]), (slot, encoded[slot])
+                encoded[slot] += 1
+            if decoding >> slot & 1:
+                assert relative_error(heard[slot], audio[slot, decoded[slot]]) < 1e-4, (slot, decoded[slot])
+                decoded[slot] += 1
+    assert state.encoder.frames.tolist() == encoded
+    assert state.decoder.frames.tolist() == decoded
+
+
+@pytest.mark.parametrize("cut", [1, 3, 4])
+@pytest.mark.parametrize("length", [3, 4, 12, 23])
+def test_a_rewound_stream_goes_on_as_if_it_had_never_gone_there(codec: StreamingMimi, length: int, cut: int) -> None:
+    """Pins a context or a key that the cut frames overwrote. Exact, and so are the slots that idled meanwhile."""
+    cut = min(cut, length)
+    pcm = streams(length + 8, 3).view(3, -1, FRAME)
+    away = torch.from_numpy(speech(cut, 99)).view(-1, FRAME)
+
+    def run(astray: bool) -> list[Tensor]:
+        state = poisoned(codec, 3, rewind_frames=4)
+        after = []
+        for index in range(length + cut + 4):
+            active = torch.tensor([True, True, True])
+            frames = pcm[:, index].clone()
+            if length <= index < length + cut:  # the first slot goes astray or idles, the last one idles
+                active = torch.tensor([astray, True, False])
+                frames[0] = away[index - length]
+            elif index >= length + cut:
+                frames[0], frames[2] = pcm[0, index - cut], pcm[2, index - cut]
+            if astray and index == length + cut:
+                for half in (state.encoder, state.decoder):
+                    half.frames[0] -= cut
+            codes = codec.encode(frames, state, active)
+            audio = codec.decode(codes, state, active)
+            if index >= length + cut:
+                after.extend((codes, audio))
+        return after
+
+    for ours, wanted in zip(run(True), run(False), strict=True):
+        assert torch.equal(ours, wanted)
+
+
+def test_scrub_forgets_even_nan(codec: StreamingMimi) -> None:
+    """Pins a slot that stays poisoned for every later session once one of them fed NaN."""
+    state, fresh = codec.init_state(2), codec.init_state(2)
+    both = torch.tensor([True, True])
+    for _ in range(3):
+        codec.encode(torch.full((2, FRAME), torch.nan), state, torch.tensor([False, True]))
+    for half in (state.encoder, state.decoder):
+        for memory in (half.contexts, half.ring.keys, half.ring.values):
+            memory[1] = torch.nan
+    state.scrub(1)
+    pcm = streams(14, 2).view(2, -1, FRAME)
+    for index in range(14):
+        codes, wanted = codec.encode(pcm[:, index], state, both), codec.encode(pcm[:, index], fresh, both)
+        assert torch.equal(codes, wanted)
+        assert torch.equal(codec.decode(codes, state, both), codec.decode(wanted, fresh, both))
+
+
+def test_following_is_encoding_without_the_codes(codec: StreamingMimi) -> None:
+    """Pins an encoder that is warm after listening only, not after hearing a continuation."""
+    pcm = streams(14, 1).view(1, -1, FRAME)
+    state, other = codec.init_state(1), codec.init_state(1)
+    for index in range(12):
+        codec.encode(pcm[:, index], state, ON)
+        codec.follow(pcm[:, index], other, ON)
+    for index in range(12, 14):
+        assert torch.equal(codec.encode(pcm[:, index], state, ON), codec.encode(pcm[:, index], other, ON))
+
+
+def test_bfloat16_is_near(codec_dir: Path) -> None:
+    """Pins a float32 tensor left in the path, which would not even run, or a sum in the wrong type."""
+    pcm = torch.from_numpy(speech(14))
+    codes, audio = stream(load_codec(codec_dir), pcm)
+    low = load_codec(codec_dir, dtype=torch.bfloat16)
+    state = low.init_state(1)
+    heard = torch.cat([low.decode(frame[None], state, ON)[0] for frame in codes])
+    assert relative_error(heard, audio) < 0.1
+    assert (stream(low, pcm)[0][:, 0] == codes[:, 0]).float().mean() > 0.5

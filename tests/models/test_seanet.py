@@ -1,0 +1,70 @@
+"""The convolutions against torch's own, whole and in frames."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from torch import Tensor
+
+from streaming.models.checkpoint import TensorSource
+from streaming.models.seanet import CausalConv1d
+
+CPU = torch.device("cpu")
+
+
+def in_pieces(conv: CausalConv1d, x: Tensor, sizes: list[int]) -> Tensor:
+    """x: [B, T, C], piece by piece from an empty context."""
+    context = torch.zeros(len(x), conv.context, conv.channels)
+    out = []
+    for piece in x.split(sizes, dim=1):
+        y, context = conv(piece, context)
+        assert context.shape == (len(x), conv.context, conv.channels)
+        out.append(y)
+    return torch.cat(out, dim=1)
+
+
+def source(folder: Path, **tensors: Tensor) -> TensorSource:
+    save_file({name.replace("__", "."): tensor for name, tensor in tensors.items()}, folder / "model.safetensors")
+    return TensorSource(folder, CPU, torch.float32)
+
+
+pieces = st.lists(st.integers(1, 4), min_size=1, max_size=5)
+
+
+@given(steps=pieces, kernel=st.integers(1, 5), stride=st.integers(1, 3), dilation=st.integers(1, 3))
+def test_pieces_of_any_size_equal_the_whole(steps: list[int], kernel: int, stride: int, dilation: int) -> None:
+    """Pins a context too short for the dilation, or one that a piece shorter than it does not carry on."""
+    if kernel * dilation < stride:
+        kernel = stride
+    out, channels = 3, 2
+    weight, bias = torch.randn(out, channels, kernel), torch.randn(out)
+    flat = weight.permute(2, 1, 0).reshape(kernel * channels, out)
+    conv = CausalConv1d(flat, bias, channels, kernel, stride, dilation)
+    if conv.context < 0:
+        return
+    sizes = [count * stride for count in steps]
+    x = torch.randn(2, sum(sizes), channels)
+    padded = F.pad(x.transpose(1, 2), (conv.context, 0))
+    wanted = F.conv1d(padded, weight, bias, stride, dilation=dilation).transpose(1, 2)
+    torch.testing.assert_close(in_pieces(conv, x, sizes), wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(4, 2), (16, 8), (5, 2), (3, 3), (2, 3), (7, 3)])
+def test_a_transposed_convolution_equals_torch_trimmed_on_the_right(tmp_path: Path, kernel: int, stride: int) -> None:
+    """Pins taps in reversed order, and kernels that are not a multiple of the stride."""
+    channels, out = 3, 2
+    weight, bias = torch.randn(channels, out, kernel), torch.randn(out)
+    files = source(tmp_path, up__conv__weight=weight, up__conv__bias=bias)
+    conv = CausalConv1d.load_transposed(files, "up", (channels, out, kernel), stride)
+    x = torch.randn(2, 6, channels)
+    wanted = F.conv_transpose1d(x.transpose(1, 2), weight, bias, stride)
+    wanted = F.pad(wanted, (0, max(0, 6 * stride - wanted.shape[-1])))[..., : 6 * stride].transpose(1, 2)
+    if kernel < stride:  # where no tap reaches, torch's whole output ends early: the bias is still there
+        wanted[:, -(stride - kernel) :] = bias
+    torch.testing.assert_close(in_pieces(conv, x, [1, 3, 2]), wanted, rtol=1e-4, atol=1e-5)

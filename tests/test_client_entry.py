@@ -1,0 +1,326 @@
+"""`client.py` as a person runs it: flags, exit statuses, its own server, and no torch."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+import client
+from streaming.audio import FRAME
+from tests.console.fake_sounddevice import install
+from tests.console.witness import Witness
+from tests.wire.fake_server import STARTED, Script, fake_server, never, whole_turn
+
+ROOT = Path(client.__file__).parent
+WITHOUT_TORCH = """
+import importlib.abc, runpy, sys
+class Forbid(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name.partition(".")[0] in ("torch", "transformers", "safetensors", "tokenizers", "huggingface_hub"):
+            raise ImportError(f"{name} is forbidden here")
+sys.meta_path.insert(0, Forbid())
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+OWN_SERVER = """
+import argparse, asyncio, os, sys
+parser = argparse.ArgumentParser()
+parser.add_argument("--port"), parser.add_argument("--model")
+args = parser.parse_args()
+if args.model == "broken":
+    sys.exit("server.py: no such model")
+from tests.wire.fake_server import fake_server
+async def main():
+    async with fake_server(frames=100 if args.model == "long" else 3) as server:
+        with open(sys.path[0] + "/pid", "w") as file:
+            file.write(str(os.getpid()))
+        print(f"listening on {server.url}/v1/continue", flush=True)
+        await asyncio.sleep(60)
+asyncio.run(main())
+"""
+
+
+@pytest.fixture
+def speech(tmp_path: Path) -> Path:
+    path = tmp_path / "speech.wav"
+    soundfile.write(path, 0.1 * np.sin(np.arange(4_800)), 48_000)
+    return path
+
+
+@pytest.fixture
+def installed(tmp_path: Path) -> Path:
+    """A directory with `client.py` and, beside it, a fake `server.py`."""
+    place = tmp_path / "installed"
+    place.mkdir()
+    shutil.copy(ROOT / "client.py", place)
+    (place / "server.py").write_text(textwrap.dedent(OWN_SERVER))
+    return place
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+def run_client(installed: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(installed / "client.py"), *arguments],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+def alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+class TestFlags:
+    @pytest.mark.parametrize(
+        ("flags", "reason"),
+        [
+            (["--max-seconds", "0"], "above 0 and at most 3600"),
+            (["--max-seconds", "-1"], "above 0"),
+            (["--max-seconds", "nan"], "above 0"),
+            (["--max-seconds", "soon"], "not a number"),
+            (["--temperature", "-0.1"], "at least 0"),
+            (["--temperature", "inf"], "at most 10"),
+            (["--top-k", "1.5"], "not a number"),
+            (["--top-p", "0"], "above 0 and at most 1"),
+            (["--seed", "-1"], "at least 0"),
+            (["--turn", "later"], "invalid choice"),
+            (["--pace", "fast"], "needs --input"),
+            (["--input", "a.wav", "--pace", "fast", "--turn", "vad"], "needs --pace realtime"),
+            (["--input", "a.wav", "--input-device", "1"], "microphone mode"),
+            (["--url", "ws://h", "--model", "demo"], "own server"),
+            (["--output", "a.wav", "--record", "./a.wav"], "same file"),
+        ],
+    )
+    def test_what_makes_no_sense_is_said_at_once(
+        self, flags: list[str], reason: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        with pytest.raises(SystemExit) as info:
+            client.main(flags)
+        assert info.value.code == 2
+        assert reason in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("flags", "reason"),
+        [
+            (["--input", "nowhere.wav"], "nowhere.wav: no such file"),
+            (["--input", __file__], "not an audio file"),
+            (["--input", "{speech}", "--output", "{speech}/x/a.wav"], "there is no directory"),
+            (["--input", "{speech}", "--record", "/dev/null"], "not a file that can be replaced"),
+            (["--input", "{speech}", "--url", "http://somewhere"], "not a WebSocket address"),
+            (["--input", "{speech}", "--url", "ws://127.0.0.1:9"], "nothing answers"),
+        ],
+    )
+    def test_errors_of_the_user_are_one_line(
+        self, flags: list[str], reason: str, speech: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert client.main([flag.format(speech=speech) for flag in flags]) == 1
+        error = capsys.readouterr().err
+        assert reason in error
+        assert error.count("\n") == 1
+
+
+class TestDevices:
+    def test_a_list(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        install(monkeypatch)
+        assert client.main(["--list-devices"]) == 0
+        assert "USB Headset" in capsys.readouterr().out
+
+    def test_a_list_as_json(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        install(monkeypatch)
+        assert client.main(["--list-devices", "--json"]) == 0
+        devices = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert [device["number"] for device in devices] == [0, 1, 2, 3]
+
+    @pytest.mark.parametrize("flags", [["--list-devices"], []])
+    def test_without_sounddevice(
+        self, flags: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """The microphone mode started a server before it found out that there is no microphone."""
+        monkeypatch.setitem(sys.modules, "sounddevice", None)
+        assert client.main(flags) == 1
+        assert "pip install sounddevice" in capsys.readouterr().err
+
+    def test_an_unknown_device(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        install(monkeypatch)
+        assert client.main(["--input-device", "bluetooth"]) == 1
+        assert "no input device 'bluetooth'" in capsys.readouterr().err
+
+    def test_a_conversation_that_ends_before_it_began(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        install(monkeypatch)
+        monkeypatch.setattr("client.presses", lambda: _nothing())
+        monkeypatch.setattr("client.own_server", lambda *_, **__: _url_of_a_server(never))
+        monkeypatch.setattr("client.server_command", lambda *_: [])
+        assert client.main(["--json", "--output", str(tmp_path / "a.wav")]) == 1
+        captured = capsys.readouterr()
+        events = [json.loads(line) for line in captured.out.splitlines()]
+        assert "wear headphones" in events[0]["message"]
+        assert "no continuation came whole" in captured.err
+        assert not list(tmp_path.iterdir())
+
+    def test_a_conversation_with_a_microphone(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        """Both devices at rates of their own, 48,000 and 44,100 Hz, and the conversation kept to the sample."""
+        install(monkeypatch, live=True)
+        view = Witness()
+
+        async def presses() -> AsyncIterator[None]:
+            for turn in (1, 2):
+                await view.until("listening", turn)
+                await asyncio.sleep(0.1)
+                yield None
+            await view.until("turn", 2)
+
+        monkeypatch.setattr("client.presses", presses)
+        monkeypatch.setattr("client.choose_view", lambda **_: view)
+        monkeypatch.setattr("client.own_server", lambda *_, **__: _url_of_a_server(whole_turn))
+        monkeypatch.setattr("client.server_command", lambda *_: [])
+        assert client.main(["--output", str(tmp_path / "a.wav"), "--record", str(tmp_path / "b.wav")]) == 0
+        assert view.names()[-1] == "summary"
+        assert view.events[-1][1]["turns"] == 2
+        assert view.events[-1][1]["first_audible_ms"] > 0
+        assert soundfile.info(tmp_path / "a.wav").frames == 2 * 5 * FRAME
+        record, _ = soundfile.read(tmp_path / "b.wav", dtype="int16")
+        sent, heard = (track[track > 50] for track in record.T)
+        assert np.median(sent) == pytest.approx(3_277, abs=10)
+        assert len(heard) == pytest.approx(2 * 5 * FRAME, abs=200)
+
+
+async def _nothing() -> AsyncIterator[None]:
+    for nothing in list[None]():
+        yield nothing
+
+
+@contextlib.asynccontextmanager
+async def _url_of_a_server(script: Script) -> AsyncIterator[str]:
+    async with fake_server(script) as server:
+        yield server.url
+
+
+class TestOwnServer:
+    def test_a_file_is_continued_by_a_server_of_its_own(self, installed: Path, speech: Path) -> None:
+        output = speech.with_name("out.wav")
+        done = run_client(installed, "--input", str(speech), "--output", str(output), "--max-seconds", "1")
+        assert done.returncode == 0, done.stderr
+        events = {event["event"]: event for event in map(json.loads, done.stdout.splitlines())}
+        assert events["server"]["url"].startswith("ws://127.0.0.1:")
+        assert events["summary"]["whole"] is True
+        assert events["summary"]["first_audible_ms"] > 0
+        assert "first audible sample after" in done.stderr
+        info = soundfile.info(output)
+        assert (info.samplerate, info.channels, info.subtype, info.frames) == (24_000, 1, "PCM_16", 3 * FRAME)
+        assert not alive(int((installed / "pid").read_text()))
+
+    def test_json_alone_leaves_standard_error_empty(self, installed: Path, speech: Path) -> None:
+        done = run_client(installed, "--input", str(speech), "--pace", "fast", "--json")
+        assert (done.returncode, done.stderr) == (0, "")
+
+    def test_a_server_that_does_not_start(self, installed: Path, speech: Path) -> None:
+        done = run_client(installed, "--input", str(speech), "--model", "broken", "--output", str(speech) + ".out")
+        assert done.returncode == 1
+        assert "ended with status 1 before it listened" in done.stderr
+        assert "no such model" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert sorted(path.name for path in speech.parent.iterdir()) == ["installed", "speech.wav"]
+
+    def test_a_missing_server_script(self, installed: Path, speech: Path) -> None:
+        (installed / "server.py").unlink()
+        done = run_client(installed, "--input", str(speech))
+        assert done.returncode == 1
+        assert "--url" in done.stderr
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+    @pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
+    def test_ctrl_c_ends_the_server_too(self, installed: Path, speech: Path, name: str, status: int) -> None:
+        """A server that outlives its client holds the model's memory until somebody looks."""
+        output = speech.with_name("out.wav")
+        process = subprocess.Popen(
+            [
+                *(sys.executable, str(installed / "client.py")),
+                *("--input", str(speech), "--model", "long", "--output", str(output)),
+            ],
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout is not None
+        for line in process.stdout:
+            if json.loads(line)["event"] == "speaking":
+                break
+        process.send_signal(getattr(signal, name))
+        _, error = process.communicate(timeout=30)
+        assert process.returncode == status, error
+        assert "Traceback" not in error
+        assert not alive(int((installed / "pid").read_text()))
+        assert not output.exists()
+
+
+class TestWithoutTorch:
+    @staticmethod
+    async def run_without_torch(*arguments: str) -> tuple[int | None, str, str]:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", WITHOUT_TORCH, str(ROOT / "client.py"), *arguments),
+            env=environment(),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        out, error = await asyncio.wait_for(process.communicate(), 60)
+        return process.returncode, out.decode(), error.decode()
+
+    def test_help(self) -> None:
+        status, out, error = asyncio.run(self.run_without_torch("--help"))
+        assert status == 0, error
+        assert "--list-devices" in out
+
+    def test_a_file(self, speech: Path) -> None:
+        """A laptop that only speaks and listens should not have to install a gigabyte."""
+
+        async def test() -> tuple[int | None, str, str]:
+            async with fake_server() as server:
+                return await self.run_without_torch("--url", server.url, "--input", str(speech), "--pace", "fast")
+
+        status, out, error = asyncio.run(test())
+        assert status == 0, error
+        assert json.loads(out.splitlines()[0])["session"] == STARTED.session
+
+    def test_a_reader_that_goes_away_is_no_traceback(self, speech: Path) -> None:
+        async def test() -> tuple[int | None, str]:
+            async with fake_server() as server:
+                reading, writing = os.pipe()
+                os.close(reading)
+                process = await asyncio.create_subprocess_exec(
+                    *(sys.executable, str(ROOT / "client.py"), "--url", server.url, "--input", str(speech)),
+                    env=environment(),
+                    stdout=writing,
+                    stderr=asyncio.subprocess.PIPE,
+                )
+                os.close(writing)
+                _, error = await asyncio.wait_for(process.communicate(), 60)
+                return process.returncode, error.decode()
+
+        assert asyncio.run(test()) == (1, "")

@@ -1,0 +1,400 @@
+"""The frame step against the published batch pipeline, and slots against themselves: alone, rewound, reopened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from streaming.config import Sampling
+from streaming.frame_step import FrameStep, StepResult
+from streaming.models.llama import LlamaDecoder
+from streaming.models.mimi import StreamingMimi
+from tests.reference import FRAME, load_codec, load_decoder, published_pipeline, relative_error, speech
+
+GREEDY = Sampling(temperature=0.0)
+SAMPLED = Sampling(temperature=0.8, seed=5)
+WINDOW = 6
+REWIND = 4
+
+Audio = NDArray[np.float32]
+Codes = NDArray[np.int64]
+
+
+def advance(step: FrameStep, slots: dict[int, Audio | None], batch: int | None = None) -> StepResult:
+    """One step: slots with a frame listen, slots with None speak, the others idle on what they must not read."""
+    batch = step.num_slots if batch is None else batch
+    pcm = speech(batch, seed=77).reshape(batch, FRAME)
+    listening, speaking = np.zeros((2, batch), np.bool_)
+    for slot, frame in slots.items():
+        if frame is None:
+            speaking[slot] = True
+        else:
+            listening[slot] = True
+            pcm[slot] = frame
+    return step(pcm, listening, speaking)
+
+
+def frames_of(count: int, seed: int = 0) -> Audio:
+    return speech(count, seed).reshape(count, FRAME)
+
+
+def run(step: FrameStep, slot: int, prompt: Audio, spoken: int) -> tuple[Codes, Audio]:
+    """Listens to `prompt` [F, 1920] and speaks `spoken` frames. All codes [F + n, Q] and all audio [F + n, 1920]."""
+    results = [advance(step, {slot: frame}) for frame in prompt]
+    results += [advance(step, {slot: None}) for _ in range(spoken)]
+    return np.stack([r.codes[slot] for r in results]), np.stack([r.pcm[slot] for r in results])
+
+
+def opened(step: FrameStep, *sampling: Sampling) -> FrameStep:
+    for slot, options in enumerate(sampling):
+        step.open(slot, options)
+    return step
+
+
+@pytest.mark.parametrize("variant", [{}, {"num_codebooks": 8}, {"shuffled": True, "bos": False}], ids=str)
+@pytest.mark.parametrize("slot", [0, 2])
+def test_greedy_speech_equals_the_published_batch_pipeline(
+    codec_dir: Path, decoder_checkpoint: Callable[..., Path], variant: dict[str, object], slot: int
+) -> None:
+    """Pins everything between the stages: a frame late, codebooks swapped, a seam at the hand-over, a cold codec."""
+    model_dir = decoder_checkpoint(**variant)
+    decoder = load_decoder(model_dir)
+    books = decoder.num_codebooks
+    step = opened(FrameStep(load_codec(codec_dir, books), decoder, 3, 60, REWIND), GREEDY, GREEDY, GREEDY)
+    prompt = frames_of(9, seed=slot)
+    wanted = published_pipeline(codec_dir, model_dir, prompt.reshape(-1), 14)
+    assert not wanted.ended
+    assert len(np.unique(wanted.codes)) > 20
+    codes, audio = run(step, slot, prompt, 14)
+    assert np.array_equal(codes[:9], wanted.prompt_codes)
+    assert np.array_equal(codes[9:], wanted.codes)
+    assert relative_error(audio.reshape(-1), wanted.pcm) < 1e-4
+    assert step.frames(slot) == 23
+
+
+def test_the_end_comes_where_the_published_pipeline_has_it(
+    codec_dir: Path, decoder_checkpoint: Callable[..., Path]
+) -> None:
+    """Pins `</audio>` missed, drawn within a frame, or a frame late."""
+    model_dir = decoder_checkpoint(tie_word_embeddings=True)
+    step = FrameStep(load_codec(codec_dir), load_decoder(model_dir), 1, 60, REWIND)
+    lengths = set()
+    for seed in range(20):
+        prompt = frames_of(3, seed)
+        wanted = published_pipeline(codec_dir, model_dir, prompt.reshape(-1), 25)
+        step.open(0, GREEDY)
+        for frame in prompt:
+            advance(step, {0: frame})
+        for index in range(25):
+            result = advance(step, {0: None})
+            assert result.ended[0] == (wanted.ended and index == len(wanted.codes))
+            if result.ended[0]:
+                break
+            assert np.array_equal(result.codes[0], wanted.codes[index])
+        if wanted.ended:
+            lengths.add(len(wanted.codes))
+        if len(lengths) > 1:
+            return
+    pytest.fail(f"the checkpoint ends too seldom to show anything: {lengths}")
+
+
+Plan = list[list[str]]
+"""What each slot does in each step: "l", "s" or "-"."""
+
+
+def random_plan(random: np.random.Generator, steps: int, slots: int) -> Plan:
+    """Turns of some frames, with pauses; every slot listens first."""
+    plan = []
+    for _ in range(slots):
+        doing = ["-"] * int(random.integers(4)) + ["l"]
+        while len(doing) < steps:
+            doing += [str(random.choice(["l", "s", "-"], p=[0.4, 0.4, 0.2]))] * int(random.integers(1, 6))
+        plan.append(doing[:steps])
+    return [list(step) for step in zip(*plan, strict=True)]
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED, Sampling(temperature=1.5, top_k=0, top_p=0.9, seed=2**62)])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("follows", [True, False], ids=["follows", "deaf"])
+def test_sessions_out_of_step_each_say_what_they_say_alone(
+    codec: StreamingMimi, decoder: LlamaDecoder, sampling: Sampling, seed: int, follows: bool
+) -> None:
+    """Pins a session that changes with its neighbours: through masks, the batch's width, draws, or idle steps. Long
+    enough to slide.
+    """
+    slots, steps = 4, 40
+    plan = random_plan(np.random.default_rng(seed), steps, slots)
+    heard = [frames_of(steps, seed=10 + slot) for slot in range(slots)]
+    together = opened(FrameStep(codec, decoder, slots, WINDOW, REWIND, follows), *[sampling] * slots)
+    alone = [opened(FrameStep(codec, decoder, 1, WINDOW, REWIND, follows), sampling) for _ in range(slots)]
+    spoken = 0
+    for index, doing in enumerate(plan):
+        part = {slot: heard[slot][index] if what == "l" else None for slot, what in enumerate(doing) if what != "-"}
+        if not part:
+            continue
+        result = advance(together, part, batch=max(part) + 1 if index % 2 else slots)
+        for slot, frame in part.items():
+            single = advance(alone[slot], {0: frame})
+            assert result.ended[slot] == single.ended[0]
+            if not result.ended[slot]:
+                assert np.array_equal(result.codes[slot], single.codes[0]), (index, slot)
+                assert relative_error(result.pcm[slot], single.pcm[0]) < 1e-4
+                spoken += frame is None
+    assert [together.frames(slot) for slot in range(slots)] == [one.frames(0) for one in alone]
+    assert spoken > steps
+
+
+@pytest.mark.parametrize("follows", [True, False], ids=["follows", "deaf"])
+@pytest.mark.parametrize(("heard", "cut"), [(2, 0), (2, 1), (2, REWIND), (0, REWIND), (30, 3), (30, REWIND)])
+def test_a_rewound_session_goes_on_as_if_it_had_never_said_it(
+    codec: StreamingMimi, decoder: LlamaDecoder, follows: bool, heard: int, cut: int
+) -> None:
+    """Pins an interruption that leaves a trace: in the codec, the context, the numbers of the draws, or the count of
+    the frames that the encoder heard. Exact, after the context has slid too.
+    """
+
+    def session(astray: bool) -> list[StepResult]:
+        step = opened(FrameStep(codec, decoder, 2, WINDOW, REWIND, follows), SAMPLED, SAMPLED)
+        for frame in frames_of(4):
+            advance(step, {0: frame})
+        for _ in range(heard):
+            advance(step, {0: None})
+        for _ in range(cut):  # the neighbour listens meanwhile
+            advance(step, {0: None, 1: frames_of(1)[0]} if astray else {1: frames_of(1)[0]})
+        if astray:
+            step.rewind(0, cut)
+        assert step.frames(0) == 4 + heard
+        results = [advance(step, {0: frame}) for frame in frames_of(3, seed=1)]
+        return results + [advance(step, {0: None}) for _ in range(8)]
+
+    for ours, wanted in zip(session(True), session(False), strict=True):
+        assert np.array_equal(ours.codes[0], wanted.codes[0])
+        assert np.array_equal(ours.pcm[0], wanted.pcm[0])
+        assert ours.ended[0] == wanted.ended[0]
+
+
+@pytest.mark.parametrize("follows", [True, False], ids=["follows", "deaf"])
+def test_turns_interrupted_again_and_again_leave_no_trace(
+    codec: StreamingMimi, decoder: LlamaDecoder, follows: bool
+) -> None:
+    """Pins a rewind that is exact once only: each cut writes over what the next one needs."""
+    random = np.random.default_rng(3)
+    ours, wanted = (opened(FrameStep(codec, decoder, 1, WINDOW, REWIND, follows), SAMPLED) for _ in range(2))
+    for turn in range(8):
+        for frame in frames_of(int(random.integers(1, 4)), seed=turn):
+            assert np.array_equal(advance(ours, {0: frame}).pcm, advance(wanted, {0: frame}).pcm)
+        for _ in range(int(random.integers(0, 5))):
+            assert np.array_equal(advance(ours, {0: None}).pcm, advance(wanted, {0: None}).pcm)
+        cut = int(random.integers(0, REWIND + 1))
+        ended = [bool(advance(ours, {0: None}).ended[0]) for _ in range(cut)]
+        ours.rewind(0, cut - sum(ended))
+        assert ours.frames(0) == wanted.frames(0)
+
+
+def test_listened_frames_are_rewound_too(codec: StreamingMimi, decoder: LlamaDecoder) -> None:
+    """Pins an encoder rewound by the wrong count where it does not follow: by spoken frames, or not by heard ones."""
+
+    def session(astray: bool) -> list[StepResult]:
+        step = opened(FrameStep(codec, decoder, 1, WINDOW, REWIND, encoder_follows=False), SAMPLED)
+        for frame in frames_of(5):
+            advance(step, {0: frame})
+        if astray:
+            for frame in (None, *frames_of(2, seed=8), None):
+                advance(step, {0: frame})
+            step.rewind(0, 4)
+        return [advance(step, {0: frame}) for frame in (*frames_of(2, seed=1), None, None)]
+
+    for ours, wanted in zip(session(True), session(False), strict=True):
+        assert np.array_equal(ours.codes, wanted.codes)
+        assert np.array_equal(ours.pcm, wanted.pcm)
+
+
+def test_rewinding_further_than_was_kept_is_a_programmers_error(codec: StreamingMimi, decoder: LlamaDecoder) -> None:
+    """Pins a stream continued in silence from contexts that belong to other frames."""
+    step = opened(FrameStep(codec, decoder, 1, WINDOW, REWIND), GREEDY)
+    advance(step, {0: frames_of(1)[0]})
+    with pytest.raises(AssertionError):
+        step.rewind(0, 2)
+    run(step, 0, frames_of(REWIND + 2), 0)
+    with pytest.raises(AssertionError):
+        step.rewind(0, REWIND + 1)
+    step.rewind(0, REWIND - 1)
+    step.rewind(0, 1)
+    with pytest.raises(AssertionError):
+        step.rewind(0, 1)
+    run(step, 0, frames_of(1), 1)  # not yet beyond where it was: nothing more was kept
+    step.rewind(0, 2)
+    with pytest.raises(AssertionError):
+        step.rewind(0, 1)
+
+
+def test_the_end_token_does_not_advance_its_slot(
+    codec: StreamingMimi, decoder: LlamaDecoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pins a session that cannot be continued after the model ended its speech: half a frame would stand in its
+    context, and silence in the codec. Its neighbours hear nothing of it.
+    """
+    logits = decoder.logits
+
+    def session(tries: bool) -> list[StepResult]:
+        step = opened(FrameStep(codec, decoder, 3, WINDOW, REWIND), SAMPLED, SAMPLED, SAMPLED)
+        results = [advance(step, {0: a, 1: b}) for a, b in zip(frames_of(8), frames_of(8, 1), strict=True)]
+
+        def ending(hidden: Tensor, codebook: int) -> Tensor:
+            out = logits(hidden, codebook).clone()
+            out[1, -1] += 1000.0  # the second slot alone; forbidden within a frame, and stays so
+            return out
+
+        with monkeypatch.context() as patch:
+            patch.setattr(decoder, "logits", ending)
+            for frame in frames_of(2, seed=2):
+                result = advance(step, {0: None, 2: frame} | ({1: None} if tries else {}))
+                assert result.ended.tolist() == [False, tries, False]
+                results.append(result)
+        assert [step.frames(slot) for slot in range(3)] == [10, 8, 2]
+        later = zip(frames_of(4, 3), [None] * 4, strict=True)
+        return (
+            results
+            + [advance(step, {0: None, 1: mine, 2: other}) for mine, other in later]
+            + [advance(step, {1: None}) for _ in range(4)]
+        )
+
+    for index, (ours, wanted) in enumerate(zip(session(True), session(False), strict=True)):
+        slots = [0, 2] if index in (8, 9) else [1] if index >= 14 else [0, 1, 2] if index > 9 else [0, 1]
+        assert np.array_equal(ours.codes[slots], wanted.codes[slots])
+        assert np.array_equal(ours.pcm[slots], wanted.pcm[slots])
+
+
+@pytest.mark.parametrize("follows", [True, False], ids=["follows", "deaf"])
+def test_open_leaves_nothing_of_the_session_before(codec: StreamingMimi, decoder: LlamaDecoder, follows: bool) -> None:
+    """Pins a voice that reaches the next user, and a slot lost for good to one NaN. The prefix must outlive both."""
+
+    def session(used: bool) -> tuple[list[StepResult], FrameStep]:
+        step = FrameStep(codec, decoder, 2, WINDOW, REWIND, follows)
+        if used:
+            step.open(1, Sampling(temperature=2.0, top_k=3, top_p=0.5, seed=99))
+            run(step, 1, frames_of(9, seed=50), 3)
+            advance(step, {1: np.full(FRAME, np.nan, np.float32)})
+            for half in (step._codec_state.encoder, step._codec_state.decoder):
+                for memory in (half.contexts, half.ring.keys, half.ring.values):
+                    memory[1] = torch.nan
+            prefix = decoder.prefix  # its values are constants that no step writes
+            step._decoder_state.ring.keys[1] = torch.nan
+            step._decoder_state.ring.values[1, :, :, prefix:] = torch.nan
+            step._decoder_state.lasts[1] = 7
+        step.open(0, GREEDY)
+        step.open(1, SAMPLED)
+        assert step.frames(1) == 0
+        results = [advance(step, {0: frame, 1: frame}) for frame in frames_of(8)]
+        return results + [advance(step, {0: None, 1: None}) for _ in range(8)], step
+
+    ours, step = session(True)
+    wanted, _ = session(False)
+    for one, other in zip(ours, wanted, strict=True):
+        assert np.array_equal(one.codes, other.codes)
+        assert np.array_equal(one.pcm, other.pcm)
+        assert np.isfinite(one.pcm).all()
+    with pytest.raises(AssertionError):
+        opened(step, GREEDY).rewind(0, 1)
+
+
+def test_a_session_that_feeds_nan_harms_itself_alone(codec: StreamingMimi, decoder: LlamaDecoder) -> None:
+    """Pins a broken microphone that silences every user of the server."""
+
+    def session(frame: Audio) -> list[StepResult]:
+        step = opened(FrameStep(codec, decoder, 2, WINDOW, REWIND), SAMPLED, SAMPLED)
+        results = [advance(step, {0: good, 1: frame}) for good in frames_of(4)]
+        return results + [advance(step, {0: None, 1: None}) for _ in range(4)]
+
+    broken = session(np.full(FRAME, np.nan, np.float32))
+    for ours, wanted in zip(broken, session(frames_of(1, 5)[0]), strict=True):
+        assert np.array_equal(ours.codes[0], wanted.codes[0])
+        assert np.array_equal(ours.pcm[0], wanted.pcm[0])
+
+
+@pytest.mark.parametrize("follows", [True, False], ids=["follows", "deaf"])
+def test_audio_is_read_where_a_slot_listens_and_nowhere_else(
+    codec: StreamingMimi, decoder: LlamaDecoder, follows: bool
+) -> None:
+    """Pins rubbish in an unused row of the batch that ends up in the stream of its slot, rewound or not."""
+
+    def session(rubbish: float) -> list[StepResult]:
+        step = opened(FrameStep(codec, decoder, 2, WINDOW, REWIND, follows), SAMPLED, SAMPLED)
+        results = []
+        plan = ["ll", "ll", "l-", "ls", "ss", "-s", "s-", "ss", "s-", "rr", "ll", "l-", "sl", "ss"]
+        for index, doing in enumerate(plan):
+            if doing == "rr":
+                step.rewind(0, 2)
+                step.rewind(1, 2)
+                continue
+            pcm = frames_of(2, seed=index)
+            listening = np.array([what == "l" for what in doing])
+            pcm[~listening] = rubbish
+            results.append(step(pcm, listening, np.array([what == "s" for what in doing])))
+            results[-1].pcm[[what == "-" for what in doing]] = 0.0
+        return results
+
+    for ours, wanted in zip(session(np.nan), session(0.0), strict=True):
+        assert np.array_equal(ours.pcm, wanted.pcm)
+
+
+def test_a_step_of_listening_leaves_what_a_mixed_step_leaves(codec: StreamingMimi, decoder: LlamaDecoder) -> None:
+    """Pins the two ways through the decoder, one forward of Q tokens or Q of one, growing apart."""
+    plain, mixed = (opened(FrameStep(codec, decoder, 2, WINDOW, REWIND), SAMPLED, SAMPLED) for _ in range(2))
+    for step in (plain, mixed):
+        advance(step, {1: frames_of(1, 9)[0]})
+    for frame in frames_of(20):
+        one, other = advance(plain, {0: frame}), advance(mixed, {0: frame, 1: None})
+        assert np.array_equal(one.codes[0], other.codes[0])
+        assert np.array_equal(one.pcm[0], other.pcm[0])
+    for ours, wanted in zip(_memory(plain, 0), _memory(mixed, 0), strict=True):
+        torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-4)
+    for _ in range(4):
+        assert np.array_equal(advance(plain, {0: None}).codes[0], advance(mixed, {0: None}).codes[0])
+
+
+def _memory(step: FrameStep, slot: int) -> list[Tensor]:
+    """What a slot's stream is made of: all that is within its windows, as floats."""
+    decoder, encoder, state = step._codec_state.decoder, step._codec_state.encoder, step._decoder_state
+    frames, books = step.frames(slot), step.num_codebooks
+    ring = state.ring
+    position = ring.prefix - 1 + torch.arange((frames - WINDOW) * books, frames * books)
+    held = ring.index(position)
+    parts = [ring.keys[slot, :, :, held], ring.values[slot, :, :, held], state.lasts[slot, (frames - 1) % REWIND]]
+    for half in (encoder, decoder):
+        parts.append(half.frames[slot])
+        parts.append(half.contexts[slot, (frames - 1) % half.contexts.shape[1]])
+        held = half.ring.index(torch.arange(2 * frames - 20, 2 * frames))
+        parts += [half.ring.keys[slot, :, :, held], half.ring.values[slot, :, :, held]]
+    return [part.float() for part in parts]
+
+
+def test_new_options_hold_from_the_next_token(codec: StreamingMimi, decoder: LlamaDecoder) -> None:
+    """Pins a temperature changed between turns that is heard only in the next session."""
+    ours, greedy = (
+        opened(FrameStep(codec, decoder, 1, 30, REWIND), SAMPLED),
+        opened(FrameStep(codec, decoder, 1, 30, REWIND), GREEDY),
+    )
+    ours.configure(0, GREEDY)
+    assert np.array_equal(run(ours, 0, frames_of(3), 5)[0], run(greedy, 0, frames_of(3), 5)[0])
+    ours.configure(0, SAMPLED)
+    assert not all(np.array_equal(advance(ours, {0: None}).codes, advance(greedy, {0: None}).codes) for _ in range(5))
+
+
+def test_a_seed_repeats_itself_and_another_does_not(codec: StreamingMimi, decoder: LlamaDecoder) -> None:
+    """Pins a continuation that cannot be had again, and one that all users get."""
+    step = FrameStep(codec, decoder, 3, WINDOW, REWIND)
+
+    def spoken(slot: int, seed: int) -> Codes:
+        step.open(slot, Sampling(temperature=1.0, seed=seed))
+        return run(step, slot, frames_of(3), 8)[0]
+
+    first = spoken(0, 1)
+    assert np.array_equal(first, spoken(2, 1))
+    assert not np.array_equal(first, spoken(0, 2))
