@@ -61,13 +61,14 @@ class FrameStep:
         self._decoder_state = decoder.init_state(num_slots, context_frames, rewind_frames)
         self._sampler = SamplerState.allocate(num_slots, codec.device)
         self._frames = np.zeros(num_slots, np.int64)  # the streams' lengths, as the host knows them
+        self._least = np.zeros(num_slots, np.int64)  # and how short rewinding can make them
         self._spoken = np.zeros((num_slots, rewind_frames + 1), np.bool_)  # whether each of the last frames was spoken
 
     def open(self, slot: int, sampling: Sampling) -> None:
         """Gives a slot to a new session. Nothing of the one before it remains."""
         self._codec_state.scrub(slot)
         self._decoder_state.scrub(slot)
-        self._frames[slot] = 0
+        self._frames[slot] = self._least[slot] = 0
         self._sampler.set(slot, sampling)
 
     def configure(self, slot: int, sampling: Sampling) -> None:
@@ -79,9 +80,9 @@ class FrameStep:
         return int(self._frames[slot])
 
     def rewind(self, slot: int, frames: int) -> None:
-        """Takes back a slot's last frames, 0 to `rewind_frames` of them, as if they had never been."""
+        """Takes back a slot's last frames, as if they had never been: at most `rewind_frames` of the longest it was."""
         length = int(self._frames[slot])
-        assert 0 <= frames <= min(length, self.rewind_frames), (frames, length)
+        assert 0 <= frames <= length - self._least[slot], (frames, length, self._least[slot])
         taken = np.arange(length - frames, length) % self._spoken.shape[1]
         heard = frames if self._follows else int((~self._spoken[slot, taken]).sum())
         self._codec_state.encoder.frames[slot] -= heard
@@ -113,6 +114,7 @@ class FrameStep:
         rows = np.flatnonzero(advanced)
         self._spoken[rows, self._frames[rows] % self._spoken.shape[1]] = speaking[rows]
         self._frames[:batch] += advanced
+        self._least[:batch] = np.maximum(self._least[:batch], self._frames[:batch] - self.rewind_frames)
         return StepResult(audio, codes, ended)
 
     @torch.inference_mode()
@@ -123,7 +125,8 @@ class FrameStep:
         codec, decoder, state = self._codec, self._decoder, self._decoder_state
         batch = pcm.shape[0]
         if any_listening:
-            codes = codec.encode(pcm, self._codec_state, listening)
+            # What stands in the other rows must not matter: a NaN would outlast its frame, masked or not.
+            codes = codec.encode(torch.where(listening[:, None], pcm, 0.0), self._codec_state, listening)
         else:
             codes = torch.zeros(batch, self.num_codebooks, dtype=torch.int64, device=pcm.device)
         ended = torch.zeros_like(speaking)

@@ -327,7 +327,7 @@ def test_audio_is_read_where_a_slot_listens_and_nowhere_else(
     def session(rubbish: float) -> list[StepResult]:
         step = opened(FrameStep(codec, decoder, 2, WINDOW, REWIND, follows), SAMPLED, SAMPLED)
         results = []
-        plan = ["ll", "ll", "l-", "ls", "ss", "-s", "s-", "ss", "s-", "rr", "ll", "l-", "sl", "ss"]
+        plan = ["ll", "ll", "l-", "ls", "ss", "-s", "s-", "ss", "l-", "rr", "ll", "l-", "sl", "ss"]
         for index, doing in enumerate(plan):
             if doing == "rr":
                 step.rewind(0, 2)

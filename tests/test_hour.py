@@ -46,7 +46,7 @@ def test_an_hour_long_session_is_as_fresh_as_its_first_second(
     """Caches grew, positions ran out of precision, samples and frames drifted apart.
 
     Memory: no tensor is added or moved after the first minutes, and Python's own allocations stay flat. Time is
-    reported, not judged. The context slides all along; every sample in is a frame heard, every frame out is 1,920 samples.
+    reported, not judged. The context slides all along; every sample in is heard, every frame out is 1,920 samples.
     """
     codec = codec_checkpoint(num_filters=2, hidden_size=16, upsample_groups=16, num_hidden_layers=1, head_dim=8)
     decoder = load_decoder(decoder_checkpoint(num_hidden_layers=1))

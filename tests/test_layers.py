@@ -133,8 +133,15 @@ def test_no_import_is_overlooked(source: str, is_package: bool, wanted: set[str]
 
 @pytest.mark.parametrize(
     "name",
-    ["streaming", "streaming.audio", "streaming.errors", "streaming.wire.messages", "streaming.wire.client"]
-    + ["streaming.engine.session", "client"],
+    [
+        "streaming",
+        "streaming.audio",
+        "streaming.errors",
+        "streaming.engine.session",
+        "streaming.wire.messages",
+        "streaming.wire.client",
+        "client",
+    ],
 )
 def test_no_torch_is_loaded_by(name: str) -> None:
     """Pins a laptop client that needs two gigabytes of torch, and starts seconds late where it has it."""

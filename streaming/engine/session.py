@@ -18,7 +18,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from streaming.audio import FRAME
+from streaming.audio import FRAME, SAMPLE_RATE
 from streaming.config import Sampling
 from streaming.engine.events import EndReason, Event, Failed, FrameSpoken, Heard, Interrupted, TurnDone, TurnStarted
 from streaming.errors import EmptyPromptError, EngineStoppedError, PromptTooLongError, SessionError, StreamingError
@@ -116,7 +116,7 @@ class LiveSession:
         self.seed = sampling.seed
         self._step, self._changed, self._listener = step, changed, listener
         self._slides = slides
-        self._sampling = sampling
+        self._error: StreamingError | None = None  # what ended it
         self._state = State.LISTENING
         self._commands: deque[_Command] = deque([_Open(sampling)])
         self._queued_frames = 0
@@ -127,7 +127,6 @@ class LiveSession:
         # How things are
         self._turn = 1
         self._prompt_frames = 0  # heard in this turn
-        self._stream_frames = 0  # heard and spoken since the context was last cleared
         self._spoken = 0  # frames kept of the continuation in this turn, or, while listening, in the last
         self._spoken_before = 0  # the same of the continuation before that one
         self._least_kept = 0  # an interruption cannot cut below this: the step has forgotten how
@@ -159,9 +158,8 @@ class LiveSession:
     def listen(self, pcm: NDArray[np.float32]) -> bool:
         """Hears one frame, float32 [1920], which is now the session's: do not write into it again.
 
-        False if `QUEUED_FRAMES` wait already: offer it again after a `Heard`.
-        Raises `SessionError` while speaking; `PromptTooLongError` where the session does not slide and its context is
-        full.
+        False if `QUEUED_FRAMES` wait already: offer it again after a `Heard`. Raises `SessionError` while speaking.
+        A session that does not slide fails with `PromptTooLongError` when it hears more than its context holds.
         """
         assert pcm.shape == (FRAME,) and pcm.dtype == np.float32, (pcm.shape, pcm.dtype)
         with self._changed:
@@ -170,11 +168,6 @@ class LiveSession:
                 raise SessionError("the session is speaking: interrupt it before it listens again")
             if self._queued_frames >= QUEUED_FRAMES:
                 return False
-            if not self._slides and self._frames_next() >= self._step.context_frames:
-                seconds = self._step.context_frames * FRAME / 24_000
-                raise PromptTooLongError(
-                    f"the prompt fills the context of {seconds:.1f} s; make it shorter, or let the context slide"
-                )
             self._queued_frames += 1
             self._heard_any = True
             self._give(_Listen(pcm))
@@ -225,20 +218,7 @@ class LiveSession:
         """Draws tokens differently from here on."""
         with self._changed:
             self._require_open()
-            self._sampling = sampling
             self._give(_Configure(sampling))
-
-    def clear(self) -> None:
-        """Forgets everything heard and said, queued speech included. Raises `SessionError` while speaking."""
-        with self._changed:
-            self._require_open()
-            if self._speaking_next:
-                raise SessionError("the session is speaking: interrupt it before it is cleared")
-            while self._commands and isinstance(self._commands[-1], _Listen):  # not worth a step any more
-                self._commands.pop()
-                self._queued_frames -= 1
-            self._heard_any = False
-            self._give(_Open(self._sampling))
 
     def close(self) -> None:
         """Ends the session; its slot is free for the next. May be called twice."""
@@ -252,6 +232,8 @@ class LiveSession:
         self._changed.notify_all()
 
     def _require_open(self) -> None:
+        if self._error is not None:
+            raise self._error
         if self._state is State.CLOSED:
             raise EngineStoppedError("the session is closed")
 
@@ -259,15 +241,6 @@ class LiveSession:
         """What is given from here on belongs to the next turn."""
         self._speaking_next = False
         self._turn_next += 1
-
-    def _frames_next(self) -> int:
-        """How long the stream will be once all commands have taken effect, interruptions left out."""
-        frames = 0
-        for command in reversed(self._commands):
-            if isinstance(command, _Open):
-                return frames
-            frames += isinstance(command, _Listen)
-        return self._stream_frames + self._queued_frames
 
     # Engine's thread
 
@@ -278,15 +251,15 @@ class LiveSession:
             assert self._state is State.LISTENING or isinstance(command, _Interrupt | _Configure), command
             match command:
                 case _Listen(pcm):
-                    return pcm
+                    if self._slides or self._step.frames(self.slot) < self._step.context_frames:
+                        return pcm
+                    self.fail(self._too_long())
                 case _Speak():
                     self._start_speaking(command)
                 case _Interrupt(turn, heard_frames):
                     self._cut(turn, heard_frames)
                 case _Open(sampling):
                     self._step.open(self.slot, sampling)
-                    self._stream_frames = self._prompt_frames = 0
-                    self._spoken = self._spoken_before = self._least_kept = 0
                 case _Configure(sampling):
                     self._step.configure(self.slot, sampling)
         return None
@@ -300,7 +273,6 @@ class LiveSession:
         """The frame that `next_frame` gave was stepped."""
         self._queued_frames -= 1
         self._prompt_frames += 1
-        self._stream_frames += 1
         self._changed.notify_all()
         self._tell(Heard(codes))
 
@@ -316,15 +288,16 @@ class LiveSession:
         if self._first_frame_ms is None:
             self._first_frame_ms = 1e3 * (time.monotonic() - self._speak.asked_at)
         self._spoken += 1
-        self._stream_frames += 1
         self._tell(FrameSpoken(self._turn, self._spoken - 1, pcm, codes))
         if self._spoken == self._speak.max_frames and not self.closed:
             self._stop_speaking("max_frames")
 
     def fail(self, error: StreamingError) -> None:
         """Ends the session, and tells its listener why."""
-        self._tell(Failed(error))
-        self.close()
+        if self._state is not State.CLOSED:
+            self._tell(Failed(error))
+            self._error = error
+            self.close()
 
     def _tell(self, event: Event) -> None:
         if self._state is State.CLOSED:
@@ -334,6 +307,12 @@ class LiveSession:
         except Exception:  # the boundary to whoever owns the session: its fault is not the other sessions'
             _LOG.exception("a session's listener failed; the session is closed")
             self.close()
+
+    def _too_long(self) -> PromptTooLongError:
+        seconds = self._step.context_frames * FRAME / SAMPLE_RATE
+        return PromptTooLongError(
+            f"the prompt is longer than the context of {seconds:.1f} s; make it shorter, or let the context slide"
+        )
 
     def _start_speaking(self, speak: _Speak) -> None:
         self._state, self._speak = State.SPEAKING, speak
@@ -361,7 +340,6 @@ class LiveSession:
             self._least_kept = max(self._least_kept, spoken - self._step.rewind_frames)
             kept = min(spoken, max(heard_frames, self._least_kept))
             self._step.rewind(self.slot, spoken - kept)
-            self._stream_frames -= spoken - kept
             if speaking:
                 self._stop_speaking("interrupted")
             self._spoken = kept  # a second, late interruption counts from here

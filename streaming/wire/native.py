@@ -257,10 +257,10 @@ class NativeSession:
                         return item
                     case _:
                         end = await self._handle_event(item)
-            except (ProtocolError, PromptTooLongError) as error:
-                malformed = isinstance(error, ProtocolError)
-                code = CloseCode.INVALID_DATA if malformed else CloseCode.POLICY_VIOLATION
-                return _End(_error(error, fatal=True), code, _short(error))
+            except ProtocolError as error:
+                return _End(_error(error, fatal=True), CloseCode.INVALID_DATA, _short(error))
+            except PromptTooLongError as error:
+                return _End(_error(error, fatal=True), CloseCode.POLICY_VIOLATION, _short(error))
             except SessionError as error:
                 self._send(_error(error, in_reply_to=messages.type_of(item) if isinstance(item, str) else None))
             except StreamingError as error:
@@ -330,7 +330,7 @@ class NativeSession:
                 if self._awaiting_heard and playing is not None and playing.turn == turn:
                     self._interrupt(turn, playing.playback.played_samples(self._loop.time()))
             case events.Failed(error):
-                return _End(_error(error, fatal=True), CloseCode.INTERNAL_ERROR, _short(error))
+                raise error
         return None
 
     # Listening

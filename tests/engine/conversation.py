@@ -51,18 +51,13 @@ class Configure:
 
 
 @dataclass(frozen=True)
-class Clear:
-    pass
-
-
-@dataclass(frozen=True)
 class Recall:
     """An interruption, of the turn so many before this one, by a listener who has heard everything."""
 
     turns_ago: int
 
 
-Act = Hear | Say | Configure | Clear | Recall
+Act = Hear | Say | Configure | Recall
 
 
 @st.composite
@@ -84,7 +79,7 @@ def says(draw: st.DrawFn, rewind_frames: int) -> Say:
 
 def programs(rewind_frames: int = 4, max_size: int = 10) -> st.SearchStrategy[list[Act]]:
     hears = st.lists(st.integers(0, 99), min_size=1, max_size=5).map(lambda values: Hear(tuple(values)))
-    rare = st.one_of(st.builds(Configure, st.integers(0, 9)), st.builds(Clear), st.builds(Recall, st.integers(-1, 3)))
+    rare = st.one_of(st.builds(Configure, st.integers(0, 9)), st.builds(Recall, st.integers(-1, 3)))
     return st.lists(st.one_of(hears, says(rewind_frames), says(rewind_frames), rare), max_size=max_size)
 
 
@@ -126,10 +121,6 @@ class Conversation:
                 case Configure(seed):
                     self._sampling = replace(self._sampling, seed=seed)
                     self._live.configure(self._sampling)
-                case Clear():
-                    self._live.clear()
-                    self._stream, self._prompt_frames, self._heard_any = Stream(), 0, False
-                    self._kept = dict.fromkeys(self._kept, 0)
                 case Recall(turns_ago):
                     self._interrupt(self._turn - turns_ago, EVERYTHING, self._kept_of(self._turn - turns_ago))
 
@@ -222,7 +213,7 @@ class Conversation:
         return len(digests)
 
     def _check_refusals(self) -> None:
-        for call in (lambda: self._live.speak(1, 1), lambda: self._live.listen(frame(0)), self._live.clear):
+        for call in (lambda: self._live.speak(1, 1), lambda: self._live.listen(frame(0))):
             with pytest.raises(SessionError):
                 call()
 

@@ -227,10 +227,10 @@ def test_calls_that_do_not_fit_raise_at_once(session: Session) -> None:
 
 def test_a_prompt_that_must_not_slide_is_refused() -> None:
     with running(StubStep(1, context_frames=3)) as engine, engine.open(slides=False) as session:
-        for value in range(3):
+        for value in range(4):
             session.listen(frame(value))
         with pytest.raises(PromptTooLongError):
-            session.listen(frame(3))
+            list(session.speak(1))
 
 
 def test_sampling_is_the_callers_and_a_seed_is_drawn(engine: Engine) -> None:

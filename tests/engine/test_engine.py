@@ -7,7 +7,6 @@ import random
 import sys
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -255,8 +254,7 @@ def test_a_full_queue_has_room_after_a_frame_was_heard() -> None:
         assert step.streams[0].entries == [*map(heard, range(QUEUED_FRAMES)), heard(99)]
 
 
-@pytest.mark.parametrize("closer", [LiveSession.close, LiveSession.clear])
-def test_waiting_for_room_ends_with_the_queue(closer: Callable[[LiveSession], None]) -> None:
+def test_waiting_for_room_ends_with_the_session() -> None:
     step = StubStep(1, gated=True)
     with running(step) as engine:
         live = engine.attach(Recorder(), SAMPLING)
@@ -264,7 +262,7 @@ def test_waiting_for_room_ends_with_the_queue(closer: Callable[[LiveSession], No
         step.wait_until_begun()
         waiter = threading.Thread(target=live.wait_for_room)
         waiter.start()
-        closer(live)
+        live.close()
         waiter.join(PATIENCE_S)
         assert not waiter.is_alive()
 

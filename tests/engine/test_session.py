@@ -154,28 +154,43 @@ def test_a_frame_of_another_shape_or_type_is_a_programmers_error(pcm: np.ndarray
         Bench().live.listen(pcm)
 
 
+def too_long(bench: Bench) -> bool:
+    """Whether the session has failed because its prompt is too long."""
+    last = bench.events[-1]
+    if isinstance(last, Failed):
+        assert isinstance(last.error, PromptTooLongError)
+        assert "context of 0.5 s" in str(last.error)
+        with pytest.raises(PromptTooLongError):
+            bench.live.speak(1, 1)
+    return isinstance(last, Failed)
+
+
 def test_a_prompt_that_must_not_slide_is_refused_at_the_context_exactly() -> None:
     bench = Bench(context_frames=6, slides=False)
-    bench.hear(1, 2, 3)
+    bench.hear(*range(6))
     bench.run()
-    bench.hear(4, 5, 6)
-    with pytest.raises(PromptTooLongError, match=r"context of 0\.5 s"):
-        bench.live.listen(frame(7))
+    assert not too_long(bench)
+    bench.hear(7)
     bench.run()
-    with pytest.raises(PromptTooLongError):
-        bench.live.listen(frame(7))
+    assert too_long(bench)
     assert len(bench.entries) == 6
 
 
-def test_what_was_spoken_and_kept_counts_as_context() -> None:
+@pytest.mark.parametrize("at_once", [False, True])
+def test_what_was_spoken_and_kept_counts_as_context_whenever_it_is_cut(at_once: bool) -> None:
+    """A prompt right after an interruption was refused or not, depending on whether the engine had seen to the cut."""
     bench = Bench(context_frames=6, slides=False)
     bench.hear(1)
     bench.speak(4)
     bench.live.interrupt(1, 2 * FRAME)
-    bench.run()
+    if not at_once:
+        bench.run()
     bench.hear(2, 3, 4)
-    with pytest.raises(PromptTooLongError):
-        bench.live.listen(frame(5))
+    bench.run()
+    assert not too_long(bench)
+    bench.hear(5)
+    bench.run()
+    assert too_long(bench)
 
 
 def test_a_sliding_prompt_is_not_refused_and_what_is_forgotten_is_told() -> None:
@@ -183,79 +198,6 @@ def test_a_sliding_prompt_is_not_refused_and_what_is_forgotten_is_told() -> None
     bench.hear(*range(9))
     bench.speak(1)
     assert TurnStarted(1, 9, 4) in bench.events
-
-
-# Clearing
-
-
-@pytest.mark.parametrize("stepped", [0, 1, 2, 3])
-def test_a_cleared_session_has_heard_nothing(stepped: int) -> None:
-    """Counters were set to 0 at once, and a frame in a step was then counted down to -1."""
-    bench = Bench(context_frames=3, slides=False)
-    bench.hear(1, 2, 3)
-    for _ in range(stepped):
-        bench.step_once()
-    bench.live.clear()
-    with pytest.raises(EmptyPromptError):
-        bench.live.speak(1, 1)
-    bench.hear(4, 5, 6)
-    with pytest.raises(PromptTooLongError):
-        bench.live.listen(frame(7))
-    bench.speak(1)
-    assert bench.entries == [heard(4), heard(5), heard(6), SPOKEN]
-    assert TurnStarted(1, 3, 1) in bench.events
-
-
-def test_clearing_while_a_frame_is_in_a_step_keeps_the_count_of_the_queue() -> None:
-    bench = Bench()
-    bench.hear(1, 2)
-    assert bench.live.next_frame() is not None
-    bench.live.clear()
-    bench.live.heard(np.zeros(4, np.int64))
-    bench.run()
-    bench.hear(*range(QUEUED_FRAMES))
-    assert not bench.live.listen(frame(0))
-    bench.run()
-    bench.speak(1)
-    assert bench.events[-2] == TurnStarted(1, QUEUED_FRAMES, 0)
-
-
-def test_clearing_does_not_lose_an_interruption_that_is_on_its_way() -> None:
-    """`clear` emptied the queue: the session went on speaking, and nobody was told that it was interrupted."""
-    bench = Bench()
-    bench.hear(1)
-    bench.speak(2)
-    bench.live.interrupt(1, FRAME)
-    bench.live.clear()
-    bench.hear(2)
-    bench.run()
-    assert bench.interrupted() == [(1, 1)]
-    assert bench.done() == [(1, "interrupted", 2)]
-    assert bench.entries == [heard(2)]
-
-
-def test_clearing_makes_room() -> None:
-    bench = Bench()
-    bench.hear(*range(QUEUED_FRAMES))
-    bench.live.clear()
-    assert bench.live.listen(frame(0))
-
-
-def test_a_speaking_session_is_not_cleared() -> None:
-    bench = Bench()
-    bench.hear(1)
-    bench.live.speak(3, 3)
-    with pytest.raises(SessionError, match="interrupt it"):
-        bench.live.clear()
-
-
-def test_after_clearing_tokens_are_drawn_as_last_configured() -> None:
-    bench = Bench()
-    bench.live.configure(Sampling(seed=8))
-    bench.live.clear()
-    bench.hear(1)
-    bench.speak(1)
-    assert bench.entries == [heard(1), spoken(Sampling(seed=8))]
 
 
 # Speaking
@@ -620,7 +562,6 @@ def test_a_closed_session_tells_nothing_and_takes_nothing(before: Callable[[Benc
         lambda: bench.live.speak(1, 1),
         lambda: bench.live.interrupt(1, 0),
         lambda: bench.live.configure(SAMPLING),
-        bench.live.clear,
     ):
         with pytest.raises(EngineStoppedError, match="closed"):
             call()
