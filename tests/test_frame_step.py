@@ -366,7 +366,11 @@ def _memory(step: FrameStep, slot: int) -> list[Tensor]:
     ring = state.ring
     position = ring.prefix - 1 + torch.arange((frames - WINDOW) * books, frames * books)
     held = ring.index(position)
-    parts = [ring.keys[slot, :, :, held], ring.values[slot, :, :, held], state.lasts[slot, (frames - 1) % REWIND]]
+    parts = [
+        ring.keys[slot, :, :, held],
+        ring.values[slot, :, :, held],
+        state.lasts[slot, (frames - 1) % state.lasts.shape[1]],
+    ]
     for half in (encoder, decoder):
         parts.append(half.frames[slot])
         parts.append(half.contexts[slot, (frames - 1) % half.contexts.shape[1]])

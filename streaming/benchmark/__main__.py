@@ -22,7 +22,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     measures: dict[str, tuple[str, Callable[[argparse.Namespace], Report]]] = {
         "slide": ("what a sliding context costs in likelihood, against a full re-prefill", slide.measure),
-        "turns": ("what the encoder should hear between two turns, by the likelihood of the second", turns.measure),
+        "turns": ("what the encoder should hear between two turns, by likelihood", turns.measure),
     }
     for name, (help_text, measure) in measures.items():
         command = commands.add_parser(name, help=help_text, description=help_text)
@@ -31,10 +31,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         command.add_argument("--codec", metavar="HUB_ID|DIR")
         command.add_argument("--device", default="auto")
         command.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
-        command.add_argument("--context-tokens", type=int, default=CONTEXT_TOKENS, metavar="N")
         command.add_argument("--input", type=Path, default=_PROMPT, metavar="WAV", help="speech; repeated if too short")
         command.add_argument("--samples", type=int, default=64, metavar="N", help="how many places to measure at")
         command.add_argument("--json", type=Path, metavar="FILE")
+        if name == "slide":
+            command.add_argument("--context-tokens", type=int, default=CONTEXT_TOKENS, metavar="N")
+        else:
+            command.add_argument("--heard", choices=("codec", "original"), default="codec", help="the continuation")
     return parser.parse_args(arguments)
 
 

@@ -1,7 +1,11 @@
-"""What the codec's encoder should have heard when a person speaks again: by the likelihood of what they then say.
+"""What the codec's encoder should have heard when a person speaks again.
 
-Each trial is a conversation: a prompt, a continuation of it, and a second prompt that follows. The decoder's context is
-the same in all cases; only the encoder's state at the second prompt differs, and with it the codes of that prompt.
+Each trial is a conversation: a prompt, a continuation of it, a second prompt, and how that really went on. The
+decoder's context is the same in all cases; only the encoder's state at the second prompt differs, and with it that
+prompt's codes.
+
+Two likelihoods tell: that of the second prompt's codes, and that of what follows them. The first compares different
+codes, so blander ones win it; the second compares different contexts for the same codes, which is the question.
 """
 
 from __future__ import annotations
@@ -25,42 +29,40 @@ def measure(options: argparse.Namespace) -> Report:
     """`turns`: see the module. Raises as loading does."""
     models = load_models(options.model, options.codec, options.device, options.dtype)
     codec, decoder = models.codec, models.decoder
-    trials = options.samples
-    speech = torch.from_numpy(speech_frames(options.input, trials * 3 * _FRAMES)).to(codec.device)
-    # [N, 3, F, 1920]: a prompt, what is taken as its continuation, and a second prompt.
-    parts = speech.view(trials, 3, _FRAMES, -1)
-    first = _encode(codec, parts[:, :1].flatten(1, 2))
-    # The continuation is heard as the codec speaks it: real speech, through the codec.
-    between = _encode(codec, parts[:, :2].flatten(1, 2))[:, _FRAMES:]
-    heard = _decode(codec, torch.cat((first, between), dim=1))[:, _FRAMES:]
-    second = {
-        "hears the continuation (engine)": _encode(codec, torch.cat((parts[:, 0], heard, parts[:, 2]), dim=1))[
+    speech = torch.from_numpy(speech_frames(options.input, (options.samples + 3) * _FRAMES)).to(codec.device)
+    # [N, 4 * 38, 1920]: a prompt, what is taken as its continuation, a second prompt, and how it went on.
+    trials = speech.unfold(0, 4 * _FRAMES, _FRAMES).transpose(1, 2).contiguous()
+    prompt, between, second, _ = trials.split(_FRAMES, dim=1)
+    if options.heard == "codec":  # as the codec speaks it; else as it is, which stands in for a better codec
+        between = _decode(codec, _encode(codec, torch.cat((prompt, between), dim=1)))[:, _FRAMES:]
+
+    everything = _encode(codec, trials)
+    before, after = everything[:, : 2 * _FRAMES], everything[:, 3 * _FRAMES :]
+    codes = {
+        "hears the continuation (engine)": _encode(codec, torch.cat((prompt, between, second), dim=1))[
             :, 2 * _FRAMES :
         ],
-        "goes on from the first prompt": _encode(codec, torch.cat((parts[:, 0], parts[:, 2]), dim=1))[:, _FRAMES:],
-        "starts anew": _encode(codec, parts[:, 2]),
+        "goes on from the first prompt": _encode(codec, torch.cat((prompt, second), dim=1))[:, _FRAMES:],
+        "starts anew": _encode(codec, second),
     }
-    before = torch.cat((first, between), dim=1)
-    losses = {name: _second_turn(decoder, before, codes) for name, codes in second.items()}
-    reference_codes, reference = next(iter(second.values())), next(iter(losses.values()))
+    losses = {name: _losses(decoder, torch.cat((before, c, after), dim=1)) for name, c in codes.items()}
+    reference_codes, reference = next(iter(codes.values())), next(iter(losses.values()))
     rows: list[dict[str, str | int | float]] = []
     for name, loss in losses.items():
-        mean, difference, error = compare(loss.mean(dim=1), reference.mean(dim=1))
-        early, early_difference, early_error = compare(loss[:, :6].mean(dim=1), reference[:, :6].mean(dim=1))
-        rows.append(
-            {
-                "encoder": name,
-                "nats/token": mean,
-                "difference": difference,
-                "std. error": error,
-                "first 0.5 s": early,
-                "difference ": early_difference,
-                "std. error ": early_error,
-                "equal codes": float((second[name] == reference_codes).float().mean()),
-            }
-        )
-    facts: dict[str, str | int | float] = {"model": models.name, "trials": trials, "speech": options.input.name}
-    return Report("likelihood of the second turn, by what the encoder heard before it", facts, rows)
+        row: dict[str, str | int | float] = {"encoder": name}
+        for part, label in ((2, "second prompt"), (3, "what follows")):
+            span = slice(part * _FRAMES, (part + 1) * _FRAMES)
+            mean, difference, error = compare(loss[:, span].mean(dim=1), reference[:, span].mean(dim=1))
+            row |= {f"{label}, nats/token": mean, f"{label}, difference": difference, f"{label}, std. error": error}
+        row["equal codes"] = float((codes[name] == reference_codes).float().mean())
+        rows.append(row)
+    facts: dict[str, str | int | float] = {
+        "model": models.name,
+        "conversations": len(trials),
+        "speech": options.input.name,
+        "continuation heard": options.heard,
+    }
+    return Report("what the encoder hears between two turns", facts, rows)
 
 
 @torch.inference_mode()
@@ -79,13 +81,12 @@ def _decode(codec: StreamingMimi, codes: Tensor) -> Tensor:
     return torch.stack([codec.decode(codes[:, f], state, active) for f in range(codes.shape[1])], dim=1)
 
 
-def _second_turn(decoder: LlamaDecoder, before: Tensor, codes: Tensor) -> Tensor:
-    """before, codes: [N, F, Q]. Returns the loss of `codes` after `before`: [N, F]."""
-    frames = torch.cat((before, codes), dim=1)
-    count, length, _ = frames.shape
+def _losses(decoder: LlamaDecoder, codes: Tensor) -> Tensor:
+    """codes: [N, F, Q]. Returns each frame's loss given those before it: [N, F]."""
+    count, length, _ = codes.shape
     state = decoder.init_state(count, length)
     losses = []
     for f in range(length):
         view = decoder.begin_frame(state, count, length, decoder.columns_for(state, f))
-        losses.append(feed(decoder, state, view, frames[:, f]).mean(dim=1))
-    return torch.stack(losses[before.shape[1] :], dim=1).cpu()
+        losses.append(feed(decoder, state, view, codes[:, f]).mean(dim=1))
+    return torch.stack(losses, dim=1).cpu()

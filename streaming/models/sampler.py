@@ -61,7 +61,7 @@ def sample(logits: Tensor, state: SamplerState, number: Tensor) -> Tensor:
     reached = chance.cumsum(dim=-1)
     total = reached[:, -1:]
     threshold = uniform(state.seed[:batch], number)[:, None] * total
-    # The product may round up to the total: the first entry that reaches it is the last that may be drawn.
+    # The first entry that reaches the total is the last that may be drawn, however the sum was rounded.
     choice = ((reached <= threshold) & (reached < total)).sum(dim=-1, keepdim=True)
     drawn = order.gather(-1, choice).squeeze(-1)
     return torch.where(state.temperature[:batch] > 0, drawn, greedy)

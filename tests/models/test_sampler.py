@@ -77,6 +77,14 @@ def test_frequencies_are_the_chances_of_the_published_warpers(sampling: Sampling
     assert chi_square < freedom + 5 * math.sqrt(2 * freedom) + 1e-9, (chi_square, freedom)
 
 
+def test_top_p_that_is_met_exactly_keeps_no_token_more() -> None:
+    """Pins an edge where `transformers` is exact too: of four equal chances, 0.5 keeps two."""
+    logits = torch.zeros(1, 4)
+    kept = TopPLogitsWarper(0.5)(torch.zeros(1, 0, dtype=torch.int64), logits.clone()).isfinite().sum()
+    drawn = sample(logits.expand(200, -1), many(Sampling(1.0, 0, 0.5), 200), torch.arange(200))
+    assert len(drawn.unique()) == kept == 2
+
+
 @pytest.mark.parametrize("temperature", [1e-30, 1e-4, 0.01, 1.0, 10.0])
 @pytest.mark.parametrize("top_k", [0, 1, 64, 65])
 def test_a_forbidden_token_is_never_drawn(temperature: float, top_k: int) -> None:
@@ -105,13 +113,13 @@ def test_a_draw_depends_on_its_own_seed_and_number_alone() -> None:
     assert len(set(alone)) > 5
 
 
-@pytest.mark.parametrize("rounded", [0.0, 1 - 2**-24, 0.5])
+@pytest.mark.parametrize("rounded", [0.0, 0.5, 1 - 2**-24, 1.0])
 @pytest.mark.parametrize("top_p", [1.0, 0.9])
 def test_the_edges_of_chance_stay_inside_what_may_be_drawn(
     monkeypatch: pytest.MonkeyPatch, rounded: float, top_p: float
 ) -> None:
-    """Pins u just below one, where u times the total rounds up to the total: the draw fell off the end, on a token of
-    chance zero.
+    """Pins a threshold that reaches the total, by rounding in u or in the sums: the draw fell off the end, or on a
+    token of chance zero.
     """
     monkeypatch.setattr(sampler, "uniform", lambda seed, number: torch.full(seed.shape, rounded))
     logits = random_logits(5000, VOCABULARY, seed=3)
