@@ -45,6 +45,14 @@ class EngineStoppedError(StreamingError):
     code = "engine_stopped"
 
 
+class StepFailedError(StreamingError):
+    """The step that a session took part in failed. Only the sessions of that step end; a new one may be opened at
+    once.
+    """
+
+    code = "step_failed"
+
+
 class SessionError(StreamingError):
     """A session was asked for something that it cannot do in its present state."""
 

@@ -26,7 +26,8 @@ from streaming.models.sampler import SamplerState, sample
 
 @dataclass(frozen=True)
 class StepResult:
-    """pcm: float32 [B, 1920]; codes: int64 [B, Q]; ended: bool [B], true where a speaking slot drew `</audio>`.
+    """pcm: float32 [B, 1920]; codes: int64 [B, Q]; ended: bool [B], true where a speaking slot drew `</audio>`; broken:
+    bool [B], true where a slot's numbers are not finite any more: it has to be opened anew.
 
     A slot that ended did not advance, and its pcm and codes mean nothing; nor do those of slots that took no part.
     """
@@ -34,6 +35,7 @@ class StepResult:
     pcm: NDArray[np.float32]
     codes: NDArray[np.int64]
     ended: NDArray[np.bool_]
+    broken: NDArray[np.bool_]
 
 
 class FrameStep:
@@ -75,6 +77,12 @@ class FrameStep:
         """Changes how a slot draws its tokens."""
         self._sampler.set(slot, sampling)
 
+    def is_fatal(self, error: Exception) -> bool:
+        """Whether, after this error of a step, the device is lost. Running out of memory is not: a narrower step may
+        fit.
+        """
+        return isinstance(error, torch.AcceleratorError) and not isinstance(error, torch.OutOfMemoryError)
+
     def frames(self, slot: int) -> int:
         """How many frames a slot's stream is long."""
         return int(self._frames[slot])
@@ -109,19 +117,22 @@ class FrameStep:
             bool(speaking.any()),
             self._decoder.columns_for(self._decoder_state, longest),
         )
-        codes, ended, audio = (t.cpu().numpy() for t in out)
+        codes, ended, finite, audio = (t.cpu().numpy() for t in out)
         advanced = (listening | speaking) & ~ended
         rows = np.flatnonzero(advanced)
         self._spoken[rows, self._frames[rows] % self._spoken.shape[1]] = speaking[rows]
         self._frames[:batch] += advanced
         self._least[:batch] = np.maximum(self._least[:batch], self._frames[:batch] - self.rewind_frames)
-        return StepResult(audio, codes, ended)
+        return StepResult(audio, codes, ended, (listening | speaking) & ~finite)
 
     @torch.inference_mode()
     def _advance(
         self, pcm: Tensor, listening: Tensor, speaking: Tensor, any_listening: bool, any_speaking: bool, columns: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The step on the device, with no look back at the host. Returns codes [B, Q], ended [B], pcm [B, 1920]."""
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The step on the device, with no look back at the host.
+
+        Returns codes [B, Q], ended [B], finite [B], pcm [B, 1920].
+        """
         codec, decoder, state = self._codec, self._decoder, self._decoder_state
         batch = pcm.shape[0]
         if any_listening:
@@ -134,11 +145,13 @@ class FrameStep:
         unit = decoder.last_units(state, batch)
         if not any_speaking:
             units = torch.cat((unit[:, None], decoder.units(codes)[:, :-1]), dim=1)
-            decoder.forward(units, state, view)
+            finite = decoder.forward(units, state, view).isfinite().all(dim=(1, 2))
         else:
+            finite = torch.ones_like(speaking)
             number = state.frames[:batch] * self.num_codebooks
             for book in range(self.num_codebooks):
                 hidden = decoder.forward(unit[:, None], state, view.columns(book, book + 1))
+                finite &= hidden.isfinite().all(dim=(1, 2))
                 drawn = sample(decoder.logits(hidden[:, 0], book), self._sampler, number + book)
                 if book == 0:
                     ended = speaking & (drawn == decoder.codebook_size)
@@ -150,4 +163,4 @@ class FrameStep:
         audio = codec.decode(codes, self._codec_state, alive).float()
         if any_speaking and self._follows:
             codec.follow(audio, self._codec_state, speaking & ~ended)
-        return codes, ended, audio
+        return codes, ended, finite & audio.isfinite().all(dim=1), audio

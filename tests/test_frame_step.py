@@ -314,6 +314,8 @@ def test_a_session_that_feeds_nan_harms_itself_alone(codec: StreamingMimi, decod
 
     broken = session(np.full(FRAME, np.nan, np.float32))
     for ours, wanted in zip(broken, session(frames_of(1, 5)[0]), strict=True):
+        assert ours.broken.tolist() == [False, True]
+        assert not wanted.broken.any()
         assert np.array_equal(ours.codes[0], wanted.codes[0])
         assert np.array_equal(ours.pcm[0], wanted.pcm[0])
 

@@ -42,12 +42,14 @@ class Session:
     def listen(self, frame: NDArray[np.float32]) -> None:
         """Hears one frame, float32 [1920] in [-1, 1]; waits while too many are queued.
 
-        Raises `ValueError` for another shape, `SessionError` while speaking, `PromptTooLongError` where the context
-        does not slide.
+        Raises `ValueError` for another shape or what is not finite, `SessionError` while speaking, `PromptTooLongError`
+        where the context does not slide.
         """
         pcm = np.array(frame, np.float32)  # a copy: whoever records writes into the same buffer again
         if pcm.shape != (FRAME,):
             raise ValueError(f"a frame is {FRAME} samples, got an array of shape {pcm.shape}")
+        if not np.isfinite(pcm).all():
+            raise ValueError("speech must be finite, this frame holds NaN or infinity")
         while not self._live.listen(pcm):
             self._live.wait_for_room()
 

@@ -21,10 +21,12 @@ from streaming.config import Sampling
 from streaming.engine.blocking import Session
 from streaming.engine.session import Listener, LiveSession, Step, StepResult
 from streaming.engine.slot_pool import SlotPool
-from streaming.errors import EngineStoppedError
+from streaming.errors import EngineStoppedError, StepFailedError
 
 _LOG = logging.getLogger(__name__)
 _TIMED_STEPS = 1000
+_HOPELESS_STEPS = 3
+"""So many failed steps in a row, and the engine gives up."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class Engine:
         self._sessions: dict[int, LiveSession] = {}
         self._steps = 0
         self._step_seconds: deque[float] = deque(maxlen=_TIMED_STEPS)
+        self._failed_in_a_row = 0
         self._stopping = False
         self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -140,8 +143,12 @@ class Engine:
         try:
             while (plan := self._schedule()) is not None:
                 started = time.monotonic()
-                result = self._step(plan.pcm, plan.listening, plan.speaking)
-                self._postprocess(plan, result, time.monotonic() - started)
+                try:
+                    result = self._step(plan.pcm, plan.listening, plan.speaking)
+                except Exception as error:  # whatever a step raises concerns its sessions, and at first only them
+                    self._step_failed(plan, error)
+                else:
+                    self._postprocess(plan, result, time.monotonic() - started)
             ended = EngineStoppedError("the engine was closed")
         except Exception as error:  # the thread's boundary: whatever it was, nobody may wait for ever
             _LOG.exception("the engine's thread failed")
@@ -152,6 +159,16 @@ class Engine:
             for session in self._sessions.values():
                 session.fail(ended)
             self._reap()
+
+    def _step_failed(self, plan: _Plan, error: Exception) -> None:
+        """Ends the sessions of a failed step; gives up if the device is lost, or nothing works any more."""
+        self._failed_in_a_row += 1
+        if self._failed_in_a_row >= _HOPELESS_STEPS or self._step.is_fatal(error):
+            raise error
+        _LOG.error("a step failed; its %d sessions end, the others go on", len(plan.sessions), exc_info=error)
+        with self._changed:
+            for session in plan.sessions.values():
+                session.fail(StepFailedError(f"the step failed: {error}"))
 
     def _schedule(self) -> _Plan | None:
         """Waits until a slot is ready. None when the engine is to stop."""
@@ -183,11 +200,14 @@ class Engine:
         return _Plan(pcm, masks[0], masks[1], sessions)
 
     def _postprocess(self, plan: _Plan, result: StepResult, seconds: float) -> None:
+        self._failed_in_a_row = 0
         with self._changed:
             self._steps += 1
             self._step_seconds.append(seconds)
             for slot, session in plan.sessions.items():
-                if plan.listening[slot]:
+                if result.broken[slot]:
+                    session.fail(StepFailedError("the model's numbers are not finite any more"))
+                elif plan.listening[slot]:
                     session.heard(result.codes[slot])
                 else:
                     session.spoke(result.pcm[slot], result.codes[slot], bool(result.ended[slot]), seconds)

@@ -83,6 +83,7 @@ class StubResult:
     pcm: Pcm
     codes: NDArray[np.int64]
     ended: NDArray[np.bool_]
+    broken: NDArray[np.bool_]
 
 
 class StubStep:
@@ -90,7 +91,8 @@ class StubStep:
 
     ends: whether speech ends instead of giving the frame with this digest to a stream of this length.
     delay_s: how long a call takes. gated: a call waits, once begun, until `allow` lets it go on; `wait_until_begun`
-    waits for that. failure: raised by the next call, if set. widths: B of the last calls.
+    waits for that. failure: raised by every call while set; fatal: and means the end. breaks: slots whose numbers are
+    not finite. widths: B of the last calls.
     """
 
     def __init__(
@@ -108,6 +110,8 @@ class StubStep:
         self.context_frames, self.rewind_frames = context_frames, rewind_frames
         self.ends = ends
         self.failure: Exception | None = None
+        self.fatal = False
+        self.breaks: set[int] = set()
         self.calls = 0
         self.widths: deque[int] = deque(maxlen=64)
         self.streams: dict[int, Stream] = {}
@@ -137,6 +141,9 @@ class StubStep:
         self._require_own_thread()
         assert slot in self.streams, "not open"
         self._sampling[slot] = sampling
+
+    def is_fatal(self, error: Exception) -> bool:
+        return self.fatal
 
     def frames(self, slot: int) -> int:
         self._require_own_thread()
@@ -169,6 +176,7 @@ class StubStep:
             np.full((batch, FRAME), np.nan, np.float32),
             np.full((batch, self.num_codebooks), -1, np.int64),
             np.zeros(batch, np.bool_),
+            np.isin(np.arange(batch), list(self.breaks)) & (listening | speaking),
         )
         for slot in np.flatnonzero(listening | speaking).tolist():
             self._advance(slot, pcm[slot] if listening[slot] else None, result)
@@ -222,5 +230,5 @@ def running(step: StubStep) -> Iterator[Engine]:
     finally:
         step.allow_all()
         engine.close()
-    assert engine.failure is step.failure, engine.failure
+    assert engine.failure is (step.failure if step.fatal else None), engine.failure
     assert set(threading.enumerate()) <= threads, "a thread is left"

@@ -299,7 +299,7 @@ def test_a_step_that_raises_ends_an_iteration_that_waits() -> None:
         session.listen(frame(0))
         thread, raised = in_background(lambda: [*session.speak(9)] and None)
         step.wait_until_begun()
-        step.failure = RuntimeError("no more")
+        step.fatal, step.failure = True, RuntimeError("no more")
         step.allow_all()
         finish(thread)
         assert [type(error) for error in raised] == [EngineStoppedError]

@@ -18,7 +18,7 @@ from streaming.config import Sampling
 from streaming.engine.engine import Engine
 from streaming.engine.events import Event, Failed, FrameSpoken, Heard, Interrupted, TurnDone, TurnStarted
 from streaming.engine.session import QUEUED_FRAMES, LiveSession
-from streaming.errors import EngineFullError, EngineStoppedError
+from streaming.errors import EngineFullError, EngineStoppedError, StepFailedError
 from tests.engine.conversation import Act, Conversation, programs
 from tests.engine.stub_step import PATIENCE_S, Recorder, StubStep, frame, heard, running, spoken
 
@@ -270,7 +270,64 @@ def test_waiting_for_room_ends_with_the_session() -> None:
 # The end
 
 
-def test_a_step_that_raises_ends_all_sessions_and_says_why(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_step_that_fails_ends_its_own_sessions_and_the_others_go_on(caplog: pytest.LogCaptureFixture) -> None:
+    """Running out of memory in one batch took every session down."""
+    step = StubStep(3, gated=True)
+    with running(step) as engine:
+        ours, theirs = Recorder(), Recorder()
+        live, other = engine.attach(ours, SAMPLING), engine.attach(theirs, SAMPLING)
+        hear(live, 1)
+        step.wait_until_begun()
+        hear(other, 2)
+        step.failure = RuntimeError("out of memory")
+        step.allow()
+        ours.wait_for_event(Failed)
+        step.wait_until_begun()
+        step.failure = None
+        step.allow_all()
+        settle(other, theirs)
+        assert isinstance(ours.of(Failed)[0].error, StepFailedError)
+        assert not theirs.of(Failed)
+        assert step.streams[other.slot].entries == [heard(2)]
+        again = engine.attach(Recorder(), SAMPLING)
+        assert again.slot == 0, "the slot is free for the next"
+        with pytest.raises(StepFailedError, match="out of memory"):
+            live.listen(frame(1))
+    assert "the others go on" in caplog.text
+
+
+def test_steps_that_keep_failing_end_the_engine(caplog: pytest.LogCaptureFixture) -> None:
+    """It would fail for every client that comes, one after the other, and call itself ready."""
+    step = StubStep(1)
+    step.failure = RuntimeError("always")
+    engine = Engine(step)
+    for _ in range(3):
+        recorder = Recorder()
+        hear(engine.attach(recorder, SAMPLING), 1)
+        recorder.wait_for_event(Failed)
+    engine.close()
+    assert engine.failure is step.failure
+    assert "the engine's thread failed" in caplog.text
+
+
+def test_a_session_whose_numbers_break_ends_alone() -> None:
+    """A NaN in one slot's logits was spoken as noise, for ever."""
+    step = StubStep(2, gated=True)
+    with running(step) as engine:
+        ours, theirs = Recorder(), Recorder()
+        live, other = engine.attach(ours, SAMPLING), engine.attach(theirs, SAMPLING)
+        step.breaks = {live.slot}
+        for value in (1, 2):
+            hear(live, value)
+            hear(other, value)
+        step.allow_all()
+        ours.wait_for_event(Failed)
+        settle(other, theirs)
+        assert isinstance(ours.of(Failed)[0].error, StepFailedError)
+        assert step.streams[other.slot].entries == [heard(1), heard(2)]
+
+
+def test_a_lost_device_ends_all_sessions_and_says_why(caplog: pytest.LogCaptureFixture) -> None:
     step = StubStep(3, gated=True)
     with running(step) as engine:
         recorders = [Recorder() for _ in range(3)]
@@ -281,7 +338,7 @@ def test_a_step_that_raises_ends_all_sessions_and_says_why(caplog: pytest.LogCap
         step.wait_until_begun()
         waiter = threading.Thread(target=lives[0].wait_for_room)
         waiter.start()
-        step.failure = RuntimeError("out of memory")
+        step.fatal, step.failure = True, RuntimeError("out of memory")
         step.allow_all()
         for recorder in recorders:
             recorder.wait_for_event(Failed)

@@ -373,10 +373,11 @@ def test_a_server_that_stops_says_goodbye(server: LiveServer) -> None:
     server.join()
 
 
-def test_a_step_that_fails_ends_the_sessions_with_a_reason_and_the_server_too(
+def test_a_lost_device_ends_the_sessions_with_a_reason_and_the_server_too(
     step: StubStep, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A dead engine thread left every client waiting."""
+    step.fatal = True
 
     async def scenario(server: LiveServer) -> None:
         async with client(server.url, FAST) as session:
