@@ -137,17 +137,18 @@ class FrameStep:
         batch = pcm.shape[0]
         if any_listening:
             # What stands in the other rows must not matter: a NaN would outlast its frame, masked or not.
-            codes = codec.encode(torch.where(listening[:, None], pcm, 0.0), self._codec_state, listening)
+            latent = codec.follow(torch.where(listening[:, None], pcm, 0.0), self._codec_state, listening)
+            codes, finite = codec.quantizer.encode(latent), latent.isfinite().all(dim=1)
         else:
+            finite = torch.ones_like(speaking)
             codes = torch.zeros(batch, self.num_codebooks, dtype=torch.int64, device=pcm.device)
         ended = torch.zeros_like(speaking)
         view = decoder.begin_frame(state, batch, self.context_frames, columns)
         unit = decoder.last_units(state, batch)
         if not any_speaking:
             units = torch.cat((unit[:, None], decoder.units(codes)[:, :-1]), dim=1)
-            finite = decoder.forward(units, state, view).isfinite().all(dim=(1, 2))
+            finite &= decoder.forward(units, state, view).isfinite().all(dim=(1, 2))
         else:
-            finite = torch.ones_like(speaking)
             number = state.frames[:batch] * self.num_codebooks
             for book in range(self.num_codebooks):
                 hidden = decoder.forward(unit[:, None], state, view.columns(book, book + 1))
@@ -161,6 +162,8 @@ class FrameStep:
         alive = (listening | speaking) & ~ended
         decoder.end_frame(codes, state, alive)
         audio = codec.decode(codes, self._codec_state, alive).float()
+        finite &= audio.isfinite().all(dim=1)
         if any_speaking and self._follows:
-            codec.follow(audio, self._codec_state, speaking & ~ended)
-        return codes, ended, finite & audio.isfinite().all(dim=1), audio
+            latent = codec.follow(audio, self._codec_state, speaking & ~ended)
+            finite &= latent.isfinite().all(dim=1) | ~speaking
+        return codes, ended, finite, audio
