@@ -7,12 +7,14 @@ import asyncio
 import logging
 import signal
 import sys
+import threading
+from contextlib import suppress
 
 from streaming.audio import FRAME_RATE
 from streaming.engine.engine import Engine
 from streaming.errors import StreamingError
 from streaming.loading import CONTEXT_TOKENS, DEMO, load_engine
-from streaming.wire.server import run_server
+from streaming.wire.server import ServerOptions, Shutdown, check_address, run_server
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -34,56 +36,78 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="N",
         help=f"what a session remembers (default: {CONTEXT_TOKENS}, what the released models were trained on)",
     )
+    parser.add_argument("--queue", type=int, default=0, metavar="N", help="clients that may wait in line (default: 0)")
+    parser.add_argument(
+        "--idle-seconds", type=float, default=300, metavar="S", help="end sessions that do nothing (default: 300)"
+    )
+    parser.add_argument(
+        "--drain-seconds", type=float, default=30, metavar="S", help="time for running turns at the end (default: 30)"
+    )
+    parser.add_argument(
+        "--until-eof", action="store_true", help="end when standard input does: for programs that start a server"
+    )
     options = parser.parse_args(arguments)
     if not 0 <= options.port <= 65535:
         parser.error(f"--port is {options.port}, must be from 0 to 65535")
     if options.max_sessions < 1:
         parser.error(f"--max-sessions is {options.max_sessions}, must be at least 1")
+    if options.queue < 0 or not options.idle_seconds > 0 or not options.drain_seconds >= 0:
+        parser.error("--queue and --drain-seconds must be 0 or more, --idle-seconds above 0")
     if options.quantize != "none":
         parser.error(f"--quantize {options.quantize} is not built yet; leave it out, or use --dtype bfloat16")
     return options
 
 
-async def serve(engine: Engine, host: str, port: int) -> None:
-    stop = asyncio.Event()
+async def serve(engine: Engine, options: ServerOptions, *, until_eof: bool) -> None:
+    shutdown = Shutdown()
     loop = asyncio.get_running_loop()
-    try:
+    with suppress(NotImplementedError):  # Windows: Ctrl-C arrives as KeyboardInterrupt
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, stop.set)
-    except NotImplementedError:
-        pass  # Windows: Ctrl-C arrives as KeyboardInterrupt
-    await run_server(engine, host, port, stop, lambda url: print(f"listening on {url}", flush=True))
+            loop.add_signal_handler(number, shutdown.request)
+    if until_eof:
+
+        def wait_for_eof() -> None:
+            while sys.stdin.buffer.read(4096):
+                pass
+            with suppress(RuntimeError):  # the loop is closed: the server has ended by itself
+                loop.call_soon_threadsafe(shutdown.request_at_once)
+
+        threading.Thread(target=wait_for_eof, name="stdin", daemon=True).start()
+    await run_server(engine, options, shutdown, lambda url: print(f"listening on {url}", flush=True))
 
 
 def main() -> int:
     options = parse()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("websockets").setLevel(logging.WARNING)
+    served = ServerOptions(
+        host=options.host,
+        port=options.port,
+        queue=options.queue,
+        idle_s=options.idle_seconds,
+        drain_s=options.drain_seconds,
+    )
     try:
-        engine = load_engine(
+        check_address(options.host, options.port)
+        with load_engine(
             options.model,
             options.codec,
             device=options.device,
             dtype=options.dtype,
             max_sessions=options.max_sessions,
             context_tokens=options.context_tokens,
-        )
+        ) as engine:
+            shape = f"{engine.num_codebooks} codebooks, {engine.context_frames / FRAME_RATE:.1f} s of context"
+            print(f"{engine.model}: {shape}, {options.max_sessions} slots", file=sys.stderr)
+            if engine.notice:
+                print(f"note: {engine.notice}", file=sys.stderr, flush=True)
+            asyncio.run(serve(engine, served, until_eof=options.until_eof))
+            return 1 if engine.failure is not None else 0
     except StreamingError as error:
         print(f"server.py: {error}", file=sys.stderr)
         return 1
-    with engine:
-        shape = f"{engine.num_codebooks} codebooks, {engine.context_frames / FRAME_RATE:.1f} s of context"
-        print(f"{engine.model}: {shape}, {options.max_sessions} slots", file=sys.stderr)
-        if engine.notice:
-            print(f"note: {engine.notice}", file=sys.stderr, flush=True)
-        try:
-            asyncio.run(serve(engine, options.host, options.port))
-        except OSError as error:
-            print(f"server.py: cannot listen on {options.host}:{options.port}: {error}", file=sys.stderr)
-            return 1
-        except KeyboardInterrupt:
-            pass
-        return 1 if engine.failure is not None else 0
+    except KeyboardInterrupt:
+        return 130
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@
     seam)
     speaking:  draw Q tokens, decode them, let the encoder hear the result (so the next turn follows what was heard)
 
-It is the only place where the codec, the decoder and the sampler meet, and the only one that talks to the device: one
-copy in, one copy out. Slots that take no part are computed along with the others and do not advance.
+It is the only place where the codec, the decoder and the sampler meet, and the only one that copies to the device and
+back: once a step, at its ends. Slots that take no part are computed along with the others and do not advance.
 """
 
 from __future__ import annotations

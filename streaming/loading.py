@@ -47,7 +47,7 @@ def load_codec(
     """
     folder = untrained.demo_checkpoint()[1] if source == DEMO else locate(source)
     config = MimiConfig.from_dict(read_config(folder))
-    return StreamingMimi(TensorSource(folder, torch.device(device), dtype), config, num_codebooks)
+    return StreamingMimi(TensorSource(folder, pick_device(device), dtype), config, num_codebooks)
 
 
 def load_models(
@@ -66,6 +66,8 @@ def load_models(
         "float32": torch.float32,
         "bfloat16": torch.bfloat16,
     }
+    if dtype not in kinds:
+        raise StreamingError(f"dtype {dtype!r} is not supported: use {', '.join(kinds)}")
     if model == DEMO:
         folder, demo_codec = untrained.demo_checkpoint()
         codec = demo_codec if codec is None else codec
@@ -110,13 +112,19 @@ def load_engine(
 
     Raises as `load_models` does; `StreamingError` for sizes that make no sense.
     """
-    if max_sessions < 1:
-        raise StreamingError(f"max_sessions is {max_sessions}, must be at least 1")
+    if max_sessions < 1 or rewind_frames < 0:
+        raise StreamingError(f"max_sessions is {max_sessions}, rewind_frames {rewind_frames}: at least 1 and 0")
     models = load_models(model, codec, device, dtype)
     context_frames = models.decoder.context_frames(context_tokens)
     if context_frames < 1:
         raise StreamingError(
             f"a context of {context_tokens} tokens holds no frame of {models.decoder.num_codebooks} codebooks"
         )
-    step = FrameStep(models.codec, models.decoder, max_sessions, context_frames, rewind_frames, encoder_follows)
+    try:
+        step = FrameStep(models.codec, models.decoder, max_sessions, context_frames, rewind_frames, encoder_follows)
+    except (RuntimeError, MemoryError) as error:  # torch raises the first for want of memory
+        raise StreamingError(
+            f"{max_sessions} sessions with {context_tokens} tokens of context each do not fit into memory; "
+            "use fewer --max-sessions or --context-tokens"
+        ) from error
     return Engine(step, models.name, models.notice)

@@ -204,7 +204,7 @@ def test_voice_activity_takes_the_turns_and_a_voice_interrupts(codec_dir: Path, 
     voice, rate = soundfile.read(Path(__file__).parents[1] / "examples" / "prompt.wav", dtype="int16")
     assert rate == 24_000
     silence = np.zeros(24_000, np.int16)
-    start = SessionStart(turn_taking="vad", max_seconds=60, sampling=GREEDY)
+    start = SessionStart(turn_taking="vad", lag="wait", max_seconds=60, sampling=GREEDY)
 
     async def scenario(url: str, *, answers: bool) -> messages.Interrupted:
         async with client(url, start) as session:

@@ -22,6 +22,8 @@ from streaming.errors import ContinuationError
 from streaming.wire.client import Audio, ContinuationClient, Event
 from streaming.wire.messages import (
     Error,
+    InputDropped,
+    InputLagging,
     Interrupted,
     SessionUpdated,
     SpeechStarted,
@@ -204,6 +206,11 @@ class Conversation:
                 self.meters.state = "waiting"
             case Error():
                 self._on_error(event)
+            case InputLagging(behind_ms=behind):
+                self._view.event("notice", {"message": f"the server is {behind:.0f} ms behind"})
+            case InputDropped(samples=samples):
+                lost = 1000 * samples / SAMPLE_RATE
+                self._view.event("notice", {"message": f"the server is too slow: {lost:.0f} ms of speech were lost"})
             case Audio() | TurnDone() | Interrupted() | SessionUpdated():
                 pass  # the rest of a turn that is over here
 

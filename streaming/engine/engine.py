@@ -10,13 +10,13 @@ import secrets
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
 
-from streaming.audio import FRAME
+from streaming.audio import FRAME, FRAME_RATE
 from streaming.config import Sampling
 from streaming.engine.blocking import Session
 from streaming.engine.session import Listener, LiveSession, Step, StepResult
@@ -25,6 +25,9 @@ from streaming.errors import EngineStoppedError, StepFailedError
 
 _LOG = logging.getLogger(__name__)
 _TIMED_STEPS = 1000
+_RECENT_STEPS = 25
+_OVERLOAD = 0.8
+"""Steps that take this share of a frame's 80 ms leave no room for another session."""
 _HOPELESS_STEPS = 3
 """So many failed steps in a row, and the engine gives up."""
 
@@ -86,6 +89,14 @@ class Engine:
         """What ended the engine, if something did."""
         return self._failure
 
+    @property
+    def overloaded(self) -> bool:
+        """Whether, by the steps measured last, one more session would make all of them late."""
+        with self._changed:
+            self._reap()
+            recent = list(self._step_seconds)[-_RECENT_STEPS:] if self._sessions else []
+        return bool(recent) and float(np.median(recent)) > _OVERLOAD / FRAME_RATE
+
     def attach(self, listener: Listener, sampling: Sampling, slides: bool = True) -> LiveSession:
         """A session that tells `listener` what happens, from the engine's thread.
 
@@ -101,13 +112,23 @@ class Engine:
             self._changed.notify_all()
             return session
 
-    def open(self, *, slides: bool = True, seed: int | None = None, **sampling: float) -> Session:
-        """A session with calls that block: `with engine.open(temperature=0.8, top_k=30, top_p=1.0, seed=1) as session`.
+    def open(
+        self,
+        *,
+        temperature: float = 0.8,
+        top_k: int = 30,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        slides: bool = True,
+    ) -> Session:
+        """A session with calls that block; `streaming.config.Sampling` says what the options mean.
 
-        Without a seed one is drawn; `session.seed` tells it. Raises `EngineFullError`, `EngineStoppedError`.
+        Without a seed one is drawn, and `session.seed` tells it. slides: see `attach`.
+        Raises `EngineFullError`, `EngineStoppedError`; `ValueError` for options out of range.
         """
-        options = replace(Sampling(), seed=secrets.randbits(63) if seed is None else seed, **sampling)  # type: ignore[arg-type]
-        return Session(self, options, slides)
+        return Session(
+            self, Sampling(temperature, top_k, top_p, secrets.randbits(63) if seed is None else seed), slides
+        )
 
     def stats(self) -> EngineStats:
         with self._changed:

@@ -176,6 +176,12 @@ class LiveSession:
             self._give(_Listen(pcm))
             return True
 
+    @property
+    def queued_frames(self) -> int:
+        """Frames of speech that wait for a step: how far the session is behind its speaker."""
+        with self._changed:
+            return self._queued_frames
+
     def wait_for_room(self) -> None:
         """Blocks until `listen` has room again, or the session is closed."""
         with self._changed:

@@ -21,7 +21,7 @@ class SlotPool:
     def acquire(self) -> int:
         """The lowest free slot. Raises `EngineFullError` if there is none."""
         if not self._free:
-            raise EngineFullError(f"all {self.size} slots are taken; try again when a session has ended")
+            raise EngineFullError(f"all {self.size} slots are taken")
         return heapq.heappop(self._free)
 
     def release(self, slot: int) -> None:

@@ -19,6 +19,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import re
+import ssl
 import time
 from collections import deque
 from collections.abc import AsyncIterator
@@ -30,6 +32,7 @@ import numpy as np
 from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.client import connect as connect_socket
 from websockets.exceptions import ConnectionClosed, InvalidStatus, InvalidURI, WebSocketException
+from websockets.http11 import Response
 
 from streaming.audio import FRAME, SAMPLE_RATE, Pcm, Pcm16, to_int16
 from streaming.errors import ContinuationError, ProtocolError
@@ -39,6 +42,8 @@ from streaming.wire.messages import (
     PATH,
     AudioMessage,
     Error,
+    InputDropped,
+    InputLagging,
     Interrupt,
     Interrupted,
     Message,
@@ -49,6 +54,7 @@ from streaming.wire.messages import (
     ServerMessage,
     SessionClose,
     SessionClosed,
+    SessionQueued,
     SessionRefused,
     SessionStart,
     SessionStarted,
@@ -73,10 +79,14 @@ PING_INTERVAL_S = 1.0
 _CLOSE_TIMEOUT_S = 2.0
 _REMEMBERED_TURNS = 4
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+_TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]+", re.ASCII)  # RFC 6750, section 2.1
+_REFUSAL = re.compile(r"([a-z_]{1,40}): ([ -~]{1,300})\n?", re.ASCII)
+_MAX_REFUSAL_BYTES = 1_000
+_DIGITS = re.compile(r"[0-9]{1,6}", re.ASCII)
 
 
 class RefusedError(ContinuationError):
-    """The server took no session, mostly because it is full. Try again after `retry_after_ms`."""
+    """The server took no session: it is full, or does not let you in. Try again after `retry_after_ms`, if not 0."""
 
     def __init__(self, refusal: SessionRefused) -> None:
         wait = f"; try again in {refusal.retry_after_ms / 1000:.1f} s" if refusal.retry_after_ms > 0 else ""
@@ -98,7 +108,18 @@ class Audio:
     arrived_s: float
 
 
-Event = Audio | TurnSpeaking | TurnDone | SpeechStarted | SpeechStopped | Interrupted | SessionUpdated | Error
+Event = (
+    Audio
+    | TurnSpeaking
+    | TurnDone
+    | SpeechStarted
+    | SpeechStopped
+    | Interrupted
+    | InputLagging
+    | InputDropped
+    | SessionUpdated
+    | Error
+)
 """What `events` yields: audio, and the server's messages as `messages.py` has them."""
 
 
@@ -187,19 +208,25 @@ class ContinuationClient:
     @classmethod
     @contextlib.asynccontextmanager
     async def connect(
-        cls, url: str, start: SessionStart | None = None, *, open_timeout_s: float = 30.0
+        cls, url: str, start: SessionStart | None = None, *, token: str | None = None, open_timeout_s: float = 30.0
     ) -> AsyncIterator[Self]:
         """A session at `url`, closed when the block is left. A URL without a path gets the protocol's own.
 
-        Raises `RefusedError` when the server takes no more, `ContinuationError` when there is no such server or it does
-        not answer in `open_timeout_s`.
+        token: shown to the server, in the clear where the URL does not begin with `wss://`. Certificates are checked
+        against the system's, or those in the file that the environment variable SSL_CERT_FILE names.
+
+        Raises `RefusedError` when the server takes no more or does not let you in, `ContinuationError` when there is no
+        such server or it does not answer in `open_timeout_s`.
         """
         start = start or SessionStart()
         url, host = _complete_url(url)
+        if token is not None and not _TOKEN.fullmatch(token):
+            raise ContinuationError("the token holds characters that no token has, a space or a line end perhaps")
         try:
             async with asyncio.timeout(open_timeout_s):
-                socket = await connect_socket(
+                socket = await _Connect(
                     url,
+                    additional_headers=None if token is None else {"Authorization": f"Bearer {token}"},
                     compression=None,
                     max_size=MAX_MESSAGE_BYTES,
                     open_timeout=None,
@@ -209,13 +236,16 @@ class ContinuationClient:
         except TimeoutError:
             raise ContinuationError(f"{url} did not answer in {open_timeout_s:g} s") from None
         except InvalidStatus as error:
-            raise ContinuationError(
-                f"{url} answered HTTP {error.response.status_code}; is it a continuation server, and its path {PATH}?"
-            ) from None
+            raise _not_let_in(error.response, url, token) from None
+        except ssl.SSLError as error:
+            reason = error.verify_message if isinstance(error, ssl.SSLCertVerificationError) else error.reason
+            raise ContinuationError(f"no trusted TLS connection to {url}: {reason}") from None
         except (InvalidURI, ValueError) as error:
             raise ContinuationError(f"{url}: not a WebSocket address ({error})") from None
         except OSError as error:
-            raise ContinuationError(f"nothing answers at {url} ({error.strerror or error}); is it running?") from None
+            reason, tls = error.strerror or str(error) or "connection lost", url.startswith("wss:")
+            question = "is it running, and with TLS?" if tls else "is it running?"
+            raise ContinuationError(f"nothing answers at {url} ({reason}); {question}") from None
         except WebSocketException as error:
             raise ContinuationError(f"{url} does not speak WebSocket ({error})") from None
         try:
@@ -371,7 +401,7 @@ class ContinuationClient:
                 raise ContinuationError(f"the server ended the session ({message.code}): {message.message}")
             case SessionClosed():
                 raise ContinuationError(f"the server ended the session ({message.reason})")
-            case SessionStarted() | SessionRefused():
+            case SessionStarted() | SessionQueued() | SessionRefused():
                 raise ProtocolError("a session is opened once")
             case TurnSpeaking():
                 self._check_turn(message.turn)
@@ -419,13 +449,39 @@ class ContinuationClient:
         await self._socket.close()
 
 
+class _Connect(connect_socket):
+    """Follows no redirects: a token is for the server that it was given for."""
+
+    def process_redirect(self, exc: Exception) -> Exception | str:
+        return exc
+
+
+def _not_let_in(response: Response, url: str, token: str | None) -> ContinuationError:
+    """What an HTTP answer instead of a WebSocket means: one line, with the server's own if that is what it sent."""
+    status = response.status_code
+    if status not in (401, 403, 429):
+        return ContinuationError(f"{url} answered HTTP {status}; is it a continuation server, and its path {PATH}?")
+    said = _REFUSAL.fullmatch((response.body or b"")[:_MAX_REFUSAL_BYTES].decode("ascii", errors="replace"))
+    code, message = (said[1], said[2]) if said else ("http", f"{url} answered HTTP {status}")
+    if status == 401 and token is None:
+        message = "it asks for a token; client.py takes it from the environment variable STREAMING_TOKEN"
+    elif status == 401:
+        message = "the token is not valid there, or no longer"
+    wait = response.headers.get_all("Retry-After")[:1]
+    retry_s = int(wait[0]) if wait and _DIGITS.fullmatch(wait[0]) else 0
+    return RefusedError(SessionRefused(code=code, message=message, retry_after_ms=1000 * retry_s))
+
+
 async def _open_session(socket: ClientConnection, start: SessionStart) -> SessionStarted:
     try:
         await socket.send(encode(start))
-        data = await socket.recv()
+        while True:
+            data = await socket.recv()
+            answer: Message | None = decode_server(data) if isinstance(data, str) else None
+            if not isinstance(answer, SessionQueued):
+                break
     except ConnectionClosed as closed:
         raise _closed_error(closed) from None
-    answer: Message | None = decode_server(data) if isinstance(data, str) else None
     match answer:
         case SessionStarted(sample_rate=rate, frame_samples=frame) if (rate, frame) != (SAMPLE_RATE, FRAME):
             raise ContinuationError(

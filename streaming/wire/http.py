@@ -10,14 +10,15 @@ from websockets.asyncio.server import ServerConnection
 from websockets.http11 import Request, Response
 
 from streaming.engine.engine import Engine
+from streaming.wire.admission import Admission
 from streaming.wire.messages import PATH
 
 
 class HttpEndpoints:
     """Answers requests that are not WebSocket handshakes on `PATH`."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, admission: Admission) -> None:
+        self._engine, self._admission = engine, admission
 
     def __call__(self, connection: ServerConnection, request: Request) -> Response | None:
         """None lets the handshake go on."""
@@ -31,10 +32,11 @@ class HttpEndpoints:
         return None
 
     def _health(self, connection: ServerConnection) -> Response:
-        """200 with the engine's figures, 503 once it has failed."""
-        failed = self._engine.failure is not None
-        body = {"status": "failed" if failed else "ready", "model": self._engine.model, **asdict(self._engine.stats())}
-        status = HTTPStatus.SERVICE_UNAVAILABLE if failed else HTTPStatus.OK
+        """200 with the engine's figures; 503 once it has failed, or the server is about to stop."""
+        state = "failed" if self._engine.failure else "stopping" if self._admission.stopping else "ready"
+        figures = asdict(self._engine.stats()) | {"waiting": self._admission.waiting}
+        body = {"status": state, "model": self._engine.model, "overloaded": self._engine.overloaded, **figures}
+        status = HTTPStatus.OK if state == "ready" else HTTPStatus.SERVICE_UNAVAILABLE
         response = connection.respond(status, json.dumps(body) + "\n")
         del response.headers["Content-Type"]
         response.headers["Content-Type"] = "application/json"

@@ -64,6 +64,7 @@ class SessionStart(Message, tag="session.start", frozen=True):
     turn_taking: Literal["manual", "vad"] = "manual"
     pace: Literal["realtime", "fast"] = "realtime"
     overflow: Literal["slide", "refuse"] = "slide"
+    lag: Literal["drop", "wait"] = "drop"
     max_seconds: Seconds = 20.0
     lead_ms: Annotated[int, msgspec.Meta(ge=80, le=10_000)] = 400
     sampling: SamplingOptions = SamplingOptions()
@@ -118,6 +119,10 @@ class SessionStarted(Message, tag="session.started", frozen=True):
     notice: str | None = None
 
 
+class SessionQueued(Message, tag="session.queued", frozen=True):
+    place: int
+
+
 class SessionRefused(Message, tag="session.refused", frozen=True):
     code: str
     message: str
@@ -137,6 +142,16 @@ class SpeechStarted(Message, tag="speech.started", frozen=True):
 class SpeechStopped(Message, tag="speech.stopped", frozen=True):
     turn: int
     at_samples: int
+
+
+class InputLagging(Message, tag="input.lagging", frozen=True):
+    turn: int
+    behind_ms: float
+
+
+class InputDropped(Message, tag="input.dropped", frozen=True):
+    turn: int
+    samples: int
 
 
 class TurnSpeaking(Message, tag="turn.speaking", frozen=True):
@@ -177,7 +192,10 @@ class SessionClosed(Message, tag="session.closed", frozen=True):
 
 ServerMessage = (
     SessionStarted
+    | SessionQueued
     | SessionRefused
+    | InputLagging
+    | InputDropped
     | SessionUpdated
     | SpeechStarted
     | SpeechStopped
@@ -233,6 +251,18 @@ def type_of(text: str | bytes) -> str | None:
         return None if raw is None else msgspec.json.decode(raw, type=str)
     except (msgspec.DecodeError, UnicodeError, RecursionError):
         return None
+
+
+def protocol_of(text: str | bytes) -> int:
+    """The `protocol` of a `session.start` of any version. Raises `ProtocolError` if it is not a number."""
+    try:
+        return msgspec.json.decode(text, type=_Versioned).protocol
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        raise ProtocolError(f"not a valid session.start message: {error}") from None
+
+
+class _Versioned(msgspec.Struct, frozen=True):
+    protocol: int = PROTOCOL_VERSION
 
 
 # Binary messages

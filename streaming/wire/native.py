@@ -29,8 +29,10 @@ from streaming.audio import FRAME, FRAME_RATE, SAMPLE_RATE, Framer, to_float, to
 from streaming.config import Sampling
 from streaming.engine import events, turn_taking
 from streaming.engine.engine import Engine
+from streaming.engine.session import QUEUED_FRAMES, LiveSession
 from streaming.errors import EngineFullError, PromptTooLongError, ProtocolError, SessionError, StreamingError
 from streaming.wire import messages
+from streaming.wire.admission import Admission, StoppingError
 from streaming.wire.messages import AudioMessage, Message, SamplingOptions, SessionStart, UnknownTypeError
 from streaming.wire.playback import Playback
 
@@ -42,6 +44,10 @@ _START_TIMEOUT_S = 10.0
 _HEARD_TIMEOUT_S = 0.5
 """How long a client may take to say what was heard when a voice interrupts it."""
 _RETRY_AFTER_MS = 1000
+_MESSAGES_PER_S = 2000
+"""A client that sends faster is read more slowly: handling messages takes the event loop's time from the others."""
+_LAGGING_FRAMES = QUEUED_FRAMES // 2
+_LAGGING_INTERVAL_S = 1.0
 _FAST_LEAD_FRAMES = 16
 """How many frames may wait for the socket at fast pace."""
 
@@ -54,6 +60,13 @@ class _Playing:
     playback: Playback = field(default_factory=Playback)
     frames: int | None = None
     over: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Sending:
+    """A frame of this turn is being written to the socket, and all before it are."""
+
+    turn: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +84,16 @@ class _HeardTimeout:
 
 
 @dataclass(frozen=True, slots=True)
+class _Drain:
+    """The server will stop: end when this turn is over."""
+
+
+@dataclass(frozen=True, slots=True)
+class _IdleCheck:
+    """It is time to look whether the client still does anything."""
+
+
+@dataclass(frozen=True, slots=True)
 class _End:
     """The session is over: its last message, if the socket may still take one, and how the socket closes."""
 
@@ -79,7 +102,8 @@ class _End:
     reason: str
 
 
-_Item = str | bytes | events.Event | _Tick | _HeardTimeout | _End
+_Happening = events.Event | _Sending | _Tick | _HeardTimeout | _Drain | _IdleCheck
+_Item = str | bytes | _Happening | _End
 _Reply = Message | AudioMessage | _End
 
 
@@ -87,15 +111,16 @@ def _frames(seconds: float) -> int:
     return math.ceil(seconds * FRAME_RATE - 1e-9)
 
 
-def _sampling(options: SamplingOptions, seed: int) -> Sampling:
-    return Sampling(options.temperature, options.top_k, options.top_p, seed)
+def _sampling(options: SamplingOptions) -> Sampling:
+    assert options.seed is not None
+    return Sampling(options.temperature, options.top_k, options.top_p, options.seed)
 
 
 class NativeSession:
     """Serves one socket. `run` returns when the session is over and its slot is free."""
 
-    def __init__(self, socket: ServerConnection, engine: Engine) -> None:
-        self._socket, self._engine = socket, engine
+    def __init__(self, socket: ServerConnection, engine: Engine, admission: Admission, idle_s: float) -> None:
+        self._socket, self._engine, self._admission, self._idle_s = socket, engine, admission, idle_s
         self._loop = asyncio.get_running_loop()
         self._inbox: asyncio.Queue[_Item] = asyncio.Queue()
         self._outbox: asyncio.Queue[_Reply] = asyncio.Queue()
@@ -108,36 +133,54 @@ class NativeSession:
         self._turn = 1  # the one that input belongs to
         self._playing: _Playing | None = None
         self._awaiting_heard = False
+        self._draining = False
+        self._active_at = self._loop.time()
+        self._lagging_told_at = -math.inf
 
     async def run(self) -> None:
         """The whole life of the session."""
-        try:
-            start = await self._expect_start()
-            if start.turn_taking == "vad":
-                await asyncio.to_thread(turn_taking.load_vad_model)
-            self._begin(start)
-        except ConnectionClosed:
-            return
-        except StreamingError as error:
-            await self._refuse(error)
-            return
-        reader = asyncio.create_task(self._read())
         writer = asyncio.create_task(self._write())
         try:
-            end = await self._serve()
-            self._live.close()
+            try:
+                start = await self._expect_start()
+                live = await self._wait_for_slot(start)
+            except ConnectionClosed:
+                return
+            except StreamingError as error:
+                end = _refusal(error)
+            else:
+                end = await self._converse(start, live)
             self._outbox.put_nowait(end)
             await writer
         finally:
-            self._live.close()
-            reader.cancel()
             writer.cancel()
-            await asyncio.gather(reader, writer, return_exceptions=True)
+            await asyncio.gather(writer, return_exceptions=True)
+
+    async def _converse(self, start: SessionStart, live: LiveSession) -> _End:
+        self._begin(start, live)
+        reader = asyncio.create_task(self._read())
+        try:
+            return await self._serve()
+        except Exception:  # the boundary of a session: a fault of ours is told, and is not the other sessions'
+            _LOG.exception("a session failed")
+            return _End(_INTERNAL, CloseCode.INTERNAL_ERROR, _INTERNAL.message)
+        finally:
+            live.close()
+            self._admission.released()
+            reader.cancel()
+            await asyncio.gather(reader, return_exceptions=True)
+
+    def drain(self) -> None:
+        """Ends the session when its turn is over, now if it is listening: the server will stop."""
+        self._inbox.put_nowait(_Drain())
 
     def stop(self) -> None:
-        """Ends the session because the server stops."""
-        closed = messages.SessionClosed(reason="stopping")
-        self._inbox.put_nowait(_End(closed, CloseCode.GOING_AWAY, "the server stops"))
+        """Ends the session at once: the server stops."""
+        self._inbox.put_nowait(_stopped())
+
+    def abort(self) -> None:
+        """Closes the socket under a client that does not let itself be told."""
+        self._socket.transport.abort()
 
     # Opening
 
@@ -147,23 +190,46 @@ class NativeSession:
                 first = await self._socket.recv()
         except TimeoutError:
             raise ProtocolError("no session.start within 10 s") from None
-        message = messages.decode_client(first) if isinstance(first, str) else None
-        if not isinstance(message, SessionStart):
+        kind = messages.type_of(first) if isinstance(first, str) else None
+        if kind != "session.start":
             raise ProtocolError("the first message must be session.start")
-        if message.protocol != messages.PROTOCOL_VERSION:
+        version = messages.protocol_of(first)
+        if version != messages.PROTOCOL_VERSION:
             raise _UnsupportedProtocolError(f"this server speaks protocol {messages.PROTOCOL_VERSION} only")
+        message = messages.decode_client(first)
+        assert isinstance(message, SessionStart)
+        if message.turn_taking == "vad":
+            await asyncio.to_thread(turn_taking.load_vad_model)
         return message
 
-    def _begin(self, start: SessionStart) -> None:
-        self._start = start
+    async def _wait_for_slot(self, start: SessionStart) -> LiveSession:
+        """A slot, perhaps after some time in line; nobody stands in line for a client that has left."""
+        seed = secrets.randbits(63) if start.sampling.seed is None else start.sampling.seed
+        self._options = msgspec.structs.replace(start.sampling, seed=seed)
+
+        def waiting(place: int) -> None:
+            self._send(messages.SessionQueued(place=place))
+
+        slides = start.overflow == "slide"
+        slot = asyncio.create_task(self._admission.attach(self._on_event, _sampling(self._options), slides, waiting))
+        left = asyncio.create_task(self._socket.wait_closed())
+        try:
+            await asyncio.wait((slot, left), return_when=asyncio.FIRST_COMPLETED)
+            if not slot.done():
+                raise StoppingError("the client left the line")
+            return slot.result()
+        finally:
+            slot.cancel()
+            left.cancel()
+
+    def _begin(self, start: SessionStart, live: LiveSession) -> None:
+        self._start, self._live, self._applied = start, live, self._options
         self._max_seconds = start.max_seconds
+        self._drops = start.lag == "drop" and start.pace == "realtime"
         self._taker: turn_taking.TurnTaker | None = None
         if start.turn_taking == "vad":
             probability = turn_taking.SpeechProbability(turn_taking.load_vad_model())
             self._taker = turn_taking.TurnTaker(probability, start.vad)
-        seed = secrets.randbits(63) if start.sampling.seed is None else start.sampling.seed
-        self._options = msgspec.structs.replace(start.sampling, seed=seed)
-        self._live = self._engine.attach(self._on_event, _sampling(self._options, seed), start.overflow == "slide")
         if start.pace == "fast":
             self._lead_frames = _FAST_LEAD_FRAMES
         else:
@@ -178,36 +244,27 @@ class NativeSession:
                 frame_samples=FRAME,
                 context_samples=self._engine.context_frames * FRAME,
                 rewind_samples=self._engine.rewind_frames * FRAME,
-                seed=seed,
+                seed=live.seed,
                 turn=self._turn,
                 notice=self._engine.notice,
             )
         )
 
-    async def _refuse(self, error: StreamingError) -> None:
-        try:
-            if isinstance(error, ProtocolError) and not isinstance(error, _UnsupportedProtocolError):
-                await self._socket.send(messages.encode(_error(error, fatal=True)))
-                await self._socket.close(CloseCode.POLICY_VIOLATION, _short(error))
-            else:
-                if not isinstance(error, EngineFullError | _UnsupportedProtocolError):
-                    _LOG.warning("a session was refused: %s", error)
-                refused = messages.SessionRefused(code=error.code, message=str(error), retry_after_ms=_RETRY_AFTER_MS)
-                await self._socket.send(messages.encode(refused))
-                await self._socket.close(CloseCode.TRY_AGAIN_LATER, _short(error))
-        except ConnectionClosed:
-            pass
-
     # The two tasks at the socket, and the engine's thread
 
     async def _read(self) -> None:
-        try:
+        started, count = self._loop.time(), 0
+        with suppress(ConnectionClosed):
             async for message in self._socket:
                 await self._handled.acquire()
                 self._inbox.put_nowait(message)
-            self._inbox.put_nowait(_End(None, CloseCode.NORMAL_CLOSURE, ""))
-        except ConnectionClosed:
-            self._inbox.put_nowait(_End(None, CloseCode.NORMAL_CLOSURE, ""))
+                count += 1
+                early = started + count / _MESSAGES_PER_S - self._loop.time()
+                if early > 0.1:
+                    await asyncio.sleep(early)
+                elif early < -1:  # what was not used is not saved up for more than a second
+                    started, count = self._loop.time(), 0
+        self._inbox.put_nowait(_End(None, CloseCode.NORMAL_CLOSURE, ""))
 
     async def _write(self) -> None:
         try:
@@ -219,8 +276,8 @@ class NativeSession:
                     await self._socket.close(reply.code, reply.reason)
                     return
                 if isinstance(reply, AudioMessage):
+                    self._inbox.put_nowait(_Sending(reply.turn))
                     await self._socket.send(messages.encode_audio(reply))
-                    self._audio_sent(reply)
                 else:
                     await self._socket.send(messages.encode(reply))
                 self._written.set()
@@ -245,12 +302,14 @@ class NativeSession:
     # Handling, in order
 
     async def _serve(self) -> _End:
+        self._look_whether_idle()
         while True:
             item = await self._inbox.get()
             try:
                 match item:
                     case str() | bytes():
                         self._handled.release()
+                        self._active_at = self._loop.time()
                         await self._unclog()
                         end = await self._handle_message(item)
                     case _End():
@@ -308,7 +367,7 @@ class NativeSession:
                 raise SessionError("the session has started already")
         return None
 
-    async def _handle_event(self, item: events.Event | _Tick | _HeardTimeout) -> _End | None:
+    async def _handle_event(self, item: _Happening) -> _End | None:
         match item:
             case events.FrameSpoken(turn, index, pcm):
                 self._send(AudioMessage(turn, index * FRAME, to_int16(pcm)))
@@ -318,10 +377,15 @@ class NativeSession:
                 )
             case events.TurnDone():
                 self._done(item)
+                if self._draining:
+                    return _stopped()
             case events.Interrupted(turn, kept):
                 self._send(messages.Interrupted(turn=turn, kept_samples=kept * FRAME))
-                if self._taker is not None:
+                if self._taker is not None and self._playing is not None and turn == self._playing.turn:
+                    self._awaiting_heard = False
                     await self._act(self._taker.interrupted())
+            case _Sending(turn):
+                self._frame_sent(turn)
             case _Tick(turn):
                 if self._playing is not None and turn == self._playing.turn:
                     self._look_at_playback()
@@ -329,9 +393,20 @@ class NativeSession:
                 playing = self._playing
                 if self._awaiting_heard and playing is not None and playing.turn == turn:
                     self._interrupt(turn, playing.playback.played_samples(self._loop.time()))
+            case _Drain():
+                self._draining = True
+                if not self._live.speaking:
+                    return _stopped()
+            case _IdleCheck():
+                return self._look_whether_idle()
             case events.Failed(error):
                 raise error
         return None
+
+    @property
+    def _speaking(self) -> bool:
+        """Whether, as far as the client has been told, this turn is being spoken."""
+        return self._playing is not None and self._playing.turn == self._turn
 
     # Listening
 
@@ -340,21 +415,32 @@ class NativeSession:
             raise ProtocolError(f"audio at sample {audio.position_samples}, but {self._position} were sent before it")
         self._position += len(audio.pcm)
         if self._taker is not None:
-            # 0.4 ms of inference a frame: not in the event loop. The inbox is handled in order, so calls never overlap.
+            # 0.4 ms of inference a frame: not in the event loop. Only this task calls the taker, so calls never
+            # overlap.
             await self._act(await asyncio.to_thread(self._taker.push, to_float(audio.pcm)))
         elif audio.turn > self._turn:
             raise ProtocolError(f"audio of turn {audio.turn}, but this is turn {self._turn}")
-        elif audio.turn == self._turn and not self._live.speaking:
+        elif audio.turn == self._turn and not self._speaking:
             await self._listen(self._framer.push(audio.pcm))
 
     async def _listen(self, frames: NDArray[np.float32]) -> None:
-        """frames: [n, 1920]. Waits while the engine's queue is full."""
+        """frames: [n, 1920]. When the engine's queue is full, waits or drops, as the client chose."""
+        dropped = 0
         for frame in frames:
             while not self._live.listen(frame):
+                if self._drops:
+                    dropped += FRAME
+                    break
                 self._heard.clear()
                 if self._live.listen(frame):
                     break
                 await self._heard.wait()
+        if dropped:
+            self._send(messages.InputDropped(turn=self._turn, samples=dropped))
+        behind, now = self._live.queued_frames, self._loop.time()
+        if self._drops and behind >= _LAGGING_FRAMES and now >= self._lagging_told_at + _LAGGING_INTERVAL_S:
+            self._lagging_told_at = now
+            self._send(messages.InputLagging(turn=self._turn, behind_ms=1e3 * behind / FRAME_RATE))
 
     async def _act(self, actions: list[turn_taking.Action]) -> None:
         """What the turn taker decided, in order."""
@@ -378,9 +464,15 @@ class NativeSession:
     # Speaking
 
     async def _speak(self) -> None:
+        if self._speaking:
+            raise SessionError("the session is already speaking")
         await self._listen(self._framer.flush())
-        self._live.speak(_frames(self._max_seconds), self._lead_frames)
-        self._playing = _Playing(self._turn)
+        if self._options != self._applied:
+            self._live.configure(_sampling(self._options))
+            self._applied = self._options
+        turn = self._live.speak(_frames(self._max_seconds), self._lead_frames)
+        assert turn == self._turn, (turn, self._turn)
+        self._playing = _Playing(turn)
 
     def _interrupt(self, turn: int, heard_samples: int) -> None:
         playing = self._playing
@@ -410,16 +502,16 @@ class NativeSession:
         """Input belongs to the turn after `over` from here on."""
         self._turn = max(self._turn, over + 1)
 
-    def _audio_sent(self, audio: AudioMessage) -> None:
+    def _frame_sent(self, turn: int) -> None:
         playing = self._playing
-        if playing is None or playing.turn != audio.turn:
+        if playing is None or playing.turn != turn:
             return
         ends_at = playing.playback.sent(self._loop.time())
         if self._start.pace == "fast":
-            playing.playback.report(audio.position_samples + FRAME)  # whatever is sent counts as played
+            playing.playback.report(playing.playback.sent_frames * FRAME)  # whatever is sent counts as played
             self._look_at_playback()
         elif not playing.playback.reports:
-            self._loop.call_at(ends_at, self._inbox.put_nowait, _Tick(audio.turn))
+            self._loop.call_at(ends_at, self._inbox.put_nowait, _Tick(turn))
 
     def _look_at_playback(self) -> None:
         """Lets the engine run on as far as the client has played, and notes when it has played everything."""
@@ -433,18 +525,47 @@ class NativeSession:
             if self._taker is not None:
                 self._taker.speaking_ended()
 
+    def _look_whether_idle(self) -> _End | None:
+        """Ends a session whose client has done nothing for too long; speaking to it counts as doing something."""
+        now = self._loop.time()
+        if self._live.speaking:
+            self._active_at = now
+        idle_until = self._active_at + self._idle_s
+        if now >= idle_until:
+            reason = f"nothing was said for {self._idle_s:g} s"
+            return _End(messages.SessionClosed(reason="idle"), CloseCode.NORMAL_CLOSURE, reason)
+        self._loop.call_at(idle_until, self._inbox.put_nowait, _IdleCheck())
+        return None
+
     def _update(self, update: messages.SessionUpdate) -> None:
         if update.max_seconds is not None:
             self._max_seconds = update.max_seconds
         if update.sampling is not None:
-            seed = self._live.seed if update.sampling.seed is None else update.sampling.seed
-            self._options = msgspec.structs.replace(update.sampling, seed=seed)
-            self._live.configure(_sampling(self._options, seed))
+            seed = self._options.seed if update.sampling.seed is None else update.sampling.seed
+            self._options = msgspec.structs.replace(update.sampling, seed=seed)  # from the next turn on
         self._send(messages.SessionUpdated(max_seconds=self._max_seconds, sampling=self._options))
 
 
 class _UnsupportedProtocolError(ProtocolError):
     code = "unsupported_protocol"
+
+
+_INTERNAL = messages.Error(code="internal", message="the server failed; this is its fault, try again", fatal=True)
+
+
+def _stopped() -> _End:
+    return _End(messages.SessionClosed(reason="stopping"), CloseCode.GOING_AWAY, "the server stops")
+
+
+def _refusal(error: StreamingError) -> _End:
+    if isinstance(error, ProtocolError) and not isinstance(error, _UnsupportedProtocolError):
+        return _End(_error(error, fatal=True), CloseCode.POLICY_VIOLATION, _short(error))
+    passing = isinstance(error, EngineFullError | StoppingError)
+    if not passing and not isinstance(error, ProtocolError):
+        _LOG.warning("a session was refused: %s", error)
+    retry = _RETRY_AFTER_MS if passing else 0
+    refused = messages.SessionRefused(code=error.code, message=str(error), retry_after_ms=retry)
+    return _End(refused, CloseCode.TRY_AGAIN_LATER, _short(error))
 
 
 def _error(error: StreamingError, *, fatal: bool = False, in_reply_to: str | None = None) -> messages.Error:

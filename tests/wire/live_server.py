@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from streaming.audio import FRAME
 from streaming.engine.engine import Engine
 from streaming.wire import messages
 from streaming.wire.messages import AudioMessage, Message, SessionStart
-from streaming.wire.server import run_server
+from streaming.wire.server import ServerOptions, Shutdown, run_server
 
 PATIENCE_S = 60.0
 """Only ever waited for in vain: then the test fails."""
@@ -36,6 +37,12 @@ def run(coroutine: Awaitable[T], seconds: float = PATIENCE_S) -> T:
     return asyncio.run(bounded())
 
 
+def get(url: str) -> bytes:
+    """A plain GET."""
+    with urllib.request.urlopen(url, timeout=10) as response:  # noqa: S310  (loopback)
+        return bytes(response.read())
+
+
 @dataclass
 class LiveServer:
     """url: of the protocol's WebSocket. `stop` ends it; `join` waits until it has ended."""
@@ -50,28 +57,28 @@ class LiveServer:
 
 
 @contextmanager
-def serving(engine: Engine) -> Iterator[LiveServer]:
-    """`run_server` with this engine. The engine stays the caller's."""
+def serving(engine: Engine, **options: float) -> Iterator[LiveServer]:
+    """`run_server` with this engine and `ServerOptions`. The engine stays the caller's."""
     ready = threading.Event()
-    found: list[tuple[str, asyncio.AbstractEventLoop, asyncio.Event]] = []
+    found: list[tuple[str, asyncio.AbstractEventLoop, Shutdown]] = []
 
     async def main() -> None:
-        stop, loop = asyncio.Event(), asyncio.get_running_loop()
+        shutdown, loop = Shutdown(), asyncio.get_running_loop()
 
         def listening(url: str) -> None:
-            found.append((url, loop, stop))
+            found.append((url, loop, shutdown))
             ready.set()
 
-        await run_server(engine, "127.0.0.1", 0, stop, listening)
+        await run_server(engine, ServerOptions(port=0, **options), shutdown, listening)
 
     thread = threading.Thread(target=lambda: asyncio.run(main()), name="server")
     thread.start()
     assert ready.wait(PATIENCE_S)
-    url, loop, stop = found[0]
+    url, loop, shutdown = found[0]
 
     def end() -> None:
         if not loop.is_closed():
-            loop.call_soon_threadsafe(stop.set)
+            loop.call_soon_threadsafe(shutdown.request)
 
     def join() -> None:
         thread.join(PATIENCE_S)
@@ -81,6 +88,7 @@ def serving(engine: Engine) -> Iterator[LiveServer]:
         yield LiveServer(url, end, join)
     finally:
         end()
+        end()  # a second time: at once
         join()
 
 

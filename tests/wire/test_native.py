@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import urllib.error
-import urllib.request
 from collections.abc import Iterator
 
 import numpy as np
@@ -14,11 +13,13 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 from streaming.audio import FRAME
+from streaming.config import Sampling
 from streaming.engine.engine import Engine
 from streaming.wire import messages
 from streaming.wire.messages import SamplingOptions, SessionStart
-from tests.engine.stub_step import StubStep
-from tests.wire.live_server import Client, LiveServer, client, run, serving
+from streaming.wire.native import NativeSession
+from tests.engine.stub_step import StubStep, spoken
+from tests.wire.live_server import Client, LiveServer, client, get, run, serving
 
 FAST = SessionStart(pace="fast", max_seconds=0.8)
 SPEECH = (np.arange(3 * FRAME) % 251).astype(np.int16)
@@ -186,6 +187,118 @@ def test_audio_of_a_turn_that_is_over_is_dropped(server: LiveServer, step: StubS
     assert kinds == ["heard"] * 3 + ["spoken"] * 10 + ["heard"] + ["spoken"] * 10
 
 
+def test_audio_of_the_turn_that_is_being_spoken_is_dropped(server: LiveServer, step: StubStep) -> None:
+    """It became part of the next prompt if the engine had finished before its end was told."""
+
+    async def scenario() -> None:
+        async with client(server.url, FAST) as session:
+            await session.hear(SPEECH)
+            await session.send(messages.Speak(turn=1))
+            await session.hear(np.tile(SPEECH, 20), turn=1)
+            await session.expect(messages.TurnDone)
+            await session.speak(2)
+
+    run(scenario())
+    assert [kind for kind, _ in step.streams[0].entries] == ["heard"] * 3 + ["spoken"] * 20
+
+
+def test_a_turn_that_is_asked_for_again_and_again_is_spoken_once(server: LiveServer, step: StubStep) -> None:
+    """A second `speak` that met the end of the turn made the session wait for ever."""
+
+    async def scenario() -> None:
+        async with client(server.url, FAST) as session:
+            await session.hear(SPEECH)
+            for _ in range(300):
+                await session.send(messages.Speak(turn=1))
+            for _ in range(299):
+                assert (await session.expect(messages.Error)).code == "bad_state"
+            await session.speak(2)
+            assert [len(session.audio[turn]) for turn in (1, 2)] == [10, 10]
+
+    run(scenario())
+    assert [kind for kind, _ in step.streams[0].entries] == ["heard"] * 3 + ["spoken"] * 20
+
+
+def test_an_update_takes_effect_with_the_next_turn_and_keeps_the_seed(server: LiveServer, step: StubStep) -> None:
+    """It changed the turn being spoken, at a moment that nobody could name; one without a seed took the seed back."""
+
+    async def scenario() -> None:
+        async with client(server.url, SessionStart(max_seconds=0.8, sampling=SamplingOptions(seed=3))) as session:
+            await session.hear(SPEECH)
+            await session.send(messages.Speak(turn=1))
+            await session.send(messages.Played(turn=1, samples=0))
+            await session.expect(messages.TurnSpeaking)
+            await session.expect_audio(1, 3)
+            for options in (SamplingOptions(seed=9), SamplingOptions(top_k=5)):
+                await session.send(messages.SessionUpdate(sampling=options))
+                assert (await session.expect(messages.SessionUpdated)).sampling.seed == 9
+            for heard in range(3, 10):
+                await session.send(messages.Played(turn=1, samples=heard * FRAME))
+                await session.expect_audio(1, heard + 1)
+            await session.expect(messages.TurnDone)
+            await session.send(messages.Speak(turn=2))
+            await session.expect(messages.TurnSpeaking)
+            for heard in range(9):
+                await session.send(messages.Played(turn=2, samples=heard * FRAME))
+                await session.expect_audio(2, heard + 1)
+            await session.expect(messages.TurnDone)
+
+    run(scenario())
+    entries = step.streams[0].entries
+    assert entries[3:13] == [spoken(Sampling(seed=3))] * 10
+    assert entries[13:] == [spoken(Sampling(seed=9, top_k=5))] * 10
+
+
+def test_a_fault_of_the_servers_own_is_told_and_harms_nobody_else(
+    server: LiveServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It reached the client as a close code without a word."""
+
+    async def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    async def scenario() -> None:
+        async with client(server.url, FAST) as neighbour, client(server.url, FAST) as session:
+            await neighbour.hear(SPEECH)
+            await session.hear(SPEECH)
+            with monkeypatch.context() as patch:
+                patch.setattr(NativeSession, "_speak", broken)
+                await session.send(messages.Speak(turn=1))
+                error, code = await _closing(session)
+            assert error is not None
+            assert (error.code, error.fatal, code) == ("internal", True, 1011)
+            assert (await neighbour.speak()).samples == 10 * FRAME
+
+    run(scenario())
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_a_client_that_does_not_read_does_not_keep_the_server_from_stopping(step: StubStep) -> None:
+    """The end waited for its keepalive: 19 s."""
+
+    async def scenario(server: LiveServer) -> None:
+        async with connect(server.url, compression=None, max_queue=1) as socket:
+            session = Client(socket)
+            await session.send(SessionStart(pace="fast", max_seconds=3600))
+            await session.hear(SPEECH)
+            await session.send(messages.Speak(turn=1))
+            while not session.audio:
+                data = await socket.recv()
+                if isinstance(data, bytes):
+                    session.take(messages.decode_audio(data))
+            calls = -1
+            while step.calls != calls:  # until nothing more fits between them
+                calls = step.calls
+                await asyncio.sleep(0.2)
+            server.stop()
+            server.stop()
+            await asyncio.to_thread(server.join)
+            socket.transport.abort()
+
+    with Engine(step) as engine, serving(engine, keepalive_s=600) as server:
+        run(scenario(server))
+
+
 @pytest.mark.parametrize(
     ("text", "code"),
     [
@@ -259,7 +372,16 @@ def test_a_message_that_is_too_large_closes_the_session(server: LiveServer) -> N
     run(scenario())
 
 
-@pytest.mark.parametrize("first", ['{"type": "speak", "turn": 1}', "hello", b"\x01" + b"\0" * 15])
+@pytest.mark.parametrize(
+    "first",
+    [
+        '{"type": "speak", "turn": 1}',
+        '{"type": "hum"}',
+        '{"type": "session.start", "pace": 1}',
+        "hello",
+        b"\x01" + b"\0" * 15,
+    ],
+)
 def test_the_first_message_must_start_the_session(server: LiveServer, step: StubStep, first: str | bytes) -> None:
     async def scenario() -> None:
         async with connect(server.url, compression=None) as socket:
@@ -277,9 +399,9 @@ def test_another_protocol_version_is_refused(server: LiveServer) -> None:
     async def scenario() -> None:
         async with connect(server.url, compression=None) as socket:
             session = Client(socket)
-            await session.send(SessionStart(protocol=2))
+            await socket.send('{"type": "session.start", "protocol": 2, "pace": "of the future"}')
             refused = await session.expect(messages.SessionRefused)
-            assert refused.code == "unsupported_protocol"
+            assert (refused.code, refused.retry_after_ms) == ("unsupported_protocol", 0)
 
     run(scenario())
 
@@ -355,7 +477,7 @@ def test_a_client_that_leaves_gives_its_slot_back(server: LiveServer) -> None:
                 await session.send(messages.Speak(turn=1))
                 await session.expect(messages.TurnSpeaking)
                 session.socket.transport.abort()
-            while json.loads(await asyncio.to_thread(_get, f"{server.http}/health"))["sessions"]:
+            while json.loads(await asyncio.to_thread(get, f"{server.http}/health"))["sessions"]:
                 await asyncio.sleep(0.01)
 
     run(scenario())
@@ -394,17 +516,12 @@ def test_a_lost_device_ends_the_sessions_with_a_reason_and_the_server_too(
     assert "the engine's thread failed" in caplog.text
 
 
-def _get(url: str) -> bytes:
-    with urllib.request.urlopen(url, timeout=10) as response:  # noqa: S310  (loopback)
-        return bytes(response.read())
-
-
 def test_health_tells_the_engines_figures_and_other_paths_where_to_go(server: LiveServer) -> None:
     run(_turn(server.url))
-    health = json.loads(_get(f"{server.http}/health"))
+    health = json.loads(get(f"{server.http}/health"))
     assert (health["status"], health["model"], health["slots"]) == ("ready", "stub", 2)
     assert health["steps"] > 0
     with pytest.raises(urllib.error.HTTPError) as caught:
-        _get(f"{server.http}/somewhere")
+        get(f"{server.http}/somewhere")
     with caught.value as answer:
         assert (answer.code, messages.PATH in answer.read().decode()) == (404, True)
