@@ -40,7 +40,13 @@ class VoiceActivityUnavailableError(StreamingError):
 
 
 class TurnOptions(Protocol):
-    """What `VadOptions` and the wire's struct of that name have in common: the engine may not import the wire."""
+    """How speech is told from silence, and whether it may interrupt. The wire's `VadOptions` serves as it is.
+
+    threshold: the probability at which a window is speech, between 0 and 1.
+    silence_ms: this much silence ends the speech; it is counted in whole windows of 32 ms, rounded up.
+    prefix_ms: how much audio before the onset belongs to the prompt.
+    barge_in: speech while the machine speaks interrupts it; otherwise it is ignored until the machine is done.
+    """
 
     @property
     def threshold(self) -> float: ...
@@ -50,22 +56,6 @@ class TurnOptions(Protocol):
     def prefix_ms(self) -> int: ...
     @property
     def barge_in(self) -> bool: ...
-
-
-@dataclass(frozen=True, slots=True)
-class VadOptions:
-    """How speech is told from silence, and whether it may interrupt.
-
-    threshold: the probability at which a window is speech, between 0 and 1.
-    silence_ms: this much silence ends the speech; it is counted in whole windows of 32 ms, rounded up.
-    prefix_ms: how much audio before the onset belongs to the prompt.
-    barge_in: speech while the machine speaks interrupts it; otherwise it is ignored until the machine is done.
-    """
-
-    threshold: float = 0.5
-    silence_ms: int = 480
-    prefix_ms: int = 320
-    barge_in: bool = True
 
 
 # Probability of speech
@@ -240,10 +230,9 @@ class SpeechStarted:
 
 @dataclass(frozen=True, slots=True)
 class SpeechStopped:
-    """The person's speech ended; the last `trailing_samples` of the prompt came after it and may be cut."""
+    """The person's speech ended; the silence after it that made this certain is part of the prompt."""
 
     at_samples: int
-    trailing_samples: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,7 +275,6 @@ class TurnTaker:
         self._prefix_samples = options.prefix_ms * SAMPLES_PER_MS
         self._recent: Pcm = np.zeros(0, np.float32)  # the end of the input, bounded by _trim
         self._position = 0  # the end of the input
-        self._prompt_start = 0
         self._handed_out = 0  # input before this is never handed out (again)
 
     def push(self, pcm: Pcm) -> list[Action]:
@@ -300,14 +288,6 @@ class TurnTaker:
         actions += self._listen(self._position)
         self._trim()
         return actions
-
-    def speaking_started(self) -> None:
-        """The machine speaks. After `Speak` this is known; call it where something else, a button, ended the prompt.
-
-        A person who is still speaking then does not interrupt; a new onset does.
-        """
-        assert self.state is not TurnState.INTERRUPTING, "the context was not cut"
-        self.state = TurnState.SPEAKING
 
     def speaking_ended(self) -> None:
         """The machine is silent: what it said was played to its end, since until then speech is still a barge-in.
@@ -334,7 +314,7 @@ class TurnTaker:
             return []
         if self.state is TurnState.INTERRUPTING:
             return []  # speech that paused while the context was being cut is one prompt
-        self._prompt_start = self._handed_out = max(at_samples - self._prefix_samples, self._handed_out)
+        self._handed_out = max(at_samples - self._prefix_samples, self._handed_out)
         if self.state is TurnState.SPEAKING:
             self.state = TurnState.INTERRUPTING
             return [BargeIn(at_samples)]
@@ -345,8 +325,7 @@ class TurnTaker:
         if self.state is not TurnState.HEARING:
             return []
         self.state = TurnState.SPEAKING
-        trailing_samples = self._handed_out - max(at_samples, self._prompt_start)
-        return [SpeechStopped(at_samples, trailing_samples), Speak()]
+        return [SpeechStopped(at_samples), Speak()]
 
     def _listen(self, until: int) -> list[Action]:
         if self.state is not TurnState.HEARING or until == self._handed_out:
@@ -360,6 +339,6 @@ class TurnTaker:
         keep = self._prefix_samples + MIN_SPEECH_MS * SAMPLES_PER_MS
         if self.state is TurnState.INTERRUPTING:
             limit = max(keep, MAX_HELD_MS * SAMPLES_PER_MS)
-            self._prompt_start = self._handed_out = max(self._handed_out, self._position - limit)
+            self._handed_out = max(self._handed_out, self._position - limit)
             keep = self._position - self._handed_out
         self._recent = self._recent[max(len(self._recent) - keep, 0) :]

@@ -32,11 +32,10 @@ from streaming.engine.turn_taking import (
     SpeechStopped,
     TurnState,
     TurnTaker,
-    VadOptions,
     VoiceActivityUnavailableError,
     load_vad_model,
 )
-from streaming.wire import messages
+from streaming.wire.messages import VadOptions
 
 Pcm = npt.NDArray[np.float32]
 
@@ -161,7 +160,7 @@ def test_a_prompt_is_the_prefix_the_speech_and_the_silence_that_ended_it() -> No
     assert plain(talk.hear(16)) == [
         SpeechStarted(6 * W),
         slice(6 * W - PREFIX, 15 * W),
-        SpeechStopped(10 * W, trailing_samples=5 * W),
+        SpeechStopped(10 * W),
         Speak(),
     ]
     assert talk.taker.state is TurnState.SPEAKING
@@ -207,7 +206,7 @@ def test_speech_that_ends_while_the_context_is_cut_is_answered_after_the_cut() -
     assert plain(talk.hear(20)) == [BargeIn(18 * W)]
     assert plain(talk.interrupted()) == [
         slice(18 * W - PREFIX, 28 * W),
-        SpeechStopped(21 * W, trailing_samples=7 * W),
+        SpeechStopped(21 * W),
         Speak(),
     ]
 
@@ -230,15 +229,6 @@ def test_held_audio_is_bounded_and_keeps_the_newest() -> None:
     [held] = talk.interrupted()
     assert plain([held]) == [slice(talk.position - limit, talk.position)]
     assert plain(talk.hear(1)) == [slice(talk.position - W - limit, talk.position)]
-
-
-def test_trailing_silence_is_never_more_than_the_prompt() -> None:
-    """The owner was told to cut more than it had been given, after a hold so long that the speech was dropped."""
-    limit = MAX_HELD_MS * SAMPLES_PER_MS
-    talk = speaking(YES * 3 + NO * 300)
-    for _ in range(60):
-        talk.hear(5)
-    assert plain(talk.interrupted())[1:] == [SpeechStopped(11 * W, trailing_samples=limit), Speak()]
 
 
 def test_what_is_kept_without_speech_is_the_prefix_and_the_shortest_speech() -> None:
@@ -266,7 +256,7 @@ def test_speech_that_outlasts_the_machine_begins_a_prompt_where_it_ended() -> No
     assert plain(talk.hear(11)) == [
         SpeechStarted(14 * W),
         slice(14 * W - PREFIX, 25 * W),
-        SpeechStopped(20 * W, trailing_samples=5 * W),
+        SpeechStopped(20 * W),
         Speak(),
     ]
 
@@ -277,17 +267,6 @@ def test_a_pause_for_breath_at_the_machines_end_is_not_taken_for_speech() -> Non
     talk.hear(9)  # the detector still calls it speech: the silence is 3 windows long
     talk.taker.speaking_ended()
     assert talk.hear(8) == []
-
-
-def test_a_button_that_ends_the_prompt_is_not_a_barge_in_by_the_same_words() -> None:
-    """`speaking_started()` in mid-word was followed by an interruption through the rest of the word."""
-    talk = Conversation(YES * 8 + NO * 5 + YES * 3)
-    talk.hear(5)
-    talk.taker.speaking_started()
-    assert plain(talk.hear(11))[-1] == BargeIn(13 * W)
-    assert talk.taker.state is TurnState.INTERRUPTING
-    with pytest.raises(AssertionError):
-        talk.taker.speaking_started()
 
 
 def test_an_interruption_without_a_voice_leaves_the_session_listening() -> None:
@@ -318,21 +297,12 @@ def test_audio_that_was_handed_out_is_not_the_callers_buffer() -> None:
     assert listen.pcm.all()
 
 
-def test_the_wires_options_serve_as_they_are() -> None:
-    """Wire and engine each define the options, since the engine may not import the wire: the defaults drifted apart."""
-    wire, own = messages.VadOptions(), VadOptions()
-    TurnTaker(lambda _: 0.0, wire)
-    assert [getattr(wire, name) for name in wire.__struct_fields__] == [
-        getattr(own, name) for name in own.__dataclass_fields__
-    ]
-
-
 # Properties
 
 scripts = st.lists(
     st.tuples(st.sampled_from([0.0, 0.2, 0.4, 0.5, 0.6, 0.9]), st.integers(1, 9)), min_size=1, max_size=20
 ).map(lambda runs: [p for p, length in runs for _ in range(length)])
-calls = st.lists(st.tuples(st.integers(0, 120 * W), st.sampled_from(["started", "ended", "interrupted"])), max_size=12)
+calls = st.lists(st.tuples(st.integers(0, 120 * W), st.sampled_from(["ended", "interrupted"])), max_size=12)
 cuts = st.lists(st.integers(0, 120 * W), max_size=40)
 all_options = st.builds(
     VadOptions, silence_ms=st.integers(80, 400), prefix_ms=st.integers(0, 500), barge_in=st.booleans()
@@ -349,13 +319,9 @@ def converse(script: list[float], options: VadOptions, calls: list[tuple[int, st
             break
         result += talk.taker.push(positions((at - talk.position) / W, talk.position))
         talk.position = at
-        if call == "started" and talk.taker.state is TurnState.INTERRUPTING:
-            continue  # an owner may not
         if call:
             result.append(call)
-        if call == "started":
-            talk.taker.speaking_started()
-        elif call == "ended":
+        if call == "ended":
             talk.taker.speaking_ended()
         elif call == "interrupted":
             result += talk.taker.interrupted()
@@ -395,7 +361,7 @@ def test_prompts_are_contiguous_slices_in_order_and_never_come_over_the_machine(
 ) -> None:
     """Samples lost, repeated, or fed to a context that is speaking or not yet cut."""
     state = "idle"  # by the actions and calls alone
-    fed = prompt_start = 0
+    fed = 0
     for entry in converse(script, options, calls, cuts):
         match entry:
             case SpeechStarted(at) | BargeIn(at):
@@ -403,19 +369,17 @@ def test_prompts_are_contiguous_slices_in_order_and_never_come_over_the_machine(
                 assert state == ("speaking" if barge_in else "idle")
                 assert options.barge_in or not barge_in
                 state = "interrupting" if barge_in else "hearing"
-                fed = prompt_start = max(fed, at - options.prefix_ms * SAMPLES_PER_MS)
+                fed = max(fed, at - options.prefix_ms * SAMPLES_PER_MS)
             case Listen(pcm, at):
                 assert (state, at) == ("hearing", fed)
                 np.testing.assert_array_equal(pcm, np.arange(at, at + len(pcm), dtype=np.float32))
                 fed += len(pcm)
-            case SpeechStopped(at, trailing):
-                assert (state, trailing) == ("hearing", fed - max(at, prompt_start))
-                assert trailing >= options.silence_ms * SAMPLES_PER_MS
+            case SpeechStopped(at):
+                assert state == "hearing"
+                assert fed - at >= options.silence_ms * SAMPLES_PER_MS
                 state = "stopped"
             case Speak():
                 assert state == "stopped"
-                state = "speaking"
-            case "started":
                 state = "speaking"
             case "ended" | "interrupted" if state == "speaking":
                 state = "idle"
@@ -472,9 +436,8 @@ def test_real_speech_is_one_prompt_with_its_edges_where_the_sound_is() -> None:
     loud = np.flatnonzero(np.abs(audio) > 0.1 * np.abs(audio).max())  # by level alone: an independent view
     assert abs(started.at_samples - loud[0]) < 0.1 * 24_000
     assert -0.05 * 24_000 < stopped.at_samples - loud[-1] < 0.3 * 24_000
-    assert stopped.trailing_samples == 480 * SAMPLES_PER_MS
-    start = started.at_samples - 320 * SAMPLES_PER_MS
-    np.testing.assert_array_equal(prompt, audio[start : start + len(prompt)])
+    start, stop = started.at_samples - 320 * SAMPLES_PER_MS, stopped.at_samples + 480 * SAMPLES_PER_MS
+    np.testing.assert_array_equal(prompt, audio[start:stop])
 
 
 def test_speech_is_found_in_noise() -> None:
