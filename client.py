@@ -12,6 +12,7 @@ import contextlib
 import json
 import math
 import os
+import secrets
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Sequence
@@ -70,10 +71,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 async def _politely(work: Coroutine[Any, Any, None]) -> None:
-    """Has SIGTERM do what Ctrl-C does: close the session and leave no server behind."""
+    """Has SIGTERM and a closed terminal do what Ctrl-C does: close the session and leave no server behind."""
     loop, task = asyncio.get_running_loop(), asyncio.ensure_future(work)
     with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # Windows; not the main thread
-        loop.add_signal_handler(signal.SIGTERM, task.cancel)
+        for number in signal.Signals:
+            if number.name in ("SIGTERM", "SIGHUP"):  # the latter is unknown to Windows
+                loop.add_signal_handler(number, task.cancel)
     await task
 
 
@@ -132,19 +135,23 @@ async def _converse(args: argparse.Namespace) -> None:
 
 async def _open(args: argparse.Namespace, session: contextlib.AsyncExitStack, view: View) -> ContinuationClient:
     """A session on the server at --url, or on one of our own; both end with `session`."""
-    url = args.url
+    url, token = args.url, os.environ.get("STREAMING_TOKEN", "").strip() or None
     if url is None:
-        command = server_command(Path(__file__).with_name("server.py"), args.model)
-        url = await session.enter_async_context(own_server(command, said=_notice(view)))
+        command = server_command(Path(__file__).with_name("server.py"), args.model, args.codec)
+        # A token of its own: whoever else is on this machine can reach the port, and has no business there.
+        token = secrets.token_urlsafe(32)
+        environment = {**os.environ, "STREAMING_TOKENS": f"client:{token}"}
+        url = await session.enter_async_context(own_server(command, environment=environment, said=_notice(view)))
         view.event("server", {"url": url})
     start = SessionStart(
         turn_taking=args.turn,
         pace=args.pace,
         max_seconds=args.max_seconds,
+        lag="wait" if args.input else "drop",  # a file is better late than with holes
         lead_ms=LEAD_MS,
         sampling=SamplingOptions(temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, seed=args.seed),
     )
-    return await session.enter_async_context(ContinuationClient.connect(url, start))
+    return await session.enter_async_context(ContinuationClient.connect(url, start, token=token))
 
 
 def _notice(view: View) -> Callable[[str], None]:
@@ -174,11 +181,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         description="Streams speech to a continuation server and plays, saves and times what it makes of it. "
         "With --input a file is streamed and continued; without, the microphone: Enter ends your turn, or interrupts "
         "the machine's.",
-        epilog="Without --url a server of its own is started, and ended with the client. On a terminal a live view is "
-        "shown, otherwise JSON lines. Exit status 0 only if a continuation came whole.",
+        epilog="Without --url a server of its own is started, and ended with the client. A server that asks for a "
+        "token gets the one in the environment variable STREAMING_TOKEN. On a terminal a live view is shown, otherwise "
+        "JSON lines. Exit status 0 only if a continuation came whole.",
     )
     parser.add_argument("--url", help="server, ws://HOST:PORT[/v1/continue] (default: start one)")
     parser.add_argument("--model", help="model of the own server: demo, a hub id or a directory (default: demo)")
+    parser.add_argument("--codec", help="codec of the own server (default: that of the demo, or kyutai/mimi)")
     parser.add_argument("--input", metavar="WAV", help="audio file to stream; any rate, channels and common format")
     parser.add_argument("--output", metavar="WAV", help="write the continuation alone here, 24 kHz mono")
     parser.add_argument("--record", metavar="WAV", help="write both sides here: left what was sent, right what came")

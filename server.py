@@ -5,16 +5,20 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import os
 import signal
 import sys
 import threading
+import time
 from contextlib import suppress
 
 from streaming.audio import FRAME_RATE
 from streaming.engine.engine import Engine
 from streaming.errors import StreamingError
 from streaming.loading import CONTEXT_TOKENS, DEMO, load_engine
-from streaming.wire.server import ServerOptions, Shutdown, check_address, run_server
+from streaming.wire.access import Gatekeeper, Limits, check_bind, parse_origins
+from streaming.wire.server import ServerOptions, Shutdown, check_address, load_tls, run_server
+from streaming.wire.tokens import load_tokens
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -43,6 +47,15 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--drain-seconds", type=float, default=30, metavar="S", help="time for running turns at the end (default: 30)"
     )
+    parser.add_argument("--tokens", metavar="FILE", help="who may come in, name:token a line (or STREAMING_TOKENS)")
+    parser.add_argument("--allow-origin", action="append", default=[], metavar="URL", help="a page that may connect")
+    parser.add_argument("--tls-cert", metavar="FILE", help="certificate chain, PEM")
+    parser.add_argument("--tls-key", metavar="FILE", help="its key, PEM")
+    parser.add_argument("--insecure-plaintext", action="store_true", help="no TLS, though others can reach the port")
+    parser.add_argument("--sessions-per-token", type=int, default=32, metavar="N", help="at once (default: 32)")
+    parser.add_argument(
+        "--sessions-per-address", type=int, default=8, metavar="N", help="at once, but from loopback (default: 8)"
+    )
     parser.add_argument(
         "--until-eof", action="store_true", help="end when standard input does: for programs that start a server"
     )
@@ -53,12 +66,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--max-sessions is {options.max_sessions}, must be at least 1")
     if options.queue < 0 or not options.idle_seconds > 0 or not options.drain_seconds >= 0:
         parser.error("--queue and --drain-seconds must be 0 or more, --idle-seconds above 0")
+    if options.sessions_per_token < 1 or options.sessions_per_address < 1:
+        parser.error("--sessions-per-token and --sessions-per-address must be at least 1")
     if options.quantize != "none":
         parser.error(f"--quantize {options.quantize} is not built yet; leave it out, or use --dtype bfloat16")
     return options
 
 
-async def serve(engine: Engine, options: ServerOptions, *, until_eof: bool) -> None:
+async def serve(engine: Engine, keeper: Gatekeeper, options: ServerOptions, *, until_eof: bool) -> None:
     shutdown = Shutdown()
     loop = asyncio.get_running_loop()
     with suppress(NotImplementedError):  # Windows: Ctrl-C arrives as KeyboardInterrupt
@@ -73,22 +88,27 @@ async def serve(engine: Engine, options: ServerOptions, *, until_eof: bool) -> N
                 loop.call_soon_threadsafe(shutdown.request_at_once)
 
         threading.Thread(target=wait_for_eof, name="stdin", daemon=True).start()
-    await run_server(engine, options, shutdown, lambda url: print(f"listening on {url}", flush=True))
+    await run_server(engine, keeper, options, shutdown, lambda url: print(f"listening on {url}", flush=True))
 
 
 def main() -> int:
     options = parse()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("websockets").setLevel(logging.WARNING)
-    served = ServerOptions(
-        host=options.host,
-        port=options.port,
-        queue=options.queue,
-        idle_s=options.idle_seconds,
-        drain_s=options.drain_seconds,
-    )
     try:
-        check_address(options.host, options.port)
+        tokens = load_tokens(os.environ, options.tokens, time.monotonic())
+        tls = load_tls(options.tls_cert, options.tls_key)
+        bind = check_bind(options.host, tokens, tls=tls is not None, insecure_plaintext=options.insecure_plaintext)
+        limits = Limits(options.sessions_per_token, options.sessions_per_address)
+        keeper = Gatekeeper(bind, tokens, parse_origins(options.allow_origin), limits)
+        served = ServerOptions(
+            port=options.port,
+            tls=tls,
+            queue=options.queue,
+            idle_s=options.idle_seconds,
+            drain_s=options.drain_seconds,
+        )
+        check_address(bind, options.port)
         with load_engine(
             options.model,
             options.codec,
@@ -101,7 +121,7 @@ def main() -> int:
             print(f"{engine.model}: {shape}, {options.max_sessions} slots", file=sys.stderr)
             if engine.notice:
                 print(f"note: {engine.notice}", file=sys.stderr, flush=True)
-            asyncio.run(serve(engine, served, until_eof=options.until_eof))
+            asyncio.run(serve(engine, keeper, served, until_eof=options.until_eof))
             return 1 if engine.failure is not None else 0
     except StreamingError as error:
         print(f"server.py: {error}", file=sys.stderr)

@@ -38,13 +38,17 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 OWN_SERVER = """
 import argparse, asyncio, os, sys
 parser = argparse.ArgumentParser()
-parser.add_argument("--port"), parser.add_argument("--model")
+parser.add_argument("--port"), parser.add_argument("--model"), parser.add_argument("--until-eof", action="store_true")
 args = parser.parse_args()
 if args.model == "broken":
     sys.exit("server.py: no such model")
 from tests.wire.fake_server import fake_server
+name, _, token = os.environ["STREAMING_TOKENS"].partition(":")
+def gate(connection, request):
+    known = request.headers["Authorization"] == f"Bearer {token}" and name == "client" and len(token) > 40
+    return None if known else connection.respond(401, "unauthorized: no\\n")
 async def main():
-    async with fake_server(frames=100 if args.model == "long" else 3) as server:
+    async with fake_server(frames=100 if args.model == "long" else 3, gate=gate) as server:
         with open(sys.path[0] + "/pid", "w") as file:
             file.write(str(os.getpid()))
         print(f"listening on {server.url}/v1/continue", flush=True)
@@ -254,7 +258,7 @@ class TestOwnServer:
         assert "--url" in done.stderr
 
     @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-    @pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
+    @pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 143)])
     def test_ctrl_c_ends_the_server_too(self, installed: Path, speech: Path, name: str, status: int) -> None:
         """A server that outlives its client holds the model's memory until somebody looks."""
         output = speech.with_name("out.wav")

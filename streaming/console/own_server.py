@@ -7,7 +7,7 @@ import contextlib
 import re
 import sys
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +21,20 @@ _LAST_LINES = 20
 _LISTENING = re.compile(r"listening on (wss?://\S+)")
 
 
+_TOLD_LATER = "note: "
+"""What the server says of its model; `session.started` says it too."""
+
+
 class ServerStartError(ContinuationError):
     """The client's own server did not come up. The message ends with what it last said."""
 
 
-def server_command(script: Path, model: str) -> list[str]:
-    """What starts `script` (server.py) on a free port. Raises `ServerStartError` if the script is not there."""
+def server_command(script: Path, model: str, codec: str | None = None) -> list[str]:
+    """What starts `script` (server.py) on a free port, to end with us. Raises `ServerStartError` if it is not there."""
     if not script.is_file():
         raise ServerStartError(f"no server to start: {script} is missing; name one with --url ws://HOST:PORT")
-    return [sys.executable, str(script), "--port", "0", "--model", model]
+    codec_flags = [] if codec is None else ["--codec", codec]
+    return [sys.executable, str(script), "--port", "0", "--until-eof", "--model", model, *codec_flags]
 
 
 @contextlib.asynccontextmanager
@@ -38,21 +43,24 @@ async def own_server(
     *,
     timeout_s: float = START_TIMEOUT_S,
     grace_s: float = _GRACE_S,
+    environment: Mapping[str, str] | None = None,
     said: Callable[[str], None] = lambda _: None,
 ) -> AsyncIterator[str]:
     """Runs `command` while the block lasts and gives the URL from its line `listening on ws://...`.
 
-    `said` gets each line of the server's standard error while it starts. On the way out, for whatever reason, the
-    process gets SIGTERM, and is killed when it is still there after `grace_s`.
+    environment: the server's, instead of this process's. `said` gets each line of the server's standard error while it
+    starts. On the way out, for whatever reason, the process gets SIGTERM, and is killed when it is still there after
+    `grace_s`.
 
     Raises `ServerStartError` when the process ends, or has not said that it listens in `timeout_s`. A
     `ContinuationError` of the block is told together with the server's end, if that is its cause.
     """
     process = await asyncio.create_subprocess_exec(
         *command,
-        stdin=asyncio.subprocess.DEVNULL,
+        stdin=asyncio.subprocess.PIPE,  # it ends when this process does, however that ends
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
+        env=environment,
         # Its own session, so that Ctrl-C reaches the client alone, which then ends both in order.
         start_new_session=True,
     )
@@ -68,7 +76,7 @@ async def own_server(
 
     def on_error(line: str) -> None:
         last_lines.append(line)
-        if not url.done():
+        if not url.done() and not line.startswith(_TOLD_LATER):
             said(line)
 
     # Read to their ends, or a full pipe would stop the server.

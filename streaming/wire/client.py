@@ -149,8 +149,8 @@ class TurnLatency:
 
     speech_ended_s: when the prompt's last sample was handed to the socket, by `time.monotonic`.
     first_audio_ms: from then to the first audio message. interval_p95_ms: between audio messages. seconds: how long the
-    continuation is. realtime_factor: seconds of it for each second from the end of speech to the last message; near 1
-    in realtime pace, where the server waits for the listener. None where there was no audio to time.
+    continuation is. realtime_factor: seconds of it for each second from the first message to the last; near 1 in
+    realtime pace, where the server waits for the listener. None where there was not enough audio to time.
     """
 
     speech_ended_s: float | None
@@ -173,9 +173,9 @@ class _TurnMeter:
         seconds = self.samples / SAMPLE_RATE
         if self.arrivals_s and self.speech_ended_s is not None:
             first = 1000 * (self.arrivals_s[0] - self.speech_ended_s)
-            elapsed = self.arrivals_s[-1] - self.speech_ended_s
-            rate = seconds / elapsed if elapsed > 0 else None
         if len(self.arrivals_s) > 1:
+            elapsed = self.arrivals_s[-1] - self.arrivals_s[0]
+            rate = (seconds - FRAME / SAMPLE_RATE) / elapsed if elapsed > 0 else None
             interval = 1000 * float(np.percentile(np.diff(self.arrivals_s), 95))
         return TurnLatency(self.speech_ended_s, first, interval, seconds, rate)
 

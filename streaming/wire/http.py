@@ -1,35 +1,48 @@
-"""What the port answers to plain HTTP: `GET /health`, and a pointer to the protocol for everything else."""
+"""What the port answers to plain HTTP: who may not come in, `GET /health`, and a pointer to the protocol for the
+rest.
+"""
 
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import asdict
 from http import HTTPStatus
+from weakref import WeakKeyDictionary
 
 from websockets.asyncio.server import ServerConnection
 from websockets.http11 import Request, Response
 
 from streaming.engine.engine import Engine
+from streaming.wire.access import Gatekeeper, Refusal, Visitor
 from streaming.wire.admission import Admission
 from streaming.wire.messages import PATH
 
 
 class HttpEndpoints:
-    """Answers requests that are not WebSocket handshakes on `PATH`."""
+    """Looks at every request first. visitors: who is behind the connections whose handshake may go on."""
 
-    def __init__(self, engine: Engine, admission: Admission) -> None:
-        self._engine, self._admission = engine, admission
+    def __init__(self, engine: Engine, admission: Admission, keeper: Gatekeeper) -> None:
+        self._engine, self._admission, self._keeper = engine, admission, keeper
+        self.visitors: WeakKeyDictionary[ServerConnection, Visitor] = WeakKeyDictionary()
 
     def __call__(self, connection: ServerConnection, request: Request) -> Response | None:
         """None lets the handshake go on."""
         path = request.path.partition("?")[0]
+        peer = connection.remote_address
+        address = peer[0] if isinstance(peer, tuple) else None
+        ask = self._keeper.admit if path == PATH else self._keeper.look
+        answer = ask(request.headers, request.path, address, time.monotonic())
+        if isinstance(answer, Refusal):
+            response = connection.respond(answer.status, answer.body)
+            response.headers.update(answer.headers)
+            return response
+        if isinstance(answer, Visitor):
+            self.visitors[connection] = answer
+            return None
         if path == "/health":
             return self._health(connection)
-        if path != PATH:
-            return connection.respond(
-                HTTPStatus.NOT_FOUND, f"not found; the WebSocket is at {PATH}, health at /health\n"
-            )
-        return None
+        return connection.respond(HTTPStatus.NOT_FOUND, f"not found; the WebSocket is at {PATH}, health at /health\n")
 
     def _health(self, connection: ServerConnection) -> Response:
         """200 with the engine's figures; 503 once it has failed, or the server is about to stop."""

@@ -32,6 +32,7 @@ from streaming.engine.engine import Engine
 from streaming.engine.session import QUEUED_FRAMES, LiveSession
 from streaming.errors import EngineFullError, PromptTooLongError, ProtocolError, SessionError, StreamingError
 from streaming.wire import messages
+from streaming.wire.access import Refusal
 from streaming.wire.admission import Admission, StoppingError
 from streaming.wire.messages import AudioMessage, Message, SamplingOptions, SessionStart, UnknownTypeError
 from streaming.wire.playback import Playback
@@ -177,6 +178,20 @@ class NativeSession:
     def stop(self) -> None:
         """Ends the session at once: the server stops."""
         self._inbox.put_nowait(_stopped())
+
+    def revoke(self) -> None:
+        """Ends the session because its token is no longer valid."""
+        message = "the token was revoked"
+        error = messages.Error(code="unauthorized", message=message, fatal=True)
+        self._inbox.put_nowait(_End(error, CloseCode.POLICY_VIOLATION, message))
+
+    async def refuse(self, refusal: Refusal) -> None:
+        """Instead of `run`: says why there is no session."""
+        retry_ms = round(1e3 * (refusal.retry_after_s or 0))
+        refused = messages.SessionRefused(code=refusal.code, message=refusal.message, retry_after_ms=retry_ms)
+        with suppress(ConnectionClosed):
+            await self._socket.send(messages.encode(refused))
+            await self._socket.close(CloseCode.TRY_AGAIN_LATER, refusal.code)
 
     def abort(self) -> None:
         """Closes the socket under a client that does not let itself be told."""

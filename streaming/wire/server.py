@@ -6,6 +6,8 @@ import asyncio
 import logging
 import os
 import socket
+import ssl
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,27 +16,29 @@ from websockets.asyncio.server import ServerConnection, serve
 
 from streaming.engine.engine import Engine
 from streaming.errors import StreamingError
+from streaming.wire.access import Bind, Gatekeeper, Visitor, select_subprotocol
 from streaming.wire.admission import Admission
 from streaming.wire.http import HttpEndpoints
 from streaming.wire.messages import MAX_MESSAGE_BYTES, PATH
 from streaming.wire.native import NativeSession
 
 _LOG = logging.getLogger(__name__)
-_FAILURE_POLL_S = 0.5
+_POLL_S = 0.5
+"""How often it is looked whether the engine still runs and every token is still valid."""
 _GOODBYE_S = 2.0
 
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """host, port: where to listen; port 0 takes any free one.
+    """port: where to listen, 0 for any that is free. tls: a server's context, None for plain WebSockets.
 
     queue: clients that may wait in line for a slot. idle_s: a session whose client does nothing for so long is ended.
     drain_s: how long running turns may take once the server is to stop. keepalive_s: a ping is sent as often, and a
     client that does not answer one for as long again is gone; so its slot is free after twice this time.
     """
 
-    host: str = "127.0.0.1"
     port: int = 8765
+    tls: ssl.SSLContext | None = None
     queue: int = 0
     idle_s: float = 300.0
     drain_s: float = 30.0
@@ -47,15 +51,40 @@ class AddressError(StreamingError):
     code = "bad_address"
 
 
-def check_address(host: str, port: int) -> None:
+class TlsError(StreamingError):
+    """A certificate or key that cannot be used."""
+
+    code = "bad_tls"
+
+
+def check_address(bind: Bind, port: int) -> None:
     """Raises `AddressError` if the address cannot be had now: better before a model is loaded than after."""
+    for address in bind.addresses:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        try:
+            with socket.socket(family, socket.SOCK_STREAM) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, os.name != "nt")
+                probe.bind((address, port))
+        except OSError as error:
+            raise _taken(bind, port, error) from error
+
+
+def _taken(bind: Bind, port: int, error: OSError) -> AddressError:
+    return AddressError(f"cannot listen on {bind.host}:{port}: {error.strerror or error}")
+
+
+def load_tls(certificate: str | None, key: str | None) -> ssl.SSLContext | None:
+    """The context of a server with this certificate chain and key, PEM files; None for neither. Raises `TlsError`."""
+    if certificate is None and key is None:
+        return None
+    if certificate is None or key is None:
+        raise TlsError("--tls-cert and --tls-key go together")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:
-        family, kind, number, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, number) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, os.name != "nt")
-            probe.bind(address)
-    except OSError as error:
-        raise AddressError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
+        context.load_cert_chain(certificate, key, password=lambda: "")  # never ask at the terminal
+    except (OSError, ssl.SSLError) as error:
+        raise TlsError(f"cannot use --tls-cert {certificate} with --tls-key {key}: {error}") from error
+    return context
 
 
 class Shutdown:
@@ -73,7 +102,11 @@ class Shutdown:
 
 
 async def run_server(
-    engine: Engine, options: ServerOptions, shutdown: Shutdown, listening: Callable[[str], None]
+    engine: Engine,
+    keeper: Gatekeeper,
+    options: ServerOptions,
+    shutdown: Shutdown,
+    listening: Callable[[str], None],
 ) -> None:
     """Serves until told to stop, or until the engine fails; then tells every session and closes.
 
@@ -81,15 +114,21 @@ async def run_server(
     had.
     """
     admission = Admission(engine, options.queue)
-    sessions: set[NativeSession] = set()
+    endpoints = HttpEndpoints(engine, admission, keeper)
+    sessions: dict[NativeSession, Visitor] = {}
 
     async def handle(connection: ServerConnection) -> None:
+        visitor = endpoints.visitors[connection]
         session = NativeSession(connection, engine, admission, options.idle_s)
-        sessions.add(session)
-        try:
-            await session.run()
-        finally:
-            sessions.discard(session)
+        with keeper.session(visitor) as refusal:
+            if refusal is not None:
+                await session.refuse(refusal)
+                return
+            sessions[session] = visitor
+            try:
+                await session.run()
+            finally:
+                del sessions[session]
 
     async def gone() -> None:
         while sessions:
@@ -97,9 +136,11 @@ async def run_server(
 
     listener = serve(
         handle,
-        options.host,
+        list(keeper.bind.addresses),  # type: ignore[arg-type]  # asyncio takes several; the name may mean others by now
         options.port,
-        process_request=HttpEndpoints(engine, admission),
+        ssl=options.tls,
+        process_request=endpoints,
+        select_subprotocol=select_subprotocol,
         compression=None,
         max_size=MAX_MESSAGE_BYTES,
         ping_interval=options.keepalive_s,
@@ -110,14 +151,18 @@ async def run_server(
     try:
         server = await listener
     except OSError as error:
-        raise AddressError(f"cannot listen on {options.host}:{options.port}: {error.strerror or error}") from error
+        raise _taken(keeper.bind, options.port, error) from error
     async with server:
         address, port = server.sockets[0].getsockname()[:2]
-        listening(f"ws://{f'[{address}]' if ':' in address else address}:{port}{PATH}")
+        scheme = "ws" if options.tls is None else "wss"
+        listening(f"{scheme}://{f'[{address}]' if ':' in address else address}:{port}{PATH}")
         while not shutdown.requested.is_set() and engine.failure is None:
             with suppress(TimeoutError):
-                async with asyncio.timeout(_FAILURE_POLL_S):
+                async with asyncio.timeout(_POLL_S):
                     await shutdown.requested.wait()
+            for session, visitor in sessions.items():
+                if not keeper.still_welcome(visitor, time.monotonic()):
+                    session.revoke()
         admission.stop()
         server.close(close_connections=False)
         for session in sessions:

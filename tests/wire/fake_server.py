@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
+from websockets.http11 import Request, Response
 
 from streaming.audio import FRAME, SAMPLE_RATE
 from streaming.wire.messages import (
@@ -107,9 +109,17 @@ class FakeServer:
 
 @contextlib.asynccontextmanager
 async def fake_server(
-    script: Script = whole_turn, *, frames: int = 5, opening: Message = STARTED
+    script: Script = whole_turn,
+    *,
+    frames: int = 5,
+    opening: Message = STARTED,
+    gate: Callable[[ServerConnection, Request], Response | None] | None = None,
+    tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[FakeServer]:
-    """Listens on a free port of the loopback while the block lasts; `script` gets every control message but pings."""
+    """Listens on a free port of the loopback while the block lasts; `script` gets every control message but pings.
+
+    gate: answers handshakes with something else, or lets them go on.
+    """
     peers: list[Peer] = []
 
     async def handle(socket: ServerConnection) -> None:
@@ -139,9 +149,9 @@ async def fake_server(
                     case _:
                         await script(peer, message)
 
-    async with serve(handle, "127.0.0.1", 0, compression=None) as server:
+    async with serve(handle, "127.0.0.1", 0, compression=None, process_request=gate, ssl=tls) as server:
         port = server.sockets[0].getsockname()[1]
-        yield FakeServer(f"ws://127.0.0.1:{port}", peers)
+        yield FakeServer(f"{'ws' if tls is None else 'wss'}://127.0.0.1:{port}", peers)
 
 
 async def never(_: Peer, __: ClientMessage) -> None:

@@ -8,7 +8,7 @@ import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from streaming.audio import FRAME
 from streaming.engine.engine import Engine
 from streaming.wire import messages
+from streaming.wire.access import Gatekeeper, check_bind
 from streaming.wire.messages import AudioMessage, Message, SessionStart
 from streaming.wire.server import ServerOptions, Shutdown, run_server
 
@@ -57,8 +58,9 @@ class LiveServer:
 
 
 @contextmanager
-def serving(engine: Engine, **options: float) -> Iterator[LiveServer]:
-    """`run_server` with this engine and `ServerOptions`. The engine stays the caller's."""
+def serving(engine: Engine, keeper: Gatekeeper | None = None, **options: Any) -> Iterator[LiveServer]:
+    """`run_server` with this engine and `ServerOptions`, open to all on loopback. The engine stays the caller's."""
+    keeper = keeper or Gatekeeper(check_bind("127.0.0.1", None, tls=False, insecure_plaintext=False))
     ready = threading.Event()
     found: list[tuple[str, asyncio.AbstractEventLoop, Shutdown]] = []
 
@@ -69,7 +71,7 @@ def serving(engine: Engine, **options: float) -> Iterator[LiveServer]:
             found.append((url, loop, shutdown))
             ready.set()
 
-        await run_server(engine, ServerOptions(port=0, **options), shutdown, listening)
+        await run_server(engine, keeper, ServerOptions(port=0, **options), shutdown, listening)
 
     thread = threading.Thread(target=lambda: asyncio.run(main()), name="server")
     thread.start()
@@ -146,9 +148,9 @@ class Client:
 
 
 @asynccontextmanager
-async def client(url: str, start: SessionStart) -> AsyncIterator[Client]:
-    """A session that has started."""
-    async with connect(url, compression=None) as socket:
+async def client(url: str, start: SessionStart, **connecting: Any) -> AsyncIterator[Client]:
+    """A session that has started. connecting: for `websockets`' connect."""
+    async with connect(url, compression=None, **connecting) as socket:
         session = Client(socket)
         await session.send(start)
         await session.expect(messages.SessionStarted)
