@@ -279,6 +279,7 @@ class NativeSession:
                     await asyncio.sleep(early)
                 elif early < -1:  # what was not used is not saved up for more than a second
                     started, count = self._loop.time(), 0
+        self._client_left()
         self._inbox.put_nowait(_End(None, CloseCode.NORMAL_CLOSURE, ""))
 
     async def _write(self) -> None:
@@ -297,8 +298,13 @@ class NativeSession:
                     await self._socket.send(messages.encode(reply))
                 self._written.set()
         except ConnectionClosed:
-            self._gone = True  # the reader notices too, and ends the session
-            self._written.set()
+            self._client_left()  # the reader notices too, and ends the session
+
+    def _client_left(self) -> None:
+        """Nothing that it said matters any more: whoever waits on its behalf need not."""
+        self._gone = True
+        self._written.set()
+        self._heard.set()
 
     def _on_event(self, event: events.Event) -> None:
         """Called by the engine's thread."""
@@ -326,7 +332,7 @@ class NativeSession:
                         self._handled.release()
                         self._active_at = self._loop.time()
                         await self._unclog()
-                        end = await self._handle_message(item)
+                        end = None if self._gone else await self._handle_message(item)
                     case _End():
                         return item
                     case _:
@@ -442,7 +448,7 @@ class NativeSession:
         """frames: [n, 1920]. When the engine's queue is full, waits or drops, as the client chose."""
         dropped = 0
         for frame in frames:
-            while not self._live.listen(frame):
+            while not self._gone and not self._live.listen(frame):
                 if self._drops:
                     dropped += FRAME
                     break
