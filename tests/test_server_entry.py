@@ -1,0 +1,103 @@
+"""`server.py` as a process: its announcement, its signals, its exit status."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+
+from streaming.audio import FRAME
+from streaming.wire import messages
+from streaming.wire.messages import SessionStart
+from tests.wire.live_server import client, run
+
+ROOT = Path(__file__).parents[1]
+SPEECH = np.zeros(2 * FRAME, np.int16)
+
+
+@contextmanager
+def _server(*flags: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The process, once it has said where it listens."""
+    process = subprocess.Popen(
+        [sys.executable, "server.py", *flags], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    try:
+        line = process.stdout.readline()
+        assert line.startswith("listening on ws://127.0.0.1:"), line
+        yield process, line.split()[-1]
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_a_terminated_server_finishes_its_turns_and_its_port_can_be_had_at_once() -> None:
+    """It cut them off, or left the address in use; the demo model, the real step, a real signal."""
+
+    async def scenario(url: str, process: subprocess.Popen[str]) -> None:
+        async with client(url, SessionStart(pace="fast", max_seconds=2)) as session:
+            await session.hear(SPEECH)
+            await session.send(messages.Speak(turn=1))
+            await session.expect(messages.TurnSpeaking)
+            process.send_signal(signal.SIGTERM)
+            done = await session.expect(messages.TurnDone)
+            assert (done.reason, len(session.spoken())) == ("max_seconds", 25 * FRAME)
+            assert (await session.expect(messages.SessionClosed)).reason == "stopping"
+
+    with _server("--port", "0") as (process, url):
+        run(scenario(url, process))
+        assert process.wait(60) == 0
+        port = str(urlsplit(url).port)
+        with _server("--port", port) as (again, same):
+            assert same == url
+            again.send_signal(signal.SIGINT)
+            again.send_signal(signal.SIGINT)
+            assert again.wait(60) == 0
+
+
+def test_a_port_that_is_taken_is_said_so_before_a_model_is_loaded() -> None:
+    """After minutes of loading an 8B model."""
+    with _server("--port", "0") as (_, url):
+        done = subprocess.run(
+            [sys.executable, "server.py", "--port", str(urlsplit(url).port), "--model", "/nowhere"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert "cannot listen on 127.0.0.1" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--model", "/nowhere"], "--model demo"),
+        (["--device", "cuda:99"], "--device cpu"),
+        (["--context-tokens", "3"], "holds no frame"),
+        (["--context-tokens", "99999999999"], "do not fit"),
+        (["--max-sessions", "99999999"], "do not fit"),
+    ],
+)
+def test_what_cannot_be_loaded_is_one_line_that_says_what_to_do(flags: list[str], said: str) -> None:
+    """A traceback of forty lines, the last of them about an allocator."""
+    done = subprocess.run(
+        [sys.executable, "server.py", "--port", "0", *flags],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
