@@ -94,7 +94,7 @@ async def serve(engine: Engine, keeper: Gatekeeper, options: ServerOptions, *, u
 def main() -> int:
     options = parse()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("websockets").setLevel(logging.WARNING)
+    logging.getLogger("websockets").setLevel(logging.CRITICAL)  # it tells strangers' rubbish as errors, with tracebacks
     try:
         tokens = load_tokens(os.environ, options.tokens, time.monotonic())
         tls = load_tls(options.tls_cert, options.tls_key)

@@ -28,6 +28,12 @@ class HttpEndpoints:
 
     def __call__(self, connection: ServerConnection, request: Request) -> Response | None:
         """None lets the handshake go on."""
+        if request.method != "GET":
+            response = connection.respond(
+                HTTPStatus.METHOD_NOT_ALLOWED, "" if request.method == "HEAD" else "only GET\n"
+            )
+            response.headers["Allow"] = "GET"
+            return response
         path = request.path.partition("?")[0]
         peer = connection.remote_address
         address = peer[0] if isinstance(peer, tuple) else None

@@ -109,7 +109,7 @@ _Reply = Message | AudioMessage | _End
 
 
 def _frames(seconds: float) -> int:
-    return math.ceil(seconds * FRAME_RATE - 1e-9)
+    return max(1, math.ceil(seconds * FRAME_RATE - 1e-9))
 
 
 def _sampling(options: SamplingOptions) -> Sampling:
@@ -160,6 +160,8 @@ class NativeSession:
     async def _converse(self, start: SessionStart, live: LiveSession) -> _End:
         self._begin(start, live)
         reader = asyncio.create_task(self._read())
+        left = asyncio.create_task(self._socket.wait_closed())
+        left.add_done_callback(self._client_left)
         try:
             return await self._serve()
         except Exception:  # the boundary of a session: a fault of ours is told, and is not the other sessions'
@@ -169,7 +171,8 @@ class NativeSession:
             live.close()
             self._admission.released()
             reader.cancel()
-            await asyncio.gather(reader, return_exceptions=True)
+            left.cancel()
+            await asyncio.gather(reader, left, return_exceptions=True)
 
     def drain(self) -> None:
         """Ends the session when its turn is over, now if it is listening: the server will stop."""
@@ -280,7 +283,6 @@ class NativeSession:
                 elif early < -1:  # what was not used is not saved up for more than a second
                     started, count = self._loop.time(), 0
         self._client_left()
-        self._inbox.put_nowait(_End(None, CloseCode.NORMAL_CLOSURE, ""))
 
     async def _write(self) -> None:
         try:
@@ -300,11 +302,12 @@ class NativeSession:
         except ConnectionClosed:
             self._client_left()  # the reader notices too, and ends the session
 
-    def _client_left(self) -> None:
+    def _client_left(self, _: object = None) -> None:
         """Nothing that it said matters any more: whoever waits on its behalf need not."""
         self._gone = True
         self._written.set()
         self._heard.set()
+        self._inbox.put_nowait(_GONE)
 
     def _on_event(self, event: events.Event) -> None:
         """Called by the engine's thread."""
@@ -326,6 +329,8 @@ class NativeSession:
         self._look_whether_idle()
         while True:
             item = await self._inbox.get()
+            if self._gone:
+                return _GONE
             try:
                 match item:
                     case str() | bytes():
@@ -456,6 +461,8 @@ class NativeSession:
                 if self._live.listen(frame):
                     break
                 await self._heard.wait()
+                if self._gone:
+                    return
         if dropped:
             self._send(messages.InputDropped(turn=self._turn, samples=dropped))
         behind, now = self._live.queued_frames, self._loop.time()
@@ -571,6 +578,7 @@ class _UnsupportedProtocolError(ProtocolError):
     code = "unsupported_protocol"
 
 
+_GONE = _End(None, CloseCode.NORMAL_CLOSURE, "")
 _INTERNAL = messages.Error(code="internal", message="the server failed; this is its fault, try again", fatal=True)
 
 
@@ -590,7 +598,8 @@ def _refusal(error: StreamingError) -> _End:
 
 
 def _error(error: StreamingError, *, fatal: bool = False, in_reply_to: str | None = None) -> messages.Error:
-    return messages.Error(code=error.code, message=str(error), fatal=fatal, in_reply_to=in_reply_to)
+    kind = None if in_reply_to is None else in_reply_to[:64]
+    return messages.Error(code=error.code, message=str(error), fatal=fatal, in_reply_to=kind)
 
 
 def _short(error: StreamingError) -> str:

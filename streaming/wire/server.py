@@ -18,6 +18,7 @@ from streaming.engine.engine import Engine
 from streaming.errors import StreamingError
 from streaming.wire.access import Bind, Gatekeeper, Visitor, select_subprotocol
 from streaming.wire.admission import Admission
+from streaming.wire.connection import connection
 from streaming.wire.http import HttpEndpoints
 from streaming.wire.messages import MAX_MESSAGE_BYTES, PATH
 from streaming.wire.native import NativeSession
@@ -33,8 +34,9 @@ class ServerOptions:
     """port: where to listen, 0 for any that is free. tls: a server's context, None for plain WebSockets.
 
     queue: clients that may wait in line for a slot. idle_s: a session whose client does nothing for so long is ended.
-    drain_s: how long running turns may take once the server is to stop. keepalive_s: a ping is sent as often, and a
-    client that does not answer one for as long again is gone; so its slot is free after twice this time.
+    drain_s: how long running turns may take once the server is to stop. keepalive_s: a ping is sent as often; a client
+    that sends nothing for twice as long, or reads nothing while something waits for it, is cut. handshake_s: how long a
+    connection may take to become a WebSocket.
     """
 
     port: int = 8765
@@ -43,6 +45,7 @@ class ServerOptions:
     idle_s: float = 300.0
     drain_s: float = 30.0
     keepalive_s: float = 10.0
+    handshake_s: float = 10.0
 
 
 class AddressError(StreamingError):
@@ -143,8 +146,10 @@ async def run_server(
         select_subprotocol=select_subprotocol,
         compression=None,
         max_size=MAX_MESSAGE_BYTES,
+        open_timeout=options.handshake_s,
         ping_interval=options.keepalive_s,
-        ping_timeout=options.keepalive_s,
+        ping_timeout=None,
+        create_connection=connection(2 * options.keepalive_s),
         close_timeout=_GOODBYE_S,
         server_header="streaming-continuation",
     )

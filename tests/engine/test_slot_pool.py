@@ -22,7 +22,7 @@ def test_the_lowest_free_slot_is_given_out() -> None:
 def test_a_full_pool_says_so_and_goes_on() -> None:
     pool = SlotPool(1)
     pool.acquire()
-    with pytest.raises(EngineFullError, match="all 1 slots are taken; try again"):
+    with pytest.raises(EngineFullError, match="all 1 slots are taken"):
         pool.acquire()
     pool.release(0)
     assert pool.acquire() == 0
