@@ -158,11 +158,11 @@ class NativeSession:
             await asyncio.gather(writer, return_exceptions=True)
 
     async def _converse(self, start: SessionStart, live: LiveSession) -> _End:
-        self._begin(start, live)
-        reader = asyncio.create_task(self._read())
-        left = asyncio.create_task(self._socket.wait_closed())
-        left.add_done_callback(self._client_left)
+        tasks: list[asyncio.Task[None]] = []
         try:
+            self._begin(start, live)
+            tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._socket.wait_closed())]
+            tasks[1].add_done_callback(self._client_left)
             return await self._serve()
         except Exception:  # the boundary of a session: a fault of ours is told, and is not the other sessions'
             _LOG.exception("a session failed")
@@ -170,9 +170,9 @@ class NativeSession:
         finally:
             live.close()
             self._admission.released()
-            reader.cancel()
-            left.cancel()
-            await asyncio.gather(reader, left, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     def drain(self) -> None:
         """Ends the session when its turn is over, now if it is listening: the server will stop."""

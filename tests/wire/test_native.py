@@ -273,6 +273,30 @@ def test_a_fault_of_the_servers_own_is_told_and_harms_nobody_else(
     assert "ZeroDivisionError" in caplog.text
 
 
+def test_a_session_that_cannot_begin_gives_its_slot_back(
+    server: LiveServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What failed between the slot and the first message kept the slot for ever."""
+
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    async def scenario() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr("streaming.engine.turn_taking.SpeechProbability", broken)
+            for _ in range(3):  # more than there are slots
+                async with connect(server.url, compression=None) as socket:
+                    session = Client(socket)
+                    await session.send(SessionStart(turn_taking="vad"))
+                    error, code = await _closing(session)
+                    assert error is not None
+                    assert (error.code, code) == ("internal", 1011)
+        assert await _turn(server.url)
+
+    run(scenario())
+    assert "ZeroDivisionError" in caplog.text
+
+
 def test_a_client_that_does_not_read_does_not_keep_the_server_from_stopping(step: StubStep) -> None:
     """The end waited for its keepalive: 19 s."""
 
