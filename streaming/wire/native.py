@@ -144,13 +144,14 @@ class NativeSession:
         try:
             try:
                 start = await self._expect_start()
-                live = await self._wait_for_slot(start)
+                end = await self._converse(start, await self._wait_for_slot(start))
             except ConnectionClosed:
                 return
             except StreamingError as error:
                 end = _refusal(error)
-            else:
-                end = await self._converse(start, live)
+            except Exception:  # the boundary of a session: a fault of ours is told, and is not the other sessions'
+                _LOG.exception("a session failed")
+                end = _End(_INTERNAL, CloseCode.INTERNAL_ERROR, _INTERNAL.message)
             self._outbox.put_nowait(end)
             await writer
         finally:
@@ -164,9 +165,6 @@ class NativeSession:
             tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._socket.wait_closed())]
             tasks[1].add_done_callback(self._client_left)
             return await self._serve()
-        except Exception:  # the boundary of a session: a fault of ours is told, and is not the other sessions'
-            _LOG.exception("a session failed")
-            return _End(_INTERNAL, CloseCode.INTERNAL_ERROR, _INTERNAL.message)
         finally:
             live.close()
             self._admission.released()

@@ -273,8 +273,9 @@ def test_a_fault_of_the_servers_own_is_told_and_harms_nobody_else(
     assert "ZeroDivisionError" in caplog.text
 
 
+@pytest.mark.parametrize("broken_part", ["SpeechProbability", "load_vad_model"])
 def test_a_session_that_cannot_begin_gives_its_slot_back(
-    server: LiveServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    server: LiveServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, broken_part: str
 ) -> None:
     """What failed between the slot and the first message kept the slot for ever."""
 
@@ -283,7 +284,7 @@ def test_a_session_that_cannot_begin_gives_its_slot_back(
 
     async def scenario() -> None:
         with monkeypatch.context() as patch:
-            patch.setattr("streaming.engine.turn_taking.SpeechProbability", broken)
+            patch.setattr(f"streaming.engine.turn_taking.{broken_part}", broken)
             for _ in range(3):  # more than there are slots
                 async with connect(server.url, compression=None) as socket:
                     session = Client(socket)
