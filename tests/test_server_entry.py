@@ -16,7 +16,7 @@ import pytest
 from streaming.audio import FRAME
 from streaming.wire import messages
 from streaming.wire.messages import SessionStart
-from tests.wire.live_server import client, run
+from tests.wire.live_server import client, run, run_server_py
 
 ROOT = Path(__file__).parents[1]
 SPEECH = np.zeros(2 * FRAME, np.int16)
@@ -66,14 +66,7 @@ def test_a_terminated_server_finishes_its_turns_and_its_port_can_be_had_at_once(
 def test_a_port_that_is_taken_is_said_so_before_a_model_is_loaded() -> None:
     """After minutes of loading an 8B model."""
     with _server("--port", "0") as (_, url):
-        done = subprocess.run(
-            [sys.executable, "server.py", "--port", str(urlsplit(url).port), "--model", "/nowhere"],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        done = run_server_py("--port", str(urlsplit(url).port), "--model", "/nowhere")
     assert done.returncode == 1
     assert "cannot listen on 127.0.0.1" in done.stderr
 
@@ -90,14 +83,7 @@ def test_a_port_that_is_taken_is_said_so_before_a_model_is_loaded() -> None:
 )
 def test_what_cannot_be_loaded_is_one_line_that_says_what_to_do(flags: list[str], said: str) -> None:
     """A traceback of forty lines, the last of them about an allocator."""
-    done = subprocess.run(
-        [sys.executable, "server.py", "--port", "0", *flags],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = run_server_py("--port", "0", *flags)
     assert done.returncode == 1
     assert said in done.stderr
     assert "Traceback" not in done.stderr

@@ -451,16 +451,14 @@ class NativeSession:
         """frames: [n, 1920]. When the engine's queue is full, waits or drops, as the client chose."""
         dropped = 0
         for frame in frames:
-            while not self._gone and not self._live.listen(frame):
+            while not self._gone:
+                self._heard.clear()  # before the attempt: what is heard right after it is not missed
+                if self._live.listen(frame):
+                    break
                 if self._drops:
                     dropped += FRAME
                     break
-                self._heard.clear()
-                if self._live.listen(frame):
-                    break
                 await self._heard.wait()
-                if self._gone:
-                    return
         if dropped:
             self._send(messages.InputDropped(turn=self._turn, samples=dropped))
         behind, now = self._live.queued_frames, self._loop.time()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -36,6 +39,18 @@ def run(coroutine: Awaitable[T], seconds: float = PATIENCE_S) -> T:
             return await coroutine
 
     return asyncio.run(bounded())
+
+
+def run_server_py(*flags: str) -> subprocess.CompletedProcess[str]:
+    """`server.py` with flags that should end it by itself."""
+    return subprocess.run(
+        [sys.executable, "server.py", *flags],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
 
 
 def get(url: str) -> bytes:

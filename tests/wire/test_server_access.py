@@ -26,7 +26,7 @@ from streaming.wire.server import load_tls
 from streaming.wire.tokens import Tokens
 from tests.engine.stub_step import StubStep
 from tests.wire.certificate import self_signed
-from tests.wire.live_server import client, run, serving
+from tests.wire.live_server import client, run, run_server_py, serving
 
 ROOT = Path(__file__).parents[2]
 FAST = SessionStart(pace="fast", max_seconds=0.8)
@@ -157,14 +157,7 @@ def test_an_open_door_is_refused_at_the_start(flags: list[str], said: str, tmp_p
     path = tmp_path / "tokens"
     path.write_text(f"ann:{TOKEN}\n")
     path.chmod(0o600)
-    done = subprocess.run(
-        [sys.executable, "server.py", "--port", "0", *(str(path) if flag == "TOKENS" else flag for flag in flags)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = run_server_py("--port", "0", *(str(path) if flag == "TOKENS" else flag for flag in flags))
     assert done.returncode == 1
     assert said in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
