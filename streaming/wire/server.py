@@ -16,12 +16,12 @@ from websockets.asyncio.server import ServerConnection, serve
 
 from streaming.engine.engine import Engine
 from streaming.errors import StreamingError
-from streaming.wire.access import Bind, Gatekeeper, Visitor, select_subprotocol
+from streaming.wire.access import Bind, Gatekeeper, select_subprotocol
 from streaming.wire.admission import Admission
 from streaming.wire.connection import connection
 from streaming.wire.http import HttpEndpoints
 from streaming.wire.messages import MAX_MESSAGE_BYTES, PATH
-from streaming.wire.native import NativeSession
+from streaming.wire.native import NativeService
 
 _LOG = logging.getLogger(__name__)
 _POLL_S = 0.5
@@ -34,6 +34,7 @@ class ServerOptions:
     """port: where to listen, 0 for any that is free. tls: a server's context, None for plain WebSockets.
 
     queue: clients that may wait in line for a slot. idle_s: a session whose client does nothing for so long is ended.
+    resume_s: for how long a session may outlive its connection, 0 for not at all.
     drain_s: how long running turns may take once the server is to stop. keepalive_s: a ping is sent as often; a client
     that sends nothing for twice as long, or reads nothing while something waits for it, is cut. handshake_s: how long a
     connection may take to become a WebSocket.
@@ -43,6 +44,7 @@ class ServerOptions:
     tls: ssl.SSLContext | None = None
     queue: int = 0
     idle_s: float = 300.0
+    resume_s: float = 30.0
     drain_s: float = 30.0
     keepalive_s: float = 10.0
     handshake_s: float = 10.0
@@ -118,23 +120,13 @@ async def run_server(
     """
     admission = Admission(engine, options.queue)
     endpoints = HttpEndpoints(engine, admission, keeper)
-    sessions: dict[NativeSession, Visitor] = {}
+    service = NativeService(engine, admission, keeper, options.idle_s, options.resume_s)
 
     async def handle(connection: ServerConnection) -> None:
-        visitor = endpoints.visitors[connection]
-        session = NativeSession(connection, engine, admission, options.idle_s)
-        with keeper.session(visitor) as refusal:
-            if refusal is not None:
-                await session.refuse(refusal)
-                return
-            sessions[session] = visitor
-            try:
-                await session.run()
-            finally:
-                del sessions[session]
+        await service(connection, endpoints.visitors[connection])
 
     async def gone() -> None:
-        while sessions:
+        while service.sessions:
             await asyncio.sleep(0.02)
 
     listener = serve(
@@ -165,20 +157,19 @@ async def run_server(
             with suppress(TimeoutError):
                 async with asyncio.timeout(_POLL_S):
                     await shutdown.requested.wait()
-            for session, visitor in sessions.items():
-                if not keeper.still_welcome(visitor, time.monotonic()):
+            for session in service.sessions:
+                if not keeper.still_welcome(session.visitor, time.monotonic()):
                     session.revoke()
         admission.stop()
         server.close(close_connections=False)
-        for session in sessions:
+        for session in service.sessions:
             session.drain()
         drained = asyncio.create_task(gone())
         hurry = asyncio.create_task(shutdown.at_once.wait())
         await asyncio.wait((drained, hurry), timeout=options.drain_s, return_when=asyncio.FIRST_COMPLETED)
-        for session in sessions:
+        for session in service.sessions:
             session.stop()
         await asyncio.wait((drained,), timeout=_GOODBYE_S)  # for goodbyes
-        for session in sessions:
-            session.abort()
+        service.abort()
         drained.cancel()
         hurry.cancel()
