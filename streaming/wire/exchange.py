@@ -60,6 +60,17 @@ class Exchange:
         self._acknowledged = received
         self._changed.set()
 
+    def after(self, received: int) -> str | bytes | None:
+        """What was sent after so many, the next one, or None if they were all."""
+        index = received - self._acknowledged
+        return self._kept[index] if index < len(self._kept) else None
+
+    def forget(self) -> None:
+        """Nobody will ask for what is kept."""
+        self._acknowledged += len(self._kept)
+        self._kept.clear()
+        self._changed.set()
+
     def unanswered(self) -> list[str | bytes]:
         """To be sent again, in order, after the other side has said what it has."""
         return list(self._kept)
