@@ -407,14 +407,18 @@ class Gatekeeper:
             holder = self._tokens.check(presented, now)
             if holder is None:
                 return _UNAUTHORIZED
-        visitor = Visitor(holder, address_key(peer))
-        return visitor if self._gate.has_room(visitor.address, visitor.name) else _TOO_MANY_SESSIONS
+        return Visitor(holder, address_key(peer))
+
+    def crowded(self, visitor: Visitor) -> Refusal | None:
+        """Why this visitor may not have one more session just now. Coming back to one needs no room."""
+        return None if self._gate.has_room(visitor.address, visitor.name) else _TOO_MANY_SESSIONS
 
     @contextmanager
     def session(self, visitor: Visitor) -> Iterator[Refusal | None]:
-        """Counts a session while the block lasts. Gives the refusal if others were faster since `admit`."""
-        if not self._gate.has_room(visitor.address, visitor.name):
-            yield _TOO_MANY_SESSIONS
+        """Counts a session while the block lasts, unless it gives a refusal."""
+        refusal = self.crowded(visitor)
+        if refusal is not None:
+            yield refusal
             return
         with self._gate.session(visitor.address, visitor.name):
             yield None

@@ -21,7 +21,7 @@ from streaming.wire.messages import SamplingOptions, SessionStart
 from tests.engine.stub_step import StubStep, spoken
 from tests.wire.live_server import Client, LiveServer, client, get, run, serving
 
-FAST = SessionStart(pace="fast", max_seconds=0.8)
+FAST = SessionStart(pace="fast", max_seconds=0.8, sampling=SamplingOptions(seed=5))
 SPEECH = (np.arange(3 * FRAME) % 251).astype(np.int16)
 
 
