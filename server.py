@@ -78,8 +78,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error("--idle-seconds must be above 0")
     if options.sessions_per_token < 1 or options.sessions_per_address < 1:
         parser.error("--sessions-per-token and --sessions-per-address must be at least 1")
-    if options.quantize != "none":
-        parser.error(f"--quantize {options.quantize} is not built yet; leave it out, or use --dtype bfloat16")
     return options
 
 
@@ -125,6 +123,7 @@ def main() -> int:
             options.codec,
             device=options.device,
             dtype=options.dtype,
+            quantize=options.quantize,
             max_sessions=options.max_sessions,
             context_tokens=options.context_tokens,
         ) as engine:
