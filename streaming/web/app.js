@@ -78,8 +78,8 @@ addEventListener("keydown", (event) => {
   }
 });
 addEventListener("keyup", (event) => {
-  if (event.code !== "Space" || event.target.closest("button:not(#talk), input, summary, form")) return;
-  event.preventDefault();
+  if (event.code !== "Space" || (downAt === null && event.target !== talk)) return;
+  event.preventDefault(); // on the button it would be a click
   up();
 });
 addEventListener("click", (event) => {
@@ -241,12 +241,14 @@ function told(text) {
 }
 
 const HOLD = "Hold and talk";
+const gestured = () => navigator.userActivation?.hasBeenActive ?? true;
 
 /** [on the button, the state, a hint] for what is going on. */
 function words() {
   const free = settings.handsFree;
   switch (conversation.phase) {
     case "connecting":
+      if (!gestured()) return ["…", "Click anywhere", "A browser plays nothing before the first click."];
       if (conversation.asking) return ["…", "May it hear you?", "The browser asks: allow the microphone."];
       return ["…", "Connecting", "What you say is kept until it can be sent."];
     case "queued":
@@ -265,7 +267,7 @@ function words() {
       if (conversation.handsFree) return ["Stop", "Listening", "Just talk. Pause, and it goes on."];
       return [HOLD, "Your turn", "It remembers what was said, and what you heard of its answer."];
     case "problem":
-      return [free ? "Try again" : HOLD, explain(conversation.problem.code, conversation.problem.message).title, ""];
+      return [free ? "Try again" : HOLD, "", "Press to try again."];
     default:
       if (free) return ["Listen", "Ready", "Press once. Then just talk; pause, and it goes on in your voice."];
       return [HOLD, "Ready", "Let go, and it goes on in your voice. A tap works too."];
@@ -345,4 +347,5 @@ matchMedia("(prefers-color-scheme: light)").addEventListener("change", () => {
   changed();
 });
 addEventListener("resize", changed);
+if (!isSecureContext) conversation.cannot("insecure");
 requestAnimationFrame(paint);

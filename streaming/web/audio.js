@@ -39,7 +39,7 @@ export class Audio {
   #stopped = () => {};
   #captured = () => {};
 
-  /** Makes the context; needs a person's gesture. Throws AudioError. */
+  /** Makes the context. Waits for a gesture if there was none yet: dropping a file is none. Throws AudioError. */
   async open() {
     if (!globalThis.isSecureContext) throw new AudioError("insecure");
     if (!globalThis.AudioWorkletNode) throw new AudioError("unsupported");
@@ -48,6 +48,7 @@ export class Audio {
       await Promise.all(["capture-worklet.js", "playback-worklet.js"].map((file) => context.audioWorklet.addModule(file)));
       this.#context = context;
       this.#connect(context);
+      for (const gesture of ["pointerup", "keydown"]) addEventListener(gesture, () => context.resume());
     }
     await this.#context.resume();
   }

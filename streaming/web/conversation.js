@@ -103,7 +103,7 @@ export class Conversation {
   }
 
   get hasSound() {
-    return this.tape !== null && this.tape.end > 0;
+    return this.tape !== null && this.tape.hasSound;
   }
 
   // What a person does
@@ -185,6 +185,11 @@ export class Conversation {
       [this.tape, this.#last, this.figures] = [null, null, NOTHING_YET];
       this.#changed();
     });
+  }
+
+  /** Something is in the way from the start. */
+  cannot(code) {
+    return this.#fail(code);
   }
 
   /** A problem was read. */
