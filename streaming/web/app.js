@@ -218,6 +218,10 @@ async function poll() {
     conversation.dismiss();
     told("The server is back.");
   }
+  if (figures?.capacity.free && conversation.problem?.code === "full") {
+    conversation.dismiss();
+    told("A place is free now: press to begin.");
+  }
   changed();
 }
 

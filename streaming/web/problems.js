@@ -35,7 +35,7 @@ export const PROBLEMS = {
     "Start the server with --tls-cert and --tls-key, and open this page with https://.",
     `Or bring it here: ssh -L 8765:127.0.0.1:${port || 80} ${hostname}, then open http://localhost:8765/.`,
   ],
-  unsupported: ["This browser is too old", "The page needs AudioWorklet: Firefox 114, Safari 16.4, Chrome 100 or newer."],
+  unsupported: ["This browser is too old", "The page needs AudioWorklet: Chrome 100, Firefox 120, Safari 16.4 or newer."],
 };
 
 /** {title, lines} for a code; message: what the server said, for codes that this page does not know. */

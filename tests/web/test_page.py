@@ -362,9 +362,10 @@ def test_a_full_server(page: Page) -> None:
         assert page.text("#problem-title") == "Every place is taken"
         _keep(page, "full")
         other.close()
+        page.wait_for("document.querySelector('#note').innerText.startsWith('A place is free now')")
+        assert page.evaluate("document.querySelector('#problem').hidden")
         _talk(page, 0.3)
         page.wait_for_phase("speaking")
-        assert page.evaluate("document.querySelector('#problem').hidden")
 
 
 def test_a_place_in_line(page: Page) -> None:
