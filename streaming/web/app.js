@@ -4,7 +4,7 @@ import { Audio, FileError } from "./audio.js";
 import { health, openSocket, token, whyRefused } from "./connection.js";
 import { Conversation } from "./conversation.js";
 import { explain } from "./problems.js";
-import { loadSettings, parseSeed, saveSettings } from "./settings.js";
+import { browserStorage, loadSettings, parseSeed, saveSettings } from "./settings.js";
 import { Spectrogram } from "./spectrogram.js";
 
 const TAP_MS = 300; // shorter is a tap: the turn then lasts until the next one
@@ -12,7 +12,8 @@ const NOTE_MS = 8000;
 const POLL_MS = 5000;
 
 const $ = (id) => document.getElementById(id);
-const settings = loadSettings(localStorage);
+const storage = browserStorage("localStorage");
+const settings = loadSettings(storage);
 const spectrogram = new Spectrogram($("spectrogram"));
 const audio = new Audio();
 const conversation = new Conversation({ audio, openSocket, whyRefused, settings: () => settings, changed, told });
@@ -164,7 +165,7 @@ addEventListener("drop", (event) => {
 
 function change(some) {
   Object.assign(settings, some);
-  saveSettings(localStorage, settings);
+  saveSettings(storage, settings);
 }
 
 function bindNumber(id, name, written) {

@@ -211,8 +211,9 @@ export class Conversation {
 
   #command(work) {
     const done = this.#commands.then(work).catch((error) => {
-      if (!(error instanceof AudioError)) throw error;
-      return this.#fail(error.code);
+      if (error instanceof AudioError) return this.#fail(error.code);
+      this.#fail("page_failed");
+      throw error;
     });
     this.#commands = done.catch(() => {}); // its caller is told; the next command is not held up
     return done;

@@ -21,6 +21,8 @@ export const PROBLEMS = {
   forbidden_origin: ["This server does not know this page", "Its operator can let it in with --allow-origin."],
   too_many_sessions: ["You have as many conversations as you may", "End one in another tab or on another device."],
   too_many_connections: ["Too many tries", "The server takes only so many connections at a time. Wait a few seconds."],
+  incomplete: ["The page is not whole", "Part of it did not come from the server. Reload it."],
+  page_failed: ["The page failed", "This is its own fault; the browser's console says more. Press to begin anew."],
   microphone_denied: [
     "The browser refused the microphone",
     "Allow it with the symbol beside the address, then press again. A file works without.",
@@ -28,6 +30,7 @@ export const PROBLEMS = {
   microphone_missing: ["There is no microphone", "Plug one in, then press again. A file works without."],
   microphone_busy: ["The microphone cannot be opened", "Another program may be using it. A file works without."],
   microphone_lost: ["The microphone is gone", "It was unplugged or taken away. Press to begin anew."],
+  loudspeaker_missing: ["There is no loudspeaker", "The browser finds no sound device to play on. Plug one in and reload."],
   insecure: [
     "No microphone without HTTPS",
     "Browsers give the microphone, and the audio thread that this page needs, only to pages that came over HTTPS or from " +

@@ -1,4 +1,4 @@
-"""Takes the README's picture of the page, in the middle of a conversation: `python -m tests.web.picture docs/page.webp`.
+"""Takes the README's picture of the page in mid-conversation: `python -m tests.web.picture docs/page.webp`.
 
 The server is `server.py` with whatever flags follow, the microphone hears `examples/prompt.wav`.
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -363,7 +364,7 @@ def test_a_full_server(page: Page) -> None:
         _keep(page, "full")
         other.close()
         page.wait_for("document.querySelector('#note').innerText.startsWith('A place is free now')")
-        assert page.evaluate("document.querySelector('#problem').hidden")
+        page.wait_for("document.querySelector('#problem').hidden")
         _talk(page, 0.3)
         page.wait_for_phase("speaking")
 
@@ -458,6 +459,38 @@ def test_without_https_it_is_said_how_to_get_a_microphone(page: Page) -> None:
         _keep(page, "insecure")
         ours = [complaint for complaint in page.complaints if "Cross-Origin-Opener-Policy header" not in complaint]
         page.complaints = ours  # the browser says that it has no use for that header without HTTPS
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_however_it_is_hammered_the_next_turn_works(page: Page, server: Served, seed: int) -> None:
+    """Presses that overtake the microphone, modes changed in mid-word: no order may leave it stuck."""
+    rng = random.Random(seed)
+    _open(page, server.live, maxSeconds=1)
+    held = False
+    for _ in range(40):
+        action = rng.choice(("space", "space", "space", "click", "KeyH", "KeyR", "KeyN", "KeyD", "Escape", "wait"))
+        if action == "space":
+            held = not held
+            page.key("keyDown" if held else "keyUp", " ", "Space", " ")
+        elif action == "click":
+            page.click("#talk")
+        elif action != "wait":
+            page.key("keyDown", action[-1].lower() if action != "Escape" else action, action)
+        time.sleep(rng.choice((0.0, 0.0, 0.02, 0.1, 0.4)))
+    if held:
+        page.key("keyUp", " ", "Space")
+    page.key("keyDown", "Escape", "Escape")
+    page.wait_for_phase("idle")
+    page.evaluate("document.querySelector('[name=way][value=hold]').click()")
+    page.wait_for_phase("idle")
+    time.sleep(0.2)
+    _talk(page, 0.3)
+    page.wait_for_phase("speaking")
+    page.wait_for_phase("ready")
+    deadline = time.monotonic() + 5
+    while server.engine.stats().sessions > 1:
+        assert time.monotonic() < deadline, "a session was left behind"
+        time.sleep(0.02)
 
 
 def test_the_policy_holds(new_page: Callable[[], Page], server: Served) -> None:
