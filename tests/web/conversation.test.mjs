@@ -87,7 +87,7 @@ test("pressing while it speaks interrupts: first what was heard, then speech of 
   assert.equal(socket.heard().at(-1).turn, 2);
   assert.ok(audio.microphone);
   socket.speak(1, 5 * FRAME, FRAME);
-  assert.deepEqual(audio.played.length, 5 * FRAME, "the rest of an old turn is not played");
+  assert.deepEqual(audio.pushed, [1, 1, 1, 1, 1], "the rest of an old turn goes nowhere");
 });
 
 test("pressing before the first sound interrupts too: nothing was heard", async () => {
@@ -225,6 +225,13 @@ test("a repetition says the same bytes with the same seed in a new conversation,
   audio.play(5 * FRAME, true);
   assert.equal(notes.at(-1), "The same for 0.2 s, then different.");
   assert.equal(conversation.figures.firstSoundMs, null, "nobody spoke: there is no end of speech to measure from");
+  await conversation.press();
+  audio.talk(100);
+  await conversation.letGo();
+  again.say({ type: "turn.speaking", turn: 2 });
+  again.speak(2, 0, FRAME);
+  audio.play(FRAME);
+  assert.equal(Math.round(conversation.figures.firstSoundMs), 10, "what is said after a repetition is speech again");
 });
 
 test("the tape holds both voices where they were in time", async () => {

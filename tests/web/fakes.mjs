@@ -60,6 +60,7 @@ export class FakeAudio {
   outputLatencyMs = 10;
   capturing = false;
   played = [];
+  pushed = []; // the turns of what was handed over
   turn = null;
   heard = 0;
   fails = null;
@@ -95,6 +96,7 @@ export class FakeAudio {
   }
 
   push(turn, pcm) {
+    this.pushed.push(turn);
     if (turn === this.turn) this.played.push(...pcm);
   }
 

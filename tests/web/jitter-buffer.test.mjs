@@ -95,6 +95,20 @@ test("a flush says what was heard and begins afresh", () => {
   assert.deepEqual(pull(buffer, 2), [7, 8]);
 });
 
+test("neither the end of a turn nor its running dry outlives a flush", () => {
+  const buffer = new JitterBuffer();
+  buffer.push(ramp(0, START_MS * MS));
+  buffer.complete();
+  buffer.flush();
+  buffer.push(ramp(0, 100));
+  assert.ok(!buffer.ready, "the next turn waits for its own frame");
+  buffer.push(ramp(100, START_MS * MS));
+  pull(buffer, 2 * START_MS * MS);
+  buffer.flush();
+  buffer.push(ramp(0, 100));
+  assert.deepEqual([buffer.underruns, buffer.targetMs], [0, START_MS]);
+});
+
 test("a server that sends without end is not kept without end", () => {
   const buffer = new JitterBuffer();
   assert.ok(buffer.push(new Int16Array(CAPACITY_MS * MS)));
