@@ -82,7 +82,7 @@ def _dress(page: Page, phase: str) -> None:
         f"{str(phase != 'problem').lower()}"
     )
     once = "document.getAnimations().filter((it) => it.effect.getTiming().iterations === 1)"
-    page.evaluate(f"Promise.all({once}.map((it) => it.finished)).then(() => 0)")
+    page.evaluate(f"Promise.allSettled({once}.map((it) => it.finished)).then(() => 0)")
 
 
 @pytest.mark.parametrize("phase", PHASES)
