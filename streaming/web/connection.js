@@ -26,13 +26,14 @@ export function openSocket() {
 
 /**
  * Why a handshake failed: a browser does not tell, so the same is asked over plain HTTP.
- * Returns a code as in `docs/protocol.md`, or "gone" where nobody answers.
+ * Returns a code as in `docs/protocol.md`, "gone" where nobody answers, or "no_websocket" where only WebSockets get lost.
  */
 export async function whyRefused() {
   const headers = token.get() ? { Authorization: `Bearer ${token.get()}` } : {};
   try {
     const signal = AbortSignal.timeout(PATIENCE_MS);
     const answer = await fetch(PATH, { headers, cache: "no-store", signal });
+    if (answer.status === 426) return "no_websocket"; // it would have let a WebSocket in
     const [code] = (await answer.text()).split(":");
     return /^[a-z_]{1,40}$/.test(code) ? code : "gone";
   } catch (error) {

@@ -252,6 +252,7 @@ export class Conversation {
   async #fail(code, message = "") {
     this.#session?.close();
     this.#session = null;
+    if (this.#spoken?.prompt) this.#remember(this.#spoken, this.#spoken.reported); // it can be said again elsewhere
     this.problem = { code, message };
     this.#setPhase("problem");
     await this.#silence();

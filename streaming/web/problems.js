@@ -11,6 +11,10 @@ export const PROBLEMS = {
   step_failed: ["The machine lost its thread", "This conversation broke on the server. A new one will work."],
   internal: ["The server failed", "This is its fault, not yours. Try again."],
   gone: ["The server does not answer", "It may have been stopped, or the network is down."],
+  no_websocket: [
+    "No way through for speech",
+    "The server is there, but something between here and it, a proxy perhaps, lets no WebSockets pass.",
+  ],
   lost: ["The connection is lost", "What was said so far is still here to be downloaded; the conversation is over."],
   idle: ["Nobody said anything for a while", "The server gave your place away. Press to begin anew."],
   prompt_too_long: ["That was more than it can remember", "Say less at a time."],

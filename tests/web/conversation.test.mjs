@@ -184,6 +184,18 @@ test("a connection that is lost, and one that never was, are told apart", async 
   }
 });
 
+test("what was said before the connection was lost can be said again", async () => {
+  const { audio, conversation, sockets, socket, start } = await spoken();
+  audio.play(FRAME);
+  socket.end(1006);
+  await settled();
+  assert.deepEqual([conversation.phase, conversation.canRepeat], ["problem", true]);
+  await conversation.repeat();
+  start();
+  assert.deepEqual(sockets[1].story(), ["audio", "speak"]);
+  assert.equal(conversation.phase, "waiting");
+});
+
 test("a refused microphone gives the place back", async () => {
   const { audio, conversation, sockets, start } = begin();
   let refuse;

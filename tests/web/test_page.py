@@ -431,6 +431,15 @@ def test_a_server_that_goes_away(page: Page) -> None:
     _keep(page, "gone")
 
 
+def test_a_proxy_that_passes_no_websockets_is_not_taken_for_a_server_that_is_gone(page: Page, server: Served) -> None:
+    """A browser tells scripts neither from the other."""
+    page.before_scripts("WebSocket = class extends WebSocket { constructor(url, p) { super(`${url}/lost`, p); } }")
+    _open(page, server.live)
+    with page.holding_space():
+        page.wait_for_phase("problem")
+    assert page.text("#problem-title") == "No way through for speech"
+
+
 def test_a_token_is_asked_for_and_kept_in_this_tab_only(page: Page) -> None:
     """A token in a URL ends up in histories and logs; one in localStorage outlives the visit."""
     tokens = Tokens.from_text(f"ann:{TOKEN}")
