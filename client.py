@@ -135,6 +135,7 @@ async def _converse(args: argparse.Namespace) -> None:
 
 async def _open(args: argparse.Namespace, session: contextlib.AsyncExitStack, view: View) -> ContinuationClient:
     """A session on the server at --url, or on one of our own; both end with `session`."""
+    resume = args.url is not None  # a server of our own that is gone does not come back
     url, token = args.url, os.environ.get("STREAMING_TOKEN", "").strip() or None
     if url is None:
         command = server_command(Path(__file__).with_name("server.py"), args.model, args.codec)
@@ -149,6 +150,7 @@ async def _open(args: argparse.Namespace, session: contextlib.AsyncExitStack, vi
         max_seconds=args.max_seconds,
         lag="wait" if args.input else "drop",  # a file is better late than with holes
         lead_ms=LEAD_MS,
+        resume=resume,
         sampling=SamplingOptions(temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, seed=args.seed),
     )
     return await session.enter_async_context(ContinuationClient.connect(url, start, token=token))

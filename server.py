@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -42,6 +43,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--queue", type=int, default=0, metavar="N", help="clients that may wait in line (default: 0)")
     parser.add_argument(
+        "--resume-seconds",
+        type=float,
+        default=30,
+        metavar="S",
+        help="keep sessions whose connection broke for so long, 0: do not (default: 30)",
+    )
+    parser.add_argument(
         "--idle-seconds", type=float, default=300, metavar="S", help="end sessions that do nothing (default: 300)"
     )
     parser.add_argument(
@@ -64,8 +72,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--port is {options.port}, must be from 0 to 65535")
     if options.max_sessions < 1:
         parser.error(f"--max-sessions is {options.max_sessions}, must be at least 1")
-    if options.queue < 0 or not options.idle_seconds > 0 or not options.drain_seconds >= 0:
-        parser.error("--queue and --drain-seconds must be 0 or more, --idle-seconds above 0")
+    if options.queue < 0 or not options.drain_seconds >= 0 or not 0 <= options.resume_seconds <= 3600:
+        parser.error("--queue and --drain-seconds must be 0 or more, --resume-seconds from 0 to 3600")
+    if not options.idle_seconds > 0:
+        parser.error("--idle-seconds must be above 0")
     if options.sessions_per_token < 1 or options.sessions_per_address < 1:
         parser.error("--sessions-per-token and --sessions-per-address must be at least 1")
     if options.quantize != "none":
@@ -106,6 +116,7 @@ def main() -> int:
             tls=tls,
             queue=options.queue,
             idle_s=options.idle_seconds,
+            resume_s=options.resume_seconds,
             drain_s=options.drain_seconds,
         )
         check_address(bind, options.port)
@@ -121,6 +132,8 @@ def main() -> int:
             print(f"{engine.model}: {shape}, {options.max_sessions} slots", file=sys.stderr)
             if engine.notice:
                 print(f"note: {engine.notice}", file=sys.stderr, flush=True)
+            gc.collect()
+            gc.freeze()  # hundreds of thousands of objects that stay: going through them took 0.3 s of everybody's time
             asyncio.run(serve(engine, keeper, served, until_eof=options.until_eof))
             return 1 if engine.failure is not None else 0
     except StreamingError as error:

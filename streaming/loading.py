@@ -122,6 +122,7 @@ def load_engine(
         )
     try:
         step = FrameStep(models.codec, models.decoder, max_sessions, context_frames, rewind_frames, encoder_follows)
+        step.warm_up()
     except (RuntimeError, MemoryError) as error:  # torch raises the first for want of memory
         raise StreamingError(
             f"{max_sessions} sessions with {context_tokens} tokens of context each do not fit into memory; "

@@ -30,8 +30,10 @@ ALLOWED = {
     "streaming.audio": ("streaming.errors",),
     "streaming.engine": VALUES,  # it gets the step as a callable
     "streaming.wire.messages": VALUES,
-    "streaming.wire.client": (*VALUES, "streaming.wire.messages"),
-    "streaming.console": (*VALUES, "streaming.wire.messages", "streaming.wire.client"),
+    "streaming.wire.exchange": (*VALUES, "streaming.wire.messages"),
+    "streaming.wire.line": (*VALUES, "streaming.wire.messages", "streaming.wire.exchange"),
+    "streaming.wire.client": (*VALUES, "streaming.wire.messages", "streaming.wire.line"),
+    "streaming.console": (*VALUES, "streaming.wire.messages", "streaming.wire.line", "streaming.wire.client"),
     "streaming.demo": (*VALUES, "streaming.models"),
     "client": (
         "streaming.audio",

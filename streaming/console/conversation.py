@@ -20,6 +20,7 @@ from streaming.console.sources import silence_pieces
 from streaming.console.view import Meters, TurnReport, View
 from streaming.errors import ContinuationError
 from streaming.wire.client import Audio, ContinuationClient, Event
+from streaming.wire.line import ConnectionLost, ConnectionRestored
 from streaming.wire.messages import (
     Error,
     InputDropped,
@@ -211,6 +212,10 @@ class Conversation:
             case InputDropped(samples=samples):
                 lost = 1000 * samples / SAMPLE_RATE
                 self._view.event("notice", {"message": f"the server is too slow: {lost:.0f} ms of speech were lost"})
+            case ConnectionLost(seconds=seconds):
+                self._view.event("connection_lost", {"kept_seconds": seconds})
+            case ConnectionRestored(after_ms=after):
+                self._view.event("connection_restored", {"after_ms": after})
             case Audio() | TurnDone() | Interrupted() | SessionUpdated():
                 pass  # the rest of a turn that is over here
 

@@ -12,6 +12,8 @@ JSON mode prints one object a line on standard output, told apart by `event`:
 | `speaking` | `turn`, `prompt_seconds`, `dropped_seconds`: the continuation begins |
 | `interrupted` | `turn`, `heard_seconds` |
 | `turn` | a turn's end and its measurements, the fields of `TurnReport` |
+| `connection_lost` | `kept_seconds`: for how long the server keeps the session; the client tries to come back |
+| `connection_restored` | `after_ms`: nothing was lost |
 | `levels` | once a second: the fields of `Meters` |
 | `summary` | last, and only if a continuation came whole: `turns` that did, `output`, `record`, the last `TurnReport` |
 """
@@ -204,6 +206,10 @@ def _line(name: str, fields: Mapping[str, Any]) -> Text | None:
             )
         case "interrupted":
             return Text(f"turn {fields['turn']}: interrupted after {fields['heard_seconds']:.2f} s", style="dim")
+        case "connection_lost":
+            return Text(f"connection lost; coming back (kept for {fields['kept_seconds']:g} s)", style="bold yellow")
+        case "connection_restored":
+            return Text(f"connection restored after {fields['after_ms'] / 1e3:.1f} s, nothing lost", style="green")
         case "turn":
             return Text(f"turn {fields['turn']}: {TurnReport(**fields).sentence()}", style="dim")
         case "summary":

@@ -19,27 +19,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import re
-import ssl
 import time
 from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import NoReturn, Self
-from urllib.parse import urlsplit, urlunsplit
 
 import numpy as np
-from websockets.asyncio.client import ClientConnection
-from websockets.asyncio.client import connect as connect_socket
-from websockets.exceptions import ConnectionClosed, InvalidStatus, InvalidURI, WebSocketException
-from websockets.http11 import Response
+from websockets.exceptions import ConnectionClosed
 
 from streaming.audio import FRAME, SAMPLE_RATE, Pcm, Pcm16, to_int16
 from streaming.errors import ContinuationError, ProtocolError
+from streaming.wire.line import ConnectionLost, ConnectionRestored, Line, closed_error
 from streaming.wire.messages import (
     MAX_AUDIO_SAMPLES,
-    MAX_MESSAGE_BYTES,
-    PATH,
+    Ack,
     AudioMessage,
     Error,
     InputDropped,
@@ -56,6 +50,7 @@ from streaming.wire.messages import (
     SessionClosed,
     SessionQueued,
     SessionRefused,
+    SessionResumed,
     SessionStart,
     SessionStarted,
     SessionUpdate,
@@ -65,34 +60,13 @@ from streaming.wire.messages import (
     SpeechStopped,
     TurnDone,
     TurnSpeaking,
-    UnknownTypeError,
-    decode_audio,
-    decode_server,
-    encode,
-    encode_audio,
 )
 
 MAX_EVENTS = 256
 """Events that wait for the application, 20 s of audio. When they are full the client stops reading, and TCP holds the
 server back: nothing is dropped."""
 PING_INTERVAL_S = 1.0
-_CLOSE_TIMEOUT_S = 2.0
 _REMEMBERED_TURNS = 4
-_LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
-_TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]+", re.ASCII)  # RFC 6750, section 2.1
-_REFUSAL = re.compile(r"([a-z_]{1,40}): ([ -~]{1,300})\n?", re.ASCII)
-_MAX_REFUSAL_BYTES = 1_000
-_DIGITS = re.compile(r"[0-9]{1,6}", re.ASCII)
-
-
-class RefusedError(ContinuationError):
-    """The server took no session: it is full, or does not let you in. Try again after `retry_after_ms`, if not 0."""
-
-    def __init__(self, refusal: SessionRefused) -> None:
-        wait = f"; try again in {refusal.retry_after_ms / 1000:.1f} s" if refusal.retry_after_ms > 0 else ""
-        super().__init__(f"the server refused the session ({refusal.code}): {refusal.message}{wait}")
-        self.refusal = refusal.code
-        self.retry_after_ms = refusal.retry_after_ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +93,8 @@ Event = (
     | InputDropped
     | SessionUpdated
     | Error
+    | ConnectionLost
+    | ConnectionRestored
 )
 """What `events` yields: audio, and the server's messages as `messages.py` has them."""
 
@@ -187,16 +163,16 @@ class ContinuationClient:
     failed, stopped, or went away; and `ProtocolError` when it broke the protocol.
     """
 
-    def __init__(self, socket: ClientConnection, start: SessionStart, started: SessionStarted) -> None:
-        self.started = started
+    def __init__(self, line: Line, start: SessionStart) -> None:
+        self.started = line.started
         """What the server said of itself and the session."""
         self.clock = Clock()
         """Round trip and clock offset, measured every second."""
         self.stale_samples = 0
         """Samples that came for a turn that had been interrupted, and were dropped."""
-        self._socket = socket
+        self._line = line
         self._vad = start.turn_taking == "vad"
-        self._turn = started.turn
+        self._turn = line.started.turn
         self._dropped_turn = 0
         self._meters: dict[int, _TurnMeter] = {}
         self._sent_samples = 0
@@ -212,6 +188,9 @@ class ContinuationClient:
     ) -> AsyncIterator[Self]:
         """A session at `url`, closed when the block is left. A URL without a path gets the protocol's own.
 
+        With `start.resume` a session outlives its connection, where the server allows that: the client comes back by
+        itself, and says so by `ConnectionLost` and `ConnectionRestored`.
+
         token: shown to the server, in the clear where the URL does not begin with `wss://`. Certificates are checked
         against the system's, or those in the file that the environment variable SSL_CERT_FILE names.
 
@@ -219,44 +198,7 @@ class ContinuationClient:
         such server or it does not answer in `open_timeout_s`.
         """
         start = start or SessionStart()
-        url, host = _complete_url(url)
-        if token is not None and not _TOKEN.fullmatch(token):
-            raise ContinuationError("the token holds characters that no token has, a space or a line end perhaps")
-        try:
-            async with asyncio.timeout(open_timeout_s):
-                socket = await _Connect(
-                    url,
-                    additional_headers=None if token is None else {"Authorization": f"Bearer {token}"},
-                    compression=None,
-                    max_size=MAX_MESSAGE_BYTES,
-                    open_timeout=None,
-                    close_timeout=_CLOSE_TIMEOUT_S,
-                    proxy=None if host in _LOOPBACK else True,
-                )
-        except TimeoutError:
-            raise ContinuationError(f"{url} did not answer in {open_timeout_s:g} s") from None
-        except InvalidStatus as error:
-            raise _not_let_in(error.response, url, token) from None
-        except ssl.SSLError as error:
-            reason = error.verify_message if isinstance(error, ssl.SSLCertVerificationError) else error.reason
-            raise ContinuationError(f"no trusted TLS connection to {url}: {reason}") from None
-        except (InvalidURI, ValueError) as error:
-            raise ContinuationError(f"{url}: not a WebSocket address ({error})") from None
-        except OSError as error:
-            reason, tls = error.strerror or str(error) or "connection lost", url.startswith("wss:")
-            question = "is it running, and with TLS?" if tls else "is it running?"
-            raise ContinuationError(f"nothing answers at {url} ({reason}); {question}") from None
-        except WebSocketException as error:
-            raise ContinuationError(f"{url} does not speak WebSocket ({error})") from None
-        try:
-            async with asyncio.timeout(open_timeout_s):
-                client = cls(socket, start, await _open_session(socket, start))
-        except TimeoutError:
-            await socket.close()
-            raise ContinuationError(f"{url} did not open a session in {open_timeout_s:g} s") from None
-        except BaseException:
-            await socket.close()
-            raise
+        client = cls(await Line.open(url, start, token, open_timeout_s), start)
         reading, pinging = asyncio.create_task(client._read()), asyncio.create_task(client._ping())
         try:
             yield client
@@ -264,7 +206,7 @@ class ContinuationClient:
             pinging.cancel()
             reading.cancel()
             await asyncio.gather(pinging, reading, return_exceptions=True)
-            await client._close()
+            await client._line.close(SessionClose() if client._failure is None else None)
 
     @property
     def turn(self) -> int:
@@ -296,7 +238,7 @@ class ContinuationClient:
             piece = samples[begin : begin + MAX_AUDIO_SAMPLES]
             message = AudioMessage(self._turn, self._sent_samples, piece)
             self._sent_samples += len(piece)
-            await self._send(encode_audio(message))
+            await self._send(message)
             self._sent_marks.append((self._sent_samples, time.monotonic()))
 
     async def speak(self) -> int:
@@ -305,12 +247,12 @@ class ContinuationClient:
         said_something = self._sent_samples > self._spoken_at_samples
         self._meter_of(turn).speech_ended_s = self._sent_marks[-1][1] if said_something else time.monotonic()
         self._spoken_at_samples = self._sent_samples
-        await self._send(encode(Speak(turn=turn)))
+        await self._send(Speak(turn=turn))
         return turn
 
     async def played(self, turn: int, samples: int) -> None:
         """This much of the turn's continuation has left the loudspeaker. At least every 80 ms in realtime pace."""
-        await self._send(encode(Played(turn=turn, samples=samples)))
+        await self._send(Played(turn=turn, samples=samples))
 
     async def interrupt(self, turn: int, heard_samples: int) -> None:
         """Stops the turn, of which only this much was heard. No more of its audio is yielded, from this call on.
@@ -319,11 +261,11 @@ class ContinuationClient:
         """
         self._dropped_turn = max(self._dropped_turn, turn)
         self._turn = max(self._turn, turn + 1)
-        await self._send(encode(Interrupt(turn=turn, heard_samples=heard_samples)))
+        await self._send(Interrupt(turn=turn, heard_samples=heard_samples))
 
     async def update(self, *, sampling: SamplingOptions | None = None, max_seconds: float | None = None) -> None:
         """Other settings from the next turn on; the server answers with `SessionUpdated`."""
-        await self._send(encode(SessionUpdate(sampling=sampling, max_seconds=max_seconds)))
+        await self._send(SessionUpdate(sampling=sampling, max_seconds=max_seconds))
 
     async def events(self) -> AsyncIterator[Event]:
         """What the server says, in order, until the session ends: by an error, since only the client ends it in peace.
@@ -340,18 +282,20 @@ class ContinuationClient:
                 continue
             yield event
 
-    async def _send(self, data: str | bytes) -> None:
+    async def _send(self, message: Message | AudioMessage) -> None:
         if self._failure is not None:
             self._fail()
         try:
-            await self._socket.send(data)
+            await self._line.send(message)
         except ConnectionClosed as closed:
             # The reader may hold the reason, in a message that came before the end; give it a moment.
             for _ in range(100):
                 if self._failure is not None:
                     self._fail()
                 await asyncio.sleep(0.01)
-            raise _closed_error(closed) from None
+            raise closed_error(closed) from None
+        if self._failure is not None:  # it came while this waited
+            self._fail()
 
     def _fail(self) -> NoReturn:
         assert self._failure is not None
@@ -361,24 +305,26 @@ class ContinuationClient:
     async def _read(self) -> None:
         try:
             while True:
-                data = await self._socket.recv()
-                try:
-                    event = self._on_audio(data) if isinstance(data, bytes) else self._on_control(decode_server(data))
-                except UnknownTypeError:
-                    continue  # a newer server may say more than this client knows
+                event = self._on_message(await self._line.receive())
                 if event is not None:
                     await self._events.put(event)
-        except ConnectionClosed as closed:
-            self._failure = self._failure or _closed_error(closed)
         except ContinuationError as error:
             self._failure = error
         except ProtocolError as error:
             self._failure = ProtocolError(f"the server broke the protocol: {error}")
+        self._line.give_up()
         await self._events.put(None)
 
-    def _on_audio(self, data: bytes) -> Audio | None:
+    def _on_message(self, message: ServerMessage | AudioMessage | ConnectionLost | ConnectionRestored) -> Event | None:
+        match message:
+            case AudioMessage():
+                return self._on_audio(message)
+            case ConnectionLost() | ConnectionRestored():
+                return message
+        return self._on_control(message)
+
+    def _on_audio(self, message: AudioMessage) -> Audio | None:
         now = time.monotonic()
-        message = decode_audio(data)
         if message.turn <= self._dropped_turn:
             self.stale_samples += len(message.pcm)
             return None
@@ -401,7 +347,7 @@ class ContinuationClient:
                 raise ContinuationError(f"the server ended the session ({message.code}): {message.message}")
             case SessionClosed():
                 raise ContinuationError(f"the server ended the session ({message.reason})")
-            case SessionStarted() | SessionQueued() | SessionRefused():
+            case SessionStarted() | SessionResumed() | SessionQueued() | SessionRefused() | Ack():
                 raise ProtocolError("a session is opened once")
             case TurnSpeaking():
                 self._check_turn(message.turn)
@@ -435,82 +381,5 @@ class ContinuationClient:
     async def _ping(self) -> None:
         with contextlib.suppress(ConnectionClosed):
             for number in itertools.count():
-                await self._socket.send(encode(Ping(id=number, client_time_ms=1000 * time.monotonic())))
+                await self._line.send(Ping(id=number, client_time_ms=1000 * time.monotonic()))
                 await asyncio.sleep(PING_INTERVAL_S)
-
-    async def _close(self) -> None:
-        """Says goodbye, waits for the answer a moment, closes the socket."""
-        with contextlib.suppress(ConnectionClosed, TimeoutError):
-            if self._failure is None:
-                async with asyncio.timeout(_CLOSE_TIMEOUT_S):
-                    await self._socket.send(encode(SessionClose()))
-                    while True:
-                        await self._socket.recv()
-        await self._socket.close()
-
-
-class _Connect(connect_socket):
-    """Follows no redirects: a token is for the server that it was given for."""
-
-    def process_redirect(self, exc: Exception) -> Exception | str:
-        return exc
-
-
-def _not_let_in(response: Response, url: str, token: str | None) -> ContinuationError:
-    """What an HTTP answer instead of a WebSocket means: one line, with the server's own if that is what it sent."""
-    status = response.status_code
-    if status not in (401, 403, 429):
-        return ContinuationError(f"{url} answered HTTP {status}; is it a continuation server, and its path {PATH}?")
-    said = _REFUSAL.fullmatch((response.body or b"")[:_MAX_REFUSAL_BYTES].decode("ascii", errors="replace"))
-    code, message = (said[1], said[2]) if said else ("http", f"{url} answered HTTP {status}")
-    if status == 401 and token is None:
-        message = "it asks for a token; client.py takes it from the environment variable STREAMING_TOKEN"
-    elif status == 401:
-        message = "the token is not valid there, or no longer"
-    wait = response.headers.get_all("Retry-After")[:1]
-    retry_s = int(wait[0]) if wait and _DIGITS.fullmatch(wait[0]) else 0
-    return RefusedError(SessionRefused(code=code, message=message, retry_after_ms=1000 * retry_s))
-
-
-async def _open_session(socket: ClientConnection, start: SessionStart) -> SessionStarted:
-    try:
-        await socket.send(encode(start))
-        while True:
-            data = await socket.recv()
-            answer: Message | None = decode_server(data) if isinstance(data, str) else None
-            if not isinstance(answer, SessionQueued):
-                break
-    except ConnectionClosed as closed:
-        raise _closed_error(closed) from None
-    match answer:
-        case SessionStarted(sample_rate=rate, frame_samples=frame) if (rate, frame) != (SAMPLE_RATE, FRAME):
-            raise ContinuationError(
-                f"the server works at {rate} Hz in frames of {frame} samples, this client at {SAMPLE_RATE} in {FRAME}"
-            )
-        case SessionStarted():
-            return answer
-        case SessionRefused():
-            raise RefusedError(answer)
-        case Error():
-            raise ContinuationError(f"the server did not open a session ({answer.code}): {answer.message}")
-    raise ProtocolError("the server answered session.start with something else than session.started")
-
-
-def _complete_url(url: str) -> tuple[str, str | None]:
-    """The URL with the protocol's path if it has none, and its host."""
-    try:
-        parts = urlsplit(url)
-        host = parts.hostname
-    except ValueError as error:
-        raise ContinuationError(f"{url}: not a WebSocket address ({error})") from None
-    if parts.scheme not in ("ws", "wss") or not host:
-        raise ContinuationError(f"{url}: not a WebSocket address; it looks like ws://HOST:PORT{PATH}")
-    return (urlunsplit(parts._replace(path=PATH)) if parts.path in ("", "/") else url), host
-
-
-def _closed_error(closed: ConnectionClosed) -> ContinuationError:
-    frame = closed.rcvd
-    if frame is None:
-        return ContinuationError("the connection to the server broke")
-    reason = f": {frame.reason}" if frame.reason else ""
-    return ContinuationError(f"the server closed the connection ({frame.code}){reason}")

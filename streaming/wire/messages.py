@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from typing import Annotated, Literal, TypeVar, get_args
+from typing import Annotated, ClassVar, Literal, TypeVar, get_args
 
 import msgspec
 import numpy as np
@@ -33,9 +33,24 @@ class UnknownTypeError(ProtocolError):
 
     code = "unknown_type"
 
+    def __init__(self, kind: str, known: frozenset[str]) -> None:
+        super().__init__(f"unknown message type {kind[:64]!r}; known: {', '.join(sorted(known))}")
+        self.kind = kind
+
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False, tag_field="type"):
-    """Base of all control messages."""
+    """Base of all control messages.
+
+    counted: whether it is the session's, and sent again where a lost connection took it; the others are the
+    connection's, or made void by the next of their kind.
+    """
+
+    counted: ClassVar[bool] = True
+
+    @property
+    def type(self) -> str:
+        """As on the wire."""
+        return str(self.__struct_config__.tag)
 
 
 class SamplingOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -67,8 +82,20 @@ class SessionStart(Message, tag="session.start", frozen=True):
     lag: Literal["drop", "wait"] = "drop"
     max_seconds: Seconds = 20.0
     lead_ms: Annotated[int, msgspec.Meta(ge=80, le=10_000)] = 400
+    resume: bool = False
     sampling: SamplingOptions = SamplingOptions()
     vad: VadOptions = VadOptions()
+
+    counted = False
+
+
+class SessionResume(Message, tag="session.resume", frozen=True):
+    token: str
+    received: NonNegative
+    position: NonNegative
+    protocol: int = PROTOCOL_VERSION
+
+    counted = False
 
 
 class SessionUpdate(Message, tag="session.update", frozen=True):
@@ -89,20 +116,40 @@ class Played(Message, tag="played", frozen=True):
     turn: Turn
     samples: NonNegative
 
+    counted = False
+
 
 class Ping(Message, tag="ping", frozen=True):
     id: NonNegative
     client_time_ms: float
+
+    counted = False
+
+
+class Ack(Message, tag="ack", frozen=True):
+    """Sent by both sides."""
+
+    received: NonNegative
+
+    counted = False
 
 
 class SessionClose(Message, tag="session.close", frozen=True):
     pass
 
 
-ClientMessage = SessionStart | SessionUpdate | Speak | Interrupt | Played | Ping | SessionClose
+ClientMessage = SessionStart | SessionResume | SessionUpdate | Speak | Interrupt | Played | Ping | Ack | SessionClose
 
 
 # Server to client
+
+
+class Resumption(msgspec.Struct, frozen=True, kw_only=True):
+    """How to come back after the connection was lost."""
+
+    token: str
+    seconds: float
+    window: int
 
 
 class SessionStarted(Message, tag="session.started", frozen=True):
@@ -117,16 +164,29 @@ class SessionStarted(Message, tag="session.started", frozen=True):
     seed: int
     turn: int
     notice: str | None = None
+    resume: Resumption | None = None
+
+    counted = False
+
+
+class SessionResumed(Message, tag="session.resumed", frozen=True):
+    received: int
+
+    counted = False
 
 
 class SessionQueued(Message, tag="session.queued", frozen=True):
     place: int
+
+    counted = False
 
 
 class SessionRefused(Message, tag="session.refused", frozen=True):
     code: str
     message: str
     retry_after_ms: int
+
+    counted = False
 
 
 class SessionUpdated(Message, tag="session.updated", frozen=True):
@@ -185,6 +245,8 @@ class Pong(Message, tag="pong", frozen=True):
     client_time_ms: float
     server_time_ms: float
 
+    counted = False
+
 
 class SessionClosed(Message, tag="session.closed", frozen=True):
     reason: str
@@ -192,6 +254,7 @@ class SessionClosed(Message, tag="session.closed", frozen=True):
 
 ServerMessage = (
     SessionStarted
+    | SessionResumed
     | SessionQueued
     | SessionRefused
     | InputLagging
@@ -204,6 +267,7 @@ ServerMessage = (
     | Interrupted
     | Error
     | Pong
+    | Ack
     | SessionClosed
 )
 
@@ -240,7 +304,7 @@ def _decode(text: str | bytes, decoder: msgspec.json.Decoder[T], known: frozense
         reason = str(error)
     kind = type_of(text)
     if kind is not None and kind not in known:
-        raise UnknownTypeError(f"unknown message type {kind[:64]!r}; known: {', '.join(sorted(known))}")
+        raise UnknownTypeError(kind, known)
     raise ProtocolError(f"not a valid {kind or 'control'} message: {reason}")
 
 

@@ -9,24 +9,32 @@ import socket
 import ssl
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 
 from websockets.asyncio.server import ServerConnection, serve
+from websockets.http11 import Request, Response
 
 from streaming.engine.engine import Engine
 from streaming.errors import StreamingError
-from streaming.wire.access import Bind, Gatekeeper, Visitor, select_subprotocol
+from streaming.wire.access import Bind, Gatekeeper, select_subprotocol
 from streaming.wire.admission import Admission
 from streaming.wire.connection import connection
+from streaming.wire.doorstep import Doorstep, listen
 from streaming.wire.http import HttpEndpoints
 from streaming.wire.messages import MAX_MESSAGE_BYTES, PATH
-from streaming.wire.native import NativeSession
+from streaming.wire.native import NativeService
 
 _LOG = logging.getLogger(__name__)
 _POLL_S = 0.5
 """How often it is looked whether the engine still runs and every token is still valid."""
 _GOODBYE_S = 2.0
+_BACKLOG = 1024
+"""Connections that the kernel holds until they are accepted. A client that comes when it is full waits for a second."""
+_UNLOGGED = logging.Logger("websockets", logging.CRITICAL)
+"""For the library, in no hierarchy, so that no configuration opens it: at DEBUG it logs headers, tokens among them, and
+the first bytes of audio; strangers' rubbish it logs as errors, with tracebacks.
+"""
 
 
 @dataclass(frozen=True)
@@ -34,6 +42,7 @@ class ServerOptions:
     """port: where to listen, 0 for any that is free. tls: a server's context, None for plain WebSockets.
 
     queue: clients that may wait in line for a slot. idle_s: a session whose client does nothing for so long is ended.
+    resume_s: for how long a session may outlive its connection, 0 for not at all.
     drain_s: how long running turns may take once the server is to stop. keepalive_s: a ping is sent as often; a client
     that sends nothing for twice as long, or reads nothing while something waits for it, is cut. handshake_s: how long a
     connection may take to become a WebSocket.
@@ -43,6 +52,7 @@ class ServerOptions:
     tls: ssl.SSLContext | None = None
     queue: int = 0
     idle_s: float = 300.0
+    resume_s: float = 30.0
     drain_s: float = 30.0
     keepalive_s: float = 10.0
     handshake_s: float = 10.0
@@ -118,67 +128,75 @@ async def run_server(
     """
     admission = Admission(engine, options.queue)
     endpoints = HttpEndpoints(engine, admission, keeper)
-    sessions: dict[NativeSession, Visitor] = {}
+    service = NativeService(engine, admission, keeper, options.idle_s, options.resume_s)
 
     async def handle(connection: ServerConnection) -> None:
-        visitor = endpoints.visitors[connection]
-        session = NativeSession(connection, engine, admission, options.idle_s)
-        with keeper.session(visitor) as refusal:
-            if refusal is not None:
-                await session.refuse(refusal)
-                return
-            sessions[session] = visitor
-            try:
-                await session.run()
-            finally:
-                del sessions[session]
+        try:
+            await service(connection, endpoints.visitors[connection])
+        except Exception:  # the library, which closes the connection, logs nowhere
+            _LOG.exception("a connection failed")
+            raise
 
     async def gone() -> None:
-        while sessions:
+        while service.sessions:
             await asyncio.sleep(0.02)
 
-    listener = serve(
-        handle,
-        list(keeper.bind.addresses),  # type: ignore[arg-type]  # asyncio takes several; the name may mean others by now
-        options.port,
-        ssl=options.tls,
-        process_request=endpoints,
-        select_subprotocol=select_subprotocol,
-        compression=None,
-        max_size=MAX_MESSAGE_BYTES,
-        open_timeout=options.handshake_s,
-        ping_interval=options.keepalive_s,
-        ping_timeout=None,
-        create_connection=connection(2 * options.keepalive_s),
-        close_timeout=_GOODBYE_S,
-        server_header="streaming-continuation",
-    )
+    doorstep = Doorstep(keeper.limits)
+
+    def look(connection: ServerConnection, request: Request) -> Response | None:
+        sock = connection.transport.get_extra_info("socket")
+        if sock is not None:  # under TLS it may be lost by now
+            doorstep.leave(sock.fileno())
+        return endpoints(connection, request)
+
     try:
-        server = await listener
+        sockets = listen(keeper.bind.addresses, options.port, doorstep)
     except OSError as error:
         raise _taken(keeper.bind, options.port, error) from error
-    async with server:
-        address, port = server.sockets[0].getsockname()[:2]
+    async with AsyncExitStack() as stack:
+        servers = [
+            await stack.enter_async_context(
+                serve(
+                    handle,
+                    sock=sock,
+                    ssl=options.tls,
+                    backlog=_BACKLOG,
+                    process_request=look,
+                    select_subprotocol=select_subprotocol,
+                    compression=None,
+                    max_size=MAX_MESSAGE_BYTES,
+                    open_timeout=options.handshake_s,
+                    ping_interval=options.keepalive_s,
+                    ping_timeout=None,
+                    create_connection=connection(2 * options.keepalive_s),
+                    close_timeout=_GOODBYE_S,
+                    server_header="streaming-continuation",
+                    logger=_UNLOGGED,
+                )
+            )
+            for sock in sockets
+        ]
+        address, port = sockets[0].getsockname()[:2]
         scheme = "ws" if options.tls is None else "wss"
         listening(f"{scheme}://{f'[{address}]' if ':' in address else address}:{port}{PATH}")
         while not shutdown.requested.is_set() and engine.failure is None:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_POLL_S):
                     await shutdown.requested.wait()
-            for session, visitor in sessions.items():
-                if not keeper.still_welcome(visitor, time.monotonic()):
+            for session in service.sessions:
+                if not keeper.still_welcome(session.visitor, time.monotonic()):
                     session.revoke()
         admission.stop()
-        server.close(close_connections=False)
-        for session in sessions:
+        for server in servers:
+            server.close(close_connections=False)
+        for session in service.sessions:
             session.drain()
         drained = asyncio.create_task(gone())
         hurry = asyncio.create_task(shutdown.at_once.wait())
         await asyncio.wait((drained, hurry), timeout=options.drain_s, return_when=asyncio.FIRST_COMPLETED)
-        for session in sessions:
+        for session in service.sessions:
             session.stop()
         await asyncio.wait((drained,), timeout=_GOODBYE_S)  # for goodbyes
-        for session in sessions:
-            session.abort()
+        service.abort()
         drained.cancel()
         hurry.cancel()

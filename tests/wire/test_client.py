@@ -18,7 +18,8 @@ from websockets.http11 import Request, Response
 
 from streaming.audio import FRAME
 from streaming.errors import ContinuationError, ProtocolError
-from streaming.wire.client import Audio, Clock, ContinuationClient, Event, RefusedError
+from streaming.wire.client import Audio, Clock, ContinuationClient, Event
+from streaming.wire.line import RefusedError
 from streaming.wire.messages import (
     AudioMessage,
     ClientMessage,

@@ -16,12 +16,12 @@ from streaming.audio import FRAME
 from streaming.config import Sampling
 from streaming.engine.engine import Engine
 from streaming.wire import messages
+from streaming.wire.conversation import Conversation
 from streaming.wire.messages import SamplingOptions, SessionStart
-from streaming.wire.native import NativeSession
 from tests.engine.stub_step import StubStep, spoken
 from tests.wire.live_server import Client, LiveServer, client, get, run, serving
 
-FAST = SessionStart(pace="fast", max_seconds=0.8)
+FAST = SessionStart(pace="fast", max_seconds=0.8, sampling=SamplingOptions(seed=5))
 SPEECH = (np.arange(3 * FRAME) % 251).astype(np.int16)
 
 
@@ -262,7 +262,7 @@ def test_a_fault_of_the_servers_own_is_told_and_harms_nobody_else(
             await neighbour.hear(SPEECH)
             await session.hear(SPEECH)
             with monkeypatch.context() as patch:
-                patch.setattr(NativeSession, "_speak", broken)
+                patch.setattr(Conversation, "_speak", broken)
                 await session.send(messages.Speak(turn=1))
                 error, code = await _closing(session)
             assert error is not None

@@ -21,6 +21,7 @@ from streaming.engine.engine import Engine
 from streaming.wire import messages
 from streaming.wire.access import Gatekeeper, Limits, check_bind, parse_origins
 from streaming.wire.client import ContinuationClient
+from streaming.wire.line import RefusedError
 from streaming.wire.messages import SessionStart
 from streaming.wire.server import load_tls
 from streaming.wire.tokens import Tokens
@@ -118,7 +119,9 @@ def test_a_page_of_another_site_cannot_reach_a_loopback_session(engine: Engine) 
 def test_a_token_has_so_many_sessions_and_no_more(engine: Engine) -> None:
     async def scenario(url: str) -> None:
         async with client(url, FAST, **_bearer(TOKEN)):
-            assert await _status(url, **_bearer(TOKEN)) == 429
+            with pytest.raises(RefusedError, match=r"too_many_sessions.*again in 2"):
+                async with ContinuationClient.connect(url, FAST, token=TOKEN):
+                    pass
         await asyncio.sleep(0.1)
         async with client(url, FAST, **_bearer(TOKEN)):
             pass
