@@ -76,16 +76,23 @@ def load_models(
     }
     if dtype not in kinds:
         raise StreamingError(f"dtype {dtype!r} is not supported: use {', '.join(kinds)}")
-    if model == DEMO:
-        folder, demo_codec = untrained.demo_checkpoint()
-        codec = demo_codec if codec is None else codec
-    else:
-        folder = locate(model)
+    folder, codec_folder = folders(model, codec)
     config = LlamaConfig.from_dict(read_config(folder))
-    mimi = load_codec(DEFAULT_CODEC if codec is None else codec, config.num_codebooks, where)
+    mimi = load_codec(codec_folder, config.num_codebooks, where)
     layout = TokenLayout.load(folder, config.num_codebooks, mimi.config.codebook_size, config.vocab_size)
     decoder = LlamaDecoder(TensorSource(folder, where, kinds[dtype]), config, layout, quantize)
     return Models(str(model), mimi, decoder, untrained.NOTICE if model == DEMO else None)
+
+
+def folders(model: str | Path = DEMO, codec: str | Path | None = None) -> tuple[Path, Path]:
+    """Where a decoder's files and its codec's are; those of a hub id are downloaded once.
+
+    Raises `CheckpointError`, `HubUnreachableError`.
+    """
+    if model != DEMO:
+        return locate(model), locate(DEFAULT_CODEC if codec is None else codec)
+    folder, demo_codec = untrained.demo_checkpoint()
+    return folder, demo_codec if codec is None else locate(codec)
 
 
 def pick_device(device: str | torch.device = "auto") -> torch.device:

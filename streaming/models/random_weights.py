@@ -97,7 +97,11 @@ def random_decoder(
     config: LlamaConfig, device: torch.device, dtype: torch.dtype, quantize: Quantize = "none"
 ) -> LlamaDecoder:
     """A decoder of this shape over as many of Mimi's codebooks as it has."""
+    return LlamaDecoder(RandomSource(device, dtype), config, codes_layout(config), quantize)
+
+
+def codes_layout(config: LlamaConfig) -> TokenLayout:
+    """The codes' tokens behind Llama's own."""
     first, units = 128_256, config.num_codebooks * MIMI.codebook_size
     ids = torch.arange(first, first + units).view(config.num_codebooks, -1)
-    layout = TokenLayout((128_000, first + units), ids, first + units + 1)
-    return LlamaDecoder(RandomSource(device, dtype), config, layout, quantize)
+    return TokenLayout((128_000, first + units), ids, first + units + 1)
