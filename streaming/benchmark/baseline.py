@@ -89,9 +89,7 @@ def _checkpoints(options: argparse.Namespace) -> Iterator[tuple[Path | None, Pat
         return
     with tempfile.TemporaryDirectory(prefix="baseline-") as folder:
         model, codec = Path(folder) / "model", Path(folder) / "codec"
-        known = transformers.MimiConfig().to_dict()
-        shape = {key: value for key, value in asdict(MIMI).items() if key in known}
-        transformers.MimiModel(transformers.MimiConfig(**shape)).save_pretrained(codec)
+        transformers.MimiModel(transformers.MimiConfig()).save_pretrained(codec)  # the defaults are the released shape
         if options.random != "mimi":
             _save_random(DECODERS[options.random], _DTYPES[options.dtype], model)
         yield None if options.random == "mimi" else model, codec
