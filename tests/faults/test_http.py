@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import resource
 import socket
@@ -100,6 +101,25 @@ def _get(path: bytes, *headers: bytes) -> bytes:
         (_get(b"/x%0d%0aSet-Cookie:%20a=b"), {400, 404}),
         (b"GET /x\r\nSet-Cookie: a=b HTTP/1.1\r\n\r\n", {None, 400}),
         (b"GET /x\rSet-Cookie:a=b HTTP/1.1\r\n\r\n", {None, 400, 404}),
+        (_get(b"/app.js/../app.js"), {400, 404}),
+        (_get(b"/./app.js"), {400, 404}),
+        (_get(b"//app.js"), {400, 404}),
+        (_get(b"/app%2ejs"), {400, 404}),
+        (_get(b"/APP.JS"), {400, 404}),
+        (_get(b"/app.js%00.html"), {400, 404}),
+        (_get(b"/app.js;x"), {400, 404}),
+        (_get(b"/web/app.js"), {400, 404}),
+        (_get(b"/package.json"), {400, 404}),
+        (_get(b"/..;/app.js"), {400, 404}),
+        (_get(b"/%252e%252e/app.js"), {400, 404}),
+        (_get(b"/?file=../../etc/passwd"), {200}),
+        (_get(b"/app.js", b"Range: bytes=0-1"), {200}),  # RFC 9110, section 14.2: may be ignored
+        (_get(b"/app.js", b"If-None-Match: " + b'"x",' * 1000), {200}),
+        (_get(b"/app.js", b"If-None-Match: \xff"), {200, 400}),
+        (b"HEAD /app.js HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", {200}),
+        (b"HEAD /v1/continue HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", {405}),
+        (b"OPTIONS * HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", {405}),
+        (b"GET /\x1b[31m HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", {404}),
         (_get(b"/v1/continue"), {400, 426}),
         (_get(b"/v1/continue/../../x"), {400, 404}),
         (_get(b"/v1/continue", b"Upgrade: websocket", b"Connection: Upgrade"), {400}),
@@ -116,6 +136,31 @@ def test_an_odd_request_gets_a_well_formed_answer_or_a_close(
     assert _status(answer, request_bytes.split(b" ")[0]) in statuses, answer[:300]
     assert b"set-cookie" not in answer.partition(b"\r\n\r\n")[0].lower(), "a header was injected"
     assert b"root:" not in answer
+
+
+@pytest.mark.parametrize("origin", [b"http://elsewhere", b"null", b"http://127.0.0.1:1", b"file://"])
+def test_a_page_of_another_origin_opens_no_socket(server: Watched, origin: bytes) -> None:
+    """The handshake itself is refused: a page cannot hold a slot, not even for the time of a first message."""
+    request = handshake().replace(b"\r\n\r\n", b"\r\nOrigin: " + origin + b"\r\n\r\n")
+    assert _status(_ask(server.port, request)) == 403
+
+
+def test_nothing_of_a_request_reaches_the_log(server: Watched, caplog: pytest.LogCaptureFixture) -> None:
+    """A path or header with line ends or terminal codes in it would forge lines of the operator's log."""
+    mark = b"forged-7f3a"
+    with caplog.at_level(logging.DEBUG, "streaming"):
+        for request in (
+            _get(b"/" + mark),
+            _get(b"/" + mark + b"\x1b[2J"),
+            _get(b"/" + mark + b"%0d%0aERROR"),
+            _get(b"/", b"User-Agent: " + mark, b"Origin: " + mark),
+            _get(b"/v1/continue", b"Authorization: Bearer " + mark, b"Sec-WebSocket-Protocol: bearer." + mark),
+            mark + b" / HTTP/1.1\r\n\r\n",
+        ):
+            answer = _ask(server.port, request)
+            assert mark not in answer, "repeated to whoever reads the answer"
+    own = [record.getMessage() for record in caplog.records if record.name.startswith("streaming")]
+    assert not any(mark.decode() in message for message in own)
 
 
 def test_pipelined_requests_get_one_answer_or_a_close(server: Watched) -> None:
