@@ -19,9 +19,13 @@ from streaming.errors import StreamingError
 from streaming.wire.access import Bind, Gatekeeper, select_subprotocol
 from streaming.wire.admission import Admission
 from streaming.wire.connection import connection
+from streaming.wire.health import Health, version
 from streaming.wire.http import HttpEndpoints
+from streaming.wire.log import event
 from streaming.wire.messages import MAX_MESSAGE_BYTES, PATH
-from streaming.wire.native import NativeService
+from streaming.wire.metrics import Metrics
+from streaming.wire.native import NativeService, NativeSession
+from streaming.wire.observer import Observer
 
 _LOG = logging.getLogger(__name__)
 _POLL_S = 0.5
@@ -119,14 +123,17 @@ async def run_server(
     had.
     """
     admission = Admission(engine, options.queue)
-    endpoints = HttpEndpoints(engine, admission, keeper)
-    service = NativeService(engine, admission, keeper, options.idle_s, options.resume_s)
+    sessions: set[NativeSession] = set()
+    health = Health(engine, admission, sessions, version())
+    observer = Observer(Metrics(health))
+    endpoints = HttpEndpoints(keeper, health, observer)
+    service = NativeService(engine, admission, keeper, observer, options.idle_s, options.resume_s, sessions)
 
     async def handle(connection: ServerConnection) -> None:
         await service(connection, endpoints.visitors[connection])
 
     async def gone() -> None:
-        while service.sessions:
+        while sessions:
             await asyncio.sleep(0.02)
 
     listener = serve(
@@ -152,24 +159,29 @@ async def run_server(
     async with server:
         address, port = server.sockets[0].getsockname()[:2]
         scheme = "ws" if options.tls is None else "wss"
-        listening(f"{scheme}://{f'[{address}]' if ':' in address else address}:{port}{PATH}")
+        url = f"{scheme}://{f'[{address}]' if ':' in address else address}:{port}{PATH}"
+        listening(url)
+        event(_LOG, logging.INFO, "server.started", url=url, version=health.version, model=engine.model)
         while not shutdown.requested.is_set() and engine.failure is None:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_POLL_S):
                     await shutdown.requested.wait()
-            for session in service.sessions:
+            for session in sessions:
                 if not keeper.still_welcome(session.visitor, time.monotonic()):
                     session.revoke()
         admission.stop()
+        reason = "told" if engine.failure is None else "engine_failed"
+        event(_LOG, logging.INFO, "server.stopping", reason=reason, sessions=len(sessions))
         server.close(close_connections=False)
-        for session in service.sessions:
+        for session in sessions:
             session.drain()
         drained = asyncio.create_task(gone())
         hurry = asyncio.create_task(shutdown.at_once.wait())
         await asyncio.wait((drained, hurry), timeout=options.drain_s, return_when=asyncio.FIRST_COMPLETED)
-        for session in service.sessions:
+        for session in sessions:
             session.stop()
         await asyncio.wait((drained,), timeout=_GOODBYE_S)  # for goodbyes
         service.abort()
         drained.cancel()
         hurry.cancel()
+    event(_LOG, logging.INFO, "server.stopped")
