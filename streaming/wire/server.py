@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from websockets.asyncio.server import ServerConnection, serve
 
+from streaming.audio import FRAME_RATE
 from streaming.engine.engine import Engine
 from streaming.errors import StreamingError
 from streaming.wire.access import Bind, Gatekeeper, select_subprotocol
@@ -161,7 +162,18 @@ async def run_server(
         scheme = "ws" if options.tls is None else "wss"
         url = f"{scheme}://{f'[{address}]' if ':' in address else address}:{port}{PATH}"
         listening(url)
-        event(_LOG, logging.INFO, "server.started", url=url, version=health.version, model=engine.model)
+        event(
+            _LOG,
+            logging.INFO,
+            "server.started",
+            url=url,
+            version=health.version,
+            model=engine.model,
+            device=engine.device,
+            dtype=engine.dtype,
+            slots=engine.stats().slots,
+            context_s=round(engine.context_frames / FRAME_RATE, 2),
+        )
         while not shutdown.requested.is_set() and engine.failure is None:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_POLL_S):
