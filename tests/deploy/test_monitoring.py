@@ -124,3 +124,18 @@ def test_the_alerts_fire_when_they_should_and_not_otherwise() -> None:
         [PROMTOOL, "test", "rules", cases.name], cwd=cases.parent, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_page_tells_of_every_metric_and_its_labels(known: dict[str, set[str]]) -> None:
+    """A figure that no page explains is read wrongly."""
+    table = (DEPLOY.parent / "docs" / "operations.md").read_text(encoding="utf-8").partition("| metric |")[2]
+    told: dict[str, set[str]] = {}
+    for row in table.partition("\n\n")[0].splitlines()[2:]:
+        names, labels = row.split("|")[1:3]
+        for name in re.findall(r"`(streaming_[a-z_]+)`", names):
+            told[name] = set(re.findall(r"`([a-z_]+)`", labels))
+    found: dict[str, set[str]] = {}
+    for name, labels in known.items():
+        if name.startswith("streaming_"):
+            found.setdefault(re.sub(r"_(bucket|sum|count)$", "", name), set()).update(labels)
+    assert told == found
