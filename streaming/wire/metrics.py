@@ -54,7 +54,7 @@ class Metrics:
 
         self.requests = Counter(
             "streaming_http_requests",
-            "Answers to requests; 101 is a WebSocket, path other is any that is not the server's own.",
+            "Answers to requests; 101 went on to the WebSocket handshake, other is any path not the server's own.",
             ("path", "status"),
             registry=registry,
         )
