@@ -4,7 +4,7 @@ import { Audio, FileError } from "./audio.js";
 import { health, openSocket, token, whyRefused } from "./connection.js";
 import { Conversation } from "./conversation.js";
 import { explain } from "./problems.js";
-import { loadSettings, parseSeed, saveSettings } from "./settings.js";
+import { browserStorage, loadSettings, parseSeed, saveSettings } from "./settings.js";
 import { Spectrogram } from "./spectrogram.js";
 
 const TAP_MS = 300; // shorter is a tap: the turn then lasts until the next one
@@ -12,7 +12,8 @@ const NOTE_MS = 8000;
 const POLL_MS = 5000;
 
 const $ = (id) => document.getElementById(id);
-const settings = loadSettings(localStorage);
+const storage = browserStorage("localStorage");
+const settings = loadSettings(storage);
 const spectrogram = new Spectrogram($("spectrogram"));
 const audio = new Audio();
 const conversation = new Conversation({ audio, openSocket, whyRefused, settings: () => settings, changed, told });
@@ -78,8 +79,8 @@ addEventListener("keydown", (event) => {
   }
 });
 addEventListener("keyup", (event) => {
-  if (event.code !== "Space" || event.target.closest("button:not(#talk), input, summary, form")) return;
-  event.preventDefault();
+  if (event.code !== "Space" || (downAt === null && event.target !== talk)) return;
+  event.preventDefault(); // on the button it would be a click
   up();
 });
 addEventListener("click", (event) => {
@@ -164,7 +165,7 @@ addEventListener("drop", (event) => {
 
 function change(some) {
   Object.assign(settings, some);
-  saveSettings(localStorage, settings);
+  saveSettings(storage, settings);
 }
 
 function bindNumber(id, name, written) {
@@ -218,6 +219,10 @@ async function poll() {
     conversation.dismiss();
     told("The server is back.");
   }
+  if (figures?.capacity.free && conversation.problem?.code === "full") {
+    conversation.dismiss();
+    told("A place is free now: press to begin.");
+  }
   changed();
 }
 
@@ -241,12 +246,14 @@ function told(text) {
 }
 
 const HOLD = "Hold and talk";
+const gestured = () => navigator.userActivation?.hasBeenActive ?? true;
 
 /** [on the button, the state, a hint] for what is going on. */
 function words() {
   const free = settings.handsFree;
   switch (conversation.phase) {
     case "connecting":
+      if (!gestured()) return ["…", "Click anywhere", "A browser plays nothing before the first click."];
       if (conversation.asking) return ["…", "May it hear you?", "The browser asks: allow the microphone."];
       return ["…", "Connecting", "What you say is kept until it can be sent."];
     case "queued":
@@ -265,7 +272,7 @@ function words() {
       if (conversation.handsFree) return ["Stop", "Listening", "Just talk. Pause, and it goes on."];
       return [HOLD, "Your turn", "It remembers what was said, and what you heard of its answer."];
     case "problem":
-      return [free ? "Try again" : HOLD, explain(conversation.problem.code, conversation.problem.message).title, ""];
+      return [free ? "Try again" : HOLD, "", "Press to try again."];
     default:
       if (free) return ["Listen", "Ready", "Press once. Then just talk; pause, and it goes on in your voice."];
       return [HOLD, "Ready", "Let go, and it goes on in your voice. A tap works too."];
@@ -345,4 +352,5 @@ matchMedia("(prefers-color-scheme: light)").addEventListener("change", () => {
   changed();
 });
 addEventListener("resize", changed);
+if (!isSecureContext) conversation.cannot("insecure");
 requestAnimationFrame(paint);

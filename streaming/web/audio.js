@@ -4,10 +4,12 @@
  */
 
 const RATE = 24_000;
+const WORKLETS = ["capture-worklet.js", "playback-worklet.js"];
 const STOP_PATIENCE_MS = 300;
+const RESUME_PATIENCE_MS = 5000;
 const LATENCY_EVERY_MS = 1000;
 
-/** No sound can be taken or made. code: "insecure", "unsupported", "microphone_denied", "…_missing", "…_busy", "…_lost". */
+/** No sound can be taken or made. code: one of `problems.js`. */
 export class AudioError extends Error {
   constructor(code, options) {
     super(code, options);
@@ -39,17 +41,23 @@ export class Audio {
   #stopped = () => {};
   #captured = () => {};
 
-  /** Makes the context; needs a person's gesture. Throws AudioError. */
+  /** Makes the context. Waits for a gesture if there was none yet: dropping a file is none. Throws AudioError. */
   async open() {
     if (!globalThis.isSecureContext) throw new AudioError("insecure");
     if (!globalThis.AudioWorkletNode) throw new AudioError("unsupported");
     if (this.#context === null) {
       const context = new AudioContext({ latencyHint: "interactive" });
-      await Promise.all(["capture-worklet.js", "playback-worklet.js"].map((file) => context.audioWorklet.addModule(file)));
+      try {
+        await Promise.all(WORKLETS.map((file) => context.audioWorklet.addModule(file)));
+      } catch (error) {
+        if (!(error instanceof DOMException)) throw error;
+        throw new AudioError("incomplete", { cause: error });
+      }
       this.#context = context;
       this.#connect(context);
+      for (const gesture of ["pointerup", "keydown"]) addEventListener(gesture, () => context.resume());
     }
-    await this.#context.resume();
+    await this.#resume();
   }
 
   get rate() {
@@ -161,6 +169,15 @@ export class Audio {
       (resolve) => (this.#stopped = resolve),
       () => this.#playback.port.postMessage({ type: "stop" }),
     );
+  }
+
+  /** Resolves once the context runs. Without a sound device some browsers never say that they cannot. */
+  async #resume() {
+    const running = this.#context.resume();
+    while (this.#context.state !== "running") {
+      const late = await Promise.race([running, new Promise((resolve) => setTimeout(resolve, RESUME_PATIENCE_MS, true))]);
+      if (late && (navigator.userActivation?.hasBeenActive ?? true)) throw new AudioError("loudspeaker_missing");
+    }
   }
 
   #connect(context) {

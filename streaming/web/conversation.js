@@ -103,7 +103,7 @@ export class Conversation {
   }
 
   get hasSound() {
-    return this.tape !== null && this.tape.end > 0;
+    return this.tape !== null && this.tape.hasSound;
   }
 
   // What a person does
@@ -187,6 +187,11 @@ export class Conversation {
     });
   }
 
+  /** Something is in the way from the start. */
+  cannot(code) {
+    return this.#fail(code);
+  }
+
   /** A problem was read. */
   dismiss() {
     if (this.phase !== "problem") return;
@@ -206,8 +211,9 @@ export class Conversation {
 
   #command(work) {
     const done = this.#commands.then(work).catch((error) => {
-      if (!(error instanceof AudioError)) throw error;
-      return this.#fail(error.code);
+      if (error instanceof AudioError) return this.#fail(error.code);
+      this.#fail("page_failed");
+      throw error;
     });
     this.#commands = done.catch(() => {}); // its caller is told; the next command is not held up
     return done;
@@ -246,6 +252,7 @@ export class Conversation {
   async #fail(code, message = "") {
     this.#session?.close();
     this.#session = null;
+    if (this.#spoken?.prompt) this.#remember(this.#spoken, this.#spoken.reported); // it can be said again elsewhere
     this.problem = { code, message };
     this.#setPhase("problem");
     await this.#silence();

@@ -12,7 +12,7 @@ import { JitterBuffer } from "./jitter-buffer.js";
 import { Resampler } from "./resampler.js";
 
 const RATE = 24_000;
-const TELL_QUANTA = 8;
+const TELL_QUANTA = Math.max(1, Math.round((0.02 * sampleRate) / 128));
 const FADE_QUANTA = 5; // what is stopped falls silent within 10 ms instead of clicking
 
 class Playback extends AudioWorkletProcessor {

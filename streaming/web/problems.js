@@ -11,6 +11,10 @@ export const PROBLEMS = {
   step_failed: ["The machine lost its thread", "This conversation broke on the server. A new one will work."],
   internal: ["The server failed", "This is its fault, not yours. Try again."],
   gone: ["The server does not answer", "It may have been stopped, or the network is down."],
+  no_websocket: [
+    "No way through for speech",
+    "The server is there, but something between here and it, a proxy perhaps, lets no WebSockets pass.",
+  ],
   lost: ["The connection is lost", "What was said so far is still here to be downloaded; the conversation is over."],
   idle: ["Nobody said anything for a while", "The server gave your place away. Press to begin anew."],
   prompt_too_long: ["That was more than it can remember", "Say less at a time."],
@@ -21,6 +25,8 @@ export const PROBLEMS = {
   forbidden_origin: ["This server does not know this page", "Its operator can let it in with --allow-origin."],
   too_many_sessions: ["You have as many conversations as you may", "End one in another tab or on another device."],
   too_many_connections: ["Too many tries", "The server takes only so many connections at a time. Wait a few seconds."],
+  incomplete: ["The page is not whole", "Part of it did not come from the server. Reload it."],
+  page_failed: ["The page failed", "This is its own fault; the browser's console says more. Press to begin anew."],
   microphone_denied: [
     "The browser refused the microphone",
     "Allow it with the symbol beside the address, then press again. A file works without.",
@@ -28,6 +34,7 @@ export const PROBLEMS = {
   microphone_missing: ["There is no microphone", "Plug one in, then press again. A file works without."],
   microphone_busy: ["The microphone cannot be opened", "Another program may be using it. A file works without."],
   microphone_lost: ["The microphone is gone", "It was unplugged or taken away. Press to begin anew."],
+  loudspeaker_missing: ["There is no loudspeaker", "The browser finds no sound device to play on. Plug one in and reload."],
   insecure: [
     "No microphone without HTTPS",
     "Browsers give the microphone, and the audio thread that this page needs, only to pages that came over HTTPS or from " +
@@ -35,7 +42,7 @@ export const PROBLEMS = {
     "Start the server with --tls-cert and --tls-key, and open this page with https://.",
     `Or bring it here: ssh -L 8765:127.0.0.1:${port || 80} ${hostname}, then open http://localhost:8765/.`,
   ],
-  unsupported: ["This browser is too old", "The page needs AudioWorklet: Firefox 114, Safari 16.4, Chrome 100 or newer."],
+  unsupported: ["This browser is too old", "The page needs AudioWorklet: Chrome 100, Firefox 120, Safari 16.4 or newer."],
 };
 
 /** {title, lines} for a code; message: what the server said, for codes that this page does not know. */

@@ -12,6 +12,20 @@ const RANGES = {
 const SWITCHES = { handsFree: false, echoCancellation: true, noiseSuppression: false, autoGainControl: false };
 export const MAX_SEED = 2 ** 53 - 1; // what JavaScript and JSON carry exactly
 
+/** localStorage or sessionStorage, or what forgets with the page where the browser was told to keep nothing. */
+export function browserStorage(name) {
+  try {
+    return globalThis[name];
+  } catch (error) {
+    if (!(error instanceof DOMException)) throw error;
+    const kept = new Map();
+    return {
+      getItem: (key) => kept.get(key) ?? null,
+      setItem: (key, value) => kept.set(key, value),
+    };
+  }
+}
+
 /** What is stored, with defaults for what is missing or out of range. */
 export function loadSettings(storage) {
   let stored;

@@ -15,7 +15,9 @@ const PAUSE = RATE / 5; // between two stretches
 export class Tape {
   /** The end of what is on it. */
   end = 0;
-  /** {kind: "turn", turn, speechEnd, firstSound, ms} and {kind: "interrupted", at}, in order. */
+  /** Whether anybody made a sound. */
+  hasSound = false;
+  /** {kind: "turn", speechEnd, firstSound, ms} and {kind: "interrupted", at}, in order. */
   marks = [];
   #blocks = [new Map(), new Map()];
   #changedFrom = Infinity;
@@ -120,6 +122,7 @@ export class Tape {
   #put(voice, at, pcm) {
     this.#extend(at + pcm.length);
     if (pcm.every((sample) => sample === 0)) return;
+    this.hasSound = true;
     this.#changedFrom = Math.min(this.#changedFrom, at);
     const blocks = this.#blocks[voice];
     for (let done = 0; done < pcm.length; ) {
