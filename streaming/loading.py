@@ -144,4 +144,5 @@ def load_engine(
             f"{max_sessions} sessions with {context_tokens} tokens of context each do not fit into memory; "
             "use fewer --max-sessions or --context-tokens"
         ) from error
-    return Engine(step, models.name, models.notice)
+    decoder = models.decoder
+    return Engine(step, models.name, models.notice, str(decoder.device), str(decoder.dtype).removeprefix("torch."))

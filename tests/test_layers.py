@@ -19,7 +19,7 @@ LAYERS = (
     ("streaming.engine",),
     ("streaming.wire",),
     ("streaming.console",),
-    ("streaming.loading", "streaming.demo", "streaming.benchmark", "streaming"),
+    ("streaming.loading", "streaming.demo", "streaming.benchmark", "streaming.options", "streaming"),
     ("server", "client"),
 )
 VALUES = LAYERS[0]
@@ -34,6 +34,7 @@ ALLOWED = {
     "streaming.wire.line": (*VALUES, "streaming.wire.messages", "streaming.wire.exchange"),
     "streaming.wire.client": (*VALUES, "streaming.wire.messages", "streaming.wire.line"),
     "streaming.console": (*VALUES, "streaming.wire.messages", "streaming.wire.line", "streaming.wire.client"),
+    "streaming.options": (),
     "streaming.demo": (*VALUES, "streaming.models"),
     "client": (
         "streaming.audio",

@@ -258,7 +258,7 @@ class Conversation:
                 meters.buffer_ms, meters.underruns = playback.buffered_ms, playback.underruns
                 if spoken is not None and playback.played_samples > spoken.reported_samples:
                     spoken.reported_samples = playback.played_samples
-                    await self._client.played(spoken.turn, playback.played_samples)
+                    await self._client.played(spoken.turn, playback.played_samples, playback.underruns)
             if spoken is not None:
                 if spoken.done is not None and playback.drained and spoken is self._spoken:
                     self._finish(spoken, playback)

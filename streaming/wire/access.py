@@ -31,6 +31,8 @@ _TOKEN_PREFIXES = ("bearer.", "openai-insecure-api-key.")
 _TOKEN_PARAMETERS = frozenset(
     ("token", "access_token", "auth_token", "bearer", "auth", "authorization", "key", "api_key", "apikey", "api-key")
 )
+METRICS_READER = "metrics"
+"""The name of the token that reads the server's figures, and opens nothing else."""
 _SESSION_RETRY_S = 2.0
 _SUBPROTOCOL = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", re.ASCII)  # token, RFC 9110, section 5.6.2
 _AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]{2,45}\]|[0-9A-Za-z._-]{1,253})(?::([0-9]{1,5}))?", re.ASCII)
@@ -398,6 +400,19 @@ class Gatekeeper:
 
     def admit(self, headers: Headers, path: str, peer: str | None, now: float) -> Visitor | Refusal:
         """For what opens a session, or needs a token for another reason. Nothing is counted but the connection."""
+        visitor = self._identify(headers, path, peer, now)
+        if isinstance(visitor, Visitor) and visitor.name == METRICS_READER:
+            return _UNAUTHORIZED
+        return visitor
+
+    def admit_reader(self, headers: Headers, path: str, peer: str | None, now: float) -> Refusal | None:
+        """For the server's figures: where tokens are asked for, only the one named `metrics` is good for them."""
+        visitor = self._identify(headers, path, peer, now)
+        if isinstance(visitor, Refusal):
+            return visitor
+        return None if visitor.holder is None or visitor.name == METRICS_READER else _UNAUTHORIZED
+
+    def _identify(self, headers: Headers, path: str, peer: str | None, now: float) -> Visitor | Refusal:
         refusal = self.look(headers, path, peer, now) or self._check_origin(headers)
         if refusal is not None:
             return refusal

@@ -250,9 +250,12 @@ class ContinuationClient:
         await self._send(Speak(turn=turn))
         return turn
 
-    async def played(self, turn: int, samples: int) -> None:
-        """This much of the turn's continuation has left the loudspeaker. At least every 80 ms in realtime pace."""
-        await self._send(Played(turn=turn, samples=samples))
+    async def played(self, turn: int, samples: int, underruns: int = 0) -> None:
+        """This much of the turn's continuation has left the loudspeaker. At least every 80 ms in realtime pace.
+
+        underruns: how often in this turn so far there was nothing to play when there should have been.
+        """
+        await self._send(Played(turn=turn, samples=samples, underruns=underruns))
 
     async def interrupt(self, turn: int, heard_samples: int) -> None:
         """Stops the turn, of which only this much was heard. No more of its audio is yielded, from this call on.

@@ -115,6 +115,7 @@ class Interrupt(Message, tag="interrupt", frozen=True):
 class Played(Message, tag="played", frozen=True):
     turn: Turn
     samples: NonNegative
+    underruns: NonNegative = 0
 
     counted = False
 

@@ -22,7 +22,8 @@ from streaming.wire.conversation import Conversation, Received, refusal, refused
 from streaming.wire.exchange import WINDOW, Exchange
 from streaming.wire.link import Link, dismiss
 from streaming.wire.messages import Ack, AudioMessage, Message, SessionResume, SessionStart
-from streaming.wire.outbox import Outbox
+from streaming.wire.observer import Observer, SessionObserver
+from streaming.wire.outbox import End, Outbox
 
 _START_TIMEOUT_S = 10.0
 
@@ -95,8 +96,10 @@ class NativeSession:
         visitor: Visitor,
         socket: ServerConnection,
         resume: messages.Resumption | None,
+        observer: SessionObserver,
     ) -> None:
         self.visitor = visitor
+        self._observer = observer
         self._conversation, self._socket = conversation, socket
         self._resume_s = None if resume is None else resume.seconds
         self._exchange = None if resume is None else Exchange()
@@ -120,6 +123,7 @@ class NativeSession:
                     break
                 assert self._exchange is not None
                 self._socket, done = returned.socket, returned.done
+                self._observer.resumed()
                 resumed = messages.SessionResumed(received=self._exchange.received)
                 first = [messages.encode(resumed), *self._exchange.unanswered()]
         finally:
@@ -135,6 +139,7 @@ class NativeSession:
             return None
         returned = asyncio.create_task(self._returned.get())
         self.away = True
+        self._observer.lost()
         try:
             await asyncio.wait((returned, talking), timeout=self._resume_s, return_when=asyncio.FIRST_COMPLETED)
             return returned.result() if returned.done() else None
@@ -175,20 +180,27 @@ class NativeSession:
 
 
 class NativeService:
-    """All sessions of a server. resume_s: for how long one outlives its connection; 0: none does.
+    """All sessions of a server, kept in `sessions`. resume_s: for how long one outlives its connection; 0: none does.
 
     A resume token is the server's own mark and 192 random bits; of these only a hash is kept.
     """
 
     def __init__(
-        self, engine: Engine, admission: Admission, keeper: Gatekeeper, idle_s: float, resume_s: float
+        self,
+        engine: Engine,
+        admission: Admission,
+        keeper: Gatekeeper,
+        observer: Observer,
+        idle_s: float,
+        resume_s: float,
+        sessions: set[NativeSession],
     ) -> None:
-        self._engine, self._admission, self._keeper = engine, admission, keeper
+        self._engine, self._admission, self._keeper, self._observer = engine, admission, keeper, observer
         self._idle_s, self._resume_s = idle_s, resume_s
         self._mark = secrets.token_hex(4)
         self._resumable: dict[bytes, NativeSession] = {}
         self._opening: set[ServerConnection] = set()
-        self.sessions: set[NativeSession] = set()
+        self.sessions = sessions
 
     def abort(self) -> None:
         """Closes every socket whose client does not let itself be told."""
@@ -208,7 +220,7 @@ class NativeService:
         except ConnectionClosed:
             return
         except StreamingError as error:
-            await dismiss(socket, refusal(error))
+            await self._dismiss(socket, refusal(error))
             return
         finally:
             self._opening.remove(socket)
@@ -216,15 +228,20 @@ class NativeService:
             if too_many is None:
                 await self._start(socket, visitor, first)
                 return
-        await dismiss(socket, refused(too_many.code, too_many.message, too_many.retry_after_s or 0))
+        await self._dismiss(socket, refused(too_many.code, too_many.message, too_many.retry_after_s or 0))
+
+    async def _dismiss(self, socket: ServerConnection, end: End) -> None:
+        self._observer.dismissed(end)
+        await dismiss(socket, end)
 
     async def _start(self, socket: ServerConnection, visitor: Visitor, start: SessionStart) -> None:
         token = f"{self._mark}.{secrets.token_urlsafe(24)}"
         resume = None
         if start.resume and self._resume_s:
             resume = messages.Resumption(token=token, seconds=self._resume_s, window=WINDOW)
-        conversation = Conversation(self._engine, self._admission, start, self._idle_s, resume)
-        session = NativeSession(conversation, visitor, socket, resume)
+        observer = self._observer.session(visitor.name)
+        conversation = Conversation(self._engine, self._admission, start, self._idle_s, resume, observer=observer)
+        session = NativeSession(conversation, visitor, socket, resume, observer)
         self.sessions.add(session)
         if resume is not None:
             self._resumable[_digest(token)] = session

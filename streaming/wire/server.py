@@ -15,15 +15,20 @@ from dataclasses import dataclass
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.http11 import Request, Response
 
+from streaming.audio import FRAME_RATE
 from streaming.engine.engine import Engine
 from streaming.errors import StreamingError
 from streaming.wire.access import Bind, Gatekeeper, select_subprotocol
 from streaming.wire.admission import Admission
 from streaming.wire.connection import connection
 from streaming.wire.doorstep import Doorstep, listen
+from streaming.wire.health import Health, version
 from streaming.wire.http import HttpEndpoints
+from streaming.wire.log import event
 from streaming.wire.messages import MAX_MESSAGE_BYTES, PATH
-from streaming.wire.native import NativeService
+from streaming.wire.metrics import Metrics
+from streaming.wire.native import NativeService, NativeSession
+from streaming.wire.observer import Observer
 
 _LOG = logging.getLogger(__name__)
 _POLL_S = 0.5
@@ -127,8 +132,11 @@ async def run_server(
     had.
     """
     admission = Admission(engine, options.queue)
-    endpoints = HttpEndpoints(engine, admission, keeper)
-    service = NativeService(engine, admission, keeper, options.idle_s, options.resume_s)
+    sessions: set[NativeSession] = set()
+    health = Health(engine, admission, sessions, version())
+    observer = Observer(Metrics(health))
+    endpoints = HttpEndpoints(keeper, health, observer)
+    service = NativeService(engine, admission, keeper, observer, options.idle_s, options.resume_s, sessions)
 
     async def handle(connection: ServerConnection) -> None:
         try:
@@ -138,7 +146,7 @@ async def run_server(
             raise
 
     async def gone() -> None:
-        while service.sessions:
+        while sessions:
             await asyncio.sleep(0.02)
 
     doorstep = Doorstep(keeper.limits)
@@ -178,25 +186,41 @@ async def run_server(
         ]
         address, port = sockets[0].getsockname()[:2]
         scheme = "ws" if options.tls is None else "wss"
-        listening(f"{scheme}://{f'[{address}]' if ':' in address else address}:{port}{PATH}")
+        url = f"{scheme}://{f'[{address}]' if ':' in address else address}:{port}{PATH}"
+        listening(url)
+        event(
+            _LOG,
+            logging.INFO,
+            "server.started",
+            url=url,
+            version=health.version,
+            model=engine.model,
+            device=engine.device,
+            dtype=engine.dtype,
+            slots=engine.stats().slots,
+            context_s=round(engine.context_frames / FRAME_RATE, 2),
+        )
         while not shutdown.requested.is_set() and engine.failure is None:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_POLL_S):
                     await shutdown.requested.wait()
-            for session in service.sessions:
+            for session in sessions:
                 if not keeper.still_welcome(session.visitor, time.monotonic()):
                     session.revoke()
         admission.stop()
+        reason = "told" if engine.failure is None else "engine_failed"
+        event(_LOG, logging.INFO, "server.stopping", reason=reason, sessions=len(sessions))
         for server in servers:
             server.close(close_connections=False)
-        for session in service.sessions:
+        for session in sessions:
             session.drain()
         drained = asyncio.create_task(gone())
         hurry = asyncio.create_task(shutdown.at_once.wait())
         await asyncio.wait((drained, hurry), timeout=options.drain_s, return_when=asyncio.FIRST_COMPLETED)
-        for session in service.sessions:
+        for session in sessions:
             session.stop()
         await asyncio.wait((drained,), timeout=_GOODBYE_S)  # for goodbyes
         service.abort()
         drained.cancel()
         hurry.cancel()
+    event(_LOG, logging.INFO, "server.stopped")

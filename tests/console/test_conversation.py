@@ -124,6 +124,27 @@ class TestFiles:
         heard = record[8_000:, 1]
         np.testing.assert_array_equal(heard[heard > 0], whole_continuation(5))
 
+    def test_a_gap_in_the_continuation_is_reported_to_the_server(self, speech: Path) -> None:
+        """The server's operator learned of gaps from the people who heard them."""
+
+        async def stalls(peer: Peer, message: ClientMessage) -> None:
+            if not isinstance(message, Speak):
+                return
+            await peer.begin()
+            for number in range(5):
+                await asyncio.sleep(0.8 if number == 3 else 0)
+                await peer.send_frame(peer.turn, number)
+            await peer.done(5 * FRAME)
+
+        async def test() -> None:
+            async with fake_server(stalls) as server:
+                report = await stream_file(server, speech)
+                underruns = [message.underruns for message in server.peers[0].said if isinstance(message, Played)]
+                assert underruns == sorted(underruns)
+                assert (underruns[0], underruns[-1]) == (0, report.underruns) == (0, 1)
+
+        run(test())
+
     def test_what_was_played_is_reported_to_the_last_sample(self, speech: Path) -> None:
         async def test() -> None:
             async with fake_server() as server:
