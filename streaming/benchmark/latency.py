@@ -55,8 +55,8 @@ def report(
     notes += [level.told for level in levels if level.verdict != "ok"]
     if not all(level.valid for level in levels):
         notes.append("where the clients were late, the figures are theirs: give them cores of their own")
-    failed = sorted({session.reason for level in levels for session in level.outcome.sessions if session.reason})
-    notes += [f"a session ended: {reason}" for reason in failed[:5]]
+    reasons = {f"{s.ended}: {s.reason}" for level in levels for s in level.outcome.sessions if s.reason}
+    notes += [f"a session was {reason}" if reason.startswith("refused") else reason for reason in sorted(reasons)[:5]]
     series = {" ".join(f"{k} {v}" for k, v in level.label.items()): level.audible_ms for level in levels}
     described = (facts or {}) | live.facts(options, levels[0].before) | {"seconds": options.seconds}
     return Report(title, described, rows, notes, series, "levels")

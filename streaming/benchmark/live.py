@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import os
 import platform
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
+import msgspec
+
 from streaming.audio import SAMPLE_RATE
 from streaming.benchmark.clients import run_clients
 from streaming.benchmark.figures import Level
-from streaming.benchmark.load import Job
+from streaming.benchmark.load import Job, Record, SessionRecord, load_speech, run_sessions
 from streaming.benchmark.report import Value
 from streaming.benchmark.schedule import Manner, SessionPlan, held
 from streaming.benchmark.target import Look, Target
 from streaming.console.own_server import own_server, server_command
+from streaming.errors import ContinuationError
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPT = ROOT / "examples" / "prompt.wav"
@@ -106,7 +111,12 @@ def manner(options: argparse.Namespace) -> Manner:
 
 
 def job(
-    options: argparse.Namespace, url: str, plans: list[SessionPlan], pace: Literal["realtime", "fast"] = "realtime"
+    options: argparse.Namespace,
+    url: str,
+    plans: list[SessionPlan],
+    pace: Literal["realtime", "fast"] = "realtime",
+    *,
+    patient: bool = False,
 ) -> Job:
     return Job(
         url=url,
@@ -117,13 +127,18 @@ def job(
         lead_ms=options.lead_ms,
         max_seconds=options.max_seconds,
         pace=pace,
+        patient=patient,
     )
 
 
 @contextlib.asynccontextmanager
 async def target(options: argparse.Namespace, sessions: int = 1) -> AsyncIterator[Target]:
-    """The server at --url, or one of our own with at least so many slots, warm."""
+    """The server at --url, or one of our own with at least so many slots, after a first session.
+
+    Raises `ContinuationError` if it takes none.
+    """
     if options.url is not None:
+        await _first_session(options, options.url)
         yield Target(options.url)
         return
     command = server_command(ROOT / "server.py", options.model or "demo", options.codec)
@@ -133,20 +148,40 @@ async def target(options: argparse.Namespace, sessions: int = 1) -> AsyncIterato
     command += ["--max-sessions", str(max(sessions, options.max_sessions))]
     pids: list[int] = []
     async with own_server(command, started=pids.append, said=lambda line: print(line, file=sys.stderr)) as url:
-        # What a process does once only is nobody's latency.
-        warm = held(1, 0.1, Manner((0.5, 0.5), (0.5, 0.5), 0.5, 0.0), seed=0)
-        await run_clients(job(options, url, warm))
+        await _first_session(options, url)
         yield Target(url, pids[0])
+
+
+async def _first_session(options: argparse.Namespace, url: str) -> None:
+    ended = await _settle(options, url)
+    if ended.ended != "done":
+        raise ContinuationError(f"{url} took no session: {ended.reason}")
+
+
+async def _settle(options: argparse.Namespace, url: str) -> SessionRecord:
+    """One session of three seconds, so that every measurement begins with the same past.
+
+    A process does some things only once; and a server that judges by its latest steps whether it can take one more
+    session would go by those of the load before.
+    """
+    past = Manner((1.0, 1.0), (0.0, 0.0), 2.0, 0.0)
+    first = job(options, url, held(1, 0.001, past, seed=0), "fast")
+    first = msgspec.structs.replace(first, max_seconds=past.max_seconds)
+    records: list[Record] = []
+    # In this process: nobody times it.
+    await run_sessions(first, load_speech(first.speech), time.monotonic(), asyncio.Event(), records.append)
+    return next(record for record in records if isinstance(record, SessionRecord))
 
 
 async def level(
     options: argparse.Namespace, server: Target, label: dict[str, Value], plans: list[SessionPlan]
 ) -> Level:
-    """One run under one load, and a line about it."""
+    """One run under one load, and a line about it. Leaves the server as it was found."""
     before = await server.look()
     outcome = await run_clients(job(options, server.url, plans), processes=options.processes)
     result = Level(label, outcome, before, await server.look(), options.late_ms)
     print(result.told, file=sys.stderr)
+    await _settle(options, server.url)
     return result
 
 

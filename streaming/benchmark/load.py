@@ -38,6 +38,7 @@ class Job(msgspec.Struct, frozen=True):
     message. The token for the server is in the environment variable STREAMING_TOKEN.
 
     pace "fast": everything as fast as the server takes it; nobody plays, so nothing runs dry or is interrupted.
+    patient: who is refused and told when to try again does so; else it is a session less.
     """
 
     url: str
@@ -48,6 +49,7 @@ class Job(msgspec.Struct, frozen=True):
     lead_ms: int
     max_seconds: float
     pace: Literal["realtime", "fast"]
+    patient: bool = False
     open_timeout_s: float = 30.0
 
 
@@ -141,7 +143,8 @@ class _Session:
         reason = ""
         try:
             await _sleep_until(self._begins_s + self._plan.arrives_s)
-            await self._open()
+            while not await self._open():
+                pass
             ended = "done"
         except RefusedError as error:
             ended, reason = "refused", error.refusal
@@ -153,7 +156,18 @@ class _Session:
             )
             self._emit(record)
 
-    async def _open(self) -> None:
+    async def _open(self) -> bool:
+        """The session from its opening to its end. False if it is to be tried again."""
+        try:
+            await self._live()
+        except RefusedError as error:
+            if not self._job.patient or not error.retry_after_ms:
+                raise
+            await asyncio.sleep(1e-3 * error.retry_after_ms)
+            return False
+        return True
+
+    async def _live(self) -> None:
         job = self._job
         start = SessionStart(
             pace=job.pace,

@@ -59,7 +59,7 @@ async def _measure(options: argparse.Namespace) -> Report:
         looks.append(await server.look())
         watching = asyncio.create_task(_watch(server, looks))
         try:
-            job = live.job(options, server.url, plans, options.pace)
+            job = live.job(options, server.url, plans, options.pace, patient=True)
             outcome = await run_clients(job, processes=options.processes, stop=stop)
         finally:
             watching.cancel()
@@ -133,8 +133,9 @@ def _report(options: argparse.Namespace, outcome: Outcome, looks: list[Look]) ->
         before, begin = windows[-1].after, end
     start = next(window for window in windows if window.turns)
     rows, spoken = list[dict[str, Value]](), 0.0
+    talked = len({turn.session for turn in outcome.turns})
     for number, window in enumerate(windows, 1):
-        spoken += sum(turn.prompt_seconds + turn.heard_seconds for turn in window.turns) / options.sessions
+        spoken += sum(turn.prompt_seconds + turn.heard_seconds for turn in window.turns) / talked
         hours = outcome.seconds * number / _WINDOWS / 3600 if realtime else spoken / 3600
         steps = steps_between(window.before, window.after)
         rows.append(
@@ -155,19 +156,20 @@ def _report(options: argparse.Namespace, outcome: Outcome, looks: list[Look]) ->
     against = _ratios(next(window for window in reversed(windows) if window.turns), start)
     told = ", ".join(f"{name.removesuffix('_ratio')} x{value}" for name, value in against.items() if value is not None)
     facts: dict[str, Value] = {
-        "sessions": options.sessions,
+        "sessions": talked,
         "pace": options.pace,
         "hours": rows[-1]["hours"],
         "minutes_taken": rounded(outcome.seconds / 60),
         **live.facts(options, looks[0]),
     }
     broken = sorted({session.reason for session in outcome.sessions if session.reason})
+    alone = [] if talked == options.sessions else [f"{talked} of {options.sessions} sessions found room"]
     series = {"latency_ms": [ms for window in windows for ms in window.latency_ms]}
     return Report(
         f"soak: the last tenth against the first: {told}",
         facts,
         rows,
-        [f"a session ended: {reason}" for reason in broken],
+        [f"a session ended: {reason}" for reason in broken] + alone,
         series,
         "windows",
     )
