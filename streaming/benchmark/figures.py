@@ -80,9 +80,7 @@ class Level:
         turns, steps = self.outcome.turns, self.steps
         ended = Counter(session.ended for session in self.outcome.sessions)
         underruns, minutes = sum(turn.underruns for turn in turns), sum(turn.heard_seconds for turn in turns) / 60
-        cpu = None
-        if self.before.cpu_seconds is not None and self.after.cpu_seconds is not None:
-            cpu = (self.after.cpu_seconds - self.before.cpu_seconds) / self.outcome.seconds
+        cpu = cpu_seconds(self.before, self.after)
         return self.label | {
             "turns": len(turns),
             **{f"audible_ms_p{p}": rounded(percentile(self.audible_ms, p)) for p in (50, 95, 99)},
@@ -96,10 +94,24 @@ class Level:
             "step_ms_p50": rounded(steps.p50_ms),
             "step_ms_p99": rounded(steps.p99_ms),
             "turn_step_ms_p50": rounded(percentile(_step_means(self.outcome), 50)),
-            "server_cores": rounded(cpu, 2),
+            "server_cores": rounded(cpu / self.outcome.seconds if cpu is not None else None, 2),
+            "cpu_ms_per_frame": rounded(cpu_ms_per_frame(cpu, turns)),
             "client_late_ms_p99": rounded(self.client_late_ms),
             "verdict": self.verdict,
         }
+
+
+def cpu_seconds(before: Look, after: Look) -> float | None:
+    """What the server used between two looks, on all its cores. Other programs on the machine hardly change it."""
+    if before.cpu_seconds is None or after.cpu_seconds is None:
+        return None
+    return after.cpu_seconds - before.cpu_seconds
+
+
+def cpu_ms_per_frame(cpu: float | None, turns: list[TurnRecord]) -> float | None:
+    """For 80 ms of speech or of continuation heard, of one session."""
+    frames = sum(turn.prompt_seconds + turn.heard_seconds for turn in turns) * 1000 / FRAME_MS
+    return 1e3 * cpu / frames if cpu is not None and frames else None
 
 
 def percentile(values: Iterable[float], share: float) -> float | None:

@@ -91,7 +91,7 @@ def _against_load(report: Report, axes: Axes) -> None:
 
 def _ratios(report: Report, axes: Axes) -> None:
     hours = [_number(row["hours"]) for row in report.rows]
-    for key in ("memory_ratio", "latency_ratio", "step_ratio"):
+    for key in ("memory_ratio", "latency_ratio", "step_ratio", "cpu_ratio"):
         axes.plot(hours, [_number(row[key]) for row in report.rows], marker="o", label=key.removesuffix("_ratio"))
     axes.axhline(1, color="grey", linewidth=1)
     axes.set(xlabel="hours of talk", ylabel="against the first tenth")

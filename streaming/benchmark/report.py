@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -19,8 +20,8 @@ class Report:
     """
 
     title: str
-    facts: dict[str, Value]
-    rows: list[dict[str, Value]]
+    facts: Mapping[str, Value]
+    rows: Sequence[Mapping[str, Value]]
     notes: list[str] = field(default_factory=list)
     series: dict[str, list[float]] = field(default_factory=dict)
     kind: Literal["figures", "levels", "windows"] = "figures"

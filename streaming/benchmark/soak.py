@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from streaming.benchmark import live
 from streaming.benchmark.clients import Outcome, run_clients
-from streaming.benchmark.figures import percentile, rounded
+from streaming.benchmark.figures import cpu_ms_per_frame, cpu_seconds, percentile, rounded
 from streaming.benchmark.load import TurnRecord
 from streaming.benchmark.report import Report, Value
 from streaming.benchmark.schedule import held
@@ -117,6 +117,10 @@ class _Window:
         return percentile((turn.mean_step_ms for turn in self.turns if turn.mean_step_ms is not None), 50)
 
     @property
+    def cpu_ms_per_frame(self) -> float | None:
+        return cpu_ms_per_frame(cpu_seconds(self.before, self.after), self.turns)
+
+    @property
     def memory_mib(self) -> float | None:
         return None if self.after.memory_bytes is None else self.after.memory_bytes / _MIB
 
@@ -149,6 +153,7 @@ def _report(options: argparse.Namespace, outcome: Outcome, looks: list[Look]) ->
                 "dropped_ms": round(sum(turn.dropped_ms for turn in window.turns)),
                 "turn_step_ms_p50": rounded(window.step_ms, 2),
                 "step_ms_p99": rounded(steps.p99_ms),
+                "cpu_ms_per_frame": rounded(window.cpu_ms_per_frame),
                 "memory_mib": rounded(window.memory_mib),
                 **_ratios(window, start),
             }
@@ -179,6 +184,7 @@ def _ratios(window: _Window, start: _Window) -> dict[str, Value]:
     pairs = {
         "latency": (percentile(window.latency_ms, 50), percentile(start.latency_ms, 50)),
         "step": (window.step_ms, start.step_ms),
+        "cpu": (window.cpu_ms_per_frame, start.cpu_ms_per_frame),
         "memory": (window.memory_mib, start.memory_mib),
     }
     return {f"{name}_ratio": rounded(a / b, 3) if a is not None and b else None for name, (a, b) in pairs.items()}

@@ -270,7 +270,7 @@ def test_reports_become_pictures(kind: str, tmp_path: Path) -> None:
     else:
         rows = [{"hours": 0.1 * i, "latency_ms_p50": None, "latency_ms_p95": 3.0, "step_ms_p99": 4.0} for i in range(3)]
         for row in rows:
-            row |= {"memory_ratio": None, "latency_ratio": 1.1, "step_ratio": 1.0}
+            row |= {"memory_ratio": None, "latency_ratio": 1.1, "step_ratio": 1.0, "cpu_ratio": 1.0}
     path = tmp_path / "x.png"
     plot.draw(Report("t", {}, rows, series={"sessions 1": [55.0], "sessions 2": []}, kind=kind), path)  # type: ignore[arg-type]
     assert path.read_bytes().startswith(b"\x89PNG") and os.path.getsize(path) > 10_000
