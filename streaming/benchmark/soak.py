@@ -168,16 +168,16 @@ def _report(options: argparse.Namespace, outcome: Outcome, looks: list[Look]) ->
         **live.facts(options, looks[0]),
     }
     broken = sorted({session.reason for session in outcome.sessions if session.reason})
-    alone = [] if talked == options.sessions else [f"{talked} of {options.sessions} sessions found room"]
+    late_ms = percentile((late for turn in outcome.turns for late in turn.sends_late_ms), 99)
+    notes = [f"a session ended: {reason}" for reason in broken]
+    notes += [] if talked == options.sessions else [f"{talked} of {options.sessions} sessions found room"]
+    if late_ms is not None and late_ms > options.late_ms:
+        notes.append(
+            f"the clients were {late_ms:.0f} ms late by themselves (p99): their share of latencies is not small"
+        )
     series = {"latency_ms": [ms for window in windows for ms in window.latency_ms]}
-    return Report(
-        f"soak: the last tenth against the first: {told}",
-        facts,
-        rows,
-        [f"a session ended: {reason}" for reason in broken] + alone,
-        series,
-        "windows",
-    )
+    title = f"soak: the last tenth against the first: {told}"
+    return Report(title, facts, rows, notes, series, "windows")
 
 
 def _ratios(window: _Window, start: _Window) -> dict[str, Value]:
