@@ -65,7 +65,7 @@ def _distributions(report: Report, axes: Axes) -> None:
 
 
 def _against_load(report: Report, axes: Axes) -> None:
-    from matplotlib.ticker import ScalarFormatter
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     load = next(iter(report.rows[0]))
     rows = sorted(report.rows, key=lambda row: _number(row[load]))
@@ -84,8 +84,9 @@ def _against_load(report: Report, axes: Axes) -> None:
     axes.axhline(_FRAME_MS, color="grey", linewidth=1, label="a frame, 80 ms")
     axes.set(xlabel=load, ylabel="ms", yscale="log")
     axes.set_xticks(sorted(set(at)), [f"{x:g}" for x in sorted(set(at))])
-    for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-        which(ScalarFormatter())
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
     _finish(axes)
 
 
