@@ -70,7 +70,9 @@ class ListeningSocket(socket.socket):
     def __init__(self, address: str, port: int, doorstep: Doorstep) -> None:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         bound = socket.create_server((address, port), family=family)
-        super().__init__(bound.family, bound.type, bound.proto, fileno=bound.detach())
+        # asyncio goes by the protocol's number: without it Nagle's algorithm (RFC 896) stays on, and a small message
+        # that follows another waits for the peer's delayed acknowledgement: 40 ms.
+        super().__init__(bound.family, bound.type, socket.IPPROTO_TCP, fileno=bound.detach())
         self._doorstep, self._in_a_row = doorstep, 0
 
     def accept(self) -> tuple[socket.socket, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import socket
 from collections.abc import Iterator
@@ -127,3 +128,28 @@ def test_running_out_of_descriptors_is_told_once(monkeypatch: pytest.MonkeyPatch
                 opened.accept()
             with pytest.raises(BlockingIOError):
                 opened.accept()
+
+
+def test_what_is_accepted_sends_small_messages_at_once() -> None:
+    """asyncio switches Nagle's algorithm off by the socket's protocol number, which was not set: every other first
+    frame of a continuation came 40 ms late, after its peer's delayed acknowledgement.
+    """
+
+    async def accepted() -> int:
+        chosen: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        def connected(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            end: socket.socket = writer.get_extra_info("socket")
+            chosen.set_result(end.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        (listening,) = listen([NEAR], 0, Doorstep(Limits()))
+        async with await asyncio.start_server(connected, sock=listening):
+            _, writer = await asyncio.open_connection(*listening.getsockname())
+            try:
+                return await chosen
+            finally:
+                writer.close()
+                await writer.wait_closed()
+
+    assert asyncio.run(accepted())
