@@ -31,7 +31,8 @@ ALLOWED = {
     "streaming.engine": VALUES,  # it gets the step as a callable
     "streaming.wire.messages": VALUES,
     "streaming.wire.exchange": (*VALUES, "streaming.wire.messages"),
-    "streaming.wire.line": (*VALUES, "streaming.wire.messages", "streaming.wire.exchange"),
+    "streaming.wire.opus": (*VALUES, "streaming.wire.messages"),
+    "streaming.wire.line": (*VALUES, "streaming.wire.messages", "streaming.wire.exchange", "streaming.wire.opus"),
     "streaming.wire.client": (*VALUES, "streaming.wire.messages", "streaming.wire.line"),
     "streaming.console": (*VALUES, "streaming.wire.messages", "streaming.wire.line", "streaming.wire.client"),
     "streaming.demo": (*VALUES, "streaming.models"),
