@@ -20,6 +20,7 @@ import soundfile
 
 import client
 from streaming.audio import FRAME
+from streaming.console.keyboard import Key
 from tests.console.fake_sounddevice import install
 from tests.console.witness import Witness
 from tests.wire.fake_server import STARTED, Script, fake_server, never, whole_turn
@@ -117,6 +118,15 @@ class TestFlags:
             (["--input", "a.wav", "--input-device", "1"], "microphone mode"),
             (["--url", "ws://h", "--model", "demo"], "own server"),
             (["--output", "a.wav", "--record", "./a.wav"], "same file"),
+            (["--input", "a.wav", "--output", "./a.wav"], "same file"),
+            (["--input", ""], "--input is empty"),
+            (["--url", " "], "--url is empty"),
+            (["--input-device", ""], "--input-device is empty"),
+            (["--url", "ws://h", "--codec", "x"], "own server"),
+            (["--input", "a.wav", "--push-to-talk"], "microphone mode"),
+            (["--input", "a.wav", "--echo-cancellation"], "microphone mode"),
+            (["--push-to-talk", "--turn", "vad"], "choose one"),
+            (["--transport", "mp3"], "invalid choice"),
         ],
     )
     def test_what_makes_no_sense_is_said_at_once(
@@ -177,7 +187,7 @@ class TestDevices:
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
     ) -> None:
         install(monkeypatch)
-        monkeypatch.setattr("client.presses", lambda: _nothing())
+        monkeypatch.setattr("client.Keyboard", lambda **_: _nothing())
         monkeypatch.setattr("client.own_server", lambda *_, **__: _url_of_a_server(never))
         monkeypatch.setattr("client.server_command", lambda *_: [])
         assert client.main(["--json", "--output", str(tmp_path / "a.wav")]) == 1
@@ -192,14 +202,14 @@ class TestDevices:
         install(monkeypatch, live=True)
         view = Witness()
 
-        async def presses() -> AsyncIterator[None]:
+        async def keys() -> AsyncIterator[Key]:
             for turn in (1, 2):
                 await view.until("listening", turn)
                 await asyncio.sleep(0.1)
-                yield None
+                yield Key.ENTER
             await view.until("turn", 2)
 
-        monkeypatch.setattr("client.presses", presses)
+        monkeypatch.setattr("client.Keyboard", lambda **_: keys())
         monkeypatch.setattr("client.choose_view", lambda **_: view)
         monkeypatch.setattr("client.own_server", lambda *_, **__: _url_of_a_server(whole_turn))
         monkeypatch.setattr("client.server_command", lambda *_: [])
@@ -214,8 +224,8 @@ class TestDevices:
         assert len(heard) == pytest.approx(2 * 5 * FRAME, abs=200)
 
 
-async def _nothing() -> AsyncIterator[None]:
-    for nothing in list[None]():
+async def _nothing() -> AsyncIterator[Key]:
+    for nothing in list[Key]():
         yield nothing
 
 

@@ -41,6 +41,8 @@ ALLOWED = {
         "streaming.errors",
         "streaming.wire.messages",
         "streaming.wire.client",
+        "streaming.wire.line",
+        "streaming.wire.opus",
         "streaming.console",
     ),
 }

@@ -70,6 +70,10 @@ class RefusedError(ContinuationError):
         self.retry_after_ms = refusal.retry_after_ms
 
 
+class SessionLostError(ContinuationError):
+    """The connection broke and the session with it, through no fault of either side: a new one may be begun."""
+
+
 @dataclass(frozen=True, slots=True)
 class ConnectionLost:
     """The connection broke without a word. What is sent now is kept, and the next `receive` tries to come back."""
@@ -258,7 +262,7 @@ class Line:
                 received = await self._resume(socket)
             except RefusedError as refused:
                 if not refused.retry_after_ms:
-                    raise ContinuationError(f"the connection broke, and could not be restored: {refused}") from None
+                    raise SessionLostError(f"the connection broke, and could not be restored: {refused}") from None
                 reason = str(refused)
             except ConnectionClosed as closed:
                 reason = str(closed_error(closed))
@@ -270,7 +274,7 @@ class Line:
                 self._resending = asyncio.create_task(self._resend(socket, received))
                 return ConnectionRestored(1000 * (time.monotonic() - lost_at))
         seconds = self.started.resume.seconds
-        raise ContinuationError(f"the connection broke, and could not be restored within {seconds:g} s: {reason}")
+        raise SessionLostError(f"the connection broke, and could not be restored within {seconds:g} s: {reason}")
 
     async def _resume(self, socket: ClientConnection) -> int:
         """Returns how many of this side's messages have arrived."""
@@ -412,6 +416,6 @@ def _complete(url: str, token: str | None) -> _Address:
 def closed_error(closed: ConnectionClosed) -> ContinuationError:
     frame = closed.rcvd
     if frame is None:
-        return ContinuationError("the connection to the server broke")
+        return SessionLostError("the connection to the server broke")
     reason = f": {frame.reason}" if frame.reason else ""
     return ContinuationError(f"the server closed the connection ({frame.code}){reason}")
