@@ -125,8 +125,13 @@ def find_device(devices: list[Device], wanted: str | None, direction: Direction)
 def device_table(devices: list[Device]) -> Table:
     """The list for a person, with the defaults marked."""
     table = Table(box=None, pad_edge=False)
+    # In a narrow terminal it is the host that is broken: by its name a device is chosen.
+    least = {"name": max((len(device.name) for device in devices), default=0)}
     for column in ("#", "name", "host", "in", "out", "rate", "default"):
-        table.add_column(column, justify="right" if column in ("#", "in", "out", "rate") else "left")
+        justify: Literal["left", "right"] = "right" if column in ("#", "in", "out", "rate") else "left"
+        table.add_column(
+            column, justify=justify, no_wrap=column != "host", overflow="fold", min_width=least.get(column)
+        )
     for device in devices:
         defaults = [
             name for name, is_it in (("input", device.default_input), ("output", device.default_output)) if is_it
