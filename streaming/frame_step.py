@@ -4,24 +4,30 @@
     seam)
     speaking:  draw Q tokens, decode them, let the encoder hear the result (so the next turn follows what was heard)
 
-It is the only place where the codec, the decoder and the sampler meet, and the only one that copies to the device and
-back: once a step, at its ends. Slots that take no part are computed along with the others and do not advance.
+It is the only place where the codec, the decoder and the sampler meet, the only one with CUDA graphs, and the only one
+that copies to the device and back: once a step, at its ends. Slots that take no part are computed along with the others
+and do not advance.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from streaming.audio import FRAME
 from streaming.config import Sampling
 from streaming.models.llama import LlamaDecoder
 from streaming.models.mimi import StreamingMimi
-from streaming.models.sampler import SamplerState, sample
+from streaming.models.sampler import FEW, SamplerState, sample
+
+_WIDTHS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+"""Batch widths that are captured as graphs; a step in between computes some idle slots along."""
+_ENDLESS = 2**31
+"""Frames of a stream that fills any context."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +44,128 @@ class StepResult:
     broken: NDArray[np.bool_]
 
 
+@dataclass(frozen=True)
+class Bucket:
+    """What is static in a step: all that its shapes and its sequence of operations depend on.
+
+    width: slots that are computed, the first ones. columns: entries of the decoder's ring that are looked at.
+    listening, speaking: whether any slot does. few: whether ranking the few likeliest tokens is enough (`sampler.FEW`).
+    """
+
+    width: int
+    columns: int
+    listening: bool
+    speaking: bool
+    few: bool
+
+
+class DeviceStep:
+    """All state of all slots, and the step over it: on the device, without a look at the host.
+
+    inputs: [S, 1920 + 2] float32: pcm, whether the slot listens, whether it speaks.
+    outputs: [S, 1920 + Q + 2] float32: pcm, codes, whether it ended, whether its numbers are finite.
+    """
+
+    def __init__(
+        self,
+        codec: StreamingMimi,
+        decoder: LlamaDecoder,
+        num_slots: int,
+        context_frames: int,
+        rewind_frames: int,
+        encoder_follows: bool,
+    ) -> None:
+        self.codec, self.decoder = codec, decoder
+        self.context_frames, self.follows = context_frames, encoder_follows
+        self.codec_state = codec.init_state(num_slots, rewind_frames)
+        self.decoder_state = decoder.init_state(num_slots, context_frames, rewind_frames)
+        self.sampler = SamplerState.allocate(num_slots, codec.device)
+        self.inputs = torch.zeros(num_slots, FRAME + 2, device=codec.device)
+        self.outputs = torch.zeros(num_slots, FRAME + codec.num_codebooks + 2, device=codec.device)
+
+    @torch.inference_mode()
+    def advance(self, bucket: Bucket) -> None:
+        """Reads `inputs`, writes `outputs`."""
+        codec, decoder, state = self.codec, self.decoder, self.decoder_state
+        batch, books = bucket.width, codec.num_codebooks
+        pcm, flags = self.inputs[:batch, :FRAME], self.inputs[:batch, FRAME:] > 0
+        listening, speaking = flags[:, 0], flags[:, 1]
+        if bucket.listening:
+            # What stands in the other rows must not matter: a NaN would outlast its frame, masked or not.
+            latent = codec.follow(torch.where(listening[:, None], pcm, 0.0), self.codec_state, listening)
+            codes, finite = codec.quantizer.encode(latent), latent.isfinite().all(dim=1)
+        else:
+            finite = torch.ones_like(speaking)
+            codes = torch.zeros(batch, books, dtype=torch.int64, device=pcm.device)
+        ended = torch.zeros_like(speaking)
+        view = decoder.begin_frame(state, batch, self.context_frames, bucket.columns)
+        unit = decoder.last_units(state, batch)
+        if not bucket.speaking:
+            units = torch.cat((unit[:, None], decoder.units(codes)[:, :-1]), dim=1)
+            finite &= decoder.forward(units, state, view).isfinite().all(dim=(1, 2))
+        else:
+            number = state.frames[:batch] * books
+            for book in range(books):
+                hidden = decoder.forward(unit[:, None], state, view.columns(book, book + 1))
+                finite &= hidden.isfinite().all(dim=(1, 2))
+                logits = decoder.logits(hidden[:, 0], book)
+                drawn = sample(logits, self.sampler, number + book, bucket.few)
+                if book == 0:
+                    ended = speaking & (drawn == decoder.codebook_size)
+                drawn = drawn.clamp(max=decoder.codebook_size - 1)
+                codes[:, book] = torch.where(listening, codes[:, book], drawn)
+                unit = codes[:, book] + book * decoder.codebook_size
+        alive = (listening | speaking) & ~ended
+        decoder.end_frame(codes, state, alive)
+        audio = codec.decode(codes, self.codec_state, alive).float()
+        finite &= audio.isfinite().all(dim=1)
+        if bucket.speaking and self.follows:
+            latent = codec.follow(audio, self.codec_state, speaking & ~ended)
+            finite &= latent.isfinite().all(dim=1) | ~speaking
+        outputs = self.outputs[:batch]
+        outputs[:, :FRAME] = audio
+        outputs[:, FRAME : FRAME + books] = codes
+        outputs[:, -2], outputs[:, -1] = ended, finite
+
+
+class _Graphs:
+    """A CUDA graph for each bucket, all in one pool of memory. `work` runs a bucket's step from host to host."""
+
+    def __init__(self, work: Callable[[Bucket], None], device: torch.device) -> None:
+        self._work, self._device = work, device
+        self._graphs: dict[Bucket, torch.cuda.CUDAGraph] = {}
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def capture(self, bucket: Bucket) -> None:
+        """Runs the work twice, to warm up, and records it: slots must neither listen nor speak."""
+        with torch.cuda.device(self._device):
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(2):
+                    self._work(bucket)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self._pool, stream=stream):
+                self._work(bucket)
+            torch.cuda.current_stream().wait_stream(stream)
+        self._graphs[bucket] = graph
+
+    def __contains__(self, bucket: Bucket) -> bool:
+        return bucket in self._graphs
+
+    def replay(self, bucket: Bucket) -> None:
+        """Returns when the step is done."""
+        with torch.cuda.device(self._device):
+            self._graphs[bucket].replay()
+            torch.cuda.current_stream().synchronize()
+
+
 class FrameStep:
-    """The step over `num_slots` slots and all their state.
+    """The step over `num_slots` slots, as the engine drives it.
 
     context_frames: what a slot remembers. rewind_frames: how far a slot can be rewound.
     encoder_follows: whether the encoder hears the continuation (docs/decisions.md has why it does).
+    graphs: whether steps on a CUDA device are captured; off, they run operation by operation.
     """
 
     def __init__(
@@ -53,29 +176,37 @@ class FrameStep:
         context_frames: int,
         rewind_frames: int,
         encoder_follows: bool = True,
+        graphs: bool = True,
     ) -> None:
         assert num_slots >= 1 and context_frames >= 1 and rewind_frames >= 0
         assert codec.num_codebooks == decoder.num_codebooks and codec.device == decoder.device
         self.num_slots, self.num_codebooks = num_slots, codec.num_codebooks
         self.context_frames, self.rewind_frames = context_frames, rewind_frames
-        self._codec, self._decoder, self._follows = codec, decoder, encoder_follows
-        self._codec_state = codec.init_state(num_slots, rewind_frames)
-        self._decoder_state = decoder.init_state(num_slots, context_frames, rewind_frames)
-        self._sampler = SamplerState.allocate(num_slots, codec.device)
+        self._device = DeviceStep(codec, decoder, num_slots, context_frames, rewind_frames, encoder_follows)
+        self._graphs: _Graphs | None = None
+        self._inputs, self._outputs = self._device.inputs, self._device.outputs  # the host's
+        if codec.device.type == "cuda":
+            self._inputs = torch.zeros(self._inputs.shape, pin_memory=True)
+            self._outputs = torch.zeros(self._outputs.shape, pin_memory=True)
+            self._graphs = _Graphs(self._work, codec.device) if graphs else None
+        self._given, self._got = self._inputs.numpy(), self._outputs.numpy()
+        self._lengths = (context_frames // 4, context_frames // 2, _ENDLESS)  # of context that are captured
+        self._sampling = [Sampling()] * num_slots
         self._frames = np.zeros(num_slots, np.int64)  # the streams' lengths, as the host knows them
         self._least = np.zeros(num_slots, np.int64)  # and how short rewinding can make them
         self._spoken = np.zeros((num_slots, rewind_frames + 1), np.bool_)  # whether each of the last frames was spoken
 
     def open(self, slot: int, sampling: Sampling) -> None:
         """Gives a slot to a new session. Nothing of the one before it remains."""
-        self._codec_state.scrub(slot)
-        self._decoder_state.scrub(slot)
+        self._device.codec_state.scrub(slot)
+        self._device.decoder_state.scrub(slot)
         self._frames[slot] = self._least[slot] = 0
-        self._sampler.set(slot, sampling)
+        self.configure(slot, sampling)
 
     def configure(self, slot: int, sampling: Sampling) -> None:
         """Changes how a slot draws its tokens."""
-        self._sampler.set(slot, sampling)
+        self._sampling[slot] = sampling
+        self._device.sampler.set(slot, sampling)
 
     def is_fatal(self, error: Exception) -> bool:
         """Whether, after this error of a step, the device is lost. Running out of memory is not: a narrower step may
@@ -92,11 +223,28 @@ class FrameStep:
         length = int(self._frames[slot])
         assert 0 <= frames <= length - self._least[slot], (frames, length, self._least[slot])
         taken = np.arange(length - frames, length) % self._spoken.shape[1]
-        heard = frames if self._follows else int((~self._spoken[slot, taken]).sum())
-        self._codec_state.encoder.frames[slot] -= heard
-        self._codec_state.decoder.frames[slot] -= frames
-        self._decoder_state.frames[slot] -= frames
+        heard = frames if self._device.follows else int((~self._spoken[slot, taken]).sum())
+        self._device.codec_state.encoder.frames[slot] -= heard
+        self._device.codec_state.decoder.frames[slot] -= frames
+        self._device.decoder_state.frames[slot] -= frames
         self._frames[slot] -= frames
+
+    def buckets(self) -> list[Bucket]:
+        """All that are captured, the widest first, so that the narrower ones find memory to share. Empty on a CPU."""
+        if self._graphs is None:
+            return []
+        widths = sorted({min(width, self.num_slots) for width in _WIDTHS} | {self.num_slots}, reverse=True)
+        columns = sorted({self._columns(length) for length in self._lengths}, reverse=True)
+        kinds = [(True, False, True), (False, True, True), (True, True, True)]
+        found = [Bucket(width, held, *kind) for width in widths for held in columns for kind in kinds]
+        # Ranking all tokens is rarely asked for: at one length of context.
+        rare = [Bucket(width, columns[0], heard, True, few=False) for width in widths for heard in (False, True)]
+        return found + rare
+
+    def warm_up(self) -> None:
+        """Captures all buckets, so that no step has to. Changes no slot's stream."""
+        for bucket in self.buckets():
+            self._prepare(bucket)
 
     def __call__(
         self, pcm: NDArray[np.float32], listening: NDArray[np.bool_], speaking: NDArray[np.bool_]
@@ -107,63 +255,51 @@ class FrameStep:
         assert pcm.shape == (len(listening), FRAME) and listening.shape == speaking.shape, (pcm.shape, listening.shape)
         assert not (listening & speaking).any() and (listening | speaking).any()
         batch = len(listening)
-        longest = int(self._frames[:batch][listening | speaking].max())
-        device = self._codec.device
-        out = self._advance(
-            torch.from_numpy(pcm).to(device),
-            torch.from_numpy(listening).to(device),
-            torch.from_numpy(speaking).to(device),
-            bool(listening.any()),
-            bool(speaking.any()),
-            self._decoder.columns_for(self._decoder_state, longest),
-        )
-        codes, ended, finite, audio = (t.cpu().numpy() for t in out)
+        bucket = self._bucket(listening, speaking)
+        self._prepare(bucket)
+        self._given[:batch, :FRAME] = pcm
+        self._given[:batch, FRAME], self._given[:batch, FRAME + 1] = listening, speaking
+        self._given[batch : bucket.width, FRAME:] = 0
+        if self._graphs is not None:
+            self._graphs.replay(bucket)
+        else:
+            self._work(bucket)
+            if self._device.codec.device.type == "cuda":
+                torch.cuda.current_stream(self._device.codec.device).synchronize()
+        got = self._got[:batch].copy()
+        ended, finite = got[:, -2] > 0, got[:, -1] > 0
         advanced = (listening | speaking) & ~ended
         rows = np.flatnonzero(advanced)
         self._spoken[rows, self._frames[rows] % self._spoken.shape[1]] = speaking[rows]
         self._frames[:batch] += advanced
         self._least[:batch] = np.maximum(self._least[:batch], self._frames[:batch] - self.rewind_frames)
-        return StepResult(audio, codes, ended, (listening | speaking) & ~finite)
+        codes = got[:, FRAME : FRAME + self.num_codebooks].astype(np.int64)
+        return StepResult(got[:, :FRAME], codes, ended, (listening | speaking) & ~finite)
 
-    @torch.inference_mode()
-    def _advance(
-        self, pcm: Tensor, listening: Tensor, speaking: Tensor, any_listening: bool, any_speaking: bool, columns: int
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The step on the device, with no look back at the host.
+    def _work(self, bucket: Bucket) -> None:
+        """One step from the host's inputs to the host's outputs. On a CPU they are the device's own."""
+        device = self._device
+        if self._inputs is not device.inputs:
+            device.inputs[: bucket.width].copy_(self._inputs[: bucket.width], non_blocking=True)
+        device.advance(bucket)
+        if self._outputs is not device.outputs:
+            self._outputs[: bucket.width].copy_(device.outputs[: bucket.width], non_blocking=True)
 
-        Returns codes [B, Q], ended [B], finite [B], pcm [B, 1920].
-        """
-        codec, decoder, state = self._codec, self._decoder, self._decoder_state
-        batch = pcm.shape[0]
-        if any_listening:
-            # What stands in the other rows must not matter: a NaN would outlast its frame, masked or not.
-            latent = codec.follow(torch.where(listening[:, None], pcm, 0.0), self._codec_state, listening)
-            codes, finite = codec.quantizer.encode(latent), latent.isfinite().all(dim=1)
-        else:
-            finite = torch.ones_like(speaking)
-            codes = torch.zeros(batch, self.num_codebooks, dtype=torch.int64, device=pcm.device)
-        ended = torch.zeros_like(speaking)
-        view = decoder.begin_frame(state, batch, self.context_frames, columns)
-        unit = decoder.last_units(state, batch)
-        if not any_speaking:
-            units = torch.cat((unit[:, None], decoder.units(codes)[:, :-1]), dim=1)
-            finite &= decoder.forward(units, state, view).isfinite().all(dim=(1, 2))
-        else:
-            number = state.frames[:batch] * self.num_codebooks
-            for book in range(self.num_codebooks):
-                hidden = decoder.forward(unit[:, None], state, view.columns(book, book + 1))
-                finite &= hidden.isfinite().all(dim=(1, 2))
-                drawn = sample(decoder.logits(hidden[:, 0], book), self._sampler, number + book)
-                if book == 0:
-                    ended = speaking & (drawn == decoder.codebook_size)
-                drawn = drawn.clamp(max=decoder.codebook_size - 1)
-                codes[:, book] = torch.where(listening, codes[:, book], drawn)
-                unit = codes[:, book] + book * decoder.codebook_size
-        alive = (listening | speaking) & ~ended
-        decoder.end_frame(codes, state, alive)
-        audio = codec.decode(codes, self._codec_state, alive).float()
-        finite &= audio.isfinite().all(dim=1)
-        if any_speaking and self._follows:
-            latent = codec.follow(audio, self._codec_state, speaking & ~ended)
-            finite &= latent.isfinite().all(dim=1) | ~speaking
-        return codes, ended, finite, audio
+    def _prepare(self, bucket: Bucket) -> None:
+        if self._graphs is not None and bucket not in self._graphs:
+            self._given[:, FRAME:] = 0  # a capture runs steps, in which nobody may take part
+            self._graphs.capture(bucket)
+
+    def _bucket(self, listening: NDArray[np.bool_], speaking: NDArray[np.bool_]) -> Bucket:
+        """The smallest that fits. On a CPU, where nothing is captured, it is as wide and as long as needed."""
+        taking_part = np.flatnonzero(listening | speaking)
+        few = all(0 < self._sampling[slot].top_k <= FEW for slot in np.flatnonzero(speaking))
+        width, longest = len(listening), int(self._frames[taking_part].max())
+        if self._graphs is None:
+            return Bucket(width, self._columns(longest), bool(listening.any()), bool(speaking.any()), few)
+        width = next((w for w in _WIDTHS if width <= w <= self.num_slots), self.num_slots)
+        columns = self._columns(next(length for length in self._lengths if longest <= length) if few else _ENDLESS)
+        return Bucket(width, columns, bool(listening.any()), bool(speaking.any()), few)
+
+    def _columns(self, frames: int) -> int:
+        return self._device.decoder.columns_for(self._device.decoder_state, frames)

@@ -146,17 +146,24 @@ def write_tokenizer(
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
-def load_codec(folder: Path, num_codebooks: int = 4, dtype: torch.dtype = torch.float32) -> StreamingMimi:
+def load_codec(
+    folder: Path, num_codebooks: int = 4, dtype: torch.dtype = torch.float32, device: torch.device = CPU
+) -> StreamingMimi:
     """The codec under test."""
-    source = TensorSource(folder, CPU, dtype)
+    source = TensorSource(folder, device, dtype)
     return StreamingMimi(source, config.MimiConfig.from_dict(read_config(folder)), num_codebooks)
 
 
-def load_decoder(folder: Path, codebook_size: int = CODEBOOK_SIZE, dtype: torch.dtype = torch.float32) -> LlamaDecoder:
+def load_decoder(
+    folder: Path,
+    codebook_size: int = CODEBOOK_SIZE,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device = CPU,
+) -> LlamaDecoder:
     """The decoder under test."""
     shape = config.LlamaConfig.from_dict(read_config(folder))
     layout = TokenLayout.load(folder, shape.num_codebooks, codebook_size, shape.vocab_size)
-    return LlamaDecoder(TensorSource(folder, CPU, dtype), shape, layout)
+    return LlamaDecoder(TensorSource(folder, device, dtype), shape, layout)
 
 
 def speech(frames: int, seed: int = 0) -> NDArray[np.float32]:

@@ -281,13 +281,13 @@ def test_open_leaves_nothing_of_the_session_before(codec: StreamingMimi, decoder
             step.open(1, Sampling(temperature=2.0, top_k=3, top_p=0.5, seed=99))
             run(step, 1, frames_of(9, seed=50), 3)
             advance(step, {1: np.full(FRAME, np.nan, np.float32)})
-            for half in (step._codec_state.encoder, step._codec_state.decoder):
+            for half in (step._device.codec_state.encoder, step._device.codec_state.decoder):
                 for memory in (half.contexts, half.ring.keys, half.ring.values):
                     memory[1] = torch.nan
             prefix = decoder.prefix  # its values are constants that no step writes
-            step._decoder_state.ring.keys[1] = torch.nan
-            step._decoder_state.ring.values[1, :, :, prefix:] = torch.nan
-            step._decoder_state.lasts[1] = 7
+            step._device.decoder_state.ring.keys[1] = torch.nan
+            step._device.decoder_state.ring.values[1, :, :, prefix:] = torch.nan
+            step._device.decoder_state.lasts[1] = 7
         step.open(0, GREEDY)
         step.open(1, SAMPLED)
         assert step.frames(1) == 0
@@ -363,7 +363,8 @@ def test_a_step_of_listening_leaves_what_a_mixed_step_leaves(codec: StreamingMim
 
 def _memory(step: FrameStep, slot: int) -> list[Tensor]:
     """What a slot's stream is made of: all that is within its windows, as floats."""
-    decoder, encoder, state = step._codec_state.decoder, step._codec_state.encoder, step._decoder_state
+    codec, state = step._device.codec_state, step._device.decoder_state
+    decoder, encoder = codec.decoder, codec.encoder
     frames, books = step.frames(slot), step.num_codebooks
     ring = state.ring
     position = ring.prefix - 1 + torch.arange((frames - WINDOW) * books, frames * books)

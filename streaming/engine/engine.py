@@ -28,6 +28,8 @@ _TIMED_STEPS = 1000
 _RECENT_STEPS = 25
 _OVERLOAD = 0.8
 """Steps that take this share of a frame's 80 ms leave no room for another session."""
+_ENGINE_FAILED = "the engine has failed; its log says why"
+"""Clients are told so, too: what exactly went wrong is none of their business."""
 _HOPELESS_STEPS = 3
 """So many failed steps in a row, and the engine gives up."""
 
@@ -154,7 +156,7 @@ class Engine:
 
     def _require_running(self) -> None:
         if self._failure is not None:
-            raise EngineStoppedError(f"the engine has failed: {self._failure}")
+            raise EngineStoppedError(_ENGINE_FAILED) from self._failure
         if self._stopping:
             raise EngineStoppedError("the engine is closed")
 
@@ -174,7 +176,8 @@ class Engine:
         except Exception as error:  # the thread's boundary: whatever it was, nobody may wait for ever
             _LOG.exception("the engine's thread failed")
             self._failure = error
-            ended = EngineStoppedError(f"the engine has failed: {error}")
+            ended = EngineStoppedError(_ENGINE_FAILED)
+            ended.__cause__ = error
         with self._changed:
             self._stopping = True
             for session in self._sessions.values():
@@ -189,7 +192,9 @@ class Engine:
         _LOG.error("a step failed; its %d sessions end, the others go on", len(plan.sessions), exc_info=error)
         with self._changed:
             for session in plan.sessions.values():
-                session.fail(StepFailedError(f"the step failed: {error}"))
+                failed = StepFailedError("a step failed, and this session with it; the engine's log says why")
+                failed.__cause__ = error
+                session.fail(failed)
 
     def _schedule(self) -> _Plan | None:
         """Waits until a slot is ready. None when the engine is to stop."""

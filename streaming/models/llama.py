@@ -23,6 +23,7 @@ from torch import Tensor
 from streaming.config import LlamaConfig
 from streaming.models.attention import KeyValueRing, Rotary, attend, rotate
 from streaming.models.checkpoint import TensorSource
+from streaming.models.linear import Linear, Quantize, linear
 from streaming.models.token_layout import TokenLayout
 
 
@@ -77,29 +78,27 @@ class FrameView:
 class _Layer:
     norm1: Tensor
     norm2: Tensor
-    qkv: Tensor
-    out: Tensor
-    gate_up: Tensor
-    down: Tensor
+    qkv: Linear
+    out: Linear
+    gate_up: Linear
+    down: Linear
 
     @staticmethod
-    def load(source: TensorSource, name: str, config: LlamaConfig) -> _Layer:
+    def load(source: TensorSource, name: str, config: LlamaConfig, quantize: Quantize) -> _Layer:
         hidden, inner = config.hidden_size, config.intermediate_size
         heads = {"q": config.num_heads, "k": config.num_kv_heads, "v": config.num_kv_heads}
+
+        def load(parts: dict[str, tuple[int, int]]) -> Linear:
+            weights = [source.load(f"{name}.{part}.weight", shape) for part, shape in parts.items()]
+            return linear(torch.cat(weights), quantize)
+
         return _Layer(
             norm1=source.load(f"{name}.input_layernorm.weight", (hidden,)),
             norm2=source.load(f"{name}.post_attention_layernorm.weight", (hidden,)),
-            qkv=torch.cat(
-                [
-                    source.load(f"{name}.self_attn.{part}_proj.weight", (count * config.head_dim, hidden))
-                    for part, count in heads.items()
-                ]
-            ),
-            out=source.load(f"{name}.self_attn.o_proj.weight", (hidden, config.num_heads * config.head_dim)),
-            gate_up=torch.cat(
-                [source.load(f"{name}.mlp.{part}_proj.weight", (inner, hidden)) for part in ("gate", "up")]
-            ),
-            down=source.load(f"{name}.mlp.down_proj.weight", (hidden, inner)),
+            qkv=load({f"self_attn.{part}_proj": (count * config.head_dim, hidden) for part, count in heads.items()}),
+            out=load({"self_attn.o_proj": (hidden, config.num_heads * config.head_dim)}),
+            gate_up=load({f"mlp.{part}_proj": (inner, hidden) for part in ("gate", "up")}),
+            down=load({"mlp.down_proj": (hidden, inner)}),
         )
 
 
@@ -114,7 +113,9 @@ class LlamaDecoder:
     `</audio>`.
     """
 
-    def __init__(self, source: TensorSource, config: LlamaConfig, layout: TokenLayout) -> None:
+    def __init__(
+        self, source: TensorSource, config: LlamaConfig, layout: TokenLayout, quantize: Quantize = "none"
+    ) -> None:
         self.config = config
         self.num_codebooks, self.codebook_size = layout.units.shape
         self.prefix = len(layout.prefix)
@@ -131,7 +132,7 @@ class LlamaDecoder:
         # `</audio>` stands between frames only: the published script drops a frame that it cuts in two.
         self._allowed = torch.ones(rows.shape, dtype=torch.bool, device=source.device)
         self._allowed[1:, -1] = False
-        self._layers = [_Layer.load(source, f"model.layers.{i}", config) for i in range(config.num_layers)]
+        self._layers = [_Layer.load(source, f"model.layers.{i}", config, quantize) for i in range(config.num_layers)]
         self._norm = source.load("model.norm.weight", (config.hidden_size,))
         # [L, H, P, D], keys not rotated
         self.prefix_keys, self._prefix_values = self._run_prefix(
@@ -222,15 +223,15 @@ class LlamaDecoder:
 
     def _project(self, layer: _Layer, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         config = self.config
-        h = F.linear(_rms_norm(x, layer.norm1, config.norm_eps), layer.qkv)
+        h = layer.qkv(_rms_norm(x, layer.norm1, config.norm_eps))
         h = h.view(*x.shape[:2], -1, config.head_dim).transpose(1, 2)
         query, key, value = h.split((config.num_heads, config.num_kv_heads, config.num_kv_heads), dim=1)
         return query, key, value
 
     def _finish(self, layer: _Layer, x: Tensor, attended: Tensor) -> Tensor:
-        x = x + F.linear(attended, layer.out)
-        gate, up = F.linear(_rms_norm(x, layer.norm2, self.config.norm_eps), layer.gate_up).chunk(2, dim=-1)
-        return x + F.linear(F.silu(gate) * up, layer.down)
+        x = x + layer.out(attended)
+        gate, up = layer.gate_up(_rms_norm(x, layer.norm2, self.config.norm_eps)).chunk(2, dim=-1)
+        return x + layer.down(F.silu(gate) * up)
 
     @torch.inference_mode()
     def _run_prefix(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from streaming.config import Sampling
 
+FEW = 64
+"""Tokens that need ranking for a `top_k` of at most so many."""
 _LEAST_TEMPERATURE = 1e-4
 """As good as greedy, and far from overflow."""
 
@@ -40,31 +42,54 @@ class SamplerState:
         self.seed[slot] = sampling.seed
 
 
-def sample(logits: Tensor, state: SamplerState, number: Tensor) -> Tensor:
+def sample(logits: Tensor, state: SamplerState, number: Tensor, few: bool = False) -> Tensor:
     """Draws one token a slot: temperature, then top-k, then top-p, as `transformers` orders them; temperature 0 is
     argmax.
 
-    logits: [B, V] float, -inf where forbidden; number: [B] int64, the token's number in its stream. Returns [B] int64.
+    logits: [B, V] float, -inf where forbidden; number: [B] int64, the token's number in its stream. few: whether all
+    slots that matter have a `top_k` from 1 to `FEW`, which spares a full sort. Returns [B] int64.
     """
-    batch, size = logits.shape
     logits = logits.float()
-    greedy = logits.argmax(dim=-1)
+    batch, size = logits.shape
+    temperature, top_k = state.temperature[:batch], state.top_k[:batch]
+    chosen = uniform(state.seed[:batch], number)
+    drawn = _draw(logits, state, chosen, min(FEW, size))
+    if not few and size > FEW:
+        # Who has a small top_k draws the same bits, whatever the neighbours have.
+        drawn = torch.where((top_k > 0) & (top_k <= FEW), drawn, _draw(logits, state, chosen, size))
+    return torch.where(temperature > 0, drawn, logits.argmax(dim=-1))
+
+
+def _draw(logits: Tensor, state: SamplerState, chosen: Tensor, ranks: int) -> Tensor:
+    """From the `ranks` likeliest tokens. chosen: [B] in [0, 1). Returns [B] int64."""
+    order, batch = _rank(logits, ranks), len(logits)
     temperature = state.temperature[:batch, None]
-    scaled = logits / torch.where(temperature > 0, temperature, 1.0).clamp(min=_LEAST_TEMPERATURE)
-    ranked, order = scaled.sort(dim=-1, descending=True, stable=True)
-    rank = torch.arange(size, device=logits.device)
+    ranked = logits.gather(-1, order) / torch.where(temperature > 0, temperature, 1.0).clamp(min=_LEAST_TEMPERATURE)
     top_k = state.top_k[:batch, None]
-    ranked = ranked.masked_fill((top_k > 0) & (rank >= top_k), -torch.inf)
+    ranked = ranked.masked_fill((top_k > 0) & (torch.arange(ranks, device=logits.device) >= top_k), -torch.inf)
     chance = ranked.softmax(dim=-1)
     before = chance.cumsum(dim=-1) - chance
     chance = chance.masked_fill(before >= state.top_p[:batch, None], 0.0)  # the first is always kept: 0 < top_p
     reached = chance.cumsum(dim=-1)
     total = reached[:, -1:]
-    threshold = uniform(state.seed[:batch], number)[:, None] * total
+    threshold = chosen[:, None] * total
     # The first entry that reaches the total is the last that may be drawn, however the sum was rounded.
     choice = ((reached <= threshold) & (reached < total)).sum(dim=-1, keepdim=True)
-    drawn = order.gather(-1, choice).squeeze(-1)
-    return torch.where(state.temperature[:batch] > 0, drawn, greedy)
+    return order.gather(-1, choice).squeeze(-1)
+
+
+def _rank(logits: Tensor, ranks: int) -> Tensor:
+    """The `ranks` largest of each row, by index where equal (bfloat16 logits often are). [B, V] float32 to [B, ranks].
+
+    A float's bits, read as an integer and turned over where negative, are in the float's order; with the index below
+    them no two keys are equal, so that any way of sorting gives the same.
+    """
+    bits = (logits + 0.0).view(torch.int32)  # -0 becomes 0
+    bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    last = logits.shape[-1] - 1
+    keys = (bits.long() << 32) | (last - torch.arange(last + 1, device=logits.device))
+    keys = keys.topk(ranks, dim=-1).values if ranks <= last else keys.sort(dim=-1, descending=True).values
+    return last - (keys & 0xFFFFFFFF)
 
 
 def uniform(seed: Tensor, number: Tensor) -> Tensor:

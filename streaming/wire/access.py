@@ -195,6 +195,8 @@ class Limits:
 
     connections_per_s, connection_burst: a token bucket per address, for every connection, page loads included.
     addresses: how many of them are remembered; the one not seen for longest goes first.
+    handshakes, handshakes_per_address: connections that have not sent their request yet, TLS included; fewer where the
+    process may not have twice as many files open.
     """
 
     sessions_per_token: int = 32
@@ -202,6 +204,8 @@ class Limits:
     connections_per_s: float = 5.0
     connection_burst: int = 60
     addresses: int = 10_000
+    handshakes: int = 1_000
+    handshakes_per_address: int = 64
 
 
 def address_key(peer: str | None) -> str | None:
@@ -370,7 +374,8 @@ class Gatekeeper:
         limits: Limits | None = None,
     ) -> None:
         self.bind, self._tokens, self._origins = bind, tokens, origins
-        self._gate = Gate(limits or Limits())
+        self.limits = limits or Limits()
+        self._gate = Gate(self.limits)
         host = Host.parse(bind.host)
         # Who names an origin stands behind a proxy that may pass its host on.
         self._hosts = {"localhost", *(origin.host for origin in origins), *([host.name] if host is not None else [])}

@@ -1,5 +1,5 @@
-"""What the port answers to plain HTTP: who may not come in, `GET /health`, and a pointer to the protocol for the
-rest.
+"""What the port answers to plain HTTP: who may not come in, the page, `GET /health`, and a pointer to the protocol for
+the rest.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from streaming.engine.engine import Engine
 from streaming.wire.access import Gatekeeper, Refusal, Visitor
 from streaming.wire.admission import Admission
 from streaming.wire.messages import PATH
+from streaming.wire.pages import web_pages
+
+HEALTH, LIVE = "/health", "/health/live"
 
 
 class HttpEndpoints:
@@ -24,17 +27,26 @@ class HttpEndpoints:
 
     def __init__(self, engine: Engine, admission: Admission, keeper: Gatekeeper) -> None:
         self._engine, self._admission, self._keeper = engine, admission, keeper
+        self._pages = web_pages()
         self.visitors: WeakKeyDictionary[ServerConnection, Visitor] = WeakKeyDictionary()
 
     def __call__(self, connection: ServerConnection, request: Request) -> Response | None:
         """None lets the handshake go on."""
-        if request.method != "GET":
-            response = connection.respond(
-                HTTPStatus.METHOD_NOT_ALLOWED, "" if request.method == "HEAD" else "only GET\n"
-            )
-            response.headers["Allow"] = "GET"
-            return response
+        response = self._answer(connection, request)
+        if response is not None:
+            if "X-Content-Type-Options" not in response.headers:
+                response.headers["X-Content-Type-Options"] = "nosniff"
+            if request.method == "HEAD":
+                response.body = b""  # the headers are those of a GET, its length included (RFC 9110, section 9.3.2)
+        return response
+
+    def _answer(self, connection: ServerConnection, request: Request) -> Response | None:
         path = request.path.partition("?")[0]
+        allowed = ("GET",) if path == PATH else ("GET", "HEAD")
+        if request.method not in allowed:
+            response = connection.respond(HTTPStatus.METHOD_NOT_ALLOWED, f"only {' and '.join(allowed)}\n")
+            response.headers["Allow"] = ", ".join(allowed)
+            return response
         peer = connection.remote_address
         address = peer[0] if isinstance(peer, tuple) else None
         ask = self._keeper.admit if path == PATH else self._keeper.look
@@ -46,17 +58,36 @@ class HttpEndpoints:
         if isinstance(answer, Visitor):
             self.visitors[connection] = answer
             return None
-        if path == "/health":
-            return self._health(connection)
-        return connection.respond(HTTPStatus.NOT_FOUND, f"not found; the WebSocket is at {PATH}, health at /health\n")
+        if path in (HEALTH, LIVE):
+            return self._health(connection, path)
+        page = self._pages.answer(path, request.headers)
+        if page is not None:
+            return page
+        found = f"the page is at /, the WebSocket at {PATH}, health at {HEALTH}"
+        return connection.respond(HTTPStatus.NOT_FOUND, f"not found; {found}\n")
 
-    def _health(self, connection: ServerConnection) -> Response:
-        """200 with the engine's figures; 503 once it has failed, or the server is about to stop."""
-        state = "failed" if self._engine.failure else "stopping" if self._admission.stopping else "ready"
-        figures = asdict(self._engine.stats()) | {"waiting": self._admission.waiting}
-        body = {"status": state, "model": self._engine.model, "overloaded": self._engine.overloaded, **figures}
-        status = HTTPStatus.OK if state == "ready" else HTTPStatus.SERVICE_UNAVAILABLE
-        response = connection.respond(status, json.dumps(body) + "\n")
+    def _health(self, connection: ServerConnection, path: str) -> Response:
+        """The engine's figures. 503 where what was asked is not so: ready to take sessions, or merely not failed.
+
+        A server that is full is ready, since it tells its clients so; one that is about to stop lives and is not.
+        """
+        live = self._engine.failure is None
+        ready = live and not self._admission.stopping
+        stats = self._engine.stats()
+        body = {
+            "status": "ready" if ready else "stopping" if live else "failed",
+            "live": live,
+            "ready": ready,
+            "model": self._engine.model,
+            "overloaded": self._engine.overloaded,
+            **asdict(stats),
+            "waiting": self._admission.waiting,
+            "capacity": {"slots": stats.slots, "sessions": stats.sessions, "free": stats.slots - stats.sessions},
+        }
+        fine = live if path == LIVE else ready
+        response = connection.respond(
+            HTTPStatus.OK if fine else HTTPStatus.SERVICE_UNAVAILABLE, json.dumps(body) + "\n"
+        )
         del response.headers["Content-Type"]
         response.headers["Content-Type"] = "application/json"
         response.headers["Cache-Control"] = "no-store"

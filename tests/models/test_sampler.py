@@ -8,6 +8,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
@@ -162,3 +164,32 @@ def test_neighbouring_seeds_and_numbers_are_uniform_and_independent(seed: int) -
             pairs = torch.histc(((grid * 10).floor() * 10 + (shifted * 10).floor()) / 100 + 0.005, 100, 0, 1)
             assert float(((pairs - expected).square() / expected).sum()) < 99 + 6 * math.sqrt(2 * 99), (rows, columns)
     assert len(grid.unique()) > 0.99 * count * count
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.8])
+def test_ranking_a_few_tokens_draws_the_same_bits_as_ranking_all(top_p: float) -> None:
+    """A session's draws changed when a neighbour's options asked for a full sort."""
+    logits = random_logits(400, 2049)
+    rows = [Sampling(temperature=0.9, top_k=1 + number % 64, top_p=top_p, seed=number) for number in range(400)]
+    number = torch.arange(400)
+    few = sample(logits, state_for(*rows), number, few=True)
+    assert torch.equal(few, sample(logits, state_for(*rows), number, few=False))
+    neighbours = [row if index % 2 else Sampling(top_k=0, seed=index) for index, row in enumerate(rows)]
+    mixed = sample(logits, state_for(*neighbours), number, few=False)
+    assert torch.equal(mixed[1::2], few[1::2])
+
+
+def test_equal_logits_are_ranked_by_their_index_and_minus_zero_is_zero() -> None:
+    """bfloat16 logits often are equal; which of them made it into the top k was left to the sort."""
+    logits = torch.tensor([[-1.0, 0.0, -0.0, 2.0, -torch.inf, 2.0, 0.0, -1.0]]).repeat(1, 20)
+    wanted = torch.argsort(logits, dim=-1, descending=True, stable=True)
+    assert torch.equal(sampler._rank(logits, 160), wanted)
+    assert torch.equal(sampler._rank(logits, 30), wanted[:, :30])
+
+
+@given(st.lists(st.floats(width=32, allow_nan=False), min_size=2, max_size=60))
+def test_ranks_are_those_of_a_stable_sort(values: list[float]) -> None:
+    logits = torch.tensor([values])
+    wanted = torch.argsort(logits, dim=-1, descending=True, stable=True)
+    assert torch.equal(sampler._rank(logits, len(values)), wanted)
+    assert torch.equal(sampler._rank(logits, len(values) // 2), wanted[:, : len(values) // 2])

@@ -1,0 +1,134 @@
+"""What a CUDA graph needs of the step, proven without a GPU: on a fake device that has shapes and no numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from streaming.config import LlamaConfig, Sampling
+from streaming.frame_step import Bucket, DeviceStep, FrameStep
+from streaming.models.llama import LlamaDecoder
+from streaming.models.mimi import StreamingMimi
+from streaming.models.random_weights import LLAMA_MIMI_1_3B, LLAMA_MIMI_8B, MIMI, random_codec, random_decoder
+
+CUDA = torch.device("cuda:0")
+KINDS = {"listen": (True, False, True), "speak": (False, True, True), "both": (True, True, True)}
+WINDOW, REWIND = 6, 4
+FORBIDDEN = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero", "equal.default")
+"""Operations whose result the host has to see, or whose shape depends on it."""
+
+
+class Watch(TorchDispatchMode):
+    """Notes every operation, and refuses those that look back at the host."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self.device, self.calls = device, list[tuple[str, tuple[torch.Size, ...]]]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(func)
+        assert not any(part in name for part in FORBIDDEN), f"{name} makes the host wait"
+        out = func(*args, **(kwargs or {}))
+        for tensor in (leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)):
+            assert tensor.device == self.device, f"{name} gives a tensor on {tensor.device}"
+        shapes = tuple(leaf.shape for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
+        self.calls.append((name, shapes))
+        return out
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("few", [True, False], ids=["few", "all"])
+@pytest.mark.parametrize("decoder_shape", [LLAMA_MIMI_1_3B, LLAMA_MIMI_8B], ids=["1.3b", "8b"])
+def test_a_step_never_looks_back_at_the_host(decoder_shape: LlamaConfig, kind: str, few: bool) -> None:
+    """One `item()`, one mask used as an index, one table left on the CPU: each costs a synchronisation per token, and
+    keeps the step from being captured.
+    """
+    with FakeTensorMode():  # in bfloat16 on a CUDA device, and in no memory at all
+        codec = random_codec(4, CUDA, config=replace(MIMI, num_layers=1))
+        decoder = random_decoder(replace(decoder_shape, num_layers=1), CUDA, torch.bfloat16)
+        step = DeviceStep(codec, decoder, 8, 255, 16, encoder_follows=True)
+        with Watch(CUDA) as watch:
+            step.advance(replace(Bucket(8, 1092, *KINDS[kind]), few=few))
+    assert len(watch.calls) > 300
+
+
+def _tensors(thing: object, path: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Every tensor that an object holds on to, by its path."""
+    if isinstance(thing, Tensor):
+        yield path, thing
+    elif is_dataclass(thing):
+        for field in fields(thing):
+            yield from _tensors(getattr(thing, field.name), f"{path}.{field.name}")
+    elif isinstance(thing, DeviceStep):
+        for name in ("codec_state", "decoder_state", "sampler", "inputs", "outputs"):
+            yield from _tensors(getattr(thing, name), f"{path}.{name}")
+
+
+def test_state_keeps_its_storage(codec: StreamingMimi, decoder: LlamaDecoder) -> None:
+    """A graph writes where it was recorded to write: a state that is rebound is stale from then on."""
+    step = FrameStep(codec, decoder, 2, WINDOW, REWIND)
+    before = {path: tensor.untyped_storage().data_ptr() for path, tensor in _tensors(step._device)}
+    assert len(before) >= 14
+    random = np.random.default_rng(0)
+    for slot in (0, 1):
+        step.open(slot, Sampling(seed=slot))
+    for number in range(3 * WINDOW):
+        listening = random.random(2) < 0.5 if number else np.ones(2, np.bool_)
+        step(random.standard_normal((2, 1920)).astype(np.float32), listening, ~listening)
+        if number % 5 == 4:
+            step.rewind(0, 2)
+            step.configure(1, Sampling(temperature=1.0, top_k=0))
+    step.open(0, Sampling())
+    assert before == {path: tensor.untyped_storage().data_ptr() for path, tensor in _tensors(step._device)}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_bucket_is_the_same_operations_wherever_its_streams_stand(
+    codec: StreamingMimi, decoder: LlamaDecoder, kind: str
+) -> None:
+    """What is recorded once is replayed at every position: at the beginning, in the middle, and when the window
+    slides.
+    """
+    step = DeviceStep(codec, decoder, 3, WINDOW, REWIND, encoder_follows=True)
+    bucket = Bucket(3, decoder.columns_for(step.decoder_state, 1000), *KINDS[kind])
+    step.inputs[:, -2] = float(bucket.listening)
+    step.inputs[:, -1] = float(bucket.speaking and not bucket.listening)
+    runs = []
+    for number in range(3 * WINDOW):
+        with Watch(torch.device("cpu")) as watch:
+            step.advance(bucket)
+        if number in (0, 1, WINDOW, 3 * WINDOW - 1):
+            runs.append(watch.calls)
+    assert runs[0] == runs[1] == runs[2] == runs[3]
+
+
+def test_every_step_of_a_gpu_finds_its_bucket_captured(codec: StreamingMimi, decoder: LlamaDecoder) -> None:
+    """A bucket that was forgotten is captured in the middle of a conversation, which stands still for it."""
+    random = np.random.default_rng(0)
+    for slots in (1, 3, 5, 70):
+        step = FrameStep(codec, decoder, slots, 40, 2)
+        step._graphs = {}  # type: ignore[assignment]  # as on a GPU
+        captured = set(step.buckets())
+        assert len(captured) < 200
+        for _ in range(300):
+            width = int(random.integers(1, slots + 1))
+            listening, speaking = random.random((2, width)) < 0.3
+            speaking &= ~listening
+            if not (listening | speaking).any():
+                continue
+            step._frames[:] = random.integers(0, 200, slots)
+            step._sampling = [Sampling(top_k=int(k)) for k in random.choice([0, 5, 64, 65], slots)]
+            bucket = step._bucket(listening, speaking)
+            assert bucket in captured, bucket
+            assert bucket.width >= width
+            longest = int(step._frames[:width][listening | speaking].max())
+            assert bucket.columns >= decoder.columns_for(step._device.decoder_state, longest)
