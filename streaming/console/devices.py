@@ -126,7 +126,7 @@ def device_table(devices: list[Device]) -> Table:
     """The list for a person, with the defaults marked."""
     table = Table(box=None, pad_edge=False)
     # In a narrow terminal it is the host that is broken: by its name a device is chosen.
-    least = {"name": max((len(device.name) for device in devices), default=0)}
+    least = {"#": 2, "name": max((len(device.name) for device in devices), default=0), "default": 7}
     for column in ("#", "name", "host", "in", "out", "rate", "default"):
         justify: Literal["left", "right"] = "right" if column in ("#", "in", "out", "rate") else "left"
         table.add_column(
