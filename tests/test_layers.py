@@ -31,7 +31,8 @@ ALLOWED = {
     "streaming.engine": VALUES,  # it gets the step as a callable
     "streaming.wire.messages": VALUES,
     "streaming.wire.exchange": (*VALUES, "streaming.wire.messages"),
-    "streaming.wire.line": (*VALUES, "streaming.wire.messages", "streaming.wire.exchange"),
+    "streaming.wire.opus": (*VALUES, "streaming.wire.messages"),
+    "streaming.wire.line": (*VALUES, "streaming.wire.messages", "streaming.wire.exchange", "streaming.wire.opus"),
     "streaming.wire.client": (*VALUES, "streaming.wire.messages", "streaming.wire.line"),
     "streaming.console": (*VALUES, "streaming.wire.messages", "streaming.wire.line", "streaming.wire.client"),
     "streaming.options": (),
@@ -41,6 +42,8 @@ ALLOWED = {
         "streaming.errors",
         "streaming.wire.messages",
         "streaming.wire.client",
+        "streaming.wire.line",
+        "streaming.wire.opus",
         "streaming.console",
     ),
 }

@@ -18,7 +18,6 @@ from streaming.errors import StreamingError
 COMMANDS = {
     "step": "one frame step, its stages against what the machine allows",
     "baseline": "the same weights with transformers, moshi and here, turn by turn",
-    "step": "a step without server or sockets, against what the machine could do at most",
     "slide": "what a sliding context costs in likelihood, against a full re-prefill",
     "turns": "what the encoder should hear between two turns, by likelihood",
     "latency": "end of speech to first audible sample, and what goes wrong, at given loads",

@@ -110,7 +110,8 @@ async def own_server(
             if process.returncode is None:
                 process.terminate()
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(process.wait(), grace_s)
+                    async with asyncio.timeout(grace_s):
+                        await process.wait()
         finally:
             # Also when a second Ctrl-C cuts the grace short.
             if process.returncode is None:

@@ -218,6 +218,16 @@ class ContinuationClient:
         """Samples sent in this session so far."""
         return self._sent_samples
 
+    @property
+    def sent_bytes(self) -> int:
+        """Bytes of all messages sent so far, without what sockets add."""
+        return self._line.sent_bytes
+
+    @property
+    def received_bytes(self) -> int:
+        """The same of all messages received."""
+        return self._line.received_bytes
+
     def latency(self, turn: int) -> TurnLatency:
         """Times of one of the latest turns, whole after its `TurnDone`. Older ones are forgotten, and empty."""
         return self._meters.get(turn, _TurnMeter()).latency()
