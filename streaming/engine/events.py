@@ -62,10 +62,18 @@ class Interrupted:
 
 
 @dataclass(frozen=True, slots=True)
+class Forgotten:
+    """What was heard in this turn was taken back, but for this much of it."""
+
+    turn: int
+    prompt_frames: int
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
     """The session is over by no fault of its owner's. The last event."""
 
     error: StreamingError
 
 
-Event = Heard | TurnStarted | FrameSpoken | TurnDone | Interrupted | Failed
+Event = Heard | TurnStarted | FrameSpoken | TurnDone | Interrupted | Forgotten | Failed
