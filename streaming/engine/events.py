@@ -63,9 +63,10 @@ class Interrupted:
 
 @dataclass(frozen=True, slots=True)
 class Forgotten:
-    """What was heard in this turn was taken back, but for this much of it."""
+    """So many frames that were heard last in this turn were taken back; so many of the prompt remain."""
 
     turn: int
+    frames: int
     prompt_frames: int
 
 

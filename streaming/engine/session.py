@@ -105,7 +105,7 @@ class _Interrupt:
 
 @dataclass(frozen=True, slots=True)
 class _Forget:
-    keep_frames: int
+    frames: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +143,7 @@ class LiveSession:
         # How things will be once all commands given so far have taken effect: what a new command has to fit
         self._speaking_next = False
         self._turn_next = 1
+        self._prompt_next = 0
         # How things are
         self._turn = 1
         self._prompt_frames = 0  # heard in this turn
@@ -188,6 +189,7 @@ class LiveSession:
             if self._queued_frames >= QUEUED_FRAMES:
                 return False
             self._queued_frames += 1
+            self._prompt_next += 1
             self._heard_any = True
             self._give(_Listen(pcm))
             return True
@@ -239,19 +241,20 @@ class LiveSession:
                 self._begin_next_turn()
             self._give(_Interrupt(turn, heard_samples // FRAME))
 
-    def forget(self, keep_frames: int) -> None:
-        """Takes back what was heard in this turn but for its first frames, as far as can be; answered with `Forgotten`.
+    def forget(self, frames: int) -> None:
+        """Takes back the last frames heard in this turn, as far as can be. Answered with `Forgotten`.
 
-        A stream that was nothing but this is as new; any other can be cut back by the step's `rewind_frames`. Raises
+        A stream that was nothing else is as new; any other can be cut back by the step's `rewind_frames`. Raises
         `SessionError` while speaking.
         """
-        assert keep_frames >= 0, keep_frames
+        assert frames >= 0, frames
         with self._changed:
             self._require_open()
             if self._speaking_next:
                 raise SessionError("the session is speaking: interrupt it first")
-            self._heard_any = self._heard_any and (self._turn_next > 1 or keep_frames > 0)
-            self._give(_Forget(keep_frames))
+            self._prompt_next = max(0, self._prompt_next - frames)
+            self._heard_any = self._heard_any and (self._turn_next > 1 or self._prompt_next > 0)
+            self._give(_Forget(frames))
 
     def configure(self, sampling: Sampling) -> None:
         """Draws tokens differently from here on."""
@@ -280,6 +283,7 @@ class LiveSession:
         """What is given from here on belongs to the next turn."""
         self._speaking_next = False
         self._turn_next += 1
+        self._prompt_next = 0
 
     # Engine's thread
 
@@ -297,8 +301,8 @@ class LiveSession:
                     self._start_speaking(command)
                 case _Interrupt(turn, heard_frames):
                     self._cut(turn, heard_frames)
-                case _Forget(keep_frames):
-                    self._forget(keep_frames)
+                case _Forget(frames):
+                    self._forget(frames)
                 case _Open(sampling):
                     self._step.open(self.slot, sampling)
                 case _Configure(sampling):
@@ -380,16 +384,16 @@ class LiveSession:
         self._longest = max(self._longest, length)
         return length - max(0, self._longest - self._step.rewind_frames)
 
-    def _forget(self, keep_frames: int) -> None:
-        length, excess = self._step.frames(self.slot), max(0, self._prompt_frames - keep_frames)
-        if excess and excess == length:
+    def _forget(self, frames: int) -> None:
+        frames = min(frames, self._prompt_frames)
+        if frames and frames == self._step.frames(self.slot):
             self._step.open(self.slot, self._sampling)
             self._longest = 0
         else:
-            excess = min(excess, self._reach())
-            self._step.rewind(self.slot, excess)
-        self._prompt_frames -= excess
-        self._tell(Forgotten(self._turn, self._prompt_frames))
+            frames = min(frames, self._reach())
+            self._step.rewind(self.slot, frames)
+        self._prompt_frames -= frames
+        self._tell(Forgotten(self._turn, frames, self._prompt_frames))
 
     def _cut(self, turn: int, heard_frames: int) -> None:
         speaking, spoken = self._state is State.SPEAKING, self._spoken

@@ -17,6 +17,7 @@ from streaming.engine.engine import Engine
 from streaming.wire.access import Gatekeeper, Refusal, Visitor
 from streaming.wire.admission import Admission
 from streaming.wire.messages import PATH
+from streaming.wire.openai import OPENAI_PATHS
 
 
 class HttpEndpoints:
@@ -37,8 +38,10 @@ class HttpEndpoints:
         path = request.path.partition("?")[0]
         peer = connection.remote_address
         address = peer[0] if isinstance(peer, tuple) else None
-        ask = self._keeper.admit if path == PATH else self._keeper.look
+        ask = self._keeper.admit if path in (PATH, *OPENAI_PATHS) else self._keeper.look
         answer = ask(request.headers, request.path, address, time.monotonic())
+        if isinstance(answer, Visitor) and path in OPENAI_PATHS:  # nobody comes back to a session there
+            answer = self._keeper.crowded(answer) or answer
         if isinstance(answer, Refusal):
             response = connection.respond(answer.status, answer.body)
             response.headers.update(answer.headers)

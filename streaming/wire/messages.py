@@ -23,6 +23,9 @@ MAX_AUDIO_SAMPLES = 48_000
 MAX_MESSAGE_BYTES = 16 + 2 * MAX_AUDIO_SAMPLES
 """Largest message either side sends."""
 
+OPEN_TURN = 0
+"""Instead of a number: the turn that input belongs to just now."""
+
 NonNegative = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Turn = Annotated[int, msgspec.Meta(ge=1, le=2**32 - 1)]
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=3600)]
@@ -63,12 +66,13 @@ class SamplingOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
 
 class VadOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Server-side voice activity detection."""
+    """Server-side voice activity detection. respond: whether the end of speech is the word to go on."""
 
     threshold: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 0.5
     silence_ms: Annotated[int, msgspec.Meta(ge=80, le=10_000)] = 480
     prefix_ms: Annotated[int, msgspec.Meta(ge=0, le=2_000)] = 320
     barge_in: bool = True
+    respond: bool = True
 
 
 # Client to server
@@ -101,10 +105,20 @@ class SessionResume(Message, tag="session.resume", frozen=True):
 class SessionUpdate(Message, tag="session.update", frozen=True):
     max_seconds: Seconds | None = None
     sampling: SamplingOptions | None = None
+    turn_taking: Literal["manual", "vad"] | None = None
+    vad: VadOptions | None = None
 
 
 class Speak(Message, tag="speak", frozen=True):
-    turn: Turn
+    """max_seconds, sampling: of this turn only."""
+
+    turn: Annotated[int, msgspec.Meta(ge=OPEN_TURN, le=2**32 - 1)]
+    max_seconds: Seconds | None = None
+    sampling: SamplingOptions | None = None
+
+
+class InputClear(Message, tag="input.clear", frozen=True):
+    keep_samples: NonNegative = 0
 
 
 class Interrupt(Message, tag="interrupt", frozen=True):
@@ -138,7 +152,9 @@ class SessionClose(Message, tag="session.close", frozen=True):
     pass
 
 
-ClientMessage = SessionStart | SessionResume | SessionUpdate | Speak | Interrupt | Played | Ping | Ack | SessionClose
+ClientMessage = (
+    SessionStart | SessionResume | SessionUpdate | Speak | InputClear | Interrupt | Played | Ping | Ack | SessionClose
+)
 
 
 # Server to client
@@ -192,6 +208,8 @@ class SessionRefused(Message, tag="session.refused", frozen=True):
 class SessionUpdated(Message, tag="session.updated", frozen=True):
     max_seconds: float
     sampling: SamplingOptions
+    turn_taking: Literal["manual", "vad"] = "manual"
+    vad: VadOptions = VadOptions()
 
 
 class SpeechStarted(Message, tag="speech.started", frozen=True):
@@ -207,6 +225,11 @@ class SpeechStopped(Message, tag="speech.stopped", frozen=True):
 class InputLagging(Message, tag="input.lagging", frozen=True):
     turn: int
     behind_ms: float
+
+
+class InputCleared(Message, tag="input.cleared", frozen=True):
+    turn: int
+    kept_samples: int
 
 
 class InputDropped(Message, tag="input.dropped", frozen=True):
@@ -259,6 +282,7 @@ ServerMessage = (
     | SessionRefused
     | InputLagging
     | InputDropped
+    | InputCleared
     | SessionUpdated
     | SpeechStarted
     | SpeechStopped

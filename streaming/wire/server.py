@@ -7,8 +7,7 @@ import logging
 import os
 import socket
 import ssl
-import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -16,12 +15,15 @@ from websockets.asyncio.server import ServerConnection, serve
 
 from streaming.engine.engine import Engine
 from streaming.errors import StreamingError
-from streaming.wire.access import Bind, Gatekeeper, select_subprotocol
+from streaming.wire.access import Bind, Gatekeeper, Visitor, select_subprotocol
 from streaming.wire.admission import Admission
 from streaming.wire.connection import connection
 from streaming.wire.http import HttpEndpoints
 from streaming.wire.messages import MAX_MESSAGE_BYTES, PATH
 from streaming.wire.native import NativeService
+from streaming.wire.openai import LIVE_PATH, REALTIME_PATH
+from streaming.wire.openai.service import LiveService, RealtimeService
+from streaming.wire.sessions import Sessions
 
 _LOG = logging.getLogger(__name__)
 _POLL_S = 0.5
@@ -120,14 +122,17 @@ async def run_server(
     """
     admission = Admission(engine, options.queue)
     endpoints = HttpEndpoints(engine, admission, keeper)
-    service = NativeService(engine, admission, keeper, options.idle_s, options.resume_s)
+    sessions = Sessions(keeper)
+    services: dict[str, Callable[[ServerConnection, Visitor], Awaitable[None]]] = {
+        PATH: NativeService(engine, admission, sessions, options.idle_s, options.resume_s),
+        REALTIME_PATH: RealtimeService(engine, admission, sessions, options.idle_s),
+        LIVE_PATH: LiveService(engine, admission, sessions, options.idle_s),
+    }
 
     async def handle(connection: ServerConnection) -> None:
+        assert connection.request is not None
+        service = services[connection.request.path.partition("?")[0]]
         await service(connection, endpoints.visitors[connection])
-
-    async def gone() -> None:
-        while service.sessions:
-            await asyncio.sleep(0.02)
 
     listener = serve(
         handle,
@@ -157,19 +162,15 @@ async def run_server(
             with suppress(TimeoutError):
                 async with asyncio.timeout(_POLL_S):
                     await shutdown.requested.wait()
-            for session in service.sessions:
-                if not keeper.still_welcome(session.visitor, time.monotonic()):
-                    session.revoke()
+            sessions.revoke_unwelcome()
         admission.stop()
         server.close(close_connections=False)
-        for session in service.sessions:
-            session.drain()
-        drained = asyncio.create_task(gone())
+        sessions.drain()
+        drained = asyncio.create_task(sessions.gone())
         hurry = asyncio.create_task(shutdown.at_once.wait())
         await asyncio.wait((drained, hurry), timeout=options.drain_s, return_when=asyncio.FIRST_COMPLETED)
-        for session in service.sessions:
-            session.stop()
+        sessions.stop()
         await asyncio.wait((drained,), timeout=_GOODBYE_S)  # for goodbyes
-        service.abort()
+        sessions.abort()
         drained.cancel()
         hurry.cancel()

@@ -59,9 +59,9 @@ class Recall:
 
 @dataclass(frozen=True)
 class Forget:
-    """Take back what was heard in this turn but for its first frames."""
+    """Take back the last frames heard in this turn."""
 
-    keep_frames: int
+    frames: int
 
 
 Act = Hear | Say | Configure | Recall | Forget
@@ -89,7 +89,7 @@ def programs(rewind_frames: int = 4, max_size: int = 10) -> st.SearchStrategy[li
     rare = st.one_of(
         st.builds(Configure, st.integers(0, 9)),
         st.builds(Recall, st.integers(-1, 3)),
-        st.builds(Forget, st.integers(0, 3)),
+        st.builds(Forget, st.integers(0, 6)),
     )
     return st.lists(st.one_of(hears, says(rewind_frames), says(rewind_frames), rare), max_size=max_size)
 
@@ -135,8 +135,8 @@ class Conversation:
                 case Configure(seed):
                     self._sampling = replace(self._sampling, seed=seed)
                     self._live.configure(self._sampling)
-                case Forget(keep_frames):
-                    self._forget(keep_frames)
+                case Forget(frames):
+                    self._forget(frames)
                 case Recall(turns_ago):
                     self._interrupt(self._turn - turns_ago, EVERYTHING, self._kept_of(self._turn - turns_ago))
 
@@ -176,20 +176,21 @@ class Conversation:
         self._prompt_frames += len(values)
         self._heard_any = True
 
-    def _forget(self, keep_frames: int) -> None:
+    def _forget(self, frames: int) -> None:
         # How far back it can reach depends on how much was spoken before it was cut
         self._driver.wait_for(lambda: len(self._of(TurnDone)) == self._turn - 1)
         spoken_to = [self._starts[done.turn] + done.frames for done in self._of(TurnDone)]
-        excess, length = max(0, self._prompt_frames - keep_frames), len(self.entries)
+        self._live.forget(frames)
+        frames, length = min(frames, self._prompt_frames), len(self.entries)
         self._longest = max(self._longest, length, *spoken_to)
-        if excess == length:
-            self._longest, self._heard_any = 0, self._turn > 1
+        if frames == length:
+            self._longest = 0
         else:
-            excess = min(excess, length - max(0, self._longest - self._step.rewind_frames))
-        self._stream.rewind(excess)
-        self._prompt_frames -= excess
-        self._forgotten.append(Forgotten(self._turn, self._prompt_frames))
-        self._live.forget(keep_frames)
+            frames = min(frames, length - max(0, self._longest - self._step.rewind_frames))
+        self._stream.rewind(frames)
+        self._prompt_frames -= frames
+        self._heard_any = self._turn > 1 or self._prompt_frames > 0
+        self._forgotten.append(Forgotten(self._turn, frames, self._prompt_frames))
 
     def _say(self, say: Say) -> None:
         if not self._heard_any:

@@ -492,20 +492,20 @@ def test_a_prompt_that_is_taken_back_was_never_heard() -> None:
     bench = Bench()
     bench.hear(*range(9))  # more than the step can rewind: but there is nothing else to keep
     bench.run()
-    bench.live.forget(0)
+    bench.live.forget(9)
     bench.hear(20)
     bench.speak(2)
     assert bench.entries == [heard(20), SPOKEN, SPOKEN]
-    assert Forgotten(1, 0) in bench.events
+    assert Forgotten(1, 9, 0) in bench.events
 
 
 def test_the_committed_part_of_a_prompt_is_kept() -> None:
     bench = Bench()
     bench.hear(1, 2, 3)
-    bench.live.forget(2)
+    bench.live.forget(1)
     bench.run()
     assert bench.entries == [heard(1), heard(2)]
-    assert bench.last(1) == [Forgotten(1, 2)]
+    assert bench.last(1) == [Forgotten(1, 1, 2)]
 
 
 def test_nothing_of_the_turns_before_is_taken_back_with_a_prompt() -> None:
@@ -514,13 +514,13 @@ def test_nothing_of_the_turns_before_is_taken_back_with_a_prompt() -> None:
     bench.hear(0)
     bench.speak(2, max_frames=2)
     bench.hear(1, 2, 3)
-    bench.live.forget(0)
+    bench.live.forget(100)
     bench.run()
     assert bench.entries == [heard(0), SPOKEN, SPOKEN]
     bench.hear(*range(9))
-    bench.live.forget(0)
+    bench.live.forget(9)
     bench.run()
-    assert bench.last(1) == [Forgotten(2, 5)], "the stub rewinds 4 frames"
+    assert bench.last(1) == [Forgotten(2, 4, 5)], "the stub rewinds 4 frames"
     assert bench.entries[3:] == [heard(value) for value in range(5)]
 
 
@@ -530,7 +530,7 @@ def test_a_late_cut_after_a_prompt_was_taken_back_rewinds_no_further_than_can_be
     bench.hear(0)
     bench.speak(4, max_frames=4)
     bench.hear(1, 2, 3)
-    bench.live.forget(0)
+    bench.live.forget(3)
     bench.live.interrupt(1, 0)
     bench.run()
     assert bench.interrupted() == [(1, 3)]
@@ -540,7 +540,7 @@ def test_a_late_cut_after_a_prompt_was_taken_back_rewinds_no_further_than_can_be
 def test_a_prompt_that_was_all_taken_back_cannot_be_continued() -> None:
     bench = Bench()
     bench.hear(1)
-    bench.live.forget(0)
+    bench.live.forget(1)
     with pytest.raises(EmptyPromptError):
         bench.live.speak(1, 1)
     bench.hear(1)
