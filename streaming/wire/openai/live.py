@@ -23,6 +23,7 @@ from streaming.wire.conversation import Received
 from streaming.wire.messages import OPEN_TURN, AudioMessage, Message
 from streaming.wire.openai.formats import G711_RATE, PCM, Decoder, Encoder, Format
 from streaming.wire.openai.realtime import Model
+from streaming.wire.openai.realtime_events import event_id_of
 
 LEAD_MS = 240
 """What is sent ahead of playback is played even when a voice interrupts it."""
@@ -144,10 +145,18 @@ def session_format(start: SessionStart) -> Format:
 # Server to client
 
 
-def error_event(code: str, message: str, param: str | None = None, retry_after_ms: int = 0) -> dict[str, Any]:
+def rejection(error: ProtocolError, data: str | bytes) -> dict[str, Any]:
+    """What was wrong with this event of the client's."""
+    code, param = (error.event_code, error.param) if isinstance(error, LiveError) else ("invalid_value", "audio")
+    client_event_id = event_id_of(data)
+    described = {"type": "invalid_request_error", "code": code, "message": str(error)[:1000], "param": param}
+    described["client_event_id"] = client_event_id
+    return {"type": "error", "client_event_id": client_event_id, "error": described}
+
+
+def _failure(code: str, message: str, retry_after_ms: int = 0) -> dict[str, Any]:
     """retry_after_ms: not OpenAI's; when it is worth trying again, 0 where it is not."""
-    kind = "invalid_request_error" if param is not None or not retry_after_ms else "server_error"
-    error = {"type": kind, "code": code, "message": message[:1000], "param": param}
+    error = {"type": "server_error", "code": code, "message": message}
     return {"type": "error", "error": error | ({"retry_after_ms": retry_after_ms} if retry_after_ms else {})}
 
 
@@ -207,10 +216,8 @@ class LiveDialect:
                     kind = str(event.__struct_config__.tag).replace(".append", ".appended")
                     now_ms = 1000 * self._position // SAMPLE_RATE
                     return [self._mark(kind, event.event_id, start_ms=now_ms, end_ms=now_ms)]
-        except LiveError as error:
-            self._marks.append(error_event(error.event_code, str(error), error.param))
-        except ProtocolError as error:  # of the audio
-            self._marks.append(error_event("invalid_value", str(error), "audio"))
+        except ProtocolError as error:
+            self._marks.append(rejection(error, data))
         return [messages.Ping(id=0, client_time_ms=0.0)]
 
     def _mark(self, kind: str, client_event_id: str | None, **fields: Any) -> messages.Ping:
@@ -257,12 +264,12 @@ class LiveDialect:
             case messages.SessionQueued(place=place):
                 return [{"type": "session.queued", "place": place}]
             case messages.SessionRefused(code=code, message=message, retry_after_ms=wait):
-                return [error_event(code, message, retry_after_ms=wait)]
+                return [_failure(code, message, wait)]
             case messages.SessionClosed(reason=reason):
                 why = "close_requested" if reason == "client" else "expired" if reason == "idle" else "remote_hangup"
                 return [{"type": "session.closed", "reason": why, "session": self._session(), "usage": self._usage()}]
             case messages.Error(fatal=True, code=code, message=message):
-                return [error_event(code, message)]
+                return [_failure(code, message)]
         return []
 
     def _delta(self, data: bytes) -> list[dict[str, Any]]:

@@ -169,6 +169,7 @@ class RealtimeDialect:
         self._given = 0  # of these, in this turn
         self._committed = 0  # of these, what was committed
         self._uncommitted = 0  # what was not, held or given
+        self._cuts: deque[list[ServerEvent]] = deque()  # what to say when an `interrupt` was answered
         self._truncatable_until: float | None = None  # a response was cancelled, and what was heard of it is unsaid
         self._speech_item: str | None = None  # being spoken
         # Output
@@ -214,7 +215,7 @@ class RealtimeDialect:
             case events.ItemTruncate():
                 return self._truncate(event)
             case events.ItemDelete(item_id=item_id):
-                return self._delete(item_id, event.event_id)
+                return self._delete(item_id)
             case events.ItemCreate():
                 return self._create_item(event)
             case events.ItemRetrieve(item_id=item_id):
@@ -371,7 +372,7 @@ class RealtimeDialect:
         response.speaking = False
         response.playback.stop(now)
         self._truncatable_until = now + TRUNCATE_TIMEOUT_S
-        return messages.Interrupt(turn=response.turn, heard_samples=response.sent)
+        return self._interrupt(response, response.sent)
 
     def _cut_by_clock(self) -> list[Received]:
         """The client said nothing of what it heard: what could have been played by the time that it cancelled."""
@@ -380,7 +381,12 @@ class RealtimeDialect:
         self._truncatable_until = None
         assert self._last is not None
         heard = self._last.playback.played_samples(self._clock())
-        return [messages.Interrupt(turn=self._last.turn, heard_samples=heard)]
+        return [self._interrupt(self._last, heard)]
+
+    def _interrupt(self, response: _Response, heard_samples: int, *then: ServerEvent) -> messages.Interrupt:
+        """then: what is said once it is answered."""
+        self._cuts.append([*then])
+        return messages.Interrupt(turn=response.turn, heard_samples=heard_samples)
 
     def _truncate(self, truncate: events.ItemTruncate) -> list[Received]:
         item = self._items.get(truncate.item_id)
@@ -392,30 +398,24 @@ class RealtimeDialect:
             raise EventError("invalid_value", "audio_end_ms must be 0 or more", "audio_end_ms")
         end_ms = int(min(truncate.audio_end_ms, 2**31))
         truncated = events.ItemTruncated(item_id=truncate.item_id, content_index=0, audio_end_ms=end_ms)
-        return [*self._cut(truncate.item_id, end_ms), self._mark(lambda: [truncated]), *self._released_after_cut()]
+        return self._cut(truncate.item_id, end_ms, truncated)
 
-    def _cut(self, item_id: str, heard_ms: int) -> list[Received]:
-        """Nothing where it is not the last response: that cannot be cut any more."""
+    def _cut(self, item_id: str, heard_ms: int, then: ServerEvent) -> list[Received]:
+        """Only the last response can be cut; of all others it is only said."""
         response = self._last
         if response is None or response.item_id != item_id:
-            return []
+            return [self._mark(lambda: [then])]
         response.speaking = False
         self._truncatable_until = None
         heard = min(heard_ms * _SAMPLES_PER_MS, response.sent)
-        return [messages.Interrupt(turn=response.turn, heard_samples=heard)]
+        return [self._interrupt(response, heard, then), *([] if self._busy else self._release())]
 
-    def _released_after_cut(self) -> list[AudioMessage]:
-        return [] if self._truncatable_until is not None or self._busy else self._release()
-
-    def _delete(self, item_id: str, event_id: str | None) -> list[Received]:
+    def _delete(self, item_id: str) -> list[Received]:
         if item_id not in self._items:
             raise EventError("item_delete_invalid_item_id", "there is no such item", "item_id")
-
-        def deleted() -> list[ServerEvent]:
-            self._items.pop(item_id, None)
-            return [events.ItemDeleted(item_id=item_id)]
-
-        return [*self._cut(item_id, 0), self._mark(deleted), *self._released_after_cut()]
+        cut = self._cut(item_id, 0, events.ItemDeleted(item_id=item_id))
+        del self._items[item_id]
+        return cut
 
     def _create_item(self, create: events.ItemCreate) -> list[Received]:
         given = create.item
@@ -483,7 +483,7 @@ class RealtimeDialect:
                 return self._turn_done(reply)
             case messages.Interrupted(turn=turn, kept_samples=kept):
                 self._keep(turn, kept // FRAME)
-                return []
+                return self._cuts.popleft() if self._cuts else []  # a voice's is answered, too
             case messages.Error():
                 return self._native_error(reply)
             case messages.SessionRefused():
@@ -751,7 +751,7 @@ class RealtimeDialect:
             case "input.clear":  # the machine has just begun to speak: there is no input any more
                 return self._cleared()
             case "interrupt":  # it is too late: nothing can be cut any more
-                pass
+                return self._cuts.popleft() if self._cuts else []
             case _:
                 return [_server_error(error.code, error.message)]
         return []

@@ -86,7 +86,7 @@ class LiveService(OpenAIService):
             except ConnectionClosed:
                 return
             except live.LiveError as error:
-                event = live.say(live.error_event(error.event_code, str(error), error.param) | {"event_id": "event_0"})
+                event = live.say({"event_id": "event_0"} | live.rejection(error, ""))
                 message = messages.Error(code=error.event_code, message=str(error), fatal=True)
                 await dismiss(socket, End(message, CloseCode.POLICY_VIOLATION, error.event_code), lambda _: [event])
                 return
