@@ -22,8 +22,8 @@ from streaming.wire import messages
 from streaming.wire.conversation import Received
 from streaming.wire.messages import OPEN_TURN, AudioMessage, Message
 from streaming.wire.openai.formats import G711_RATE, PCM, Decoder, Encoder, Format
-from streaming.wire.openai.realtime import Model
 from streaming.wire.openai.realtime_events import event_id_of
+from streaming.wire.openai.realtime_options import Model
 
 LEAD_MS = 240
 """What is sent ahead of playback is played even when a voice interrupts it."""

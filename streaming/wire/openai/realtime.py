@@ -12,20 +12,21 @@ from __future__ import annotations
 import secrets
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from streaming.audio import FRAME, FRAME_RATE, SAMPLE_RATE
+from streaming.audio import FRAME, SAMPLE_RATE
 from streaming.errors import ProtocolError
 from streaming.wire import messages
 from streaming.wire.conversation import Received
-from streaming.wire.messages import OPEN_TURN, AudioMessage, Message, SamplingOptions, VadOptions
+from streaming.wire.messages import OPEN_TURN, AudioMessage, Message, SamplingOptions
 from streaming.wire.openai import realtime_events as events
-from streaming.wire.openai.formats import G711_RATE, PCM, Decoder, Encoder, Format, Pcm16
+from streaming.wire.openai.formats import Decoder, Encoder, Pcm16
 from streaming.wire.openai.realtime_events import EventError, Item, Limit, ServerEvent
+from streaming.wire.openai.realtime_options import Model, Options, limit_of, modalities_of, temperature_of
 from streaming.wire.playback import Playback
 
 TRUNCATE_TIMEOUT_S = 0.5
@@ -37,83 +38,7 @@ _MAX_ITEMS = 256
 _MAX_ITEM_BYTES = 2**14
 """Of these items and bytes of their content `conversation.item.retrieve` knows."""
 _MAX_WORDS_BYTES = 2**20
-_MAX_FRAMES = 45_000  # an hour
-_SILENCE_MS = {"low": 1000, "medium": 500, "auto": 500, "high": 300}
-"""What an eagerness of `semantic_vad` means to a detector that knows only silence."""
 _SAMPLES_PER_MS = SAMPLE_RATE // 1000
-_SERVER_VAD = events.TurnDetection()
-
-
-@dataclass(frozen=True)
-class Model:
-    """What the dialect has to know of the engine. name: as the client asked for it."""
-
-    name: str
-    num_codebooks: int
-    context_frames: int
-
-    def seconds(self, limit: Limit) -> float:
-        """A frame is one token a codebook; without a limit, as long as what the model remembers."""
-        frames = self.context_frames if limit == "inf" else max(1, limit // self.num_codebooks)
-        return min(frames, _MAX_FRAMES) / FRAME_RATE
-
-
-@dataclass(frozen=True)
-class _Options:
-    """A session's options as they are. detection: None where the client says when it has spoken."""
-
-    input: Format = PCM
-    output: Format = PCM
-    detection: events.TurnDetection | None = _SERVER_VAD
-    modalities: tuple[str, ...] = ("audio",)
-    voice: str = "continuation"
-    limit: Limit = "inf"
-    temperature: float = SamplingOptions().temperature
-
-    def vad(self) -> VadOptions:
-        """As the conversation has it, held to what it allows."""
-        detection = self.detection or events.TurnDetection()
-        threshold = 0.5 if detection.threshold is None else detection.threshold
-        prefix = 300 if detection.prefix_padding_ms is None else detection.prefix_padding_ms
-        silence = detection.silence_duration_ms
-        if detection.type == "semantic_vad" or silence is None:
-            silence = _SILENCE_MS[detection.eagerness or "auto"]
-        return VadOptions(
-            threshold=min(max(threshold, 0.01), 0.99),
-            silence_ms=int(min(max(silence, 80), 10_000)),
-            prefix_ms=int(min(max(prefix, 0), 2_000)),
-            barge_in=detection.interrupt_response is not False,
-            respond=self.responds and "audio" in self.modalities,
-        )
-
-    @property
-    def responds(self) -> bool:
-        """Whether a response follows the end of speech unasked."""
-        return self.detection is not None and self.detection.create_response is not False
-
-    def updated(self, update: events.SessionOption) -> _Options:
-        """Raises `EventError` for what no session can be."""
-        audio = update.audio or events.AudioOption()
-        given, wanted = audio.input or events.InputOption(), audio.output or events.OutputOption()
-        changes: dict[str, Any] = {}
-        if given.format is not None:
-            changes["input"] = _format(given.format, "session.audio.input.format")
-        if wanted.format is not None:
-            changes["output"] = _format(wanted.format, "session.audio.output.format")
-        if isinstance(wanted.voice, str):
-            changes["voice"] = wanted.voice[:64]
-        detection = given.turn_detection
-        if isinstance(detection, events.TurnDetection):
-            changes["detection"] = detection
-        elif not isinstance(detection, msgspec.UnsetType):
-            changes["detection"] = events.TurnDetection() if detection else None
-        if update.output_modalities is not None:
-            changes["modalities"] = _modalities(update.output_modalities, "session.output_modalities")
-        if update.max_output_tokens is not None:
-            changes["limit"] = _limit(update.max_output_tokens, "session.max_output_tokens")
-        if update.temperature is not None:
-            changes["temperature"] = _temperature(update.temperature)
-        return replace(self, **changes)
 
 
 @dataclass
@@ -144,7 +69,7 @@ class _Asked:
 
 def session_start(model: Model, lead_ms: int) -> messages.SessionStart:
     """The session that a client finds before it has asked for anything."""
-    vad = _Options().vad()
+    vad = Options().vad()
     return messages.SessionStart(
         turn_taking="vad", vad=vad, lag="wait", max_seconds=model.seconds("inf"), lead_ms=lead_ms
     )
@@ -157,8 +82,8 @@ class RealtimeDialect:
         self._model, self._give, self._clock = model, give, clock
         self._session_id, self._conversation_id = _new_id("sess"), _new_id("conv")
         self._event_prefix, self._events = _new_id("event"), 0
-        self._options = _Options()
-        self._updates: deque[_Options] = deque()
+        self._options = Options()
+        self._updates: deque[Options] = deque()
         self._marks: deque[Callable[[], list[ServerEvent]]] = deque()
         self._items: OrderedDict[str, Item] = OrderedDict()
         # Input
@@ -323,10 +248,10 @@ class RealtimeDialect:
     def _create(self, event_id: str | None, wanted: events.ResponseOption) -> list[Received]:
         modalities = self._options.modalities
         if wanted.output_modalities is not None:
-            modalities = _modalities(wanted.output_modalities, "response.output_modalities")
+            modalities = modalities_of(wanted.output_modalities, "response.output_modalities")
         limit = self._options.limit
         if wanted.max_output_tokens is not None:
-            limit = _limit(wanted.max_output_tokens, "response.max_output_tokens")
+            limit = limit_of(wanted.max_output_tokens, "response.max_output_tokens")
         given = self._end_of_input()
         if self._busy:
             raise EventError("conversation_already_has_active_response", "a response is being spoken: cancel it first")
@@ -348,7 +273,7 @@ class RealtimeDialect:
         seeded = seed.isascii() and seed.isdigit() and int(seed[:20]) < 2**63
         if temperature is None and not seeded:
             return None
-        drawn = self._options.temperature if temperature is None else _temperature(temperature)
+        drawn = self._options.temperature if temperature is None else temperature_of(temperature)
         return SamplingOptions(temperature=drawn, seed=int(seed[:20]) if seeded else None)
 
     def _cancel(self, cancel: events.ResponseCancel) -> list[Received]:
@@ -466,9 +391,9 @@ class RealtimeDialect:
             case messages.Pong():
                 return self._marks.popleft()()
             case messages.SessionStarted():
-                return [events.SessionCreated(session=self._session(self._options))]
+                return [events.SessionCreated(session=self._options.session(self._session_id, self._model))]
             case messages.SessionUpdated():
-                return [events.SessionUpdated(session=self._session(self._updates.popleft()))]
+                return [events.SessionUpdated(session=self._updates.popleft().session(self._session_id, self._model))]
             case messages.SessionQueued(place=place):
                 return [events.SessionQueued(place=place)]
             case messages.SpeechStarted():
@@ -492,42 +417,6 @@ class RealtimeDialect:
                 code = "session_expired" if reason == "idle" else f"session_{reason}"
                 return [*self._failed(reason), _server_error(code, f"the session is over: {reason}")]
         return []
-
-    def _session(self, options: _Options) -> dict[str, Any]:
-        """What is so, which is not always what was asked for: there are no words, so no instructions and no tools."""
-        vad = options.vad()
-        detection: dict[str, Any] | None = None
-        if options.detection is not None:
-            detection = {
-                "type": options.detection.type,
-                "threshold": vad.threshold,
-                "prefix_padding_ms": vad.prefix_ms,
-                "silence_duration_ms": vad.silence_ms,
-                "create_response": options.responds,
-                "interrupt_response": vad.barge_in,
-            }
-            if options.detection.type == "semantic_vad":
-                detection["eagerness"] = options.detection.eagerness or "auto"
-        return {
-            "type": "realtime",
-            "object": "realtime.session",
-            "id": self._session_id,
-            "model": self._model.name,
-            "output_modalities": list(options.modalities),
-            "instructions": "",
-            "tools": [],
-            "tool_choice": "none",
-            "max_output_tokens": options.limit,
-            "audio": {
-                "input": {
-                    "format": _said(options.input),
-                    "transcription": None,
-                    "noise_reduction": None,
-                    "turn_detection": detection,
-                },
-                "output": {"format": _said(options.output), "voice": options.voice, "speed": 1.0},
-            },
-        }
 
     def _speech_started(self, started: messages.SpeechStarted) -> list[ServerEvent]:
         self._speech_item = _new_id("item")
@@ -716,7 +605,7 @@ class RealtimeDialect:
             conversation_id=self._conversation_id,
             output_modalities=["audio"],
             max_output_tokens=response.limit,
-            audio={"output": {"format": _said(response.encoder.format), "voice": self._options.voice}},
+            audio={"output": {"format": described(response.encoder.format), "voice": self._options.voice}},
             usage=None if status == "in_progress" else self._usage(response),
             metadata=response.metadata,
         )
@@ -772,33 +661,6 @@ _NO_TRANSCRIPT = events.Part(type="audio", transcript="")
 
 def _new_id(kind: str) -> str:
     return f"{kind}_{secrets.token_hex(8)}"
-
-
-def _format(option: events.FormatOption, param: str) -> Format:
-    rate = SAMPLE_RATE if option.type == "audio/pcm" else G711_RATE
-    if option.rate not in (None, rate):
-        raise EventError("invalid_value", f"{option.type} has {rate} samples a second here", f"{param}.rate")
-    return Format(option.type, rate)
-
-
-def _said(format: Format) -> dict[str, Any]:
-    return {"type": format.type, "rate": format.rate} if format.type == "audio/pcm" else {"type": format.type}
-
-
-def _modalities(wanted: list[str], param: str) -> tuple[str, ...]:
-    if not wanted or not set(wanted) <= {"audio", "text"}:
-        raise EventError("invalid_value", 'output_modalities are ["audio"] or ["text"]', param)
-    return ("audio",) if "audio" in wanted else ("text",)
-
-
-def _limit(limit: Limit, param: str) -> Limit:
-    if limit != "inf" and limit < 1:
-        raise EventError("integer_below_min_value", "max_output_tokens is 1 or more, or inf", param)
-    return limit
-
-
-def _temperature(temperature: float) -> float:
-    return min(max(temperature, 0.0), 10.0)
 
 
 def _not_active() -> EventError:

@@ -18,8 +18,8 @@ from streaming.wire.admission import Admission
 from streaming.wire.conversation import Conversation, refused
 from streaming.wire.link import Dialect, dismiss
 from streaming.wire.openai import live, realtime
-from streaming.wire.openai.realtime import Model
 from streaming.wire.openai.realtime_events import MAX_EVENT_BYTES
+from streaming.wire.openai.realtime_options import Model
 from streaming.wire.outbox import End
 from streaming.wire.sessions import Session, Sessions
 
