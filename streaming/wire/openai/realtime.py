@@ -9,11 +9,10 @@ out in the place of the `pong`.
 
 from __future__ import annotations
 
-import secrets
+import itertools
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import msgspec
 import numpy as np
@@ -27,7 +26,7 @@ from streaming.wire.openai import realtime_events as events
 from streaming.wire.openai.formats import Decoder, Encoder, Pcm16
 from streaming.wire.openai.realtime_events import EventError, Item, Limit, ServerEvent
 from streaming.wire.openai.realtime_options import Model, Options, limit_of, modalities_of, temperature_of
-from streaming.wire.playback import Playback
+from streaming.wire.openai.realtime_response import Response, Status, new_id
 
 TRUNCATE_TIMEOUT_S = 0.5
 """How long a client may take to say what was heard of a response that it cancelled; the native protocol's limit, too.
@@ -39,23 +38,6 @@ _MAX_ITEM_BYTES = 2**14
 """Of these items and bytes of their content `conversation.item.retrieve` knows."""
 _MAX_WORDS_BYTES = 2**20
 _SAMPLES_PER_MS = SAMPLE_RATE // 1000
-
-
-@dataclass
-class _Response:
-    """One response and its only item. sent: samples that the client got. speaking: it is not over, nor cancelled."""
-
-    turn: int
-    metadata: dict[str, str] | None
-    limit: Limit
-    encoder: Encoder
-    id: str = field(default_factory=lambda: _new_id("resp"))
-    item_id: str = field(default_factory=lambda: _new_id("item"))
-    sent: int = 0
-    prompt_frames: int = 0
-    cached_frames: int = 0
-    speaking: bool = True
-    playback: Playback = field(default_factory=Playback)
 
 
 @dataclass(frozen=True)
@@ -80,8 +62,8 @@ class RealtimeDialect:
 
     def __init__(self, model: Model, give: Callable[[Received], None], clock: Callable[[], float]) -> None:
         self._model, self._give, self._clock = model, give, clock
-        self._session_id, self._conversation_id = _new_id("sess"), _new_id("conv")
-        self._event_prefix, self._events = _new_id("event"), 0
+        self._session_id, self._conversation_id = new_id("sess"), new_id("conv")
+        self._event_prefix, self._events = new_id("event"), 0
         self._options = Options()
         self._updates: deque[Options] = deque()
         self._marks: deque[Callable[[], list[ServerEvent]]] = deque()
@@ -102,8 +84,8 @@ class RealtimeDialect:
         self._refusal: messages.Error | None = None  # of the last one
         self._accepted: deque[_Asked] = deque()
         self._turns = 0  # responses so far, which is also the number of the last one's turn
-        self._open: _Response | None = None
-        self._last: _Response | None = None
+        self._open: Response | None = None
+        self._last: Response | None = None
         self._stream_frames = 0  # what the model has heard and said before this turn
         self._spoken = (0, 0)  # the last turn, and how many frames of it the context keeps
 
@@ -233,7 +215,7 @@ class RealtimeDialect:
 
     def _commit_manually(self) -> messages.Ping:
         self._committed, self._uncommitted = self._given + self._held_samples, 0
-        return self._mark(lambda: self._user_item(_new_id("item")))
+        return self._mark(lambda: self._user_item(new_id("item")))
 
     def _clear(self) -> list[Received]:
         given = self._cut_by_clock()
@@ -291,7 +273,7 @@ class RealtimeDialect:
 
         return [self._mark(later)]
 
-    def _stop(self, response: _Response) -> messages.Interrupt:
+    def _stop(self, response: Response) -> messages.Interrupt:
         """Nothing more of it is sent; what was not heard of what was sent is cut when the client says so."""
         now = self._clock()
         response.speaking = False
@@ -308,7 +290,7 @@ class RealtimeDialect:
         heard = self._last.playback.played_samples(self._clock())
         return [self._interrupt(self._last, heard)]
 
-    def _interrupt(self, response: _Response, heard_samples: int, *then: ServerEvent) -> messages.Interrupt:
+    def _interrupt(self, response: Response, heard_samples: int, *then: ServerEvent) -> messages.Interrupt:
         """then: what is said once it is answered."""
         self._cuts.append([*then])
         return messages.Interrupt(turn=response.turn, heard_samples=heard_samples)
@@ -348,7 +330,7 @@ class RealtimeDialect:
             raise EventError("invalid_value", "audio goes through input_audio_buffer.append", "item.content")
         if given.type == "message" and given.role is None:
             raise EventError("missing_required_parameter", "a message has a role", "item.role")
-        item_id = (given.id or _new_id("item"))[:128]
+        item_id = (given.id or new_id("item"))[:128]
         words = msgspec.structs.asdict(given) | {"id": item_id}
         item = Item(**words, object="realtime.item", status="completed")
 
@@ -419,7 +401,7 @@ class RealtimeDialect:
         return []
 
     def _speech_started(self, started: messages.SpeechStarted) -> list[ServerEvent]:
-        self._speech_item = _new_id("item")
+        self._speech_item = new_id("item")
         start_ms = max(0, started.at_samples // _SAMPLES_PER_MS - self._options.vad().prefix_ms)
         said: list[ServerEvent] = [events.SpeechStarted(audio_start_ms=start_ms, item_id=self._speech_item)]
         response = self._open
@@ -429,7 +411,7 @@ class RealtimeDialect:
         return said
 
     def _speech_stopped(self, at_samples: int) -> list[ServerEvent]:
-        item_id, self._speech_item = self._speech_item or _new_id("item"), None
+        item_id, self._speech_item = self._speech_item or new_id("item"), None
         end_ms = at_samples // _SAMPLES_PER_MS + self._options.vad().silence_ms
         self._uncommitted, self._committed = 0, 0
         said = [events.SpeechStopped(audio_end_ms=end_ms, item_id=item_id), *self._user_item(item_id)]
@@ -483,19 +465,16 @@ class RealtimeDialect:
 
     def _begin(self, asked: _Asked) -> list[ServerEvent]:
         self._turns += 1
-        response = _Response(self._turns, asked.metadata, asked.limit, Encoder(self._options.output))
+        response = self._new_response(self._turns, asked.metadata, asked.limit)
         self._open = self._last = response
-        item = self._assistant_item(response, "in_progress")
-        item.content = []
-        previous = self._add(item)
-        return [
-            events.ResponseCreated(response=self._response(response, "in_progress", None)),
-            events.OutputItemAdded(response_id=response.id, output_index=0, item=item),
-            events.ItemAdded(item=item, previous_item_id=previous),
-            events.PartAdded(
-                response_id=response.id, item_id=response.item_id, part=events.Part(type="audio", transcript="")
-            ),
-        ]
+        previous = self._add(response.item("in_progress"))
+        return response.begun(previous)
+
+    def _new_response(self, turn: int, metadata: dict[str, str] | None, limit: Limit) -> Response:
+        options = self._options
+        return Response(
+            turn, self._model, self._conversation_id, metadata, limit, Encoder(options.output), options.voice
+        )
 
     def _turn_speaking(self, speaking: messages.TurnSpeaking) -> list[ServerEvent]:
         said = []
@@ -513,12 +492,7 @@ class RealtimeDialect:
             return []
         response.sent += len(audio.pcm)
         response.playback.sent(self._clock())
-        return self._delta(response, response.encoder.push(audio.pcm))
-
-    def _delta(self, response: _Response, data: bytes) -> list[ServerEvent]:
-        if not data:
-            return []
-        return [events.AudioDelta(response_id=response.id, item_id=response.item_id, delta=data)]
+        return response.delta(response.encoder.push(audio.pcm))
 
     def _turn_done(self, done: messages.TurnDone) -> list[ServerEvent]:
         self._spoken = (done.turn, done.samples // FRAME)
@@ -531,7 +505,7 @@ class RealtimeDialect:
         if done.reason == "interrupted":
             said = self._close(response, "cancelled", "client_cancelled")
         else:
-            said = self._delta(response, response.encoder.flush())
+            said = response.delta(response.encoder.flush())
             ended = done.reason == "end" or response.limit == "inf"  # nobody limited it
             said += self._close(response, *(("completed", None) if ended else ("incomplete", "max_output_tokens")))
         if self._accepted:
@@ -545,36 +519,18 @@ class RealtimeDialect:
             self._spoken = (last, min(kept, frames))
 
     def _close(
-        self, response: _Response, status: Any, reason: str | None, failure: events.Failure | None = None
+        self, response: Response, status: Status, reason: str | None, failure: events.Failure | None = None
     ) -> list[ServerEvent]:
         response.speaking = False
-        item = self._assistant_item(response, "completed" if status == "completed" else "incomplete")
         if response.item_id in self._items:
-            self._items[response.item_id] = item
-        previous = None
-        for item_id in self._items:
-            if item_id == response.item_id:
-                break
-            previous = item_id
+            self._items[response.item_id] = response.item(status)
+        before = list(itertools.takewhile(lambda item_id: item_id != response.item_id, self._items))
         details = events.StatusDetails(type=status, reason=reason, error=failure)
-        return [
-            events.AudioDone(response_id=response.id, item_id=response.item_id),
-            events.PartDone(
-                response_id=response.id, item_id=response.item_id, part=events.Part(type="audio", transcript="")
-            ),
-            events.OutputItemDone(response_id=response.id, output_index=0, item=item),
-            events.ItemDone(item=item, previous_item_id=previous),
-            events.ResponseDone(response=self._response(response, status, details, [item])),
-        ]
+        return response.ended(details, before[-1] if before else None)
 
     def _fail(self, metadata: dict[str, str] | None, failure: events.Failure) -> list[ServerEvent]:
         """A response that cannot be is still one, and fails: an `error` would end some clients."""
-        response = _Response(0, metadata, self._options.limit, Encoder(self._options.output))
-        details = events.StatusDetails(type="failed", error=failure)
-        return [
-            events.ResponseCreated(response=self._response(response, "in_progress", None)),
-            events.ResponseDone(response=self._response(response, "failed", details)),
-        ]
+        return self._new_response(0, metadata, self._options.limit).failed(failure)
 
     def _failed(self, code: str) -> list[ServerEvent]:
         """The end of a response that is being spoken when the session ends."""
@@ -583,53 +539,6 @@ class RealtimeDialect:
             return []
         failure = events.Failure(type="server_error", code=code, message="the session ended")
         return self._close(response, "failed", None, failure)
-
-    def _assistant_item(self, response: _Response, status: Any) -> Item:
-        return Item(
-            id=response.item_id,
-            type="message",
-            object="realtime.item",
-            status=status,
-            role="assistant",
-            content=[events.Part(type="output_audio", transcript="")],
-        )
-
-    def _response(
-        self, response: _Response, status: Any, details: events.StatusDetails | None, output: Sequence[Item] = ()
-    ) -> events.Response:
-        return events.Response(
-            id=response.id,
-            status=status,
-            status_details=details,
-            output=list(output),
-            conversation_id=self._conversation_id,
-            output_modalities=["audio"],
-            max_output_tokens=response.limit,
-            audio={"output": {"format": described(response.encoder.format), "voice": self._options.voice}},
-            usage=None if status == "in_progress" else self._usage(response),
-            metadata=response.metadata,
-        )
-
-    def _usage(self, response: _Response) -> events.Usage:
-        """In the model's own tokens, one a codebook and frame. Cached is what it had heard and said before."""
-        q, context = self._model.num_codebooks, self._model.context_frames
-        heard = min(response.cached_frames + response.prompt_frames, context)
-        cached = max(0, heard - response.prompt_frames) * q
-        given, spoken = heard * q, response.sent // FRAME * q
-        details = events.TokenDetails(
-            audio_tokens=given,
-            text_tokens=0,
-            image_tokens=0,
-            cached_tokens=cached,
-            cached_tokens_details=events.TokenDetails(audio_tokens=cached, text_tokens=0, image_tokens=0),
-        )
-        return events.Usage(
-            total_tokens=given + spoken,
-            input_tokens=given,
-            output_tokens=spoken,
-            input_token_details=details,
-            output_token_details=events.TokenDetails(audio_tokens=spoken, text_tokens=0),
-        )
 
     def _native_error(self, error: messages.Error) -> list[ServerEvent]:
         if error.fatal:
@@ -657,10 +566,6 @@ _ONE_CONVERSATION = events.Failure(
 
 
 _NO_TRANSCRIPT = events.Part(type="audio", transcript="")
-
-
-def _new_id(kind: str) -> str:
-    return f"{kind}_{secrets.token_hex(8)}"
 
 
 def _not_active() -> EventError:

@@ -296,7 +296,7 @@ class Failure(msgspec.Struct, kw_only=True):
 
 
 class StatusDetails(msgspec.Struct, kw_only=True, omit_defaults=True):
-    type: str
+    type: Literal["completed", "cancelled", "failed", "incomplete", "in_progress"]
     reason: str | None = None
     error: Failure | None = None
 

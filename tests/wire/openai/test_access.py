@@ -26,7 +26,7 @@ PATHS = pytest.mark.parametrize("path", [REALTIME_PATH, LIVE_PATH])
 def server() -> Iterator[LiveServer]:
     held = Tokens.from_text(f"someone:{TOKEN}")
     bind = check_bind("127.0.0.1", held, tls=False, insecure_plaintext=False)
-    keeper = Gatekeeper(bind, held, limits=Limits(sessions_per_token=1))
+    keeper = Gatekeeper(bind, held, limits=Limits(sessions_per_token=2))
     with Engine(StubStep(4), "stub") as engine, serving(engine, keeper) as live:
         yield live
 
@@ -68,8 +68,10 @@ def test_one_session_too_many_is_refused_before_the_handshake(server: LiveServer
     bearer = {"Authorization": f"Bearer {TOKEN}"}
 
     async def scenario() -> None:
-        async with connect(server.url.replace(PATH, REALTIME_PATH), additional_headers=bearer) as first:
-            await first.recv()
+        url = server.url.replace(PATH, REALTIME_PATH)
+        async with connect(url, additional_headers=bearer) as one, connect(url, additional_headers=bearer) as two:
+            await one.recv()
+            await two.recv()
             with pytest.raises(InvalidStatus) as refused:
                 await connect(server.url.replace(PATH, path), additional_headers=bearer)
             assert refused.value.response.status_code == 429
