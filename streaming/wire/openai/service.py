@@ -79,7 +79,6 @@ class LiveService(OpenAIService):
 
     async def __call__(self, socket: ServerConnection, visitor: Visitor) -> None:
         """Serves one socket."""
-        _let_events_be_large(socket)
         with self._sessions.opening(socket):
             try:
                 start = await _first_event(socket)
@@ -90,6 +89,7 @@ class LiveService(OpenAIService):
                 message = messages.Error(code=error.event_code, message=str(error), fatal=True)
                 await dismiss(socket, End(message, CloseCode.POLICY_VIOLATION, error.event_code), lambda _: [event])
                 return
+        _let_events_be_large(socket)
         model = self._model(start.session.model)
         await self._converse(
             socket,
@@ -100,8 +100,12 @@ class LiveService(OpenAIService):
 
 
 def _let_events_be_large(socket: ServerConnection) -> None:
-    """15 MiB of audio in one event; the native protocol, whose limit the server has, needs far less."""
+    """15 MiB of audio in one event; the native protocol, whose limit the server has, needs far less.
+
+    And no more than two of them at a time: `websockets` would keep sixteen for a session that cannot take them yet.
+    """
     socket.protocol.max_message_size = MAX_EVENT_BYTES
+    socket.recv_messages.high, socket.recv_messages.low = 1, 0
 
 
 def _asked_model(path: str) -> str:

@@ -4,9 +4,11 @@ context is afterwards.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from streaming.wire.openai import REALTIME_PATH
 from tests.engine.stub_step import StubStep
 from tests.wire.live_server import LiveServer, run, serving
 from tests.wire.live_server import client as native_client
-from tests.wire.openai.client import LOUD, MANUAL, QUIET, SPEECH, LoudIsSpeech, kinds, realtime, said_by
+from tests.wire.openai.client import LOUD, MANUAL, QUIET, SPEECH, LoudIsSpeech, encoded, kinds, realtime, said_by
 
 RESPONSE = [
     "response.created",
@@ -466,6 +468,27 @@ def test_a_long_append_is_taken_and_a_longer_one_is_too_much(server: LiveServer,
             assert session.socket.close_code == 1009
 
     run(scenario())
+
+
+def test_a_session_that_cannot_listen_yet_is_not_sent_hundreds_of_megabytes(server: LiveServer) -> None:
+    """Sixteen events of 20 MiB each were kept for a client whose audio could not be heard as fast as it came."""
+    gate = StubStep(1, gated=True)
+
+    async def scenario(url: str) -> int:
+        event = json.dumps({"type": "input_audio_buffer.append", "audio": encoded(bytes(2**20))})
+        async with realtime(url, MANUAL) as session:
+            sent = 0
+            with suppress(TimeoutError):
+                async with asyncio.timeout(2):
+                    while sent < 100:
+                        await session.socket.send(event)
+                        sent += 1
+            session.socket.transport.abort()
+            return sent
+
+    with Engine(gate, "stub") as engine, serving(engine) as live:
+        assert run(scenario(live.url)) < 12, "what TCP holds, included"
+        gate.allow_all()
 
 
 def test_a_full_server_says_so_and_when_to_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
