@@ -62,10 +62,19 @@ class Interrupted:
 
 
 @dataclass(frozen=True, slots=True)
+class Forgotten:
+    """So many frames that were heard last in this turn were taken back; so many of the prompt remain."""
+
+    turn: int
+    frames: int
+    prompt_frames: int
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
     """The session is over by no fault of its owner's. The last event."""
 
     error: StreamingError
 
 
-Event = Heard | TurnStarted | FrameSpoken | TurnDone | Interrupted | Failed
+Event = Heard | TurnStarted | FrameSpoken | TurnDone | Interrupted | Forgotten | Failed

@@ -20,7 +20,17 @@ from numpy.typing import NDArray
 
 from streaming.audio import FRAME, SAMPLE_RATE
 from streaming.config import Sampling
-from streaming.engine.events import EndReason, Event, Failed, FrameSpoken, Heard, Interrupted, TurnDone, TurnStarted
+from streaming.engine.events import (
+    EndReason,
+    Event,
+    Failed,
+    Forgotten,
+    FrameSpoken,
+    Heard,
+    Interrupted,
+    TurnDone,
+    TurnStarted,
+)
 from streaming.errors import EmptyPromptError, EngineStoppedError, PromptTooLongError, SessionError, StreamingError
 
 _LOG = logging.getLogger(__name__)
@@ -94,6 +104,11 @@ class _Interrupt:
 
 
 @dataclass(frozen=True, slots=True)
+class _Forget:
+    frames: int
+
+
+@dataclass(frozen=True, slots=True)
 class _Open:
     sampling: Sampling
 
@@ -103,7 +118,7 @@ class _Configure:
     sampling: Sampling
 
 
-_Command = _Listen | _Speak | _Interrupt | _Open | _Configure
+_Command = _Listen | _Speak | _Interrupt | _Forget | _Open | _Configure
 
 
 class LiveSession:
@@ -124,15 +139,17 @@ class LiveSession:
         self._commands: deque[_Command] = deque([_Open(sampling)])
         self._queued_frames = 0
         self._heard_any = False
+        self._sampling = sampling
         # How things will be once all commands given so far have taken effect: what a new command has to fit
         self._speaking_next = False
         self._turn_next = 1
+        self._prompt_next = 0
         # How things are
         self._turn = 1
         self._prompt_frames = 0  # heard in this turn
         self._spoken = 0  # frames kept of the continuation in this turn, or, while listening, in the last
         self._spoken_before = 0  # the same of the continuation before that one
-        self._least_kept = 0  # an interruption cannot cut below this: the step has forgotten how
+        self._longest = 0  # the stream, before it was last cut: the step can rewind to `rewind_frames` before that
         self._released = 0
         self._speak = _Speak(0, 0, 0.0)
         self._first_frame_ms: float | None = None
@@ -172,6 +189,7 @@ class LiveSession:
             if self._queued_frames >= QUEUED_FRAMES:
                 return False
             self._queued_frames += 1
+            self._prompt_next += 1
             self._heard_any = True
             self._give(_Listen(pcm))
             return True
@@ -223,6 +241,21 @@ class LiveSession:
                 self._begin_next_turn()
             self._give(_Interrupt(turn, heard_samples // FRAME))
 
+    def forget(self, frames: int) -> None:
+        """Takes back the last frames heard in this turn, as far as can be. Answered with `Forgotten`.
+
+        A stream that was nothing else is as new; any other can be cut back by the step's `rewind_frames`. Raises
+        `SessionError` while speaking.
+        """
+        assert frames >= 0, frames
+        with self._changed:
+            self._require_open()
+            if self._speaking_next:
+                raise SessionError("the session is speaking: interrupt it first")
+            self._prompt_next = max(0, self._prompt_next - frames)
+            self._heard_any = self._heard_any and (self._turn_next > 1 or self._prompt_next > 0)
+            self._give(_Forget(frames))
+
     def configure(self, sampling: Sampling) -> None:
         """Draws tokens differently from here on."""
         with self._changed:
@@ -250,6 +283,7 @@ class LiveSession:
         """What is given from here on belongs to the next turn."""
         self._speaking_next = False
         self._turn_next += 1
+        self._prompt_next = 0
 
     # Engine's thread
 
@@ -267,9 +301,12 @@ class LiveSession:
                     self._start_speaking(command)
                 case _Interrupt(turn, heard_frames):
                     self._cut(turn, heard_frames)
+                case _Forget(frames):
+                    self._forget(frames)
                 case _Open(sampling):
                     self._step.open(self.slot, sampling)
                 case _Configure(sampling):
+                    self._sampling = sampling
                     self._step.configure(self.slot, sampling)
         return None
 
@@ -326,7 +363,7 @@ class LiveSession:
     def _start_speaking(self, speak: _Speak) -> None:
         self._state, self._speak = State.SPEAKING, speak
         self._spoken_before = self._spoken
-        self._spoken = self._least_kept = self._released = self._steps = 0
+        self._spoken = self._released = self._steps = 0
         self._step_seconds, self._first_frame_ms = 0.0, None
         forgotten = max(0, self._step.frames(self.slot) + 1 - self._step.context_frames)
         self._tell(TurnStarted(self._turn, self._prompt_frames, forgotten))
@@ -341,13 +378,29 @@ class LiveSession:
         self._prompt_frames = 0
         self._tell(done)
 
+    def _reach(self) -> int:
+        """How many frames the step can take back."""
+        length = self._step.frames(self.slot)
+        self._longest = max(self._longest, length)
+        return length - max(0, self._longest - self._step.rewind_frames)
+
+    def _forget(self, frames: int) -> None:
+        frames = min(frames, self._prompt_frames)
+        if frames and frames == self._step.frames(self.slot):
+            self._step.open(self.slot, self._sampling)
+            self._longest = 0
+        else:
+            frames = min(frames, self._reach())
+            self._step.rewind(self.slot, frames)
+        self._prompt_frames -= frames
+        self._tell(Forgotten(self._turn, frames, self._prompt_frames))
+
     def _cut(self, turn: int, heard_frames: int) -> None:
         speaking, spoken = self._state is State.SPEAKING, self._spoken
         last = self._turn if speaking else self._turn - 1  # the turn that was spoken last
         kept = {last: spoken, last - 1: self._spoken_before}.get(turn, 0)
         if turn == last and (speaking or self._prompt_frames == 0):
-            self._least_kept = max(self._least_kept, spoken - self._step.rewind_frames)
-            kept = min(spoken, max(heard_frames, self._least_kept))
+            kept = min(spoken, max(heard_frames, spoken - self._reach()))
             self._step.rewind(self.slot, spoken - kept)
             if speaking:
                 self._stop_speaking("interrupted")

@@ -169,21 +169,25 @@ class SpeechEdge:
 class SpeechDetector:
     """Finds where speech begins and ends: a trigger with hysteresis, then a minimum length for either change.
 
-    `probability` is called once for each window of 768 samples, in order; positions are multiples of that. `speaking`
-    tells the present state, `since_samples` where it began.
+    `probability` is called once for each window of 768 samples, in order; positions are `position` and
+    multiples of that after it. `speaking` tells the present state, `since_samples` where it began.
     """
 
-    def __init__(self, probability: Callable[[Pcm], float], options: TurnOptions) -> None:
+    def __init__(self, probability: Callable[[Pcm], float], options: TurnOptions, position: int = 0) -> None:
         self._probability = probability
+        self.configure(options)
+        self._pending: Pcm = np.zeros(0, np.float32)  # less than a window
+        self._position = position  # the end of the last window
+        self._agreed = position  # the end of the last window in which the trigger and `speaking` agreed
+        self._active = False  # the trigger
+        self.speaking = False
+        self.since_samples = position
+
+    def configure(self, options: TurnOptions) -> None:
+        """Tells speech from silence differently from here on."""
         self._enter = options.threshold
         self._leave = max(options.threshold - HYSTERESIS, 0.01)  # a low threshold must not make speech endless
         self._silence_samples = options.silence_ms * SAMPLES_PER_MS
-        self._pending: Pcm = np.zeros(0, np.float32)  # less than a window
-        self._position = 0  # the end of the last window
-        self._agreed = 0  # the end of the last window in which the trigger and `speaking` agreed
-        self._active = False  # the trigger
-        self.speaking = False
-        self.since_samples = 0
 
     def push(self, pcm: Pcm) -> list[SpeechEdge]:
         """pcm: [any length] float32 at 24 kHz, the next of the stream -> the edges that it makes certain."""
@@ -264,18 +268,29 @@ class TurnTaker:
         SPEAKING ── onset, with barge_in: BargeIn ─▶ INTERRUPTING ── interrupted(): Listen ─▶ HEARING
         SPEAKING ── speaking_ended(), or interrupted() that nobody's voice asked for ─▶ IDLE
 
+        IDLE, HEARING ── speak(): SpeechStopped, where somebody was being heard ─▶ SPEAKING
+        HEARING ── clear(): what was being said is no prompt any more ─▶ IDLE
+
     No action but BargeIn comes while the machine speaks. The same input gives the same actions however it is cut into
     pushes; only `Listen` is cut differently. The calls of one instance must not overlap.
     """
 
-    def __init__(self, probability: Callable[[Pcm], float], options: TurnOptions) -> None:
+    def __init__(self, probability: Callable[[Pcm], float], options: TurnOptions, position: int = 0) -> None:
         self.state = TurnState.IDLE
-        self._detector = SpeechDetector(probability, options)
+        self._detector = SpeechDetector(probability, options, position)
+        self._take(options)
+        self._recent: Pcm = np.zeros(0, np.float32)  # the end of the input, bounded by _trim
+        self._position = position  # the end of the input
+        self._handed_out = position  # input before this is never handed out (again)
+
+    def configure(self, options: TurnOptions) -> None:
+        """Takes turns differently from here on."""
+        self._detector.configure(options)
+        self._take(options)
+
+    def _take(self, options: TurnOptions) -> None:
         self._barge_in = options.barge_in
         self._prefix_samples = options.prefix_ms * SAMPLES_PER_MS
-        self._recent: Pcm = np.zeros(0, np.float32)  # the end of the input, bounded by _trim
-        self._position = 0  # the end of the input
-        self._handed_out = 0  # input before this is never handed out (again)
 
     def push(self, pcm: Pcm) -> list[Action]:
         """pcm: [any length] float32 at 24 kHz, the next of the session's input."""
@@ -297,6 +312,20 @@ class TurnTaker:
         if self.state is TurnState.SPEAKING:
             self.state = TurnState.IDLE
             self._detector.forget()
+
+    def speak(self) -> list[Action]:
+        """The machine speaks because it was told to; who was being heard is heard no more. Not after a `BargeIn`."""
+        assert self.state in (TurnState.IDLE, TurnState.HEARING), self.state
+        actions: list[Action] = [SpeechStopped(self._position)] if self.state is TurnState.HEARING else []
+        self.state = TurnState.SPEAKING
+        return actions
+
+    def clear(self) -> None:
+        """Input so far is never handed out (again). A person who is still speaking begins a prompt here."""
+        self._handed_out = self._position
+        if self.state is TurnState.HEARING:
+            self.state = TurnState.IDLE
+        self._detector.forget()
 
     def interrupted(self) -> list[Action]:
         """The machine was stopped and its context cut, after a `BargeIn` or unasked; releases the held audio."""

@@ -36,6 +36,7 @@ from streaming.wire.messages import (
     Ack,
     AudioMessage,
     Error,
+    InputCleared,
     InputDropped,
     InputLagging,
     Interrupt,
@@ -91,6 +92,7 @@ Event = (
     | Interrupted
     | InputLagging
     | InputDropped
+    | InputCleared
     | SessionUpdated
     | Error
     | ConnectionLost

@@ -139,6 +139,8 @@ class Conversation:
         self._heard = asyncio.Event()
         self._framer = Framer(np.float32)
         self._position = 0  # samples of input so far
+        self._prompt_frames = 0  # given to the engine in this turn
+        self._speech_from = 0  # of these, what was said before the speech that is being heard (vad)
         self._patient_until = 0  # the position up to which no input is dropped
         self._turn = 1  # the one that input belongs to
         self._playing: _Playing | None = None
@@ -149,6 +151,7 @@ class Conversation:
         seed = secrets.randbits(63) if start.sampling.seed is None else start.sampling.seed
         self._options = msgspec.structs.replace(start.sampling, seed=seed)
         self._max_seconds = start.max_seconds
+        self._vad = start.vad
         self._drops = start.lag == "drop" and start.pace == "realtime"
 
     async def run(self) -> None:
@@ -242,8 +245,7 @@ class Conversation:
         self._live, self._applied = live, self._options
         self._taker: turn_taking.TurnTaker | None = None
         if start.turn_taking == "vad":
-            probability = turn_taking.SpeechProbability(turn_taking.load_vad_model())
-            self._taker = turn_taking.TurnTaker(probability, start.vad)
+            self._taker = self._turn_taker()
         if start.pace == "fast":
             self._lead_frames = _FAST_LEAD_FRAMES
         else:
@@ -325,11 +327,11 @@ class Conversation:
             case ProtocolError():
                 raise received
             case messages.Speak(turn=turn):
-                if self._taker is not None:
-                    raise SessionError("with turn_taking vad the server hears when the prompt is over")
-                if turn != self._turn:
+                if turn not in (messages.OPEN_TURN, self._turn):
                     raise SessionError(f"speak for turn {turn}, but this is turn {self._turn}")
-                await self._speak()
+                await self._speak(received.max_seconds, received.sampling)
+            case messages.InputClear(keep_samples=keep):
+                self._clear(keep)
             case messages.Played(turn=turn, samples=samples, underruns=underruns):
                 if self._playing is not None and turn == self._playing.turn:
                     self._playing.playback.report(samples)
@@ -341,7 +343,7 @@ class Conversation:
                 now = 1e3 * time.monotonic()
                 self._send(messages.Pong(id=number, client_time_ms=sent, server_time_ms=now))
             case messages.SessionUpdate():
-                self._update(received)
+                await self._update(received)
             case messages.SessionClose():
                 return End(messages.SessionClosed(reason="client"), CloseCode.NORMAL_CLOSURE, "")
             case _:
@@ -365,6 +367,8 @@ class Conversation:
                 if self._taker is not None and self._playing is not None and turn == self._playing.turn:
                     self._awaiting_heard = False
                     await self._act(self._taker.interrupted())
+            case events.Forgotten(turn, prompt_frames=kept):
+                self._send(messages.InputCleared(turn=turn, kept_samples=kept * FRAME))
             case _Sending(turn):
                 self._frame_sent(turn)
             case _Tick(turn):
@@ -401,7 +405,7 @@ class Conversation:
             await self._act(await asyncio.to_thread(self._taker.push, to_float(audio.pcm)))
         elif audio.turn > self._turn:
             raise ProtocolError(f"audio of turn {audio.turn}, but this is turn {self._turn}")
-        elif audio.turn == self._turn and not self._speaking:
+        elif audio.turn in (messages.OPEN_TURN, self._turn) and not self._speaking:
             await self._listen(self._framer.push(audio.pcm))
 
     async def _listen(self, frames: NDArray[np.float32]) -> None:
@@ -411,6 +415,7 @@ class Conversation:
             while not self._left.is_set():
                 self._heard.clear()  # before the attempt: what is heard right after it is not missed
                 if self._live.listen(frame):
+                    self._prompt_frames += 1
                     break
                 if drops:
                     dropped += FRAME
@@ -430,30 +435,64 @@ class Conversation:
                 case turn_taking.Listen(pcm):
                     await self._listen(self._framer.push(pcm))
                 case turn_taking.SpeechStarted(at):
+                    self._speech_from = self._prompt_frames
                     self._send(messages.SpeechStarted(turn=self._turn, at_samples=at))
                 case turn_taking.SpeechStopped(at):
                     self._send(messages.SpeechStopped(turn=self._turn, at_samples=at))
+                case turn_taking.Speak() if not self._vad.respond:
+                    assert self._taker is not None
+                    self._taker.speaking_ended()
                 case turn_taking.Speak():
-                    await self._speak()
+                    await self._continue(self._max_seconds, self._options)
                 case turn_taking.BargeIn(at):
                     assert self._playing is not None
                     turn = self._playing.turn
+                    self._playing.playback.stop(self._loop.time())
+                    self._speech_from = 0
                     self._send(messages.SpeechStarted(turn=turn, at_samples=at))
                     self._awaiting_heard = True
                     self._loop.call_later(_HEARD_TIMEOUT_S, self._inbox.put_nowait, _HeardTimeout(turn))
 
+    def _clear(self, keep_samples: int) -> None:
+        """Takes back the prompt but for its beginning or, in vad mode, but for what was said before this speech."""
+        if self._speaking:
+            raise SessionError("the session is speaking: there is no prompt to be cleared")
+        keep = min(keep_samples, self._prompt_frames * FRAME + self._framer.pending_samples)
+        if self._taker is not None:
+            hearing = self._taker.state is turn_taking.TurnState.HEARING
+            keep = FRAME * (self._speech_from if hearing else self._prompt_frames)
+            self._taker.clear()
+        kept_frames = min(-(-keep // FRAME), self._prompt_frames)  # a frame that holds both stays whole
+        begun = self._framer.flush().reshape(-1)[: max(0, keep - self._prompt_frames * FRAME)]
+        self._framer.push(begun)
+        self._live.forget(self._prompt_frames - kept_frames)
+        self._prompt_frames = kept_frames
+
     # Speaking
 
-    async def _speak(self) -> None:
+    async def _speak(self, max_seconds: float | None, sampling: SamplingOptions | None) -> None:
+        """At the client's word."""
         if self._speaking:
             raise SessionError("the session is already speaking")
+        if self._taker is not None:
+            if self._taker.state is turn_taking.TurnState.SPEAKING:
+                self._taker.speaking_ended()  # what is still being played counts as heard
+            elif self._taker.state is turn_taking.TurnState.INTERRUPTING:
+                raise SessionError("the session is being interrupted: say what was heard first")
+        options = self._options if sampling is None else self._seeded(sampling)
+        await self._continue(self._max_seconds if max_seconds is None else max_seconds, options)
+        if self._taker is not None:
+            await self._act(self._taker.speak())
+
+    async def _continue(self, max_seconds: float, options: SamplingOptions) -> None:
         await self._listen(self._framer.flush())
-        if self._options != self._applied:
-            self._live.configure(_sampling(self._options))
-            self._applied = self._options
-        turn = self._live.speak(_frames(self._max_seconds), self._lead_frames)
+        if options != self._applied:
+            self._live.configure(_sampling(options))
+            self._applied = options
+        turn = self._live.speak(_frames(max_seconds), self._lead_frames)
         assert turn == self._turn, (turn, self._turn)
         self._playing = _Playing(turn)
+        self._prompt_frames = self._speech_from = 0
 
     def _interrupt(self, turn: int, heard_samples: int) -> None:
         playing = self._playing
@@ -518,13 +557,51 @@ class Conversation:
         self._loop.call_at(idle_until, self._inbox.put_nowait, _IdleCheck())
         return None
 
-    def _update(self, update: messages.SessionUpdate) -> None:
+    async def _update(self, update: messages.SessionUpdate) -> None:
+        if update.turn_taking == "vad" and self._taker is None:
+            await asyncio.to_thread(turn_taking.load_vad_model)
         if update.max_seconds is not None:
             self._max_seconds = update.max_seconds
         if update.sampling is not None:
-            seed = self._options.seed if update.sampling.seed is None else update.sampling.seed
-            self._options = msgspec.structs.replace(update.sampling, seed=seed)  # from the next turn on
-        self._send(messages.SessionUpdated(max_seconds=self._max_seconds, sampling=self._options))
+            self._options = self._seeded(update.sampling)  # from the next turn on
+        if update.vad is not None:
+            self._vad = update.vad
+            if self._taker is not None:
+                self._taker.configure(update.vad)
+        if update.turn_taking == "vad" and self._taker is None:
+            self._taker = self._turn_taker()
+            if self._playing is not None and not self._playing.over:
+                self._taker.speak()
+        elif update.turn_taking == "manual" and self._taker is not None:
+            await self._take_no_turns(self._taker)
+        self._send(
+            messages.SessionUpdated(
+                max_seconds=self._max_seconds,
+                sampling=self._options,
+                turn_taking="manual" if self._taker is None else "vad",
+                vad=self._vad,
+            )
+        )
+
+    def _turn_taker(self) -> turn_taking.TurnTaker:
+        probability = turn_taking.SpeechProbability(turn_taking.load_vad_model())
+        return turn_taking.TurnTaker(probability, self._vad, self._position)
+
+    async def _take_no_turns(self, taker: turn_taking.TurnTaker) -> None:
+        """From vad to manual. What is being said is the beginning of a prompt."""
+        self._taker = None
+        playing = self._playing
+        if taker.state is turn_taking.TurnState.INTERRUPTING and playing is not None:
+            self._interrupt(playing.turn, playing.playback.played_samples(self._loop.time()))
+            for action in taker.interrupted():
+                if isinstance(action, turn_taking.Listen):
+                    await self._listen(self._framer.push(action.pcm))
+        elif taker.state is turn_taking.TurnState.HEARING:
+            await self._act(taker.speak())  # tells the end of the speech
+
+    def _seeded(self, sampling: SamplingOptions) -> SamplingOptions:
+        """With the session's seed where it has none of its own."""
+        return msgspec.structs.replace(sampling, seed=self._options.seed) if sampling.seed is None else sampling
 
 
 _GONE = End(None, CloseCode.NORMAL_CLOSURE, "")

@@ -17,6 +17,7 @@ from streaming.wire.health import HEALTH, LIVE, READY, Health
 from streaming.wire.messages import PATH
 from streaming.wire.metrics import CONTENT_TYPE, METRICS
 from streaming.wire.observer import Observer
+from streaming.wire.openai import OPENAI_PATHS
 from streaming.wire.pages import web_pages
 
 
@@ -49,8 +50,11 @@ class HttpEndpoints:
             return response
         peer = connection.remote_address
         address = peer[0] if isinstance(peer, tuple) else None
-        ask = {PATH: self._keeper.admit, METRICS: self._keeper.admit_reader}.get(path, self._keeper.look)
+        admit = dict.fromkeys((PATH, *OPENAI_PATHS), self._keeper.admit) | {METRICS: self._keeper.admit_reader}
+        ask = admit.get(path, self._keeper.look)
         answer = ask(request.headers, request.path, address, time.monotonic())
+        if isinstance(answer, Visitor) and path in OPENAI_PATHS:  # nobody comes back to a session there
+            answer = self._keeper.crowded(answer) or answer
         if isinstance(answer, Refusal):
             self._observer.refused(answer.code)
             response = connection.respond(answer.status, answer.body)

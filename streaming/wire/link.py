@@ -5,7 +5,7 @@ sent.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Protocol
 
@@ -13,7 +13,7 @@ from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
 
 from streaming.wire.conversation import Conversation, Received
-from streaming.wire.messages import AudioMessage, Message, encode
+from streaming.wire.messages import AudioMessage, Message
 from streaming.wire.outbox import End
 
 MESSAGES_PER_S = 2000
@@ -105,9 +105,9 @@ class Link:
         return False
 
 
-async def dismiss(socket: ServerConnection, end: End) -> None:
-    """Says why there is no session, in the native protocol, and closes the socket."""
+async def dismiss(socket: ServerConnection, end: End, say: Callable[[Message], Sequence[str | bytes]]) -> None:
+    """Says why there is no session, and closes the socket."""
     with suppress(ConnectionClosed):
-        if end.message is not None:
-            await socket.send(encode(end.message))
+        for data in () if end.message is None else say(end.message):
+            await socket.send(data)
         await socket.close(end.code, end.reason)

@@ -26,6 +26,9 @@ MAX_OPUS_SAMPLES = 2_880
 """Most samples that the packets of one Opus message decode to: 120 ms, as much as one packet may hold."""
 MAX_OPUS_PACKET_BYTES = 4_000
 
+OPEN_TURN = 0
+"""Instead of a number: the turn that input belongs to just now."""
+
 NonNegative = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Turn = Annotated[int, msgspec.Meta(ge=1, le=2**32 - 1)]
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=3600)]
@@ -68,12 +71,13 @@ class SamplingOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
 
 class VadOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Server-side voice activity detection."""
+    """Server-side voice activity detection. respond: whether the end of speech is the word to go on."""
 
     threshold: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 0.5
     silence_ms: Annotated[int, msgspec.Meta(ge=80, le=10_000)] = 480
     prefix_ms: Annotated[int, msgspec.Meta(ge=0, le=2_000)] = 320
     barge_in: bool = True
+    respond: bool = True
 
 
 # Client to server
@@ -107,10 +111,20 @@ class SessionResume(Message, tag="session.resume", frozen=True):
 class SessionUpdate(Message, tag="session.update", frozen=True):
     max_seconds: Seconds | None = None
     sampling: SamplingOptions | None = None
+    turn_taking: Literal["manual", "vad"] | None = None
+    vad: VadOptions | None = None
 
 
 class Speak(Message, tag="speak", frozen=True):
-    turn: Turn
+    """max_seconds, sampling: of this turn only."""
+
+    turn: Annotated[int, msgspec.Meta(ge=OPEN_TURN, le=2**32 - 1)]
+    max_seconds: Seconds | None = None
+    sampling: SamplingOptions | None = None
+
+
+class InputClear(Message, tag="input.clear", frozen=True):
+    keep_samples: NonNegative = 0
 
 
 class Interrupt(Message, tag="interrupt", frozen=True):
@@ -145,7 +159,9 @@ class SessionClose(Message, tag="session.close", frozen=True):
     pass
 
 
-ClientMessage = SessionStart | SessionResume | SessionUpdate | Speak | Interrupt | Played | Ping | Ack | SessionClose
+ClientMessage = (
+    SessionStart | SessionResume | SessionUpdate | Speak | InputClear | Interrupt | Played | Ping | Ack | SessionClose
+)
 
 
 # Server to client
@@ -200,6 +216,8 @@ class SessionRefused(Message, tag="session.refused", frozen=True):
 class SessionUpdated(Message, tag="session.updated", frozen=True):
     max_seconds: float
     sampling: SamplingOptions
+    turn_taking: Literal["manual", "vad"] = "manual"
+    vad: VadOptions = VadOptions()
 
 
 class SpeechStarted(Message, tag="speech.started", frozen=True):
@@ -215,6 +233,11 @@ class SpeechStopped(Message, tag="speech.stopped", frozen=True):
 class InputLagging(Message, tag="input.lagging", frozen=True):
     turn: int
     behind_ms: float
+
+
+class InputCleared(Message, tag="input.cleared", frozen=True):
+    turn: int
+    kept_samples: int
 
 
 class InputDropped(Message, tag="input.dropped", frozen=True):
@@ -267,6 +290,7 @@ ServerMessage = (
     | SessionRefused
     | InputLagging
     | InputDropped
+    | InputCleared
     | SessionUpdated
     | SpeechStarted
     | SpeechStopped

@@ -17,11 +17,11 @@ from websockets.exceptions import ConnectionClosed
 from streaming.engine.engine import Engine
 from streaming.errors import ProtocolError, StreamingError
 from streaming.wire import messages
-from streaming.wire.access import Gatekeeper, Visitor
+from streaming.wire.access import Visitor
 from streaming.wire.admission import Admission
 from streaming.wire.conversation import Conversation, Received, refusal, refused
 from streaming.wire.exchange import WINDOW, Exchange
-from streaming.wire.link import MESSAGES_PER_S, Link, dismiss
+from streaming.wire.link import MESSAGES_PER_S, Link
 from streaming.wire.messages import (
     Ack,
     AudioMessage,
@@ -32,9 +32,10 @@ from streaming.wire.messages import (
     SessionStarted,
     TurnDone,
 )
-from streaming.wire.observer import Observer, SessionObserver
+from streaming.wire.observer import SessionObserver
 from streaming.wire.opus import OpusReceiver, OpusSender, opus_available
-from streaming.wire.outbox import End, Outbox
+from streaming.wire.outbox import Outbox
+from streaming.wire.sessions import Session, Sessions
 
 _START_TIMEOUT_S = 10.0
 _OPUS_MESSAGES_PER_S = 400
@@ -123,7 +124,7 @@ class _Return:
     done: asyncio.Event
 
 
-class NativeSession:
+class NativeSession(Session):
     """A conversation and the sockets that it has, one at a time. resume: None for one that ends with its socket."""
 
     def __init__(
@@ -135,21 +136,15 @@ class NativeSession:
         codec: Codec,
         observer: SessionObserver,
     ) -> None:
-        self.visitor = visitor
         self._observer = observer
-        self._conversation, self._socket = conversation, socket
         self._resume_s = None if resume is None else resume.seconds
         self._exchange = None if resume is None else Exchange()
-        self._dialect = NativeDialect(conversation.outbox, self._exchange, codec)
+        super().__init__(conversation, NativeDialect(conversation.outbox, self._exchange, codec), visitor, socket)
         self._messages_per_s = _OPUS_MESSAGES_PER_S if codec == "opus" else MESSAGES_PER_S
         self._returned: asyncio.Queue[_Return] = asyncio.Queue()
         self._draining = False
-        self.away = False
-        """Whether it is waiting for its client to come back."""
 
-    async def run(self) -> None:
-        """The whole life of the session."""
-        talking = asyncio.create_task(self._conversation.run())
+    async def _talk(self, talking: asyncio.Task[None]) -> None:
         first: list[str | bytes] = []
         done: asyncio.Event | None = None
         try:
@@ -167,8 +162,6 @@ class NativeSession:
         finally:
             if done is not None:
                 done.set()
-            self._conversation.leave()
-            await talking
 
     def _link(self) -> Link:
         return Link(self._socket, self._conversation, self._dialect, self._messages_per_s)
@@ -203,77 +196,44 @@ class NativeSession:
     def drain(self) -> None:
         """Ends the session when its turn is over, now if it is listening or away: the server will stop."""
         self._draining = True
-        self._conversation.drain()
+        super().drain()
         if self.away:
-            self._conversation.stop()
-
-    def stop(self) -> None:
-        """Ends the session at once: the server stops."""
-        self._conversation.stop()
-
-    def revoke(self) -> None:
-        """Ends the session because its token is no longer valid."""
-        self._conversation.revoke()
-
-    def abort(self) -> None:
-        """Closes the socket under a client that does not let itself be told."""
-        self._socket.transport.abort()
+            self.stop()
 
 
 class NativeService:
-    """All sessions of a server, kept in `sessions`. resume_s: for how long one outlives its connection; 0: none does.
+    """The sockets of this protocol. resume_s: for how long a session outlives its connection; 0: none does.
 
     A resume token is the server's own mark and 192 random bits; of these only a hash is kept.
     """
 
     def __init__(
-        self,
-        engine: Engine,
-        admission: Admission,
-        keeper: Gatekeeper,
-        observer: Observer,
-        idle_s: float,
-        resume_s: float,
-        sessions: set[NativeSession],
+        self, engine: Engine, admission: Admission, sessions: Sessions, idle_s: float, resume_s: float
     ) -> None:
-        self._engine, self._admission, self._keeper, self._observer = engine, admission, keeper, observer
+        self._engine, self._admission, self._sessions = engine, admission, sessions
         self._idle_s, self._resume_s = idle_s, resume_s
         self._mark = secrets.token_hex(4)
         self._resumable: dict[bytes, NativeSession] = {}
-        self._opening: set[ServerConnection] = set()
-        self.sessions = sessions
-
-    def abort(self) -> None:
-        """Closes every socket whose client does not let itself be told."""
-        for session in self.sessions:
-            session.abort()
-        for socket in self._opening:
-            socket.transport.abort()
 
     async def __call__(self, socket: ServerConnection, visitor: Visitor) -> None:
         """Serves one socket."""
-        self._opening.add(socket)
-        try:
-            first = await _first_message(socket)
-            if isinstance(first, SessionResume):
-                await self._find(first.token, visitor).resume(socket, first)
+        with self._sessions.opening(socket):
+            try:
+                first = await _first_message(socket)
+                if isinstance(first, SessionResume):
+                    await self._find(first.token, visitor).resume(socket, first)
+                    return
+            except ConnectionClosed:
                 return
-        except ConnectionClosed:
-            return
-        except StreamingError as error:
-            await self._dismiss(socket, refusal(error))
-            return
-        finally:
-            self._opening.remove(socket)
-        with self._keeper.session(visitor) as too_many:
+            except StreamingError as error:
+                await self._sessions.dismiss(socket, refusal(error), _say)
+                return
+        with self._sessions.keeper.session(visitor) as too_many:
             if too_many is None:
                 await self._start(socket, visitor, first)
                 return
-        await self._dismiss(socket, refused(too_many.code, too_many.message, too_many.retry_after_s or 0))
-
-    async def _dismiss(self, socket: ServerConnection, end: End) -> None:
-        self._observer.dismissed(end)
-        await dismiss(socket, end)
+        end = refused(too_many.code, too_many.message, too_many.retry_after_s or 0)
+        await self._sessions.dismiss(socket, end, _say)
 
     async def _start(self, socket: ServerConnection, visitor: Visitor, start: SessionStart) -> None:
         token = f"{self._mark}.{secrets.token_urlsafe(24)}"
@@ -283,16 +243,14 @@ class NativeService:
         codec: Codec = "opus" if _wants_opus(start) and opus_available() else "pcm16"
         if codec == "opus":
             start = structs.replace(start, lead_ms=max(start.lead_ms, _OPUS_LEAD_MS))
-        observer = self._observer.session(visitor.name)
+        observer = self._sessions.observer.session(visitor.name)
         conversation = Conversation(self._engine, self._admission, start, self._idle_s, resume, observer=observer)
         session = NativeSession(conversation, visitor, socket, resume, codec, observer)
-        self.sessions.add(session)
         if resume is not None:
             self._resumable[_digest(token)] = session
         try:
-            await session.run()
+            await self._sessions.run(session)
         finally:
-            self.sessions.remove(session)
             self._resumable.pop(_digest(token), None)
 
     def _find(self, token: str, visitor: Visitor) -> NativeSession:
@@ -302,6 +260,10 @@ class NativeService:
         if token.partition(".")[0] != self._mark:
             raise SessionElsewhereError("this session is another server's, or one's that was restarted; start anew")
         raise SessionExpiredError("this session is over, or was left alone for too long; start anew")
+
+
+def _say(message: Message) -> Sequence[str]:
+    return [messages.encode(message)]
 
 
 def _wants_opus(start: SessionStart) -> bool:

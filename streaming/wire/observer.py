@@ -18,10 +18,11 @@ from streaming.wire.health import HEALTH, LIVE, READY
 from streaming.wire.log import Value, event
 from streaming.wire.messages import AudioMessage, Message
 from streaming.wire.metrics import METRICS, Metrics
+from streaming.wire.openai import OPENAI_PATHS
 from streaming.wire.outbox import End
 
 _LOG = logging.getLogger(__name__)
-_PATHS = frozenset(("/", messages.PATH, "/v1/realtime", HEALTH, LIVE, READY, METRICS))
+_PATHS = frozenset(("/", messages.PATH, *OPENAI_PATHS, HEALTH, LIVE, READY, METRICS))
 _OUR_FAULTS = frozenset(("internal", "step_failed", "engine_stopped"))
 _TIMED_TURNS = 1_000
 

@@ -16,12 +16,17 @@ class Playback:
         self.sent_frames = 0
         self._ends_at = 0.0  # when what was sent is over, if it is played as it comes
         self._reported: int | None = None
+        self._stopped: int | None = None
 
     def sent(self, now: float) -> float:
         """A frame went out. Returns when, by the clock, it will have been played."""
         self.sent_frames += 1
         self._ends_at = max(now, self._ends_at) + 1 / FRAME_RATE
         return self._ends_at
+
+    def stop(self, now: float) -> None:
+        """The client was told to play no more: the clock counts no further."""
+        self._stopped = self._by_clock(now)
 
     def report(self, samples: int) -> None:
         """The client says that it has played so much. Never less than it said before, nor more than it was sent."""
@@ -36,5 +41,8 @@ class Playback:
         """What was heard, at most what was sent."""
         if self._reported is not None:
             return self._reported
+        return self._by_clock(now) if self._stopped is None else self._stopped
+
+    def _by_clock(self, now: float) -> int:
         remaining = max(0.0, self._ends_at - now) * FRAME_RATE
         return max(0, round((self.sent_frames - remaining) * FRAME))

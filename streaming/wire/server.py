@@ -7,8 +7,7 @@ import logging
 import os
 import socket
 import ssl
-import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 
@@ -18,7 +17,7 @@ from websockets.http11 import Request, Response
 from streaming.audio import FRAME_RATE
 from streaming.engine.engine import Engine
 from streaming.errors import StreamingError
-from streaming.wire.access import Bind, Gatekeeper, select_subprotocol
+from streaming.wire.access import Bind, Gatekeeper, Visitor, select_subprotocol
 from streaming.wire.admission import Admission
 from streaming.wire.connection import connection
 from streaming.wire.doorstep import Doorstep, listen
@@ -27,8 +26,11 @@ from streaming.wire.http import HttpEndpoints
 from streaming.wire.log import event
 from streaming.wire.messages import MAX_MESSAGE_BYTES, PATH
 from streaming.wire.metrics import Metrics
-from streaming.wire.native import NativeService, NativeSession
+from streaming.wire.native import NativeService
 from streaming.wire.observer import Observer
+from streaming.wire.openai import LIVE_PATH, REALTIME_PATH
+from streaming.wire.openai.service import LiveService, RealtimeService
+from streaming.wire.sessions import Session, Sessions
 
 _LOG = logging.getLogger(__name__)
 _POLL_S = 0.5
@@ -132,22 +134,25 @@ async def run_server(
     had.
     """
     admission = Admission(engine, options.queue)
-    sessions: set[NativeSession] = set()
-    health = Health(engine, admission, sessions, version())
+    running: set[Session] = set()
+    health = Health(engine, admission, running, version())
     observer = Observer(Metrics(health))
+    sessions = Sessions(keeper, observer, running)
     endpoints = HttpEndpoints(keeper, health, observer)
-    service = NativeService(engine, admission, keeper, observer, options.idle_s, options.resume_s, sessions)
+    services: dict[str, Callable[[ServerConnection, Visitor], Awaitable[None]]] = {
+        PATH: NativeService(engine, admission, sessions, options.idle_s, options.resume_s),
+        REALTIME_PATH: RealtimeService(engine, admission, sessions, options.idle_s),
+        LIVE_PATH: LiveService(engine, admission, sessions, options.idle_s),
+    }
 
     async def handle(connection: ServerConnection) -> None:
+        assert connection.request is not None
+        service = services[connection.request.path.partition("?")[0]]
         try:
             await service(connection, endpoints.visitors[connection])
         except Exception:  # the library, which closes the connection, logs nowhere
             _LOG.exception("a connection failed")
             raise
-
-    async def gone() -> None:
-        while sessions:
-            await asyncio.sleep(0.02)
 
     doorstep = Doorstep(keeper.limits)
 
@@ -204,23 +209,19 @@ async def run_server(
             with suppress(TimeoutError):
                 async with asyncio.timeout(_POLL_S):
                     await shutdown.requested.wait()
-            for session in sessions:
-                if not keeper.still_welcome(session.visitor, time.monotonic()):
-                    session.revoke()
+            sessions.revoke_unwelcome()
         admission.stop()
         reason = "told" if engine.failure is None else "engine_failed"
-        event(_LOG, logging.INFO, "server.stopping", reason=reason, sessions=len(sessions))
+        event(_LOG, logging.INFO, "server.stopping", reason=reason, sessions=len(running))
         for server in servers:
             server.close(close_connections=False)
-        for session in sessions:
-            session.drain()
-        drained = asyncio.create_task(gone())
+        sessions.drain()
+        drained = asyncio.create_task(sessions.gone())
         hurry = asyncio.create_task(shutdown.at_once.wait())
         await asyncio.wait((drained, hurry), timeout=options.drain_s, return_when=asyncio.FIRST_COMPLETED)
-        for session in sessions:
-            session.stop()
+        sessions.stop()
         await asyncio.wait((drained,), timeout=_GOODBYE_S)  # for goodbyes
-        service.abort()
+        sessions.abort()
         drained.cancel()
         hurry.cancel()
     event(_LOG, logging.INFO, "server.stopped")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from streaming.audio import FRAME
 from streaming.config import Sampling
-from streaming.engine.events import Event, FrameSpoken, Interrupted, TurnDone, TurnStarted
+from streaming.engine.events import Event, Forgotten, FrameSpoken, Interrupted, TurnDone, TurnStarted
 from streaming.engine.session import LiveSession
 from streaming.errors import EmptyPromptError, SessionError
 from tests.engine.stub_step import Entry, Stream, StubStep, codes_of, frame, heard, pcm_of, spoken
@@ -57,7 +57,14 @@ class Recall:
     turns_ago: int
 
 
-Act = Hear | Say | Configure | Recall
+@dataclass(frozen=True)
+class Forget:
+    """Take back the last frames heard in this turn."""
+
+    frames: int
+
+
+Act = Hear | Say | Configure | Recall | Forget
 
 
 @st.composite
@@ -79,7 +86,11 @@ def says(draw: st.DrawFn, rewind_frames: int) -> Say:
 
 def programs(rewind_frames: int = 4, max_size: int = 10) -> st.SearchStrategy[list[Act]]:
     hears = st.lists(st.integers(0, 99), min_size=1, max_size=5).map(lambda values: Hear(tuple(values)))
-    rare = st.one_of(st.builds(Configure, st.integers(0, 9)), st.builds(Recall, st.integers(-1, 3)))
+    rare = st.one_of(
+        st.builds(Configure, st.integers(0, 9)),
+        st.builds(Recall, st.integers(-1, 3)),
+        st.builds(Forget, st.integers(0, 6)),
+    )
     return st.lists(st.one_of(hears, says(rewind_frames), says(rewind_frames), rare), max_size=max_size)
 
 
@@ -102,6 +113,9 @@ class Conversation:
         self._kept = {-1: 0, 0: 0}  # frames of each turn's continuation
         self._started: list[TurnStarted] = []
         self._interrupted: list[Interrupted] = []
+        self._forgotten: list[Forgotten] = []
+        self._longest = 0  # the stream was
+        self._starts: dict[int, int] = {}  # of each turn's continuation, in the stream
         self._digests: dict[int, list[int]] = {}  # of each turn's whole continuation
         self._reasons: dict[int, str] = {}
         self._least: dict[int, int] = {}  # how many frames of it must have come
@@ -121,6 +135,8 @@ class Conversation:
                 case Configure(seed):
                     self._sampling = replace(self._sampling, seed=seed)
                     self._live.configure(self._sampling)
+                case Forget(frames):
+                    self._forget(frames)
                 case Recall(turns_ago):
                     self._interrupt(self._turn - turns_ago, EVERYTHING, self._kept_of(self._turn - turns_ago))
 
@@ -130,6 +146,7 @@ class Conversation:
         self._driver.wait_for(lambda: len(self._of(Interrupted)) == len(self._interrupted))
         assert self._of(TurnStarted) == self._started
         assert self._of(Interrupted) == self._interrupted
+        assert self._of(Forgotten) == self._forgotten
         assert self._step.streams[self._live.slot].entries == self.entries
         turns = [event for event in self._events if isinstance(event, TurnStarted | FrameSpoken | TurnDone)]
         for turn, digests in self._digests.items():
@@ -159,6 +176,22 @@ class Conversation:
         self._prompt_frames += len(values)
         self._heard_any = True
 
+    def _forget(self, frames: int) -> None:
+        # How far back it can reach depends on how much was spoken before it was cut
+        self._driver.wait_for(lambda: len(self._of(TurnDone)) == self._turn - 1)
+        spoken_to = [self._starts[done.turn] + done.frames for done in self._of(TurnDone)]
+        self._live.forget(frames)
+        frames, length = min(frames, self._prompt_frames), len(self.entries)
+        self._longest = max(self._longest, length, *spoken_to)
+        if frames == length:
+            self._longest = 0
+        else:
+            frames = min(frames, length - max(0, self._longest - self._step.rewind_frames))
+        self._stream.rewind(frames)
+        self._prompt_frames -= frames
+        self._heard_any = self._turn > 1 or self._prompt_frames > 0
+        self._forgotten.append(Forgotten(self._turn, frames, self._prompt_frames))
+
     def _say(self, say: Say) -> None:
         if not self._heard_any:
             with pytest.raises(EmptyPromptError):
@@ -168,6 +201,7 @@ class Conversation:
         assert turn == self._turn == self._live.turn
         forgotten = max(0, len(self.entries) + 1 - self._step.context_frames)
         self._started.append(TurnStarted(turn, self._prompt_frames, forgotten))
+        self._starts[turn] = len(self.entries)
         whole = self._continue(say.max_frames)
         if whole > say.lead_frames:  # then it cannot be over before something is released
             self._check_refusals()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from streaming.audio import FRAME
 from streaming.config import Sampling
 from streaming.engine import session as session_module
-from streaming.engine.events import Event, Failed, FrameSpoken, Heard, Interrupted, TurnDone, TurnStarted
+from streaming.engine.events import Event, Failed, Forgotten, FrameSpoken, Heard, Interrupted, TurnDone, TurnStarted
 from streaming.engine.session import QUEUED_FRAMES, LiveSession
 from streaming.errors import EmptyPromptError, EngineStoppedError, PromptTooLongError, SessionError
 from tests.engine.conversation import Act, Conversation, programs
@@ -485,6 +485,68 @@ def test_an_interruption_of_the_turn_before_is_answered_for_that_turn() -> None:
     bench.run()
     assert bench.interrupted()[4:] == [(2, 1), (3, 0)]
     assert bench.entries == [heard(1), *[SPOKEN] * 4, heard(2)]
+
+
+def test_a_prompt_that_is_taken_back_was_never_heard() -> None:
+    """A push-to-talk that was let go by mistake was part of what the next one continued."""
+    bench = Bench()
+    bench.hear(*range(9))  # more than the step can rewind: but there is nothing else to keep
+    bench.run()
+    bench.live.forget(9)
+    bench.hear(20)
+    bench.speak(2)
+    assert bench.entries == [heard(20), SPOKEN, SPOKEN]
+    assert Forgotten(1, 9, 0) in bench.events
+
+
+def test_the_committed_part_of_a_prompt_is_kept() -> None:
+    bench = Bench()
+    bench.hear(1, 2, 3)
+    bench.live.forget(1)
+    bench.run()
+    assert bench.entries == [heard(1), heard(2)]
+    assert bench.last(1) == [Forgotten(1, 1, 2)]
+
+
+def test_nothing_of_the_turns_before_is_taken_back_with_a_prompt() -> None:
+    """And what is further back than the step can rewind stays: it is said how much."""
+    bench = Bench()
+    bench.hear(0)
+    bench.speak(2, max_frames=2)
+    bench.hear(1, 2, 3)
+    bench.live.forget(100)
+    bench.run()
+    assert bench.entries == [heard(0), SPOKEN, SPOKEN]
+    bench.hear(*range(9))
+    bench.live.forget(9)
+    bench.run()
+    assert bench.last(1) == [Forgotten(2, 4, 5)], "the stub rewinds 4 frames"
+    assert bench.entries[3:] == [heard(value) for value in range(5)]
+
+
+def test_a_late_cut_after_a_prompt_was_taken_back_rewinds_no_further_than_can_be() -> None:
+    """The frames of the forgotten prompt have overwritten what the cut would need."""
+    bench = Bench()
+    bench.hear(0)
+    bench.speak(4, max_frames=4)
+    bench.hear(1, 2, 3)
+    bench.live.forget(3)
+    bench.live.interrupt(1, 0)
+    bench.run()
+    assert bench.interrupted() == [(1, 3)]
+    assert bench.entries == [heard(0), *[SPOKEN] * 3]
+
+
+def test_a_prompt_that_was_all_taken_back_cannot_be_continued() -> None:
+    bench = Bench()
+    bench.hear(1)
+    bench.live.forget(1)
+    with pytest.raises(EmptyPromptError):
+        bench.live.speak(1, 1)
+    bench.hear(1)
+    bench.live.speak(1, 1)
+    with pytest.raises(SessionError):
+        bench.live.forget(0)
 
 
 def test_the_turn_of_new_commands_is_told_before_the_old_one_has_ended() -> None:

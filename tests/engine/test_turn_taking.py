@@ -543,3 +543,43 @@ def test_resampling_keeps_speech_across_windows(frequency_hz: float) -> None:
 def test_resampling_removes_what_would_alias(frequency_hz: float) -> None:
     """Hiss above 8 kHz folded onto speech changed the verdict on 10 of 221 windows."""
     assert np.abs(resampled(frequency_hz)[100:]).max() < 0.003
+
+
+def test_a_command_to_speak_ends_what_is_being_heard() -> None:
+    """Whoever shows that somebody speaks must learn that nobody is listened to any more."""
+    conversation = Conversation(YES * 6 + NO * 8 + YES * 4)
+    conversation.hear(5)
+    assert conversation.record(conversation.taker.speak()) == [SpeechStopped(5 * W)]
+    assert plain(conversation.hear(9)) == [], "the rest of it is no new speech"
+    assert conversation.hear(4) == [BargeIn(14 * W)]
+
+
+def test_a_command_to_speak_in_silence_says_nothing() -> None:
+    conversation = Conversation(NO * 4)
+    conversation.hear(4)
+    assert conversation.taker.speak() == []
+    assert conversation.taker.state is TurnState.SPEAKING
+
+
+def test_cleared_input_is_never_heard() -> None:
+    """Not even as the prefix of what follows; and who goes on speaking is heard from there."""
+    conversation = Conversation(NO * 4 + YES * 12)
+    conversation.hear(8)
+    conversation.taker.clear()
+    assert conversation.taker.state is TurnState.IDLE
+    assert plain(conversation.hear(6))[:2] == [SpeechStarted(8 * W), slice(8 * W, 14 * W)]
+
+
+def test_options_change_in_mid_stream() -> None:
+    """A new detector would count positions from zero again, and forget that somebody is speaking."""
+    conversation = Conversation(YES * 4 + NO * 20)
+    conversation.hear(4)
+    conversation.taker.configure(VadOptions(silence_ms=320, prefix_ms=64))
+    assert all(isinstance(action, Listen) for action in conversation.hear(9))
+    assert conversation.hear(2)[-2:] == [SpeechStopped(4 * W), Speak()]
+
+
+def test_positions_go_on_from_where_turn_taking_begins() -> None:
+    """Switched on in mid-session it told positions of an input of its own."""
+    taker = TurnTaker(lambda _: 0.9, OPTIONS, 100 * W)
+    assert plain(taker.push(positions(3, 100 * W))) == [SpeechStarted(100 * W), slice(100 * W, 103 * W)]
