@@ -27,6 +27,8 @@ from streaming.errors import EngineStoppedError, StepFailedError
 _LOG = logging.getLogger(__name__)
 _TIMED_STEPS = 1000
 _RECENT_STEPS = 25
+_RECENT_S = 5.0
+"""Steps before that say nothing of the sessions that there are now."""
 _OVERLOAD = 0.8
 """Steps that take this share of a frame's 80 ms leave no room for another session."""
 _ENGINE_FAILED = "the engine has failed; its log says why"
@@ -82,6 +84,7 @@ class Engine:
         self._sessions: dict[int, LiveSession] = {}
         self._steps = 0
         self._step_seconds: deque[float] = deque(maxlen=_TIMED_STEPS)
+        self._recent_steps: deque[tuple[float, float]] = deque(maxlen=_RECENT_STEPS)  # when each ended, its seconds
         self._step_histogram = Histogram(_STEP_BOUNDS_S)
         self._steps_failed = self._failed_in_a_row = 0
         self._frames_heard = self._frames_spoken = 0
@@ -112,7 +115,8 @@ class Engine:
         """Whether, by the steps measured last, one more session would make all of them late."""
         with self._changed:
             self._reap()
-            recent = list(self._step_seconds)[-_RECENT_STEPS:] if self._sessions else []
+            since = time.monotonic() - _RECENT_S
+            recent = [seconds for ended, seconds in self._recent_steps if ended >= since] if self._sessions else []
         return bool(recent) and float(np.median(recent)) > _OVERLOAD / FRAME_RATE
 
     def attach(self, listener: Listener, sampling: Sampling, slides: bool = True) -> LiveSession:
@@ -249,6 +253,7 @@ class Engine:
         with self._changed:
             self._steps += 1
             self._step_seconds.append(seconds)
+            self._recent_steps.append((time.monotonic(), seconds))
             self._step_histogram.observe(seconds)
             for slot, session in plan.sessions.items():
                 if result.broken[slot]:

@@ -443,3 +443,16 @@ def test_an_hour_keeps_memory_flat() -> None:
         talk(live, 43_000)
         gc.collect()
         assert sys.getallocatedblocks() - before < 2000
+
+
+def test_slow_steps_of_the_past_say_nothing_of_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a heavy hour and a pause, the second session to come was refused: the first had stepped too seldom yet."""
+    step = StubStep(3, delay_s=lambda: 0.1)
+    with running(step) as engine:
+        recorder = Recorder()
+        live = engine.attach(recorder, SAMPLING)
+        hear(live, 1, 2, 3)
+        settle(live, recorder)
+        assert engine.overloaded
+        monkeypatch.setattr("streaming.engine.engine._RECENT_S", -1.0)
+        assert not engine.overloaded
