@@ -10,6 +10,7 @@ from torch import Tensor
 
 from streaming.config import LlamaConfig, MimiConfig, Rope
 from streaming.models.checkpoint import TensorSource
+from streaming.models.kernels.plain import Plain
 from streaming.models.llama import LlamaDecoder
 from streaming.models.mimi import StreamingMimi
 from streaming.models.token_layout import TokenLayout
@@ -92,9 +93,11 @@ def random_codec(
     return StreamingMimi(RandomSource(device, dtype), config, num_codebooks)
 
 
-def random_decoder(config: LlamaConfig, device: torch.device, dtype: torch.dtype) -> LlamaDecoder:
+def random_decoder(
+    config: LlamaConfig, device: torch.device, dtype: torch.dtype, operations: Plain | None = None
+) -> LlamaDecoder:
     """A decoder of this shape over as many of Mimi's codebooks as it has."""
     first, units = 128_256, config.num_codebooks * MIMI.codebook_size
     ids = torch.arange(first, first + units).view(config.num_codebooks, -1)
     layout = TokenLayout((128_000, first + units), ids, first + units + 1)
-    return LlamaDecoder(RandomSource(device, dtype), config, layout)
+    return LlamaDecoder(RandomSource(device, dtype), config, layout, operations)
