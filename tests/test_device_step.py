@@ -97,15 +97,22 @@ def _launches(layers: int, width: int, kind: str, operations: Plain | None) -> i
 
 
 @pytest.mark.parametrize(
-    ("kind", "width", "plain", "launches"),
-    [("listen", 1, False, 10), ("speak", 1, False, 4 * 10), ("speak", 64, False, 4 * 9), ("speak", 1, True, 4 * 40)],
+    ("kind", "width", "runs", "launches"),
+    [
+        ("listen", 1, "fused", 10),
+        ("speak", 1, "fused", 4 * 10),
+        ("speak", 64, "fused", 4 * 9),
+        ("speak", 1, "matvec", 4 * 7),
+        ("speak", 1, "plain", 4 * 40),
+    ],
 )
-def test_a_layer_is_ten_launches_a_pass(kind: str, width: int, plain: bool, launches: int) -> None:
+def test_a_layer_is_ten_launches_a_pass(kind: str, width: int, runs: str, launches: int) -> None:
     """Launches are what the step of a few slots is made of, and they creep in one `unsqueeze().float()` at a time. The
     figures are those of docs/performance.md.
     """
-    pytest.importorskip("triton")
-    one, two = (_launches(layers, width, kind, Plain() if plain else None) for layers in (1, 2))
+    fused = pytest.importorskip("streaming.models.kernels.fused", exc_type=ImportError)
+    operations = {"plain": Plain(), "fused": fused.Fused(), "matvec": fused.Fused(matvec_rows=4)}[runs]
+    one, two = (_launches(layers, width, kind, operations) for layers in (1, 2))
     assert two - one == launches
 
 

@@ -13,6 +13,7 @@ from streaming.models.kernels.begin_frame import begin_frame
 from streaming.models.kernels.decode_attention import decode_attention, splits_for
 from streaming.models.kernels.draw import draw
 from streaming.models.kernels.gate import gate
+from streaming.models.kernels.matvec import MOST_ROWS, matvec
 from streaming.models.kernels.plain import Plain
 from streaming.models.kernels.rotation import rotate_and_keep
 from streaming.models.sampler import Drawing, SamplerState
@@ -22,6 +23,13 @@ class Fused(Plain):
     """See `Plain` for what each does."""
 
     bounded = True
+
+    def __init__(self, matvec_rows: int = 0) -> None:
+        """matvec_rows: up to so many tokens at once (at most `matvec.MOST_ROWS`) go through `matvec` instead of the
+        library's products. Off until a measurement says otherwise.
+        """
+        assert 0 <= matvec_rows <= MOST_ROWS
+        self._matvec_rows = matvec_rows
 
     def begin_frame(
         self,
@@ -42,6 +50,29 @@ class Fused(Plain):
 
     def gate(self, both: Tensor) -> Tensor:
         return gate(both)
+
+    def linear(self, x: Tensor, weight: Tensor) -> Tensor:
+        if not self._few(x):
+            return super().linear(x, weight)
+        return matvec(x, None, None, weight, 0.0, False)[1]
+
+    def project(
+        self, x: Tensor, pending: Tensor | None, norm: Tensor, eps: float, weight: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        if not self._few(x):
+            return super().project(x, pending, norm, eps, weight)
+        total, out = matvec(x, pending, norm, weight, eps, False)
+        return x if pending is None else total, out
+
+    def project_gated(
+        self, x: Tensor, pending: Tensor, norm: Tensor, eps: float, weight: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        if not self._few(x):
+            return super().project_gated(x, pending, norm, eps, weight)
+        return matvec(x, pending, norm, weight, eps, True)
+
+    def _few(self, x: Tensor) -> bool:
+        return x.shape[0] * x.shape[1] <= self._matvec_rows
 
     def attend(self, qkv: Tensor, ring: KeyValueRing, layer: int, view: FrameView) -> Tensor:
         keys, values = ring.keys[:, layer], ring.values[:, layer]

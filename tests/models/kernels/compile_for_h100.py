@@ -18,6 +18,7 @@ from streaming.models.kernels.begin_frame import _begin_frame
 from streaming.models.kernels.decode_attention import decode_attention, splits_for
 from streaming.models.kernels.draw import draw
 from streaming.models.kernels.gate import gate
+from streaming.models.kernels.matvec import matvec
 from streaming.models.kernels.rotation import rotate_and_keep
 from streaming.models.random_weights import LLAMA_MIMI_1_3B
 
@@ -65,6 +66,11 @@ if __name__ == "__main__":
     add_norm._init_fn(x, x, weight, config.norm_eps)
     norm._init_fn(x, weight, config.norm_eps)
     gate._init_fn(_empty(slots, 1, 2 * config.intermediate_size))
+    for rows in (1, 4):
+        x, inner = _empty(rows, 1, hidden), config.intermediate_size
+        matvec._init_fn(x, None, weight, _empty(hidden, hidden), config.norm_eps, False)
+        matvec._init_fn(x, x, weight, _empty(2 * inner, hidden), config.norm_eps, True)
+        matvec._init_fn(_empty(rows, 1, inner), None, None, _empty(hidden, inner), 0.0, False)
     flags = _empty(slots, 2, dtype=torch.bool)
     draw._init_fn(
         _empty(slots, 2049),
