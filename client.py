@@ -9,14 +9,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import itertools
 import json
 import math
 import os
 import secrets
 import signal
 import sys
-from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import asdict
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +26,19 @@ from rich.console import Console
 from streaming.audio import AudioReader, WavWriter
 from streaming.console.conversation import Conversation
 from streaming.console.devices import Device, Microphone, Speaker, device_table, find_device, list_devices
+from streaming.console.echo import EchoCanceller
 from streaming.console.jitter_buffer import JitterBuffer
-from streaming.console.keyboard import presses, unechoed
+from streaming.console.keyboard import Keyboard, key_by_key
 from streaming.console.loudspeaker import SimulatedLoudspeaker
 from streaming.console.own_server import own_server, server_command
 from streaming.console.recording import Recording
 from streaming.console.sources import file_pieces
-from streaming.console.view import TurnReport, View, choose_view
+from streaming.console.view import Meters, TurnReport, View, choose_view
 from streaming.errors import ContinuationError, StreamingError
 from streaming.wire.client import ContinuationClient
+from streaming.wire.line import RefusedError, SessionLostError, is_loopback
 from streaming.wire.messages import SamplingOptions, SessionStart
+from streaming.wire.opus import opus_available
 
 # The server runs at most this far ahead of playback. The jitter buffer stays below it by a frame and by what playback
 # reports lag behind; otherwise it would wait for audio that the server holds back.
@@ -42,8 +46,12 @@ LEAD_MS = 400
 MAX_BUFFER_MS = LEAD_MS - 80 - 80
 
 HEADPHONES = (
-    "wear headphones: what the loudspeaker says would reach the microphone, and the machine would listen to itself"
+    "wear headphones: what the loudspeaker says would reach the microphone, and the machine would listen to itself "
+    "(or --echo-cancellation)"
 )
+NO_OPUS = "the server has no Opus (`pip install sphn` there): audio is sent as it is, 384 kbit/s each way"
+AGAIN_S = (0.0, 0.5, 1.0, 2.0, 4.0)
+"""Before each attempt to begin anew; the last one again and again."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -88,7 +96,8 @@ async def _stream_file(args: argparse.Namespace) -> None:
         record = files.enter_context(Recording(args.record)) if args.record else None
         view = files.enter_context(choose_view(json_lines=args.json, hint="Ctrl-C ends it"))
         async with contextlib.AsyncExitStack() as session:
-            client = await _open(args, session, view)
+            server = await _find_server(args, session, view)
+            client = await session.enter_async_context(_connect(args, server, view))
             conversation = Conversation(
                 client,
                 view,
@@ -105,55 +114,127 @@ async def _converse(args: argparse.Namespace) -> None:
     devices = list_devices()
     microphone_device = find_device(devices, args.input_device, "input")
     speaker_device = find_device(devices, args.output_device, "output")
-    manual = args.turn == "manual"
-    hint = "Enter: go on, or interrupt.  Ctrl-D or Ctrl-C: quit" if manual else "just talk.  Ctrl-D or Ctrl-C: quit"
+    echo = EchoCanceller() if args.echo_cancellation else None
+    whole_turns, last = 0, None
     with contextlib.ExitStack() as files:
         output = files.enter_context(WavWriter(args.output)) if args.output else None
         record = files.enter_context(Recording(args.record)) if args.record else None
-        files.enter_context(unechoed())
-        view = files.enter_context(choose_view(json_lines=args.json, hint=hint))
-        view.event("notice", {"message": HEADPHONES})
-        async with contextlib.AsyncExitStack() as session:
-            client = await _open(args, session, view)
-            speaker = session.enter_context(Speaker(speaker_device, max_buffer_ms=MAX_BUFFER_MS))
-            microphone = session.enter_context(Microphone(microphone_device))
-            conversation = Conversation(
-                client, view, turn_taking=args.turn, loudspeaker=speaker, output=output, record=record
-            )
-            try:
-                await conversation.run_microphone(microphone, presses())
-            finally:
-                # However it ended, what was said was said: keep it.
-                if output is not None and output.samples:
-                    output.close()
-                if record is not None:
-                    record.close()
-        if conversation.last_report is None or not conversation.whole_turns:
+        releases = files.enter_context(key_by_key(releases=args.push_to_talk))
+        view = files.enter_context(choose_view(json_lines=args.json, hint=_hint(args, releases)))
+        if echo is None:
+            view.event("notice", {"message": HEADPHONES})
+        try:
+            async with contextlib.AsyncExitStack() as session:
+                server = await _find_server(args, session, view)
+                client = await session.enter_async_context(_connect(args, server, view))
+                speaker = session.enter_context(Speaker(speaker_device, max_buffer_ms=MAX_BUFFER_MS, echo=echo))
+                microphone = session.enter_context(Microphone(microphone_device, echo))
+                keys = Keyboard(steady=args.push_to_talk)
+                over = False
+                while not over:
+                    conversation = Conversation(
+                        client,
+                        view,
+                        turn_taking=args.turn,
+                        loudspeaker=speaker,
+                        output=output,
+                        record=record,
+                        push_to_talk=args.push_to_talk,
+                    )
+                    try:
+                        await conversation.run_microphone(microphone, keys)
+                        over = True
+                    except SessionLostError as error:
+                        if args.url is None:
+                            raise  # a server of our own that is gone does not come back
+                        view.event("session_lost", {"message": f"{error}; a new conversation begins"})
+                    finally:
+                        whole_turns, last = whole_turns + conversation.whole_turns, conversation.last_report or last
+                    if not over:
+                        client = await _begin_anew(args, server, session, view, conversation.meters)
+        finally:
+            # However it ended, what was said was said: keep it.
+            if output is not None and output.samples:
+                output.close()
+            if record is not None:
+                record.close()
+        if last is None or not whole_turns:
             raise ContinuationError("no continuation came whole")
-    _summarize(args, view, conversation.whole_turns, conversation.last_report)
+    _summarize(args, view, whole_turns, last)
 
 
-async def _open(args: argparse.Namespace, session: contextlib.AsyncExitStack, view: View) -> ContinuationClient:
-    """A session on the server at --url, or on one of our own; both end with `session`."""
-    resume = args.url is not None  # a server of our own that is gone does not come back
-    url, token = args.url, os.environ.get("STREAMING_TOKEN", "").strip() or None
-    if url is None:
-        command = server_command(Path(__file__).with_name("server.py"), args.model, args.codec)
-        # A token of its own: whoever else is on this machine can reach the port, and has no business there.
-        token = secrets.token_urlsafe(32)
-        environment = {**os.environ, "STREAMING_TOKENS": f"client:{token}"}
-        url = await session.enter_async_context(own_server(command, environment=environment, said=_notice(view)))
-        view.event("server", {"url": url})
+def _hint(args: argparse.Namespace, releases: bool) -> str:
+    if args.turn == "vad":
+        return "just talk.  Ctrl-D or Ctrl-C: quit"
+    if not args.push_to_talk:
+        return "Enter: go on, or interrupt.  Ctrl-D or Ctrl-C: quit"
+    return f"{'hold Space to talk' if releases else 'Space: talk, Space again: go on'}.  Ctrl-D or Ctrl-C: quit"
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """Where it is, and what lets us in."""
+
+    url: str
+    token: str | None
+
+
+async def _find_server(args: argparse.Namespace, session: contextlib.AsyncExitStack, view: View) -> Server:
+    """The one at --url, or one of our own, which ends with `session`."""
+    if args.url is not None:
+        return Server(args.url, os.environ.get("STREAMING_TOKEN", "").strip() or None)
+    command = server_command(Path(__file__).with_name("server.py"), args.model, args.codec)
+    # A token of its own: whoever else is on this machine can reach the port, and has no business there.
+    token = secrets.token_urlsafe(32)
+    # What the environment says to servers is not for this one: it could not even be reached with other tokens or TLS.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("STREAMING_")}
+    environment["STREAMING_TOKENS"] = f"client:{token}"
+    url = await session.enter_async_context(own_server(command, environment=environment, said=_notice(view)))
+    view.event("server", {"url": url})
+    return Server(url, token)
+
+
+@contextlib.asynccontextmanager
+async def _connect(args: argparse.Namespace, server: Server, view: View) -> AsyncIterator[ContinuationClient]:
     start = SessionStart(
         turn_taking=args.turn,
         pace=args.pace,
         max_seconds=args.max_seconds,
         lag="wait" if args.input else "drop",  # a file is better late than with holes
         lead_ms=LEAD_MS,
-        resume=resume,
+        resume=args.url is not None,
+        codecs=("opus", "pcm16") if _wants_opus(args, server) else ("pcm16",),
         sampling=SamplingOptions(temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, seed=args.seed),
     )
-    return await session.enter_async_context(ContinuationClient.connect(url, start, token=token))
+    async with ContinuationClient.connect(server.url, start, token=server.token) as client:
+        if args.transport == "opus" and client.started.codec != "opus":
+            view.event("notice", {"message": NO_OPUS})
+        yield client
+
+
+def _wants_opus(args: argparse.Namespace, server: Server) -> bool:
+    """On this machine nothing is gained by it, and the voice is not quite the same."""
+    if args.transport == "auto":
+        return opus_available() and not is_loopback(server.url)
+    return bool(args.transport == "opus")
+
+
+async def _begin_anew(
+    args: argparse.Namespace, server: Server, session: contextlib.AsyncExitStack, view: View, meters: Meters
+) -> ContinuationClient:
+    """A new session, however long that takes. Raises `RefusedError` where there is no use in trying."""
+    meters.away_seconds = 0.0
+    for wait_s in itertools.chain(AGAIN_S, itertools.repeat(AGAIN_S[-1])):
+        view.show(meters)
+        await asyncio.sleep(wait_s)
+        try:
+            return await session.enter_async_context(_connect(args, server, view))
+        except RefusedError as error:
+            if not error.retry_after_ms:
+                raise
+        except ContinuationError:
+            pass  # it is away, perhaps for longer
+    raise AssertionError
 
 
 def _notice(view: View) -> Callable[[str], None]:
@@ -218,21 +299,48 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--pace", choices=("realtime", "fast"), default="realtime", help="of --input and its answer (default: realtime)"
     )
+    parser.add_argument(
+        "--push-to-talk",
+        action="store_true",
+        help="be heard only while Space is held, or from Space to Space where the terminal does not tell of releases",
+    )
+    parser.add_argument(
+        "--echo-cancellation",
+        action="store_true",
+        help="take the loudspeaker out of the microphone; needs `pip install livekit`",
+    )
+    parser.add_argument(
+        "--transport",
+        choices=("auto", "pcm", "opus"),
+        default="auto",
+        help="how audio travels: pcm, 384 kbit/s, or opus, 30, for which `pip install sphn` (default: auto, which is "
+        "opus to servers on other machines, where both sides have it)",
+    )
     parser.add_argument("--list-devices", action="store_true", help="list sound devices and quit")
     parser.add_argument("--input-device", metavar="X", help="microphone: number or part of a name")
     parser.add_argument("--output-device", metavar="X", help="loudspeaker: number or part of a name")
     parser.add_argument("--json", action="store_true", help="JSON lines on a terminal, too")
     args = parser.parse_args(arguments)
-    if args.url is not None and args.model is not None:
-        parser.error("--model is for the own server; the one at --url has its model already")
-    if args.input is not None and (args.input_device or args.output_device):
-        parser.error("--input streams a file; --input-device and --output-device are for the microphone mode")
+    for name in ("url", "model", "codec", "input", "output", "record", "input_device", "output_device"):
+        if getattr(args, name) is not None and not getattr(args, name).strip():
+            parser.error(f"--{name.replace('_', '-')} is empty")
+    if args.url is not None and (args.model is not None or args.codec is not None):
+        parser.error("--model and --codec are for the own server; the one at --url has its own already")
+    for name in ("input_device", "output_device", "push_to_talk", "echo_cancellation"):
+        if args.input is not None and getattr(args, name):
+            parser.error(f"--input streams a file; --{name.replace('_', '-')} is for the microphone mode")
+    if args.push_to_talk and args.turn == "vad":
+        parser.error("--push-to-talk says by key what --turn vad hears by itself; choose one")
     if args.pace == "fast" and args.input is None:
         parser.error("--pace fast needs --input: a microphone is always in real time")
     if args.pace == "fast" and args.turn == "vad":
         parser.error("--turn vad needs --pace realtime: silence is heard in real time")
-    if args.output and args.record and Path(args.output).resolve() == Path(args.record).resolve():
-        parser.error("--output and --record name the same file")
+    files = [name for name in ("input", "output", "record") if getattr(args, name)]
+    for one, other in itertools.combinations(files, 2):
+        if Path(getattr(args, one)).resolve() == Path(getattr(args, other)).resolve():
+            parser.error(f"--{one} and --{other} name the same file")
+    if args.transport == "opus" and not opus_available():
+        parser.error("--transport opus needs the Python package: `pip install sphn`")
     args.model = args.model or "demo"
     return args
 

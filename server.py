@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import logging
 import os
 import signal
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 
 from streaming.audio import FRAME_RATE
 from streaming.engine.engine import Engine
 from streaming.errors import StreamingError
 from streaming.loading import CONTEXT_TOKENS, DEMO, load_engine
+from streaming.options import OptionParser
+from streaming.wire import log
 from streaming.wire.access import Gatekeeper, Limits, check_bind, parse_origins
 from streaming.wire.server import ServerOptions, Shutdown, check_address, load_tls, run_server
 from streaming.wire.tokens import load_tokens
 
+_LOG = logging.getLogger("streaming.server")
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="server.py", description=__doc__)
+
+def parse(arguments: list[str] | None = None, environment: Mapping[str, str] = os.environ) -> argparse.Namespace:
+    # STREAMING_TOKENS are the tokens themselves, which no flag may hold
+    parser = OptionParser("server.py", __doc__, {"tokens": "STREAMING_TOKENS_FILE"})
     parser.add_argument(
         "--model", default=DEMO, metavar="demo|HUB_ID|DIR", help="Llama-Mimi checkpoint (default: demo)"
     )
@@ -66,7 +73,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--until-eof", action="store_true", help="end when standard input does: for programs that start a server"
     )
-    options = parser.parse_args(arguments)
+    parser.add_argument(
+        "--log-format", choices=("text", "json"), default="text", help="one event a line (default: text)"
+    )
+    parser.add_argument(
+        "--log-level", choices=("debug", "info", "warning", "error"), default="info", help="(default: info)"
+    )
+    options = parser.parse(arguments, environment)
     if not 0 <= options.port <= 65535:
         parser.error(f"--port is {options.port}, must be from 0 to 65535")
     if options.max_sessions < 1:
@@ -77,9 +90,15 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error("--idle-seconds must be above 0")
     if options.sessions_per_token < 1 or options.sessions_per_address < 1:
         parser.error("--sessions-per-token and --sessions-per-address must be at least 1")
-    if options.quantize != "none":
-        parser.error(f"--quantize {options.quantize} is not built yet; leave it out, or use --dtype bfloat16")
     return options
+
+
+def introduce(engine: Engine, slots: int) -> None:
+    """To the person at the terminal; the log has it in `server.started`."""
+    shape = f"{engine.num_codebooks} codebooks, {engine.context_frames / FRAME_RATE:.1f} s of context"
+    print(f"{engine.model}: {shape}, {slots} slots", file=sys.stderr)
+    if engine.notice:
+        print(f"note: {engine.notice}", file=sys.stderr, flush=True)
 
 
 async def serve(engine: Engine, keeper: Gatekeeper, options: ServerOptions, *, until_eof: bool) -> None:
@@ -102,8 +121,7 @@ async def serve(engine: Engine, keeper: Gatekeeper, options: ServerOptions, *, u
 
 def main() -> int:
     options = parse()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("websockets").setLevel(logging.CRITICAL)  # it tells strangers' rubbish as errors, with tracebacks
+    log.configure(options.log_format, options.log_level)
     try:
         tokens = load_tokens(os.environ, options.tokens, time.monotonic())
         tls = load_tls(options.tls_cert, options.tls_key)
@@ -124,17 +142,21 @@ def main() -> int:
             options.codec,
             device=options.device,
             dtype=options.dtype,
+            quantize=options.quantize,
             max_sessions=options.max_sessions,
             context_tokens=options.context_tokens,
         ) as engine:
-            shape = f"{engine.num_codebooks} codebooks, {engine.context_frames / FRAME_RATE:.1f} s of context"
-            print(f"{engine.model}: {shape}, {options.max_sessions} slots", file=sys.stderr)
-            if engine.notice:
-                print(f"note: {engine.notice}", file=sys.stderr, flush=True)
+            if options.log_format == "text":
+                introduce(engine, options.max_sessions)
+            gc.collect()
+            gc.freeze()  # hundreds of thousands of objects that stay: going through them took 0.3 s of everybody's time
             asyncio.run(serve(engine, keeper, served, until_eof=options.until_eof))
             return 1 if engine.failure is not None else 0
     except StreamingError as error:
-        print(f"server.py: {error}", file=sys.stderr)
+        if options.log_format == "text":
+            print(f"server.py: {error}", file=sys.stderr)
+        else:
+            log.event(_LOG, logging.ERROR, "server.failed", code=error.code, message=str(error))
         return 1
     except KeyboardInterrupt:
         return 130

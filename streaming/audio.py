@@ -101,6 +101,10 @@ class Framer(Generic[S]):
         return frames
 
 
+_LEAST_RATE, _MOST_RATE = 1_000, 768_000
+"""Of files: at 1 Hz a file of 8 KB would become an hour of speech, 400 MB."""
+
+
 class Resampler:
     """Streaming change of rate; nothing at all when the rates are equal.
 
@@ -172,6 +176,9 @@ class AudioReader:
             raise AudioError(
                 f"{self.path}: not an audio file that can be read (WAV, FLAC, OGG, MP3, AIFF and others can)"
             ) from None
+        if not _LEAST_RATE <= self._file.samplerate <= _MOST_RATE:
+            self.close()
+            raise AudioError(f"{self.path}: {self._file.samplerate} Hz is no rate of audio")
         if self._file.frames == 0:
             self.close()
             raise AudioError(f"{self.path}: the file holds no audio")

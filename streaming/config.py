@@ -12,6 +12,8 @@ from streaming.errors import CheckpointError
 _MAX_HIDDEN = 16_384
 _MAX_LAYERS = 256
 _MAX_VOCABULARY = 1_000_000
+_MAX_PARAMETERS = 200_000_000_000
+_MAX_REACH = 1 << 16  # samples that a convolution looks back
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ class MimiConfig:
             num_filters=_size(raw, "num_filters", 64),
             hidden_size=hidden,
             upsampling_ratios=_ratios(raw),
-            num_residual_layers=_size(raw, "num_residual_layers", 1),
+            num_residual_layers=_size(raw, "num_residual_layers", 1, 16),
             kernel_size=_size(raw, "kernel_size", 7),
             last_kernel_size=_size(raw, "last_kernel_size", 3),
             residual_kernel_size=_size(raw, "residual_kernel_size", 3),
@@ -101,6 +103,12 @@ class MimiConfig:
             samples *= ratio
         if samples != 1920:
             raise CheckpointError(f"a frame of this codec is {samples} samples long; only 1920 (80 ms) is supported")
+        reach = config.residual_kernel_size * config.dilation_growth_rate ** (config.num_residual_layers - 1)
+        if reach > _MAX_REACH:
+            raise CheckpointError(
+                f"config.json: its residual layers look back {reach} samples; {_MAX_REACH} are the most"
+            )
+        _check_parameters(2 * _transformer(config) + config.num_codebooks * config.codebook_size * config.codebook_dim)
         groups = raw.get("upsample_groups", 512)
         if groups != hidden:
             raise CheckpointError(f"config.json: upsample_groups {groups!r} is not hidden_size {hidden}")
@@ -134,7 +142,7 @@ class LlamaConfig:
             if raw.get(key, allowed) != allowed:
                 raise CheckpointError(f"unsupported Llama variant: {key} is {raw[key]!r}, must be {allowed!r}")
         hidden, heads, kv_heads, head_dim = _attention(raw)
-        return LlamaConfig(
+        config = LlamaConfig(
             hidden_size=hidden,
             num_layers=_size(raw, "num_hidden_layers", None, _MAX_LAYERS),
             num_heads=heads,
@@ -147,6 +155,19 @@ class LlamaConfig:
             vocab_size=_size(raw, "vocab_size", None, _MAX_VOCABULARY),
             num_codebooks=_size(raw, "num_quantizers", None, 64),
         )
+        _check_parameters(_transformer(config) + 2 * config.vocab_size * hidden)
+        return config
+
+
+def _transformer(config: MimiConfig | LlamaConfig) -> int:
+    """About how many parameters its layers have."""
+    attention = 2 * (config.num_heads + config.num_kv_heads) * config.head_dim
+    return config.num_layers * config.hidden_size * (attention + 3 * config.intermediate_size)
+
+
+def _check_parameters(number: int) -> None:
+    if number > _MAX_PARAMETERS:
+        raise CheckpointError(f"config.json: a model of {number:.1e} parameters; {_MAX_PARAMETERS:.0e} are the most")
 
 
 def _size(raw: Mapping[str, Any], key: str, default: int | None = None, most: int = _MAX_HIDDEN) -> int:

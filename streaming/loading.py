@@ -13,6 +13,7 @@ from streaming.engine.engine import Engine
 from streaming.errors import StreamingError
 from streaming.frame_step import FrameStep
 from streaming.models.checkpoint import TensorSource, locate, read_config
+from streaming.models.linear import Quantize
 from streaming.models.llama import LlamaDecoder
 from streaming.models.mimi import StreamingMimi
 from streaming.models.token_layout import TokenLayout
@@ -51,15 +52,22 @@ def load_codec(
 
 
 def load_models(
-    model: str | Path = DEMO, codec: str | Path | None = None, device: str | torch.device = "auto", dtype: str = "auto"
+    model: str | Path = DEMO,
+    codec: str | Path | None = None,
+    device: str | torch.device = "auto",
+    dtype: str = "auto",
+    quantize: Quantize = "none",
 ) -> Models:
     """A decoder and its codec, from hub ids, folders, or `"demo"`.
 
     device: `auto` (CUDA if there is any), `cpu`, `cuda`, `cuda:N`. dtype: of the decoder; `auto` is bfloat16 on CUDA
-    and float32 elsewhere. The codec stays in float32: its codes are the prompt.
+    and float32 elsewhere. quantize: how the decoder's layers keep their weights. The codec stays in float32: its codes
+    are the prompt.
     Raises `CheckpointError`, `HubUnreachableError`, `TokenLayoutError`; `StreamingError` for a device that is not
     there.
     """
+    if quantize not in ("none", "int8", "int4"):
+        raise StreamingError(f"quantize {quantize!r} is not supported: use none, int8, int4")
     where = pick_device(device)
     kinds = {
         "auto": torch.bfloat16 if where.type == "cuda" else torch.float32,
@@ -68,16 +76,23 @@ def load_models(
     }
     if dtype not in kinds:
         raise StreamingError(f"dtype {dtype!r} is not supported: use {', '.join(kinds)}")
-    if model == DEMO:
-        folder, demo_codec = untrained.demo_checkpoint()
-        codec = demo_codec if codec is None else codec
-    else:
-        folder = locate(model)
+    folder, codec_folder = folders(model, codec)
     config = LlamaConfig.from_dict(read_config(folder))
-    mimi = load_codec(DEFAULT_CODEC if codec is None else codec, config.num_codebooks, where)
+    mimi = load_codec(codec_folder, config.num_codebooks, where)
     layout = TokenLayout.load(folder, config.num_codebooks, mimi.config.codebook_size, config.vocab_size)
-    decoder = LlamaDecoder(TensorSource(folder, where, kinds[dtype]), config, layout)
+    decoder = LlamaDecoder(TensorSource(folder, where, kinds[dtype]), config, layout, quantize)
     return Models(str(model), mimi, decoder, untrained.NOTICE if model == DEMO else None)
+
+
+def folders(model: str | Path = DEMO, codec: str | Path | None = None) -> tuple[Path, Path]:
+    """Where a decoder's files and its codec's are; those of a hub id are downloaded once.
+
+    Raises `CheckpointError`, `HubUnreachableError`.
+    """
+    if model != DEMO:
+        return locate(model), locate(DEFAULT_CODEC if codec is None else codec)
+    folder, demo_codec = untrained.demo_checkpoint()
+    return folder, demo_codec if codec is None else locate(codec)
 
 
 def pick_device(device: str | torch.device = "auto") -> torch.device:
@@ -103,6 +118,7 @@ def load_engine(
     *,
     device: str | torch.device = "auto",
     dtype: str = "auto",
+    quantize: Quantize = "none",
     max_sessions: int = 4,
     context_tokens: int = CONTEXT_TOKENS,
     rewind_frames: int = REWIND_FRAMES,
@@ -114,7 +130,7 @@ def load_engine(
     """
     if max_sessions < 1 or rewind_frames < 0:
         raise StreamingError(f"max_sessions is {max_sessions}, rewind_frames {rewind_frames}: at least 1 and 0")
-    models = load_models(model, codec, device, dtype)
+    models = load_models(model, codec, device, dtype, quantize)
     context_frames = models.decoder.context_frames(context_tokens)
     if context_frames < 1:
         raise StreamingError(
@@ -128,4 +144,5 @@ def load_engine(
             f"{max_sessions} sessions with {context_tokens} tokens of context each do not fit into memory; "
             "use fewer --max-sessions or --context-tokens"
         ) from error
-    return Engine(step, models.name, models.notice)
+    decoder = models.decoder
+    return Engine(step, models.name, models.notice, str(decoder.device), str(decoder.dtype).removeprefix("torch."))

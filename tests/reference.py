@@ -165,7 +165,7 @@ def load_decoder(
     """The decoder under test."""
     shape = config.LlamaConfig.from_dict(read_config(folder))
     layout = TokenLayout.load(folder, shape.num_codebooks, codebook_size, shape.vocab_size)
-    return LlamaDecoder(TensorSource(folder, device, dtype), shape, layout, operations)
+    return LlamaDecoder(TensorSource(folder, device, dtype), shape, layout, operations=operations)
 
 
 def speech(frames: int, seed: int = 0) -> NDArray[np.float32]:

@@ -195,6 +195,14 @@ class TestReading:
         with pytest.raises(AudioError, match="not an audio file"):
             read_audio(tmp_path / "a.raw")
 
+    @pytest.mark.parametrize("rate", [1, 999, 768_001, 2**31 - 1])
+    def test_a_rate_that_is_none_of_audio(self, tmp_path: Path, rate: int) -> None:
+        """At 1 Hz, 8 KB became 384 MB."""
+        path = tmp_path / "odd.wav"
+        soundfile.write(path, np.zeros(4000, np.int16), rate)
+        with pytest.raises(AudioError, match=f"{rate} Hz is no rate of audio"):
+            read_audio(path)
+
     def test_a_file_without_samples(self, tmp_path: Path) -> None:
         soundfile.write(tmp_path / "a.wav", np.zeros(0), 48_000)
         with pytest.raises(AudioError, match="holds no audio"):

@@ -20,9 +20,15 @@ import soundfile
 
 import client
 from streaming.audio import FRAME
+from streaming.console.keyboard import Key
+from streaming.engine.engine import Engine
+from streaming.wire.opus import opus_available
 from tests.console.fake_sounddevice import install
 from tests.console.witness import Witness
+from tests.engine.stub_step import StubStep
+from tests.wire.cut_proxy import cut_proxy
 from tests.wire.fake_server import STARTED, Script, fake_server, never, whole_turn
+from tests.wire.live_server import serving
 
 ROOT = Path(client.__file__).parent
 WITHOUT_TORCH = """
@@ -117,6 +123,15 @@ class TestFlags:
             (["--input", "a.wav", "--input-device", "1"], "microphone mode"),
             (["--url", "ws://h", "--model", "demo"], "own server"),
             (["--output", "a.wav", "--record", "./a.wav"], "same file"),
+            (["--input", "a.wav", "--output", "./a.wav"], "same file"),
+            (["--input", ""], "--input is empty"),
+            (["--url", " "], "--url is empty"),
+            (["--input-device", ""], "--input-device is empty"),
+            (["--url", "ws://h", "--codec", "x"], "own server"),
+            (["--input", "a.wav", "--push-to-talk"], "microphone mode"),
+            (["--input", "a.wav", "--echo-cancellation"], "microphone mode"),
+            (["--push-to-talk", "--turn", "vad"], "choose one"),
+            (["--transport", "mp3"], "invalid choice"),
         ],
     )
     def test_what_makes_no_sense_is_said_at_once(
@@ -177,7 +192,7 @@ class TestDevices:
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
     ) -> None:
         install(monkeypatch)
-        monkeypatch.setattr("client.presses", lambda: _nothing())
+        monkeypatch.setattr("client.Keyboard", lambda **_: _nothing())
         monkeypatch.setattr("client.own_server", lambda *_, **__: _url_of_a_server(never))
         monkeypatch.setattr("client.server_command", lambda *_: [])
         assert client.main(["--json", "--output", str(tmp_path / "a.wav")]) == 1
@@ -192,14 +207,14 @@ class TestDevices:
         install(monkeypatch, live=True)
         view = Witness()
 
-        async def presses() -> AsyncIterator[None]:
+        async def keys() -> AsyncIterator[Key]:
             for turn in (1, 2):
                 await view.until("listening", turn)
                 await asyncio.sleep(0.1)
-                yield None
+                yield Key.ENTER
             await view.until("turn", 2)
 
-        monkeypatch.setattr("client.presses", presses)
+        monkeypatch.setattr("client.Keyboard", lambda **_: keys())
         monkeypatch.setattr("client.choose_view", lambda **_: view)
         monkeypatch.setattr("client.own_server", lambda *_, **__: _url_of_a_server(whole_turn))
         monkeypatch.setattr("client.server_command", lambda *_: [])
@@ -214,8 +229,99 @@ class TestDevices:
         assert len(heard) == pytest.approx(2 * 5 * FRAME, abs=200)
 
 
-async def _nothing() -> AsyncIterator[None]:
-    for nothing in list[None]():
+class TestLostSessions:
+    def test_a_conversation_goes_on_where_the_server_has_lost_it(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        """An outage longer than the server keeps sessions ended the client, in mid-conversation."""
+        install(monkeypatch, live=True)
+        view = Witness()
+
+        async def test() -> None:
+            async def talk() -> AsyncIterator[Key]:
+                await view.until("listening")
+                await asyncio.sleep(0.3)
+                yield Key.ENTER
+                await view.until("turn")
+                proxy.open = False
+                proxy.cut()
+                await view.until("session_lost")
+                await asyncio.sleep(0.2)
+                proxy.open = True
+                await view.until("session", 2)
+                await asyncio.sleep(0.5)
+                yield Key.ENTER
+                await view.until("turn", 2)
+
+            class Keys:
+                """As the keyboard, it outlives whoever waits for it."""
+
+                def __init__(self) -> None:
+                    self._keys = talk()
+                    self._next: asyncio.Future[Key] | None = None
+
+                def __aiter__(self) -> Keys:
+                    return self
+
+                async def __anext__(self) -> Key:
+                    self._next = self._next or asyncio.ensure_future(self._keys.__anext__())
+                    key = await asyncio.shield(self._next)
+                    self._next = None
+                    return key
+
+            monkeypatch.setattr("client.Keyboard", lambda **_: Keys())
+            monkeypatch.setattr("client.choose_view", lambda **_: view)
+            with Engine(StubStep(2), "stub") as engine, serving(engine, resume_s=0.4) as server:
+                async with cut_proxy(server.url) as proxy:
+                    flags = ["--url", proxy.url, "--output", str(tmp_path / "a.wav"), "--max-seconds", "0.4"]
+                    await asyncio.wait_for(client._converse(client._parse(flags)), 30)
+
+        asyncio.run(test())
+        assert view.events[-1][0] == "summary"
+        assert view.events[-1][1]["turns"] == 2
+        assert soundfile.info(tmp_path / "a.wav").frames == 2 * 5 * FRAME
+
+
+class TestTransport:
+    @pytest.mark.parametrize(
+        ("flags", "wanted"),
+        [([], ("pcm16",)), (["--transport", "pcm"], ("pcm16",)), (["--transport", "opus"], ("opus", "pcm16"))],
+    )
+    def test_on_this_machine_opus_is_only_by_request(
+        self, flags: list[str], wanted: tuple[str, ...], speech: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        if not opus_available():
+            pytest.skip("no sphn")
+
+        async def test() -> None:
+            async with fake_server() as server:
+                arguments = ["--url", server.url, "--input", str(speech), "--pace", "fast", "--json", *flags]
+                await client._stream_file(client._parse(arguments))
+                assert server.peers[0].start.codecs == wanted
+
+        asyncio.run(test())
+        assert ("the server has no Opus" in capsys.readouterr().out) is ("opus" in wanted)
+
+    @pytest.mark.parametrize(("url", "wanted"), [("ws://127.0.0.1:1", False), ("wss://example.org", True)])
+    def test_to_other_machines_it_is_opus_where_there_is(
+        self, url: str, wanted: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        args, server = client._parse(["--url", url]), client.Server(url, None)
+        for there in (True, False):
+            monkeypatch.setattr("client.opus_available", lambda there=there: there)
+            assert client._wants_opus(args, server) is (wanted and there)
+
+    def test_opus_without_the_package(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr("client.opus_available", lambda: False)
+        with pytest.raises(SystemExit):
+            client.main(["--transport", "opus"])
+        assert "pip install sphn" in capsys.readouterr().err
+
+
+async def _nothing() -> AsyncIterator[Key]:
+    for nothing in list[Key]():
         yield nothing
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import transformers
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from streaming.config import LlamaConfig, MimiConfig, Rope, Sampling
 from streaming.errors import CheckpointError
@@ -95,6 +97,12 @@ def test_unscaled_rope_is_understood(none: dict[str, Any]) -> None:
         ({"num_filters": "64"}, "num_filters is '64'"),
         ({"codebook_size": True}, "codebook_size is True"),
         ({"sliding_window": 10**12}, "sliding_window"),
+        ({"num_residual_layers": 17}, "num_residual_layers is 17"),
+        ({"num_residual_layers": 16, "dilation_growth_rate": 3}, "look back 43046721 samples"),
+        (
+            {"num_hidden_layers": 256, "hidden_size": 16_384, "upsample_groups": 16_384, "head_dim": 16_384},
+            "parameters",
+        ),
         ({"num_quantizers": 4096}, "num_quantizers"),
         ({"norm_eps": "small"}, "norm_eps"),
         ({"upsampling_ratios": ["8", "6", "5", "4"]}, "upsampling_ratios"),
@@ -124,6 +132,7 @@ def test_a_codec_that_cannot_be_streamed_is_refused(change: dict[str, Any], mess
         ({"hidden_size": 2**40}, "hidden_size"),
         ({"num_hidden_layers": 10**6}, "num_hidden_layers"),
         ({"vocab_size": 10**9}, "vocab_size"),
+        ({"hidden_size": 16_384, "num_hidden_layers": 256, "intermediate_size": 131_072}, "parameters"),
         ({"intermediate_size": 0}, "intermediate_size"),
         ({"num_key_value_heads": 7}, "32 attention heads do not divide into 7"),
         ({"num_attention_heads": 4096, "num_key_value_heads": 1}, "head_dim"),
@@ -185,3 +194,44 @@ def test_configs_are_frozen() -> None:
     for value in (Sampling(), MimiConfig.from_dict(MIMI), LlamaConfig.from_dict(LLAMA)):
         with pytest.raises(dataclasses.FrozenInstanceError):
             value.seed = 1  # type: ignore[misc, union-attr]
+
+
+SIZES = st.one_of(
+    st.integers(-2, 40),
+    st.sampled_from([2**k for k in range(5, 80, 3)]),
+    st.floats(),
+    st.sampled_from([None, True, "", "12", "\x1b[2J\n", [], {}, [8, 6, 5, 4], [10**9] * 9, {"rope_type": "llama3"}]),
+)
+KEYS = [
+    *sorted(field.name for field in dataclasses.fields(MimiConfig)),
+    *LLAMA,
+    *LLAMA3,
+    *("num_residual_layers", "num_semantic_quantizers", "sliding_window", "upsample_groups", "rms_norm_eps"),
+    *("rope_scaling", "rope_parameters", "tie_word_embeddings", "codebook_dim"),
+]
+changes = st.dictionaries(st.sampled_from([key for key in KEYS if key != "model_type"]), SIZES, max_size=5)
+
+
+@given(changes, changes)
+@example({"num_residual_layers": 16, "dilation_growth_rate": 16_384}, {})
+@example({}, {"factor": float("nan")})
+@settings(max_examples=500)
+def test_any_config_is_refused_in_one_line_or_has_a_size_that_exists(
+    change: dict[str, Any], scaling: dict[str, Any]
+) -> None:
+    """Pins a config that takes all memory, or all time, before a tensor of its files is looked at."""
+    for read, base in ((MimiConfig.from_dict, MIMI), (LlamaConfig.from_dict, LLAMA)):
+        said = ""
+        try:
+            config = read(base | {"rope_scaling": LLAMA3 | scaling} | change)
+        except CheckpointError as error:
+            said = str(error)
+        assert said.isprintable(), "an escape of the file's got through"
+        if said:
+            continue
+        layer = config.hidden_size * (2 * config.num_heads * config.head_dim + 3 * config.intermediate_size)
+        assert 0 < config.num_layers * layer < 10**12
+        if isinstance(config, MimiConfig):
+            assert (
+                config.residual_kernel_size * config.dilation_growth_rate ** (config.num_residual_layers - 1) <= 2**16
+            )

@@ -89,7 +89,9 @@ def _launches(layers: int, width: int, kind: str, operations: Plain | None) -> i
     """Of a step with a decoder of so many layers."""
     with FakeTensorMode():
         codec = random_codec(4, CUDA, config=replace(MIMI, num_layers=1))
-        decoder = random_decoder(replace(LLAMA_MIMI_1_3B, num_layers=layers), CUDA, torch.bfloat16, operations)
+        decoder = random_decoder(
+            replace(LLAMA_MIMI_1_3B, num_layers=layers), CUDA, torch.bfloat16, operations=operations
+        )
         step = DeviceStep(codec, decoder, width, 255, 16, encoder_follows=True)
         with Watch(CUDA) as watch:
             step.advance(Bucket(width, 1092, *KINDS[kind]))

@@ -19,7 +19,7 @@ LAYERS = (
     ("streaming.engine",),
     ("streaming.wire",),
     ("streaming.console",),
-    ("streaming.loading", "streaming.demo", "streaming.benchmark", "streaming"),
+    ("streaming.loading", "streaming.demo", "streaming.benchmark", "streaming.options", "streaming"),
     ("server", "client"),
 )
 VALUES = LAYERS[0]
@@ -31,15 +31,19 @@ ALLOWED = {
     "streaming.engine": VALUES,  # it gets the step as a callable
     "streaming.wire.messages": VALUES,
     "streaming.wire.exchange": (*VALUES, "streaming.wire.messages"),
-    "streaming.wire.line": (*VALUES, "streaming.wire.messages", "streaming.wire.exchange"),
+    "streaming.wire.opus": (*VALUES, "streaming.wire.messages"),
+    "streaming.wire.line": (*VALUES, "streaming.wire.messages", "streaming.wire.exchange", "streaming.wire.opus"),
     "streaming.wire.client": (*VALUES, "streaming.wire.messages", "streaming.wire.line"),
     "streaming.console": (*VALUES, "streaming.wire.messages", "streaming.wire.line", "streaming.wire.client"),
+    "streaming.options": (),
     "streaming.demo": (*VALUES, "streaming.models"),
     "client": (
         "streaming.audio",
         "streaming.errors",
         "streaming.wire.messages",
         "streaming.wire.client",
+        "streaming.wire.line",
+        "streaming.wire.opus",
         "streaming.console",
     ),
 }

@@ -1,56 +1,73 @@
-"""`python -m streaming.benchmark slide|turns ... --json FILE`."""
+"""`python -m streaming.benchmark NAME ... --json FILE`."""
 
 from __future__ import annotations
 
 import argparse
+import asyncio
+import importlib
 import json
 import sys
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Protocol, cast
 
-from streaming.benchmark import slide, turns
+from streaming.benchmark import plot
 from streaming.benchmark.report import Report
 from streaming.errors import StreamingError
-from streaming.loading import CONTEXT_TOKENS, DEMO
 
-_PROMPT = Path(__file__).resolve().parents[2] / "examples" / "prompt.wav"
+COMMANDS = {
+    "step": "one frame step, its stages against what the machine allows",
+    "baseline": "the same weights with transformers, moshi and here, turn by turn",
+    "slide": "what a sliding context costs in likelihood, against a full re-prefill",
+    "turns": "what the encoder should hear between two turns, by likelihood",
+    "latency": "end of speech to first audible sample, and what goes wrong, at given loads",
+    "capacity": "the most sessions with no underrun and steps under 80 ms",
+    "soak": "hours of talk: memory, latency and step time at the end against the start",
+}
+"""Each is the module of that name. Only the one that is asked for is imported: who measures a server from afar needs no
+torch.
+"""
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+class Measurement(Protocol):
+    """What such a module has."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
+    def measure(self, options: argparse.Namespace) -> Report: ...
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m streaming.benchmark", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    measures: dict[str, tuple[str, Callable[[argparse.Namespace], Report]]] = {
-        "slide": ("what a sliding context costs in likelihood, against a full re-prefill", slide.measure),
-        "turns": ("what the encoder should hear between two turns, by likelihood", turns.measure),
-    }
-    for name, (help_text, measure) in measures.items():
+    commands = parser.add_subparsers(dest="command", required=True, metavar="NAME")
+    for name, help_text in COMMANDS.items():
         command = commands.add_parser(name, help=help_text, description=help_text)
-        command.set_defaults(measure=measure)
-        command.add_argument("--model", default=DEMO, metavar="demo|HUB_ID|DIR")
-        command.add_argument("--codec", metavar="HUB_ID|DIR")
-        command.add_argument("--device", default="auto")
-        command.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
-        command.add_argument("--input", type=Path, default=_PROMPT, metavar="WAV", help="speech; repeated if too short")
-        command.add_argument("--samples", type=int, default=64, metavar="N", help="how many places to measure at")
-        command.add_argument("--json", type=Path, metavar="FILE")
-        if name == "slide":
-            command.add_argument("--context-tokens", type=int, default=CONTEXT_TOKENS, metavar="N")
-        else:
-            command.add_argument("--heard", choices=("codec", "original"), default="codec", help="the continuation")
+        if arguments[:1] == [name]:
+            module = cast(Measurement, importlib.import_module(f"streaming.benchmark.{name}"))
+            command.set_defaults(measure=module.measure, plot=None, check=lambda *_: None)
+            module.add_arguments(command)
+            command.add_argument("--json", type=Path, metavar="FILE")
+            options = parser.parse_args(arguments)
+            options.check(command, options)
+            return options
     return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = parse(arguments)
+    options = parse(sys.argv[1:] if arguments is None else arguments)
     try:
+        if options.plot is not None:
+            plot.check(options.plot)
         report: Report = options.measure(options)
     except StreamingError as error:
         print(f"benchmark: {error}", file=sys.stderr)
         return 1
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        return 130
     print(report.table())
     if options.json is not None:
         options.json.write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
+    if options.plot is not None:
+        plot.draw(report, options.plot)
     return 0
 
 

@@ -13,15 +13,21 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from streaming.benchmark import likelihood
 from streaming.benchmark.likelihood import compare, encode, feed, speech_frames
-from streaming.benchmark.report import Report
-from streaming.loading import load_models
+from streaming.benchmark.report import Report, Value
+from streaming.loading import CONTEXT_TOKENS, load_models
 from streaming.models.attention import FrameView, rotate
 from streaming.models.kernels.plain import Plain
 from streaming.models.llama import DecoderState, LlamaDecoder
 
 _BATCH = 16
 Alter = Callable[[LlamaDecoder, DecoderState, FrameView], FrameView]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    likelihood.add_arguments(parser)
+    parser.add_argument("--context-tokens", type=int, default=CONTEXT_TOKENS, metavar="N")
 
 
 def measure(options: argparse.Namespace) -> Report:
@@ -50,7 +56,7 @@ def measure(options: argparse.Namespace) -> Report:
         "slide by a frame, no prefix": (_slid(decoder, codes, lambda t: window, _hide_prefix)[places], 1),
     }
     reference = next(iter(policies.values()))[0]
-    rows: list[dict[str, str | int | float]] = []
+    rows: list[dict[str, Value]] = []
     for name, (losses, cost) in policies.items():
         mean, difference, error = compare(losses, reference)
         rows.append(
@@ -62,7 +68,7 @@ def measure(options: argparse.Namespace) -> Report:
                 "frames fed": round(cost, 1),
             }
         )
-    facts: dict[str, str | int | float] = {
+    facts: dict[str, Value] = {
         "model": models.name,
         "window": f"{window} frames",
         "places": len(places),

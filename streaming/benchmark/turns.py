@@ -15,14 +15,20 @@ import argparse
 import torch
 from torch import Tensor
 
+from streaming.benchmark import likelihood
 from streaming.benchmark.likelihood import compare, feed, speech_frames
-from streaming.benchmark.report import Report
+from streaming.benchmark.report import Report, Value
 from streaming.loading import load_models
 from streaming.models.llama import LlamaDecoder
 from streaming.models.mimi import StreamingMimi
 
 _FRAMES = 38
 """Length of each part: 3 s."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    likelihood.add_arguments(parser)
+    parser.add_argument("--heard", choices=("codec", "original"), default="codec", help="the continuation")
 
 
 def measure(options: argparse.Namespace) -> Report:
@@ -47,16 +53,16 @@ def measure(options: argparse.Namespace) -> Report:
     }
     losses = {name: _losses(decoder, torch.cat((before, c, after), dim=1)) for name, c in codes.items()}
     reference_codes, reference = next(iter(codes.values())), next(iter(losses.values()))
-    rows: list[dict[str, str | int | float]] = []
+    rows: list[dict[str, Value]] = []
     for name, loss in losses.items():
-        row: dict[str, str | int | float] = {"encoder": name}
+        row: dict[str, Value] = {"encoder": name}
         for part, label in ((2, "second prompt"), (3, "what follows")):
             span = slice(part * _FRAMES, (part + 1) * _FRAMES)
             mean, difference, error = compare(loss[:, span].mean(dim=1), reference[:, span].mean(dim=1))
             row |= {f"{label}, nats/token": mean, f"{label}, difference": difference, f"{label}, std. error": error}
         row["equal codes"] = float((codes[name] == reference_codes).float().mean())
         rows.append(row)
-    facts: dict[str, str | int | float] = {
+    facts: dict[str, Value] = {
         "model": models.name,
         "conversations": len(trials),
         "speech": options.input.name,

@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from streaming.audio import SAMPLE_RATE, SILENCE_DBFS, Pcm16, WavWriter, level_dbfs
+from streaming.console.keyboard import Key
 from streaming.console.loudspeaker import Loudspeaker, Playback
 from streaming.console.recording import Recording
 from streaming.console.sources import silence_pieces
@@ -37,6 +38,12 @@ TICK_S = 0.04
 """How often playback is looked at, reported and shown: twice in the 80 ms that the protocol allows."""
 STALL_S = 120.0
 """A continuation that was asked for and says nothing for this long is given up."""
+AWAY_PIECE_SAMPLES = SAMPLE_RATE * 4 // 10
+"""What is said while the connection is away waits in pieces of 0.4 s: 256 of them, all that a session keeps, are 100 s.
+After that the microphone drops its oldest."""
+BEHIND_S = 1.5
+"""For how long a server that says it lags is taken to; it says so once a second."""
+RATE_INTERVAL_S = 1.0
 VAD_PATIENCE_S = 10.0
 """How long a file's silence is held out after its end for the server to hear that speech ended."""
 
@@ -67,7 +74,8 @@ class SpeechSource(Protocol):
 class Conversation:
     """Moves one session between a source of speech and a loudspeaker.
 
-    loudspeaker: None means that nobody listens (fast pace). output: gets the continuations one after another, of an
+    loudspeaker: None means that nobody listens (fast pace). push_to_talk: the microphone is heard only while a key says
+    so, for manual turn taking. output: gets the continuations one after another, of an
     interrupted one what was heard. record: gets both sides.
     """
 
@@ -80,6 +88,7 @@ class Conversation:
         loudspeaker: Loudspeaker | None,
         output: WavWriter | None,
         record: Recording | None,
+        push_to_talk: bool = False,
     ) -> None:
         self.whole_turns = 0
         """Turns that came whole so far."""
@@ -89,6 +98,12 @@ class Conversation:
         self._client = client
         self._view = view
         self._vad = turn_taking == "vad"
+        self._push_to_talk, self._talking = push_to_talk, False
+        self._unsaid: list[Pcm16] = []
+        self._away_until_s: float | None = None  # while the connection is lost
+        self._lost_at_samples = 0
+        self._behind_until_s = 0.0
+        self._rate = (time.monotonic(), 0, 0)  # then, and the bytes sent and received by then
         self._loudspeaker = loudspeaker
         self._output = output
         self._record = record
@@ -110,14 +125,19 @@ class Conversation:
         assert self.last_report is not None
         return self.last_report
 
-    async def run_microphone(self, microphone: SpeechSource, presses: AsyncIterator[None]) -> None:
-        """Converses until `presses` ends. A press ends the prompt, or interrupts the continuation.
+    async def run_microphone(self, microphone: SpeechSource, keys: AsyncIterator[Key]) -> None:
+        """Converses until `keys` ends. A key ends the prompt, or interrupts the continuation; with push-to-talk it
+        begins a prompt, interrupting the continuation, and ends it when it is released or pressed again.
 
-        Raises `ContinuationError` when the session breaks.
+        However it ends, what was heard is kept. Raises `ContinuationError` when the session breaks.
         """
         self._microphone = microphone
         self._announce()
-        await _until(self._over, self._receive(), self._tick(), self._send(microphone.pieces()), self._obey(presses))
+        try:
+            await _until(self._over, self._receive(), self._tick(), self._send(microphone.pieces()), self._obey(keys))
+        finally:
+            if self._spoken is not None and self._loudspeaker is not None:
+                self._keep(self._spoken, self._loudspeaker.stop())
 
     def _announce(self) -> None:
         started = self._client.started
@@ -129,6 +149,7 @@ class Conversation:
                 "seed": started.seed,
                 "num_codebooks": started.num_codebooks,
                 "context_seconds": started.context_samples / SAMPLE_RATE,
+                "codec": started.codec,
             },
         )
         if started.notice:
@@ -148,29 +169,53 @@ class Conversation:
     async def _send(self, pieces: AsyncIterator[Pcm16]) -> None:
         async for piece in pieces:
             self.meters.input_dbfs = level_dbfs(piece)
-            wanted = self._vad or self._spoken is None
+            wanted = self._vad or (self._spoken is None and (self._talking or not self._push_to_talk))
             if wanted:
-                await self._client.send(piece)
+                self._unsaid.append(piece)
+                if self._away_until_s is None or sum(map(len, self._unsaid)) >= AWAY_PIECE_SAMPLES:
+                    await self._say()
             if self._record is not None:
                 self._record.sent(piece if wanted else np.zeros_like(piece))
                 if self._loudspeaker is None:
                     self._record.heard(np.zeros_like(piece))
         self.meters.input_dbfs = SILENCE_DBFS
 
+    async def _say(self) -> None:
+        """Sends what was taken from the source."""
+        if self._unsaid:
+            pcm = np.concatenate(self._unsaid)
+            self._unsaid.clear()
+            await self._client.send(pcm)
+
     async def _speak(self) -> None:
         # Before anything is awaited: from here on, speech belongs to no turn.
         self._spoken = _Spoken(self._client.turn)
+        self._talking = False
         self.meters.state = "waiting"
         self._last_event_s = time.monotonic()
+        await self._say()
         await self._client.speak()
 
-    async def _obey(self, presses: AsyncIterator[None]) -> None:
-        async for _ in presses:
-            if self._spoken is not None:
+    async def _obey(self, keys: AsyncIterator[Key]) -> None:
+        async for key in keys:
+            if self._push_to_talk:
+                await self._push(key)
+            elif key is Key.RELEASED:
+                pass
+            elif self._spoken is not None:
                 await self._interrupt(self._spoken)
             elif not self._vad:
                 await self._speak()
         self._over.set()
+
+    async def _push(self, key: Key) -> None:
+        if self._talking:
+            await self._speak()  # released or, where the terminal does not tell of that, pressed again
+        elif key is not Key.RELEASED:
+            if self._spoken is not None:
+                await self._interrupt(self._spoken)
+            self._talking = True
+            self.meters.state = "talking"
 
     # Events in
 
@@ -208,13 +253,18 @@ class Conversation:
             case Error():
                 self._on_error(event)
             case InputLagging(behind_ms=behind):
-                self._view.event("notice", {"message": f"the server is {behind:.0f} ms behind"})
+                self.meters.behind_ms, self._behind_until_s = behind, time.monotonic() + BEHIND_S
+                self._view.event("input_lagging", {"behind_ms": behind})
             case InputDropped(samples=samples):
-                lost = 1000 * samples / SAMPLE_RATE
-                self._view.event("notice", {"message": f"the server is too slow: {lost:.0f} ms of speech were lost"})
+                lost_ms = 1000 * samples / SAMPLE_RATE
+                self.meters.unheard_ms += lost_ms
+                self._view.event("input_dropped", {"ms": lost_ms})
             case ConnectionLost(seconds=seconds):
+                self._away_until_s = time.monotonic() + seconds
+                self._lost_at_samples = self._client.sent_samples
                 self._view.event("connection_lost", {"kept_seconds": seconds})
             case ConnectionRestored(after_ms=after):
+                self._away_until_s = None
                 self._view.event("connection_restored", {"after_ms": after})
             case Audio() | TurnDone() | Interrupted() | SessionUpdated():
                 pass  # the rest of a turn that is over here
@@ -258,11 +308,11 @@ class Conversation:
                 meters.buffer_ms, meters.underruns = playback.buffered_ms, playback.underruns
                 if spoken is not None and playback.played_samples > spoken.reported_samples:
                     spoken.reported_samples = playback.played_samples
-                    await self._client.played(spoken.turn, playback.played_samples)
+                    await self._client.played(spoken.turn, playback.played_samples, playback.underruns)
             if spoken is not None:
                 if spoken.done is not None and playback.drained and spoken is self._spoken:
                     self._finish(spoken, playback)
-                elif spoken.done is None and now - self._last_event_s > STALL_S:
+                elif spoken.done is None and self._away_until_s is None and now - self._last_event_s > STALL_S:
                     raise ContinuationError(f"the server has said nothing for {STALL_S:g} s")
             elif self._file_ended_s is not None and now - max(self._file_ended_s, self._last_event_s) > VAD_PATIENCE_S:
                 self._end_of_file()
@@ -270,7 +320,23 @@ class Conversation:
             meters.rtt_ms = self._client.clock.rtt_ms
             if self._microphone is not None:
                 meters.dropped_input_ms = self._microphone.dropped_ms
+            self._measure_connection(now)
             self._view.show(meters)
+
+    def _measure_connection(self, now: float) -> None:
+        client, meters = self._client, self.meters
+        meters.away_seconds, meters.kept_input_ms = None, 0.0
+        if now > self._behind_until_s:
+            meters.behind_ms = 0.0
+        if self._away_until_s is not None:
+            meters.away_seconds = max(0.1, self._away_until_s - now)
+            kept = client.sent_samples - self._lost_at_samples + sum(map(len, self._unsaid))
+            meters.kept_input_ms = 1000 * kept / SAMPLE_RATE
+        then, sent, received = self._rate
+        if now - then >= RATE_INTERVAL_S:
+            meters.sent_kbps = 8e-3 * (client.sent_bytes - sent) / (now - then)
+            meters.received_kbps = 8e-3 * (client.received_bytes - received) / (now - then)
+            self._rate = (now, client.sent_bytes, client.received_bytes)
 
     async def _interrupt(self, spoken: _Spoken) -> None:
         self._spoken = None  # before anything is awaited: a second interruption of this turn means nothing
@@ -304,7 +370,8 @@ class Conversation:
 
     def _listen(self) -> None:
         self._spoken = None
-        self.meters.state, self.meters.turn = "listening", self._client.turn
+        self.meters.state = "ready" if self._push_to_talk else "listening"
+        self.meters.turn = self._client.turn
         if not self._over.is_set():
             self._view.event("listening", {"turn": self._client.turn})
 

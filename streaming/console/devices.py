@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from streaming.audio import SAMPLE_RATE, Pcm16, Resampler, to_float, to_int16
+from streaming.console.echo import EchoCanceller
 from streaming.console.jitter_buffer import START_MS, JitterBuffer
 from streaming.console.loudspeaker import MAX_HEARD_BLOCKS, Playback
 from streaming.errors import DeviceError
@@ -124,8 +125,13 @@ def find_device(devices: list[Device], wanted: str | None, direction: Direction)
 def device_table(devices: list[Device]) -> Table:
     """The list for a person, with the defaults marked."""
     table = Table(box=None, pad_edge=False)
+    # In a narrow terminal it is the host that is broken: by its name a device is chosen.
+    least = {"#": 2, "name": max((len(device.name) for device in devices), default=0), "default": 7}
     for column in ("#", "name", "host", "in", "out", "rate", "default"):
-        table.add_column(column, justify="right" if column in ("#", "in", "out", "rate") else "left")
+        justify: Literal["left", "right"] = "right" if column in ("#", "in", "out", "rate") else "left"
+        table.add_column(
+            column, justify=justify, no_wrap=column != "host", overflow="fold", min_width=least.get(column)
+        )
     for device in devices:
         defaults = [
             name for name, is_it in (("input", device.default_input), ("output", device.default_output)) if is_it
@@ -158,19 +164,24 @@ def _choose_format(sd: ModuleType, device: Device, direction: Direction) -> tupl
 
 
 class Microphone:
-    """An open microphone: `async for piece in microphone.pieces()`. Raises `DeviceError` if it does not open."""
+    """An open microphone: `async for piece in microphone.pieces()`. Raises `DeviceError` if it does not open.
 
-    def __init__(self, device: Device) -> None:
+    echo: what takes the loudspeaker's sound out of it.
+    """
+
+    def __init__(self, device: Device, echo: EchoCanceller | None = None) -> None:
         sd = load_sounddevice()
         rate, channels = _choose_format(sd, device, "input")
         self.rate = rate
         self._device = device
         self._dropped_samples = 0
         self._resampler = Resampler(rate, quality="LQ")
-        self._captured: deque[NDArray[np.float32]] = deque(maxlen=MAX_CAPTURED_PIECES)
+        self._echo = echo
+        self._captured: deque[tuple[NDArray[np.float32], float]] = deque(maxlen=MAX_CAPTURED_PIECES)
         self._ready = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._stream = _open_stream(sd, sd.InputStream, device, rate, channels, PIECE_MS, self._on_captured)
+        self._latency_s = float(self._stream.latency)
         _start_stream(sd, self._stream, device)
 
     @property
@@ -182,24 +193,30 @@ class Microphone:
         """int16 [about 480] at 24 kHz, as the device delivers them. Raises `DeviceError` when it delivers no more."""
         while True:
             try:
-                await asyncio.wait_for(self._ready.wait(), DEAD_S)
+                # Not wait_for: before Python 3.12 it swallows a cancellation that comes together with a piece, and the
+                # client never ended.
+                async with asyncio.timeout(DEAD_S):
+                    await self._ready.wait()
             except TimeoutError:
                 raise DeviceError(f"{self._device.name} has gone silent; was it unplugged?") from None
             self._ready.clear()
             while self._captured:
-                mono = self._captured.popleft().mean(axis=1, dtype=np.float32)
-                pcm = to_int16(self._resampler.push(mono))
+                block, captured_s = self._captured.popleft()
+                pcm = to_int16(self._resampler.push(block.mean(axis=1, dtype=np.float32)))
+                if self._echo is not None:
+                    pcm = self._echo.clean(pcm, captured_s)
                 if len(pcm):
                     yield pcm
 
     def close(self) -> None:
         self._stream.close()
 
-    def _on_captured(self, block: NDArray[np.float32], samples: int, _time: Any, _status: Any) -> None:
+    def _on_captured(self, block: NDArray[np.float32], samples: int, times: Any, _status: Any) -> None:
         # PortAudio's thread: copy, count, wake; nothing else.
         if len(self._captured) == MAX_CAPTURED_PIECES:
             self._dropped_samples += samples
-        self._captured.append(block.copy())
+        age_s = _between(times.inputBufferAdcTime, times.currentTime, self._latency_s)
+        self._captured.append((block.copy(), time.monotonic() - age_s))
         self._loop.call_soon_threadsafe(self._ready.set)
 
     def __enter__(self) -> Self:
@@ -212,10 +229,11 @@ class Microphone:
 class Speaker:
     """An open loudspeaker with a jitter buffer, a `Loudspeaker`. Raises `DeviceError` if it does not open.
 
-    The buffer holds samples at the device's rate; what is reported is converted to 24 kHz, rounded down.
+    The buffer holds samples at the device's rate; what is reported is converted to 24 kHz, rounded down. echo: is told
+    what is played, and when it is heard.
     """
 
-    def __init__(self, device: Device, *, max_buffer_ms: int) -> None:
+    def __init__(self, device: Device, *, max_buffer_ms: int, echo: EchoCanceller | None = None) -> None:
         sd = load_sounddevice()
         rate, channels = _choose_format(sd, device, "output")
         self.rate = rate
@@ -226,7 +244,8 @@ class Speaker:
         self._audible_s: float | None = None
         self._underruns_before = 0
         self._stream = _open_stream(sd, sd.OutputStream, device, rate, channels, SPEAKER_BLOCK_MS, self._on_wanted)
-        latency_s = float(self._stream.latency)
+        self._echo = echo
+        self._latency_s = latency_s = float(self._stream.latency)
         self._buffer = JitterBuffer(
             sample_rate=rate,
             max_ms=max(START_MS, max_buffer_ms - round(1000 * latency_s)),
@@ -275,9 +294,11 @@ class Speaker:
         with self._lock:
             silent = self._buffer.pulled_samples == 0
             pcm = self._buffer.pull(samples)
+            audible_s = time.monotonic() + _between(times.currentTime, times.outputBufferDacTime, self._latency_s)
             if silent and self._buffer.pulled_samples:
-                until_heard_s = max(0.0, float(times.outputBufferDacTime) - float(times.currentTime))
-                self._audible_s = time.monotonic() + until_heard_s
+                self._audible_s = audible_s
+        if self._echo is not None:
+            self._echo.played(pcm, self.rate, audible_s)
         self._handed_out.append(pcm)
         block[:] = to_float(pcm)[:, None]
 
@@ -286,6 +307,12 @@ class Speaker:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _between(earlier_s: float, later_s: float, latency_s: float) -> float:
+    """By PortAudio's clock; the stream's latency where its driver does not tell."""
+    told = earlier_s > 0 and later_s > 0
+    return max(0.0, float(later_s) - float(earlier_s)) if told else latency_s
 
 
 def _open_stream(

@@ -11,8 +11,9 @@ import numpy as np
 
 from streaming.audio import SAMPLE_RATE, Pcm16
 
-START_MS = 80
-"""One frame: play as soon as the first one is here, for that is the latency that a listener feels."""
+START_MS = 70
+"""Play as soon as the first frame is here, for that is the latency that a listener feels. A frame is 80 ms, but of the
+first one as Opus the last 6.5 come with the second."""
 GROWTH_MS = 20
 CAPACITY_MS = 12_000
 

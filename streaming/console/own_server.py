@@ -45,12 +45,13 @@ async def own_server(
     grace_s: float = _GRACE_S,
     environment: Mapping[str, str] | None = None,
     said: Callable[[str], None] = lambda _: None,
+    started: Callable[[int], None] = lambda _: None,
 ) -> AsyncIterator[str]:
     """Runs `command` while the block lasts and gives the URL from its line `listening on ws://...`.
 
     environment: the server's, instead of this process's. `said` gets each line of the server's standard error while it
-    starts. On the way out, for whatever reason, the process gets SIGTERM, and is killed when it is still there after
-    `grace_s`.
+    starts, `started` its process id. On the way out, for whatever reason, the process gets SIGTERM, and is killed when
+    it is still there after `grace_s`.
 
     Raises `ServerStartError` when the process ends, or has not said that it listens in `timeout_s`. A
     `ContinuationError` of the block is told together with the server's end, if that is its cause.
@@ -66,6 +67,7 @@ async def own_server(
     )
     assert process.stdout is not None
     assert process.stderr is not None
+    started(process.pid)
     url: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     last_lines: deque[str] = deque(maxlen=_LAST_LINES)
 
@@ -108,7 +110,8 @@ async def own_server(
             if process.returncode is None:
                 process.terminate()
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(process.wait(), grace_s)
+                    async with asyncio.timeout(grace_s):
+                        await process.wait()
         finally:
             # Also when a second Ctrl-C cuts the grace short.
             if process.returncode is None:

@@ -6,14 +6,17 @@ JSON mode prints one object a line on standard output, told apart by `event`:
 |---|---|
 | `notice` | `message`: what a person should know: the server's notice, the headphones warning, a non-fatal error |
 | `server` | `url`: the server that the client started for itself is up |
-| `session` | `session`, `model`, `seed`, `num_codebooks`, `context_seconds` |
+| `session` | `session`, `model`, `seed`, `num_codebooks`, `context_seconds`, `codec` |
 | `listening` | `turn`: the turn that speech sent now belongs to |
 | `speech_started`, `speech_stopped` | `turn`, `at_seconds` of the input (`--turn vad`) |
 | `speaking` | `turn`, `prompt_seconds`, `dropped_seconds`: the continuation begins |
 | `interrupted` | `turn`, `heard_seconds` |
 | `turn` | a turn's end and its measurements, the fields of `TurnReport` |
+| `input_lagging` | `behind_ms`: the server is so far behind what is said |
+| `input_dropped` | `ms`: so much of what was said the server had to throw away |
 | `connection_lost` | `kept_seconds`: for how long the server keeps the session; the client tries to come back |
 | `connection_restored` | `after_ms`: nothing was lost |
+| `session_lost` | `message`: the server no longer has the session; the microphone mode begins a new one |
 | `levels` | once a second: the fields of `Meters` |
 | `summary` | last, and only if a continuation came whole: `turns` that did, `output`, `record`, the last `TurnReport` |
 """
@@ -35,28 +38,41 @@ from rich.text import Text
 from streaming.audio import SILENCE_DBFS
 
 LEVELS_INTERVAL_S = 1.0
-_METER_WIDTH = 32
+_METER_WIDTH = 40
+_METER_ROOM = 19
+"""What a meter's line takes besides the meter."""
 _METER_FLOOR_DBFS = -60.0
+_COLOURS = {"listening": "green", "talking": "green", "ready": "cyan", "waiting": "yellow", "speaking": "magenta"}
 
 
 @dataclass(slots=True)
 class Meters:
     """What is shown continuously; the conversation writes it, the view reads it.
 
-    Levels in dBFS; `underruns` of this turn; `dropped_input_ms`: what the microphone had to throw away;
-    `first_audible_ms`: of the latest turn; `rtt_ms`: to the server and back.
+    state: `listening`, or with push-to-talk `ready` (nobody talks) and `talking`; `waiting` for the continuation;
+    `speaking`. away_seconds: None while connected, otherwise for how much longer the server keeps the session, 0 where
+    it does no more. Levels in dBFS; `underruns` of this turn. `dropped_input_ms`: what the microphone had to throw
+    away, the oldest first; `unheard_ms`: what the server had to; `behind_ms`: by how much it lags; `kept_input_ms`:
+    what will be said once the connection is back. `first_audible_ms`: of the latest turn; `rtt_ms`: to the server and
+    back; `sent_kbps`, `received_kbps`: over the last second.
     """
 
     state: str = "listening"
     turn: int = 1
+    away_seconds: float | None = None
     sent_seconds: float = 0.0
     input_dbfs: float = SILENCE_DBFS
     output_dbfs: float = SILENCE_DBFS
     buffer_ms: float = 0.0
     underruns: int = 0
     dropped_input_ms: float = 0.0
+    unheard_ms: float = 0.0
+    behind_ms: float = 0.0
+    kept_input_ms: float = 0.0
     first_audible_ms: float | None = None
     rtt_ms: float | None = None
+    sent_kbps: float = 0.0
+    received_kbps: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,11 +181,12 @@ class LiveView:
         self._live.stop()
 
     def _render(self, meters: Meters) -> Group:
+        width = max(4, min(_METER_WIDTH, self._live.console.width - _METER_ROOM))
         bars = Table.grid(padding=(0, 1))
-        bars.add_row("you", _bar(meters.input_dbfs), f"{meters.input_dbfs:4.0f} dB")
-        bars.add_row("machine", _bar(meters.output_dbfs), f"{meters.output_dbfs:4.0f} dB")
-        colour = "green" if meters.state == "listening" else "magenta"
-        state = Text.assemble((f"{meters.state} ", f"bold {colour}"), (f"turn {meters.turn}", "dim"))
+        for column in range(3):
+            bars.add_column(no_wrap=True, justify="right" if column == 2 else "left")
+        bars.add_row("you", _bar(meters.input_dbfs, width), f"{meters.input_dbfs:.0f} dB")
+        bars.add_row("machine", _bar(meters.output_dbfs, width), f"{meters.output_dbfs:.0f} dB")
         figures = [
             f"sent {meters.sent_seconds:.1f} s",
             f"buffer {meters.buffer_ms:.0f} ms",
@@ -179,9 +196,16 @@ class LiveView:
             figures.append(f"first sound after {meters.first_audible_ms:.0f} ms")
         if meters.rtt_ms is not None:
             figures.append(f"round trip {meters.rtt_ms:.1f} ms")
-        if meters.dropped_input_ms:
-            figures.append(f"microphone lost {meters.dropped_input_ms:.0f} ms")
-        lines: list[RenderableType] = [state, bars, Text("  ".join(figures), style="dim")]
+        if meters.sent_kbps or meters.received_kbps:
+            figures.append(f"{meters.sent_kbps:.0f} kbit/s up, {meters.received_kbps:.0f} down")
+        lines: list[RenderableType] = [_state(meters), bars, _flow(figures, self._live.console.width)]
+        troubles = [
+            f"microphone: {meters.dropped_input_ms / 1e3:.1f} s lost" if meters.dropped_input_ms else "",
+            f"server too slow: {meters.unheard_ms / 1e3:.1f} s lost" if meters.unheard_ms else "",
+            f"server {meters.behind_ms:.0f} ms behind" if meters.behind_ms else "",
+        ]
+        if any(troubles):
+            lines.append(_flow(list(filter(None, troubles)), self._live.console.width, "bold red"))
         return Group(*lines, Text(self._hint, style="dim italic")) if self._hint else Group(*lines)
 
 
@@ -190,10 +214,33 @@ def choose_view(*, json_lines: bool, hint: str) -> View:
     return LiveView(hint=hint) if sys.stdout.isatty() and not json_lines else JsonView()
 
 
-def _bar(dbfs: float) -> Text:
-    filled = round(_METER_WIDTH * min(1.0, max(0.0, 1 - dbfs / _METER_FLOOR_DBFS)))
+def _state(meters: Meters) -> Text:
+    turn = (f"turn {meters.turn}", "dim")
+    if meters.away_seconds is None:
+        return Text.assemble((meters.state, f"bold {_COLOURS[meters.state]}"), " ", turn)
+    if meters.away_seconds <= 0:
+        return Text.assemble(("no connection", "bold red"), " trying to begin anew")
+    kept = f", {meters.kept_input_ms / 1e3:.1f} s of yours kept" if meters.kept_input_ms else ""
+    left = f"coming back, {meters.away_seconds:.0f} s left{kept}"
+    return Text.assemble(("connection lost", "bold red"), f" {left} ", turn)
+
+
+def _bar(dbfs: float, width: int) -> Text:
+    filled = round(width * min(1.0, max(0.0, 1 - dbfs / _METER_FLOOR_DBFS)))
     colour = "red" if dbfs > -3 else "yellow" if dbfs > -12 else "green"
-    return Text.assemble(("█" * filled, colour), ("·" * (_METER_WIDTH - filled), "dim"))
+    return Text.assemble(("█" * filled, colour), ("·" * (width - filled), "dim"))
+
+
+def _flow(parts: list[str], width: int, style: str = "dim") -> Text:
+    """Parts in as few lines as they need, none broken in two."""
+    lines = [""]
+    for part in parts:
+        joined = f"{lines[-1]}  {part}" if lines[-1] else part
+        if lines[-1] and len(joined) > width:
+            lines.append(part)
+        else:
+            lines[-1] = joined
+    return Text("\n".join(lines), style=style)
 
 
 def _line(name: str, fields: Mapping[str, Any]) -> Text | None:
@@ -201,15 +248,17 @@ def _line(name: str, fields: Mapping[str, Any]) -> Text | None:
         case "notice":
             return Text(str(fields["message"]), style="yellow")
         case "session":
-            return Text(
-                f"{fields['model']}, seed {fields['seed']}, remembers {fields['context_seconds']:.1f} s", style="dim"
-            )
+            codec = ", Opus" if fields["codec"] == "opus" else ""
+            remembers = f"remembers {fields['context_seconds']:.1f} s"
+            return Text(f"{fields['model']}, seed {fields['seed']}, {remembers}{codec}", style="dim")
         case "interrupted":
             return Text(f"turn {fields['turn']}: interrupted after {fields['heard_seconds']:.2f} s", style="dim")
         case "connection_lost":
             return Text(f"connection lost; coming back (kept for {fields['kept_seconds']:g} s)", style="bold yellow")
         case "connection_restored":
             return Text(f"connection restored after {fields['after_ms'] / 1e3:.1f} s, nothing lost", style="green")
+        case "session_lost":
+            return Text(str(fields["message"]), style="bold red")
         case "turn":
             return Text(f"turn {fields['turn']}: {TurnReport(**fields).sentence()}", style="dim")
         case "summary":

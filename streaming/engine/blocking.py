@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 LEAD_FRAMES = 4
 """How far the engine works ahead of whoever iterates."""
+_LOUDEST = 1000.0
+"""60 dB over full scale is no loud speech, but samples in another unit, and a model's numbers do not survive 1e30."""
 
 
 class Session:
@@ -42,14 +44,19 @@ class Session:
     def listen(self, frame: NDArray[np.float32]) -> None:
         """Hears one frame, float32 [1920] in [-1, 1]; waits while too many are queued.
 
-        Raises `ValueError` for another shape or what is not finite, `SessionError` while speaking, `PromptTooLongError`
-        where the context does not slide.
+        Raises `ValueError` for another shape, for integers, and for what is not finite or far out of range;
+        `SessionError` while speaking, `PromptTooLongError` where the context does not slide.
         """
-        pcm = np.array(frame, np.float32)  # a copy: whoever records writes into the same buffer again
-        if pcm.shape != (FRAME,):
-            raise ValueError(f"a frame is {FRAME} samples, got an array of shape {pcm.shape}")
-        if not np.isfinite(pcm).all():
-            raise ValueError("speech must be finite, this frame holds NaN or infinity")
+        given = np.asarray(frame)
+        if given.shape != (FRAME,):
+            raise ValueError(f"a frame is {FRAME} samples, got an array of shape {given.shape}")
+        if given.dtype.kind != "f":
+            raise ValueError(
+                f"a frame is float32 in [-1, 1], got {given.dtype}; streaming.audio.to_float converts int16"
+            )
+        if not (abs(given) <= _LOUDEST).all():  # neither is NaN
+            raise ValueError("speech is float32 in [-1, 1]; this frame holds NaN, infinity or numbers far beyond")
+        pcm = given.astype(np.float32)  # a copy: whoever records writes into the same buffer again
         while not self._live.listen(pcm):
             self._live.wait_for_room()
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from streaming.audio import FRAME, FRAME_RATE
 from streaming.config import Sampling
 from streaming.engine.blocking import Session
+from streaming.engine.histogram import Counts, Histogram
 from streaming.engine.session import Listener, LiveSession, Step, StepResult
 from streaming.engine.slot_pool import SlotPool
 from streaming.errors import EngineStoppedError, StepFailedError
@@ -28,14 +29,20 @@ _TIMED_STEPS = 1000
 _RECENT_STEPS = 25
 _OVERLOAD = 0.8
 """Steps that take this share of a frame's 80 ms leave no room for another session."""
+_ENGINE_FAILED = "the engine has failed; its log says why"
+"""Clients are told so, too: what exactly went wrong is none of their business."""
 _HOPELESS_STEPS = 3
 """So many failed steps in a row, and the engine gives up."""
+_STEP_BOUNDS_S = tuple(
+    ms / 1e3 for ms in (1, 2, 3, 5, 7.5, 10, 15, 20, 30, 40, 50, 60, 70, 80, 90, 100, 120, 160, 240, 500, 1000)
+)
+"""Dense around a frame's 80 ms, which decide whether listeners hear gaps, and down to what a GPU takes."""
 
 
 @dataclass(frozen=True)
 class EngineStats:
     """sessions: open ones. steps: run so far. step_ms_p50, step_ms_p99: over the last thousand, None before the
-    first.
+    first. step_seconds: of all of them. steps_failed: not among the others. frames_heard, frames_spoken: so far.
     """
 
     slots: int
@@ -43,6 +50,10 @@ class EngineStats:
     steps: int
     step_ms_p50: float | None
     step_ms_p99: float | None
+    step_seconds: Counts
+    steps_failed: int
+    frames_heard: int
+    frames_spoken: int
 
 
 @dataclass(frozen=True)
@@ -56,17 +67,24 @@ class _Plan:
 
 
 class Engine:
-    """Runs `step` for its sessions until closed. `streaming.load_engine` makes one."""
+    """Runs `step` for its sessions until closed. `streaming.load_engine` makes one.
 
-    def __init__(self, step: Step, model: str = "", notice: str | None = None) -> None:
-        self.model, self.notice = model, notice
+    model, notice, device, dtype: what is said of the step, to clients and operators.
+    """
+
+    def __init__(
+        self, step: Step, model: str = "", notice: str | None = None, device: str = "", dtype: str = ""
+    ) -> None:
+        self.model, self.notice, self.device, self.dtype = model, notice, device, dtype
         self._step = step
         self._pool = SlotPool(step.num_slots)
         self._changed = threading.Condition()
         self._sessions: dict[int, LiveSession] = {}
         self._steps = 0
         self._step_seconds: deque[float] = deque(maxlen=_TIMED_STEPS)
-        self._failed_in_a_row = 0
+        self._step_histogram = Histogram(_STEP_BOUNDS_S)
+        self._steps_failed = self._failed_in_a_row = 0
+        self._frames_heard = self._frames_spoken = 0
         self._stopping = False
         self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -132,10 +150,11 @@ class Engine:
 
     def stats(self) -> EngineStats:
         with self._changed:
-            times, steps = list(self._step_seconds), self._steps
+            times, steps, histogram = list(self._step_seconds), self._steps, self._step_histogram.read()
+            failed, heard, spoken = self._steps_failed, self._frames_heard, self._frames_spoken
             active = sum(not session.closed for session in self._sessions.values())
         p50, p99 = (1e3 * float(p) for p in np.percentile(times, (50, 99))) if times else (None, None)
-        return EngineStats(self._pool.size, active, steps, p50, p99)
+        return EngineStats(self._pool.size, active, steps, p50, p99, histogram, failed, heard, spoken)
 
     def close(self) -> None:
         """Ends all sessions and the thread. May be called twice."""
@@ -154,7 +173,7 @@ class Engine:
 
     def _require_running(self) -> None:
         if self._failure is not None:
-            raise EngineStoppedError(f"the engine has failed: {self._failure}")
+            raise EngineStoppedError(_ENGINE_FAILED) from self._failure
         if self._stopping:
             raise EngineStoppedError("the engine is closed")
 
@@ -174,7 +193,8 @@ class Engine:
         except Exception as error:  # the thread's boundary: whatever it was, nobody may wait for ever
             _LOG.exception("the engine's thread failed")
             self._failure = error
-            ended = EngineStoppedError(f"the engine has failed: {error}")
+            ended = EngineStoppedError(_ENGINE_FAILED)
+            ended.__cause__ = error
         with self._changed:
             self._stopping = True
             for session in self._sessions.values():
@@ -184,12 +204,16 @@ class Engine:
     def _step_failed(self, plan: _Plan, error: Exception) -> None:
         """Ends the sessions of a failed step; gives up if the device is lost, or nothing works any more."""
         self._failed_in_a_row += 1
+        with self._changed:
+            self._steps_failed += 1
         if self._failed_in_a_row >= _HOPELESS_STEPS or self._step.is_fatal(error):
             raise error
         _LOG.error("a step failed; its %d sessions end, the others go on", len(plan.sessions), exc_info=error)
         with self._changed:
             for session in plan.sessions.values():
-                session.fail(StepFailedError(f"the step failed: {error}"))
+                failed = StepFailedError("a step failed, and this session with it; the engine's log says why")
+                failed.__cause__ = error
+                session.fail(failed)
 
     def _schedule(self) -> _Plan | None:
         """Waits until a slot is ready. None when the engine is to stop."""
@@ -225,12 +249,15 @@ class Engine:
         with self._changed:
             self._steps += 1
             self._step_seconds.append(seconds)
+            self._step_histogram.observe(seconds)
             for slot, session in plan.sessions.items():
                 if result.broken[slot]:
                     session.fail(StepFailedError("the model's numbers are not finite any more"))
                 elif plan.listening[slot]:
+                    self._frames_heard += 1
                     session.heard(result.codes[slot])
                 else:
+                    self._frames_spoken += not result.ended[slot]
                     session.spoke(result.pcm[slot], result.codes[slot], bool(result.ended[slot]), seconds)
 
     def _reap(self) -> None:

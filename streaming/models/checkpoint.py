@@ -20,6 +20,7 @@ from torch import Tensor
 from streaming.errors import CheckpointError, HubUnreachableError
 
 _PATTERNS = ("config.json", "tokenizer*", "special_tokens_map.json", "*.safetensors", "model.safetensors.index.json")
+_MAX_CONFIG_BYTES = 1 << 20
 _ADVICE = "Give a folder with --model DIR (and --codec DIR), or use --model demo, which needs no download."
 
 
@@ -48,8 +49,12 @@ def read_config(folder: Path) -> Mapping[str, Any]:
     """The checkpoint's config.json as it stands. Raises `CheckpointError` if it is not a JSON object."""
     path = folder / "config.json"
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        with path.open("rb") as file:
+            text = file.read(_MAX_CONFIG_BYTES + 1)
+        if len(text) > _MAX_CONFIG_BYTES:
+            raise CheckpointError(f"{path} is larger than {_MAX_CONFIG_BYTES} bytes: that is no config")
+        raw = json.loads(text)
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, no JSON, or a number of 4,301 digits
         raise CheckpointError(f"cannot read {path}: {error}") from error
     if not isinstance(raw, dict):
         raise CheckpointError(f"{path} is not a JSON object")

@@ -25,6 +25,7 @@ from streaming.models.attention import FrameView, KeyValueRing, Rotary
 from streaming.models.checkpoint import TensorSource
 from streaming.models.kernels.choice import pick
 from streaming.models.kernels.plain import Plain
+from streaming.models.linear import Linear, Quantize, linear
 from streaming.models.sampler import Drawing, SamplerState
 from streaming.models.token_layout import TokenLayout
 
@@ -54,29 +55,27 @@ class DecoderState:
 class _Layer:
     norm1: Tensor
     norm2: Tensor
-    qkv: Tensor
-    out: Tensor
-    gate_up: Tensor
-    down: Tensor
+    qkv: Linear
+    out: Linear
+    gate_up: Linear
+    down: Linear
 
     @staticmethod
-    def load(source: TensorSource, name: str, config: LlamaConfig) -> _Layer:
+    def load(source: TensorSource, name: str, config: LlamaConfig, quantize: Quantize) -> _Layer:
         hidden, inner = config.hidden_size, config.intermediate_size
         heads = {"q": config.num_heads, "k": config.num_kv_heads, "v": config.num_kv_heads}
+
+        def load(parts: dict[str, tuple[int, int]]) -> Linear:
+            weights = [source.load(f"{name}.{part}.weight", shape) for part, shape in parts.items()]
+            return linear(torch.cat(weights), quantize)
+
         return _Layer(
             norm1=source.load(f"{name}.input_layernorm.weight", (hidden,)),
             norm2=source.load(f"{name}.post_attention_layernorm.weight", (hidden,)),
-            qkv=torch.cat(
-                [
-                    source.load(f"{name}.self_attn.{part}_proj.weight", (count * config.head_dim, hidden))
-                    for part, count in heads.items()
-                ]
-            ),
-            out=source.load(f"{name}.self_attn.o_proj.weight", (hidden, config.num_heads * config.head_dim)),
-            gate_up=torch.cat(
-                [source.load(f"{name}.mlp.{part}_proj.weight", (inner, hidden)) for part in ("gate", "up")]
-            ),
-            down=source.load(f"{name}.mlp.down_proj.weight", (hidden, inner)),
+            qkv=load({f"self_attn.{part}_proj": (count * config.head_dim, hidden) for part, count in heads.items()}),
+            out=load({"self_attn.o_proj": (hidden, config.num_heads * config.head_dim)}),
+            gate_up=load({f"mlp.{part}_proj": (inner, hidden) for part in ("gate", "up")}),
+            down=load({"mlp.down_proj": (hidden, inner)}),
         )
 
 
@@ -86,9 +85,14 @@ class LlamaDecoder:
     """
 
     def __init__(
-        self, source: TensorSource, config: LlamaConfig, layout: TokenLayout, operations: Plain | None = None
+        self,
+        source: TensorSource,
+        config: LlamaConfig,
+        layout: TokenLayout,
+        quantize: Quantize = "none",
+        operations: Plain | None = None,
     ) -> None:
-        """operations: what runs between the matrix products; by default, what suits the device."""
+        """operations: what runs around the matrix products; by default, what suits the device."""
         self.config = config
         self.operations = pick(config, source.device, source.dtype) if operations is None else operations
         self.num_codebooks, self.codebook_size = layout.units.shape
@@ -106,7 +110,7 @@ class LlamaDecoder:
         # `</audio>` stands between frames only: the published script drops a frame that it cuts in two.
         self._bias = torch.zeros(rows.shape, dtype=source.dtype, device=source.device)
         self._bias[1:, -1] = -torch.inf
-        self._layers = [_Layer.load(source, f"model.layers.{i}", config) for i in range(config.num_layers)]
+        self._layers = [_Layer.load(source, f"model.layers.{i}", config, quantize) for i in range(config.num_layers)]
         self._norm = source.load("model.norm.weight", (config.hidden_size,))
         # [L, H, P, D], keys not rotated
         self.prefix_keys, self._prefix_values = self._run_prefix(

@@ -11,6 +11,7 @@ from torch import Tensor
 from streaming.config import LlamaConfig, MimiConfig, Rope
 from streaming.models.checkpoint import TensorSource
 from streaming.models.kernels.plain import Plain
+from streaming.models.linear import Quantize
 from streaming.models.llama import LlamaDecoder
 from streaming.models.mimi import StreamingMimi
 from streaming.models.token_layout import TokenLayout
@@ -94,10 +95,18 @@ def random_codec(
 
 
 def random_decoder(
-    config: LlamaConfig, device: torch.device, dtype: torch.dtype, operations: Plain | None = None
+    config: LlamaConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    quantize: Quantize = "none",
+    operations: Plain | None = None,
 ) -> LlamaDecoder:
     """A decoder of this shape over as many of Mimi's codebooks as it has."""
+    return LlamaDecoder(RandomSource(device, dtype), config, codes_layout(config), quantize, operations)
+
+
+def codes_layout(config: LlamaConfig) -> TokenLayout:
+    """The codes' tokens behind Llama's own."""
     first, units = 128_256, config.num_codebooks * MIMI.codebook_size
     ids = torch.arange(first, first + units).view(config.num_codebooks, -1)
-    layout = TokenLayout((128_000, first + units), ids, first + units + 1)
-    return LlamaDecoder(RandomSource(device, dtype), config, layout, operations)
+    return TokenLayout((128_000, first + units), ids, first + units + 1)

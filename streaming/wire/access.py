@@ -31,6 +31,8 @@ _TOKEN_PREFIXES = ("bearer.", "openai-insecure-api-key.")
 _TOKEN_PARAMETERS = frozenset(
     ("token", "access_token", "auth_token", "bearer", "auth", "authorization", "key", "api_key", "apikey", "api-key")
 )
+METRICS_READER = "metrics"
+"""The name of the token that reads the server's figures, and opens nothing else."""
 _SESSION_RETRY_S = 2.0
 _SUBPROTOCOL = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", re.ASCII)  # token, RFC 9110, section 5.6.2
 _AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]{2,45}\]|[0-9A-Za-z._-]{1,253})(?::([0-9]{1,5}))?", re.ASCII)
@@ -195,6 +197,8 @@ class Limits:
 
     connections_per_s, connection_burst: a token bucket per address, for every connection, page loads included.
     addresses: how many of them are remembered; the one not seen for longest goes first.
+    handshakes, handshakes_per_address: connections that have not sent their request yet, TLS included; fewer where the
+    process may not have twice as many files open.
     """
 
     sessions_per_token: int = 32
@@ -202,6 +206,8 @@ class Limits:
     connections_per_s: float = 5.0
     connection_burst: int = 60
     addresses: int = 10_000
+    handshakes: int = 1_000
+    handshakes_per_address: int = 64
 
 
 def address_key(peer: str | None) -> str | None:
@@ -370,7 +376,8 @@ class Gatekeeper:
         limits: Limits | None = None,
     ) -> None:
         self.bind, self._tokens, self._origins = bind, tokens, origins
-        self._gate = Gate(limits or Limits())
+        self.limits = limits or Limits()
+        self._gate = Gate(self.limits)
         host = Host.parse(bind.host)
         # Who names an origin stands behind a proxy that may pass its host on.
         self._hosts = {"localhost", *(origin.host for origin in origins), *([host.name] if host is not None else [])}
@@ -393,6 +400,19 @@ class Gatekeeper:
 
     def admit(self, headers: Headers, path: str, peer: str | None, now: float) -> Visitor | Refusal:
         """For what opens a session, or needs a token for another reason. Nothing is counted but the connection."""
+        visitor = self._identify(headers, path, peer, now)
+        if isinstance(visitor, Visitor) and visitor.name == METRICS_READER:
+            return _UNAUTHORIZED
+        return visitor
+
+    def admit_reader(self, headers: Headers, path: str, peer: str | None, now: float) -> Refusal | None:
+        """For the server's figures: where tokens are asked for, only the one named `metrics` is good for them."""
+        visitor = self._identify(headers, path, peer, now)
+        if isinstance(visitor, Refusal):
+            return visitor
+        return None if visitor.holder is None or visitor.name == METRICS_READER else _UNAUTHORIZED
+
+    def _identify(self, headers: Headers, path: str, peer: str | None, now: float) -> Visitor | Refusal:
         refusal = self.look(headers, path, peer, now) or self._check_origin(headers)
         if refusal is not None:
             return refusal

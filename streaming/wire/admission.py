@@ -31,7 +31,7 @@ class Admission:
     """Gives out the engine's slots. queue: how many may wait in line when there is none."""
 
     def __init__(self, engine: Engine, queue: int = 0) -> None:
-        self._engine, self._queue = engine, queue
+        self._engine, self.queue = engine, queue
         self._line: deque[Callable[[int], None]] = deque()
         self._changed = asyncio.Event()
         self.stopping = False
@@ -61,9 +61,9 @@ class Admission:
             try:
                 return self._try(listener, sampling, slides)
             except EngineFullError:
-                if not self._queue:
+                if not self.queue:
                     raise
-        if len(self._line) >= self._queue:
+        if len(self._line) >= self.queue:
             raise EngineFullError(f"all slots are taken and {len(self._line)} are waiting; try again later")
         self._line.append(waiting)
         waiting(len(self._line))

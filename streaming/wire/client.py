@@ -218,6 +218,16 @@ class ContinuationClient:
         """Samples sent in this session so far."""
         return self._sent_samples
 
+    @property
+    def sent_bytes(self) -> int:
+        """Bytes of all messages sent so far, without what sockets add."""
+        return self._line.sent_bytes
+
+    @property
+    def received_bytes(self) -> int:
+        """The same of all messages received."""
+        return self._line.received_bytes
+
     def latency(self, turn: int) -> TurnLatency:
         """Times of one of the latest turns, whole after its `TurnDone`. Older ones are forgotten, and empty."""
         return self._meters.get(turn, _TurnMeter()).latency()
@@ -250,9 +260,12 @@ class ContinuationClient:
         await self._send(Speak(turn=turn))
         return turn
 
-    async def played(self, turn: int, samples: int) -> None:
-        """This much of the turn's continuation has left the loudspeaker. At least every 80 ms in realtime pace."""
-        await self._send(Played(turn=turn, samples=samples))
+    async def played(self, turn: int, samples: int, underruns: int = 0) -> None:
+        """This much of the turn's continuation has left the loudspeaker. At least every 80 ms in realtime pace.
+
+        underruns: how often in this turn so far there was nothing to play when there should have been.
+        """
+        await self._send(Played(turn=turn, samples=samples, underruns=underruns))
 
     async def interrupt(self, turn: int, heard_samples: int) -> None:
         """Stops the turn, of which only this much was heard. No more of its audio is yielded, from this call on.

@@ -2,16 +2,19 @@
 
 Its gaps, from 15 to 17: everything waits for ever for a peer that does not read, the keepalive's ping and the closing
 handshake too; answers to pings are written however many wait already; a peer is taken for dead although it sends, if
-its answer to a ping is behind what it sent before; and one read of 256 KiB may hold 43,000 frames, two seconds of the
-event loop that all sessions share.
+its answer to a ping is behind what it sent before; one read of 256 KiB may hold 43,000 frames, two seconds of the
+event loop that all sessions share; and each of the 43,000 answers is written by itself, and logged by itself as a
+warning of asyncio's if the peer has hung up.
 """
 
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Any, ClassVar
 
 from websockets.asyncio.server import ServerConnection
+from websockets.protocol import SEND_EOF
 
 _READ_BYTES = 4096
 """Most bytes handled at once: a frame of audio (3,864 bytes), or 680 empty pings (30 ms)."""
@@ -19,7 +22,7 @@ _MAX_UNREAD_BYTES = 2**18
 """What may wait for a peer that asks and does not read."""
 
 
-class Connection(ServerConnection):
+class Connection(ServerConnection, asyncio.BufferedProtocol):
     """Cut without ceremony once its peer has neither sent nor, if something waits for it, read a byte for `silence_s`.
 
     The library's own `ping_timeout` is to be off; its pings make a living peer send.
@@ -32,17 +35,43 @@ class Connection(ServerConnection):
         self._sent_at = self.loop.time()  # by the peer
         self._unread_since: float | None = None  # while more waits for the peer than may
         self._watch: asyncio.TimerHandle | None = None
+        self._buffer = memoryview(bytearray(_READ_BYTES))  # under TLS it is filled in slices, which must not be copies
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        transport.max_size = _READ_BYTES  # type: ignore[attr-defined]  # of one read, in asyncio's socket transport
         super().connection_made(transport)
         self._look()
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
         self._sent_at = self.loop.time()
-        super().data_received(data)
+        self.data_received(bytes(self._buffer[:nbytes]))
         if self.transport.get_write_buffer_size() > _MAX_UNREAD_BYTES:
             self.transport.abort()
+        elif nbytes == _READ_BYTES and not self.transport.is_closing() and self.transport.is_reading():
+            # There may be more, and under TLS asyncio calls again for it as often as the socket was read: several times
+            # in one turn of the loop. The library pauses by itself only on data, so it cannot have paused meanwhile.
+            self.transport.pause_reading()
+            self.loop.call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        if not self.transport.is_closing():
+            self.transport.resume_reading()
+
+    def send_data(self) -> None:
+        writes = self.protocol.data_to_send()
+        if not writes or self.transport.is_closing():
+            return
+        data = b"".join(writes)
+        if data:
+            self.transport.write(data)
+        if writes[-1] == SEND_EOF:
+            if self.transport.can_write_eof():
+                with suppress(OSError):
+                    self.transport.write_eof()
+            else:
+                self.transport.close()
 
     def pause_writing(self) -> None:
         super().pause_writing()

@@ -40,6 +40,7 @@ from streaming.wire.messages import (
     SessionStart,
     UnknownTypeError,
 )
+from streaming.wire.observer import SessionObserver
 from streaming.wire.outbox import End, Outbox
 from streaming.wire.playback import Playback
 
@@ -124,9 +125,11 @@ class Conversation:
         start: SessionStart,
         idle_s: float,
         resume: messages.Resumption | None = None,
+        *,
+        observer: SessionObserver,
     ) -> None:
         self._engine, self._admission, self._start, self._idle_s = engine, admission, start, idle_s
-        self._resume = resume
+        self._resume, self._observer = resume, observer
         self._loop = asyncio.get_running_loop()
         self.outbox = Outbox()
         self._inbox: asyncio.Queue[_Item] = asyncio.Queue()
@@ -155,10 +158,11 @@ class Conversation:
                 await asyncio.to_thread(turn_taking.load_vad_model)
             end = await self._converse(await self._wait_for_slot())
         except StreamingError as error:
-            end = refusal(error)
+            end = _GONE if self._left.is_set() else refusal(error)
         except Exception:  # the boundary of a session: a fault of ours is told, and is not the other sessions'
             _LOG.exception("a session failed")
             end = End(_INTERNAL, CloseCode.INTERNAL_ERROR, _INTERNAL.message)
+        self._observer.ended(end)
         self.outbox.put(end)
 
     # From whoever has the socket
@@ -271,10 +275,13 @@ class Conversation:
     def _take(self, event: events.Event) -> None:
         if isinstance(event, events.Heard | events.Failed):
             self._heard.set()  # not through the inbox: its reader may be waiting for just this
-        if not isinstance(event, events.Heard):
+        if isinstance(event, events.Heard):
+            self._observer.heard()
+        else:
             self._inbox.put_nowait(event)
 
     def _send(self, reply: Message | AudioMessage) -> None:
+        self._observer.said(reply)
         self.outbox.put(reply)
 
     # Handling, in order
@@ -323,9 +330,10 @@ class Conversation:
                 if turn != self._turn:
                     raise SessionError(f"speak for turn {turn}, but this is turn {self._turn}")
                 await self._speak()
-            case messages.Played(turn=turn, samples=samples):
+            case messages.Played(turn=turn, samples=samples, underruns=underruns):
                 if self._playing is not None and turn == self._playing.turn:
                     self._playing.playback.report(samples)
+                    self._observer.played(turn, underruns, self._playing.playback.sent_frames)
                     self._look_at_playback()
             case messages.Interrupt(turn=turn, heard_samples=heard):
                 self._interrupt(turn, heard)

@@ -35,14 +35,9 @@ class Exchange:
         self._answered = self.received
         return Ack(received=self.received)
 
-    @property
-    def full(self) -> bool:
-        """Whether nothing more may be sent before an answer comes."""
-        return len(self._kept) >= WINDOW
-
-    async def room(self) -> None:
-        """Waits until one more may be sent."""
-        while self.full:
+    async def room(self, count: int = 1) -> None:
+        """Waits until so many more may be sent."""
+        while len(self._kept) + count > WINDOW:
             self._changed.clear()
             await self._changed.wait()
 

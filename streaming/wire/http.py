@@ -1,63 +1,79 @@
-"""What the port answers to plain HTTP: who may not come in, `GET /health`, and a pointer to the protocol for the
-rest.
+"""What the port answers to plain HTTP: who may not come in, the page, health, metrics, and a pointer to the protocol
+for the rest.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict
 from http import HTTPStatus
 from weakref import WeakKeyDictionary
 
 from websockets.asyncio.server import ServerConnection
 from websockets.http11 import Request, Response
 
-from streaming.engine.engine import Engine
 from streaming.wire.access import Gatekeeper, Refusal, Visitor
-from streaming.wire.admission import Admission
+from streaming.wire.health import HEALTH, LIVE, READY, Health
 from streaming.wire.messages import PATH
+from streaming.wire.metrics import CONTENT_TYPE, METRICS
+from streaming.wire.observer import Observer
+from streaming.wire.pages import web_pages
 
 
 class HttpEndpoints:
     """Looks at every request first. visitors: who is behind the connections whose handshake may go on."""
 
-    def __init__(self, engine: Engine, admission: Admission, keeper: Gatekeeper) -> None:
-        self._engine, self._admission, self._keeper = engine, admission, keeper
+    def __init__(self, keeper: Gatekeeper, health: Health, observer: Observer) -> None:
+        self._keeper, self._health, self._observer = keeper, health, observer
+        self._pages = web_pages()
         self.visitors: WeakKeyDictionary[ServerConnection, Visitor] = WeakKeyDictionary()
 
     def __call__(self, connection: ServerConnection, request: Request) -> Response | None:
         """None lets the handshake go on."""
-        if request.method != "GET":
-            response = connection.respond(
-                HTTPStatus.METHOD_NOT_ALLOWED, "" if request.method == "HEAD" else "only GET\n"
-            )
-            response.headers["Allow"] = "GET"
-            return response
+        response = self._answer(connection, request)
+        if response is not None:
+            if "X-Content-Type-Options" not in response.headers:
+                response.headers["X-Content-Type-Options"] = "nosniff"
+            if request.method == "HEAD":
+                response.body = b""  # the headers are those of a GET, its length included (RFC 9110, section 9.3.2)
+        status = HTTPStatus.SWITCHING_PROTOCOLS if response is None else response.status_code
+        self._observer.answered(request.path, status)
+        return response
+
+    def _answer(self, connection: ServerConnection, request: Request) -> Response | None:
         path = request.path.partition("?")[0]
+        allowed = ("GET",) if path == PATH else ("GET", "HEAD")
+        if request.method not in allowed:
+            response = connection.respond(HTTPStatus.METHOD_NOT_ALLOWED, f"only {' and '.join(allowed)}\n")
+            response.headers["Allow"] = ", ".join(allowed)
+            return response
         peer = connection.remote_address
         address = peer[0] if isinstance(peer, tuple) else None
-        ask = self._keeper.admit if path == PATH else self._keeper.look
+        ask = {PATH: self._keeper.admit, METRICS: self._keeper.admit_reader}.get(path, self._keeper.look)
         answer = ask(request.headers, request.path, address, time.monotonic())
         if isinstance(answer, Refusal):
+            self._observer.refused(answer.code)
             response = connection.respond(answer.status, answer.body)
             response.headers.update(answer.headers)
             return response
         if isinstance(answer, Visitor):
             self.visitors[connection] = answer
             return None
-        if path == "/health":
-            return self._health(connection)
-        return connection.respond(HTTPStatus.NOT_FOUND, f"not found; the WebSocket is at {PATH}, health at /health\n")
+        if path in (HEALTH, LIVE, READY):
+            status = HTTPStatus.OK if self._health.fine(path) else HTTPStatus.SERVICE_UNAVAILABLE
+            return _figures(connection, status, json.dumps(self._health.report()) + "\n", "application/json")
+        if path == METRICS:
+            return _figures(connection, HTTPStatus.OK, self._observer.metrics.exposition().decode(), CONTENT_TYPE)
+        page = self._pages.answer(path, request.headers)
+        if page is not None:
+            return page
+        found = f"the page is at /, the WebSocket at {PATH}, health at {HEALTH}, metrics at {METRICS}"
+        return connection.respond(HTTPStatus.NOT_FOUND, f"not found; {found}\n")
 
-    def _health(self, connection: ServerConnection) -> Response:
-        """200 with the engine's figures; 503 once it has failed, or the server is about to stop."""
-        state = "failed" if self._engine.failure else "stopping" if self._admission.stopping else "ready"
-        figures = asdict(self._engine.stats()) | {"waiting": self._admission.waiting}
-        body = {"status": state, "model": self._engine.model, "overloaded": self._engine.overloaded, **figures}
-        status = HTTPStatus.OK if state == "ready" else HTTPStatus.SERVICE_UNAVAILABLE
-        response = connection.respond(status, json.dumps(body) + "\n")
-        del response.headers["Content-Type"]
-        response.headers["Content-Type"] = "application/json"
-        response.headers["Cache-Control"] = "no-store"
-        return response
+
+def _figures(connection: ServerConnection, status: HTTPStatus, text: str, content_type: str) -> Response:
+    response = connection.respond(status, text)
+    del response.headers["Content-Type"]
+    response.headers["Content-Type"] = content_type
+    response.headers["Cache-Control"] = "no-store"
+    return response

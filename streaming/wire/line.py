@@ -29,6 +29,7 @@ from streaming.wire.messages import (
     Ack,
     AudioMessage,
     Error,
+    Interrupt,
     Message,
     Played,
     ServerMessage,
@@ -38,12 +39,15 @@ from streaming.wire.messages import (
     SessionResumed,
     SessionStart,
     SessionStarted,
+    Speak,
     UnknownTypeError,
     decode_audio,
+    decode_opus,
     decode_server,
     encode,
     encode_audio,
 )
+from streaming.wire.opus import WHOLE_FRAMES, OpusReceiver, OpusSender
 
 CLOSE_TIMEOUT_S = 2.0
 _ATTEMPT_TIMEOUT_S = 5.0
@@ -64,6 +68,10 @@ class RefusedError(ContinuationError):
         super().__init__(f"the server refused the session ({refusal.code}): {refusal.message}{wait}")
         self.refusal = refusal.code
         self.retry_after_ms = refusal.retry_after_ms
+
+
+class SessionLostError(ContinuationError):
+    """The connection broke and the session with it, through no fault of either side: a new one may be begun."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +101,19 @@ class _Address:
 class Line:
     """Made by `open`; one task calls `receive` all the time, any may `send`."""
 
-    def __init__(self, address: _Address, socket: ClientConnection, started: SessionStarted) -> None:
+    def __init__(
+        self, address: _Address, socket: ClientConnection, start: SessionStart, started: SessionStarted
+    ) -> None:
         self.started = started
+        self.sent_bytes = self.received_bytes = 0
+        """Of all messages so far, without what sockets add."""
+        self._manual = start.turn_taking == "manual"
+        self._opus = (OpusSender(WHOLE_FRAMES), OpusReceiver()) if started.codec == "opus" else None
         self._address, self._socket = address, socket
         self._exchange = None if started.resume is None else Exchange()
         self._position = 0  # samples sent so far
-        self._played: str | bytes | None = None  # the latest report, which is not counted
+        self._played: str | None = None  # the latest report, which is not counted
+        self._in_order = asyncio.Lock()  # what is encoded first is sent first
         self._connected = True
         self._lost_at: float | None = None
         self._ack: Ack | None = None
@@ -112,7 +127,7 @@ class Line:
         socket = await _dial(address, timeout_s)
         try:
             async with asyncio.timeout(timeout_s):
-                return cls(address, socket, await _open_session(socket, start))
+                return cls(address, socket, start, await _open_session(socket, start))
         except TimeoutError:
             await socket.close()
             raise ContinuationError(f"{url} did not open a session in {timeout_s:g} s") from None
@@ -125,16 +140,32 @@ class Line:
 
         Raises `ConnectionClosed` where there will be none.
         """
-        data = encode_audio(message) if isinstance(message, AudioMessage) else encode(message)
-        if self._exchange is not None and (isinstance(message, AudioMessage) or message.counted):
-            await self._exchange.room()
-            self._exchange.send(data)
+        if not isinstance(message, AudioMessage) and not message.counted:
+            if isinstance(message, Played):
+                self._played = encode(message)
+            await self._say(encode(message))
+            return
+        async with self._in_order:
+            if isinstance(message, AudioMessage):
+                self._position = message.position_samples + len(message.pcm)
+            for data in self._encoded(message):
+                if self._exchange is not None:
+                    await self._exchange.room()
+                    self._exchange.send(data)
+                await self._say(data)
+
+    def _encoded(self, message: Message | AudioMessage) -> list[str | bytes]:
         if isinstance(message, AudioMessage):
-            self._position = message.position_samples + len(message.pcm)
-        elif isinstance(message, Played):
-            self._played = data
+            return list(map(encode_audio, [message] if self._opus is None else self._opus[0].push(message)))
+        said: list[str | bytes] = []
+        if self._opus is not None and self._manual and isinstance(message, Speak | Interrupt):
+            said += map(encode_audio, self._opus[0].flush())  # what was said belongs to the turn that ends here
+        return [*said, encode(message)]
+
+    async def _say(self, data: str | bytes) -> None:
         if not self._connected:
             return
+        self.sent_bytes += len(data)
         try:
             await self._socket.send(data)
         except ConnectionClosed:
@@ -162,8 +193,9 @@ class Line:
 
     def _take(self, data: str | bytes) -> ServerMessage | AudioMessage | None:
         message: ServerMessage | AudioMessage | None
+        self.received_bytes += len(data)
         try:
-            message = decode_audio(data) if isinstance(data, bytes) else decode_server(data)
+            message = self._heard(data) if isinstance(data, bytes) else decode_server(data)
         except UnknownTypeError:
             message = None  # a newer server may say more than this client knows
         if self._exchange is not None:
@@ -172,6 +204,9 @@ class Line:
             elif message is None or isinstance(message, AudioMessage) or message.counted:
                 self._answer(self._exchange.receive())
         return None if isinstance(message, Ack) else message
+
+    def _heard(self, data: bytes) -> AudioMessage:
+        return decode_audio(data) if self._opus is None else self._opus[1].push(decode_opus(data))
 
     def give_up(self) -> None:
         """The session is over: nobody need wait to send."""
@@ -227,7 +262,7 @@ class Line:
                 received = await self._resume(socket)
             except RefusedError as refused:
                 if not refused.retry_after_ms:
-                    raise ContinuationError(f"the connection broke, and could not be restored: {refused}") from None
+                    raise SessionLostError(f"the connection broke, and could not be restored: {refused}") from None
                 reason = str(refused)
             except ConnectionClosed as closed:
                 reason = str(closed_error(closed))
@@ -239,7 +274,7 @@ class Line:
                 self._resending = asyncio.create_task(self._resend(socket, received))
                 return ConnectionRestored(1000 * (time.monotonic() - lost_at))
         seconds = self.started.resume.seconds
-        raise ContinuationError(f"the connection broke, and could not be restored within {seconds:g} s: {reason}")
+        raise SessionLostError(f"the connection broke, and could not be restored within {seconds:g} s: {reason}")
 
     async def _resume(self, socket: ClientConnection) -> int:
         """Returns how many of this side's messages have arrived."""
@@ -264,15 +299,26 @@ class Line:
     async def _resend(self, socket: ClientConnection, received: int) -> None:
         """Sends what the server has not had, and what is said meanwhile; then whoever sends sends directly again."""
         assert self._exchange is not None
+        played: str | None = None
         try:
-            while (data := self._exchange.after(received)) is not None:
-                await socket.send(data)
-                received += 1
-            if self._played is not None:
-                await socket.send(self._played)
+            while True:
+                if (data := self._exchange.after(received)) is not None:
+                    await socket.send(data)
+                    received += 1
+                elif self._played != played:
+                    played = self._played
+                    assert played is not None
+                    await socket.send(played)
+                else:
+                    break  # with nothing awaited since: whatever is said from here on is sent directly
         except ConnectionClosed:
             return  # `receive` notices too
         self._connected = True
+
+
+def is_loopback(url: str) -> bool:
+    """Whether `url` leads to this machine. Raises `ContinuationError` where it leads nowhere."""
+    return _complete(url, None).host in _LOOPBACK
 
 
 async def _dial(address: _Address, timeout_s: float) -> ClientConnection:
@@ -370,6 +416,6 @@ def _complete(url: str, token: str | None) -> _Address:
 def closed_error(closed: ConnectionClosed) -> ContinuationError:
     frame = closed.rcvd
     if frame is None:
-        return ContinuationError("the connection to the server broke")
+        return SessionLostError("the connection to the server broke")
     reason = f": {frame.reason}" if frame.reason else ""
     return ContinuationError(f"the server closed the connection ({frame.code}){reason}")

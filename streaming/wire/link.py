@@ -16,7 +16,7 @@ from streaming.wire.conversation import Conversation, Received
 from streaming.wire.messages import AudioMessage, Message, encode
 from streaming.wire.outbox import End
 
-_MESSAGES_PER_S = 2000
+MESSAGES_PER_S = 2000
 """A client that sends faster is read more slowly: handling messages takes the event loop's time from the others."""
 
 _READY_TIMEOUT_S = 20.0
@@ -37,10 +37,19 @@ class Dialect(Protocol):
 
 
 class Link:
-    """Moves messages until the conversation's end is told, or the socket is gone."""
+    """Moves messages until the conversation's end is told, or the socket is gone. messages_per_s: at most, from the
+    client.
+    """
 
-    def __init__(self, socket: ServerConnection, conversation: Conversation, dialect: Dialect) -> None:
+    def __init__(
+        self,
+        socket: ServerConnection,
+        conversation: Conversation,
+        dialect: Dialect,
+        messages_per_s: float = MESSAGES_PER_S,
+    ) -> None:
         self._socket, self._conversation, self._dialect = socket, conversation, dialect
+        self._messages_per_s = messages_per_s
 
     async def run(self, first: Sequence[str | bytes] = ()) -> bool:
         """Sends `first` first. Returns whether the conversation has come to its end."""
@@ -66,7 +75,7 @@ class Link:
                 for received in self._dialect.decode(data):  # from here on nothing of it is lost
                     self._conversation.give(received)
                 count += 1
-                early = started + count / _MESSAGES_PER_S - loop.time()
+                early = started + count / self._messages_per_s - loop.time()
                 if early > 0.1:
                     await asyncio.sleep(early)
                 elif early < -1:  # what was not used is not saved up for more than a second

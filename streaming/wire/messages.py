@@ -1,7 +1,7 @@
 """The native protocol's messages: pure values, bytes in and bytes out. `docs/protocol.md` is the specification.
 
-Text messages are JSON objects told apart by `type`; binary messages are a 16-byte header and mono 16-bit PCM. Decoding
-raises `ProtocolError` and nothing else.
+Text messages are JSON objects told apart by `type`; binary messages are a 16-byte header and mono 16-bit PCM, or the
+same and Opus packets (`streaming.wire.opus` has what is in them). Decoding raises `ProtocolError` and nothing else.
 """
 
 from __future__ import annotations
@@ -22,10 +22,15 @@ MAX_AUDIO_SAMPLES = 48_000
 """Most samples in one binary message: two seconds."""
 MAX_MESSAGE_BYTES = 16 + 2 * MAX_AUDIO_SAMPLES
 """Largest message either side sends."""
+MAX_OPUS_SAMPLES = 2_880
+"""Most samples that the packets of one Opus message decode to: 120 ms, as much as one packet may hold."""
+MAX_OPUS_PACKET_BYTES = 4_000
 
 NonNegative = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Turn = Annotated[int, msgspec.Meta(ge=1, le=2**32 - 1)]
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=3600)]
+Codec = Literal["pcm16", "opus"]
+"""How audio is carried, in both directions."""
 
 
 class UnknownTypeError(ProtocolError):
@@ -83,6 +88,7 @@ class SessionStart(Message, tag="session.start", frozen=True):
     max_seconds: Seconds = 20.0
     lead_ms: Annotated[int, msgspec.Meta(ge=80, le=10_000)] = 400
     resume: bool = False
+    codecs: tuple[str, ...] = ("pcm16",)
     sampling: SamplingOptions = SamplingOptions()
     vad: VadOptions = VadOptions()
 
@@ -115,6 +121,7 @@ class Interrupt(Message, tag="interrupt", frozen=True):
 class Played(Message, tag="played", frozen=True):
     turn: Turn
     samples: NonNegative
+    underruns: NonNegative = 0
 
     counted = False
 
@@ -165,6 +172,7 @@ class SessionStarted(Message, tag="session.started", frozen=True):
     turn: int
     notice: str | None = None
     resume: Resumption | None = None
+    codec: Codec = "pcm16"
 
     counted = False
 
@@ -333,6 +341,8 @@ class _Versioned(msgspec.Struct, frozen=True):
 
 _HEADER = struct.Struct("<BBHIQ")
 _KIND_PCM16 = 1
+_KIND_OPUS = 2
+_U16 = struct.Struct("<H")
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,18 +359,36 @@ class AudioMessage:
     pcm: NDArray[np.int16]
 
 
-def encode_audio(message: AudioMessage) -> bytes:
-    """Header and samples, little-endian."""
+@dataclass(frozen=True, slots=True)
+class OpusMessage:
+    """One binary message of a session whose codec is Opus: it stands for an `AudioMessage` of `samples` samples.
+
+    fresh: a stream begins, with a decoder as new. skip: how many decoded samples are dropped before those that count;
+    what is left after them is dropped too.
+    """
+
+    turn: int
+    position_samples: int
+    fresh: bool
+    skip: int
+    samples: int
+    packets: tuple[bytes, ...]
+
+
+def encode_audio(message: AudioMessage | OpusMessage) -> bytes:
+    """Header and samples, or packets, little-endian."""
+    turn, position = message.turn, message.position_samples
+    if isinstance(message, OpusMessage):
+        header = _HEADER.pack(_KIND_OPUS, message.fresh, message.skip, turn, position)
+        sized = (_U16.pack(len(packet)) + packet for packet in message.packets)
+        return b"".join((header, _U16.pack(message.samples), *sized))
     assert message.pcm.dtype == np.int16 and message.pcm.ndim == 1
-    header = _HEADER.pack(_KIND_PCM16, 0, 0, message.turn, message.position_samples)
-    return header + message.pcm.astype("<i2", copy=False).tobytes()
+    return _HEADER.pack(_KIND_PCM16, 0, 0, turn, position) + message.pcm.astype("<i2", copy=False).tobytes()
 
 
 def decode_audio(data: bytes) -> AudioMessage:
     """The inverse of `encode_audio`. Raises `ProtocolError` for a header, length or size that breaks the protocol."""
-    if len(data) < _HEADER.size:
-        raise ProtocolError(f"a binary message has a {_HEADER.size}-byte header, this one is {len(data)} bytes long")
-    kind, flags, reserved, turn, position = _HEADER.unpack_from(data)
+    kind, flags, reserved, turn, position = _header(data)
     if kind != _KIND_PCM16 or flags or reserved:
         raise ProtocolError(f"binary kind {kind}, flags {flags}, reserved {reserved}: only 1 (PCM16), 0, 0 is known")
     payload = len(data) - _HEADER.size
@@ -369,3 +397,36 @@ def decode_audio(data: bytes) -> AudioMessage:
     if payload > 2 * MAX_AUDIO_SAMPLES:
         raise ProtocolError(f"at most {MAX_AUDIO_SAMPLES} samples a message, got {payload // 2}")
     return AudioMessage(turn, position, np.frombuffer(data, "<i2", offset=_HEADER.size).astype(np.int16, copy=False))
+
+
+def decode_opus(data: bytes) -> OpusMessage:
+    """The same in a session whose codec is Opus. Nothing is decompressed here. Raises `ProtocolError`."""
+    kind, flags, skip, turn, position = _header(data)
+    if kind != _KIND_OPUS or flags > 1:
+        raise ProtocolError(f"binary kind {kind}, flags {flags}: only 2 (Opus), 0 or 1 is known in this session")
+    samples = _u16(data, _HEADER.size)
+    packets, at = [], _HEADER.size + _U16.size
+    while at < len(data):
+        length = _u16(data, at)
+        packets.append(data[at + _U16.size : at + _U16.size + length])
+        at += _U16.size + length
+        if length > MAX_OPUS_PACKET_BYTES:
+            raise ProtocolError(f"an Opus packet of {length} bytes, at most {MAX_OPUS_PACKET_BYTES}")
+        if at > len(data):
+            raise ProtocolError("a binary message that ends within a packet")
+    if not packets:
+        raise ProtocolError("an Opus message without packets")
+    return OpusMessage(turn, position, bool(flags), skip, samples, tuple(packets))
+
+
+def _header(data: bytes) -> tuple[int, int, int, int, int]:
+    if len(data) < _HEADER.size:
+        raise ProtocolError(f"a binary message has a {_HEADER.size}-byte header, this one is {len(data)} bytes long")
+    kind, flags, reserved, turn, position = _HEADER.unpack_from(data)
+    return kind, flags, reserved, turn, position
+
+
+def _u16(data: bytes, at: int) -> int:
+    if at + _U16.size > len(data):
+        raise ProtocolError("a binary message that ends too early")
+    return int.from_bytes(data[at : at + _U16.size], "little")

@@ -9,24 +9,37 @@ import socket
 import ssl
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 
 from websockets.asyncio.server import ServerConnection, serve
+from websockets.http11 import Request, Response
 
+from streaming.audio import FRAME_RATE
 from streaming.engine.engine import Engine
 from streaming.errors import StreamingError
 from streaming.wire.access import Bind, Gatekeeper, select_subprotocol
 from streaming.wire.admission import Admission
 from streaming.wire.connection import connection
+from streaming.wire.doorstep import Doorstep, listen
+from streaming.wire.health import Health, version
 from streaming.wire.http import HttpEndpoints
+from streaming.wire.log import event
 from streaming.wire.messages import MAX_MESSAGE_BYTES, PATH
-from streaming.wire.native import NativeService
+from streaming.wire.metrics import Metrics
+from streaming.wire.native import NativeService, NativeSession
+from streaming.wire.observer import Observer
 
 _LOG = logging.getLogger(__name__)
 _POLL_S = 0.5
 """How often it is looked whether the engine still runs and every token is still valid."""
 _GOODBYE_S = 2.0
+_BACKLOG = 1024
+"""Connections that the kernel holds until they are accepted. A client that comes when it is full waits for a second."""
+_UNLOGGED = logging.Logger("websockets", logging.CRITICAL)
+"""For the library, in no hierarchy, so that no configuration opens it: at DEBUG it logs headers, tokens among them, and
+the first bytes of audio; strangers' rubbish it logs as errors, with tracebacks.
+"""
 
 
 @dataclass(frozen=True)
@@ -119,57 +132,95 @@ async def run_server(
     had.
     """
     admission = Admission(engine, options.queue)
-    endpoints = HttpEndpoints(engine, admission, keeper)
-    service = NativeService(engine, admission, keeper, options.idle_s, options.resume_s)
+    sessions: set[NativeSession] = set()
+    health = Health(engine, admission, sessions, version())
+    observer = Observer(Metrics(health))
+    endpoints = HttpEndpoints(keeper, health, observer)
+    service = NativeService(engine, admission, keeper, observer, options.idle_s, options.resume_s, sessions)
 
     async def handle(connection: ServerConnection) -> None:
-        await service(connection, endpoints.visitors[connection])
+        try:
+            await service(connection, endpoints.visitors[connection])
+        except Exception:  # the library, which closes the connection, logs nowhere
+            _LOG.exception("a connection failed")
+            raise
 
     async def gone() -> None:
-        while service.sessions:
+        while sessions:
             await asyncio.sleep(0.02)
 
-    listener = serve(
-        handle,
-        list(keeper.bind.addresses),  # type: ignore[arg-type]  # asyncio takes several; the name may mean others by now
-        options.port,
-        ssl=options.tls,
-        process_request=endpoints,
-        select_subprotocol=select_subprotocol,
-        compression=None,
-        max_size=MAX_MESSAGE_BYTES,
-        open_timeout=options.handshake_s,
-        ping_interval=options.keepalive_s,
-        ping_timeout=None,
-        create_connection=connection(2 * options.keepalive_s),
-        close_timeout=_GOODBYE_S,
-        server_header="streaming-continuation",
-    )
+    doorstep = Doorstep(keeper.limits)
+
+    def look(connection: ServerConnection, request: Request) -> Response | None:
+        sock = connection.transport.get_extra_info("socket")
+        if sock is not None:  # under TLS it may be lost by now
+            doorstep.leave(sock.fileno())
+        return endpoints(connection, request)
+
     try:
-        server = await listener
+        sockets = listen(keeper.bind.addresses, options.port, doorstep)
     except OSError as error:
         raise _taken(keeper.bind, options.port, error) from error
-    async with server:
-        address, port = server.sockets[0].getsockname()[:2]
+    async with AsyncExitStack() as stack:
+        servers = [
+            await stack.enter_async_context(
+                serve(
+                    handle,
+                    sock=sock,
+                    ssl=options.tls,
+                    backlog=_BACKLOG,
+                    process_request=look,
+                    select_subprotocol=select_subprotocol,
+                    compression=None,
+                    max_size=MAX_MESSAGE_BYTES,
+                    open_timeout=options.handshake_s,
+                    ping_interval=options.keepalive_s,
+                    ping_timeout=None,
+                    create_connection=connection(2 * options.keepalive_s),
+                    close_timeout=_GOODBYE_S,
+                    server_header="streaming-continuation",
+                    logger=_UNLOGGED,
+                )
+            )
+            for sock in sockets
+        ]
+        address, port = sockets[0].getsockname()[:2]
         scheme = "ws" if options.tls is None else "wss"
-        listening(f"{scheme}://{f'[{address}]' if ':' in address else address}:{port}{PATH}")
+        url = f"{scheme}://{f'[{address}]' if ':' in address else address}:{port}{PATH}"
+        listening(url)
+        event(
+            _LOG,
+            logging.INFO,
+            "server.started",
+            url=url,
+            version=health.version,
+            model=engine.model,
+            device=engine.device,
+            dtype=engine.dtype,
+            slots=engine.stats().slots,
+            context_s=round(engine.context_frames / FRAME_RATE, 2),
+        )
         while not shutdown.requested.is_set() and engine.failure is None:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_POLL_S):
                     await shutdown.requested.wait()
-            for session in service.sessions:
+            for session in sessions:
                 if not keeper.still_welcome(session.visitor, time.monotonic()):
                     session.revoke()
         admission.stop()
-        server.close(close_connections=False)
-        for session in service.sessions:
+        reason = "told" if engine.failure is None else "engine_failed"
+        event(_LOG, logging.INFO, "server.stopping", reason=reason, sessions=len(sessions))
+        for server in servers:
+            server.close(close_connections=False)
+        for session in sessions:
             session.drain()
         drained = asyncio.create_task(gone())
         hurry = asyncio.create_task(shutdown.at_once.wait())
         await asyncio.wait((drained, hurry), timeout=options.drain_s, return_when=asyncio.FIRST_COMPLETED)
-        for session in service.sessions:
+        for session in sessions:
             session.stop()
         await asyncio.wait((drained,), timeout=_GOODBYE_S)  # for goodbyes
         service.abort()
         drained.cancel()
         hurry.cancel()
+    event(_LOG, logging.INFO, "server.stopped")

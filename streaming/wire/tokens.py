@@ -51,6 +51,10 @@ class Holder:
     digest: bytes = field(repr=False)
 
 
+class _ExhaustedError(Exception):
+    """It is this process that cannot open a file just now, which says nothing about the file: look again later."""
+
+
 _Signature = tuple[int, int, int, int]
 
 
@@ -64,6 +68,8 @@ class Tokens:
       taken at its word. Meanwhile a token lets in only if the file had it before and has it now: what was taken out
       opens nothing from the first look on, and running sessions are left alone until the second.
     - A file that is gone, unreadable or empty revokes every token. It never means that no token is needed.
+    - Where this process cannot open any file (out of descriptors, out of memory), nothing is known and nothing changes:
+      whoever can bring that about must not be able to end everybody's sessions while the operator edits the file.
     - A malformed file can only take away: tokens that it had and still has, word for word, go on; nothing new counts
       until it is repaired. So a slip of the pen locks nobody out who is still listed, lets nobody in, and does not hold
       up a revocation in the next line.
@@ -119,7 +125,10 @@ class Tokens:
             return
         # An unsettled file is read again even when it looks the same: a write in the same tick of the file system's
         # clock as the first look would otherwise never be noticed.
-        seen, complaint = _look_into(self._path, self._held)
+        try:
+            seen, complaint = _look_into(self._path, self._held)
+        except _ExhaustedError:
+            return
         if complaint is not None and signature != self._signature:
             _LOG.warning("%s", complaint)
         self._settled = signature == self._signature and seen == self._seen
@@ -172,10 +181,15 @@ def _read(path: Path) -> list[str]:
 
 
 def _look_into(path: Path, held: tuple[Holder, ...]) -> tuple[tuple[Holder, ...], str | None]:
-    """What counts of a file that may have changed, given what counted before, and what to say of it."""
+    """What counts of a file that may have changed, given what counted before, and what to say of it.
+
+    Raises `_ExhaustedError`.
+    """
     try:
         lines = _read(path)
     except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            raise _ExhaustedError from None
         return (), f"the token file cannot be read ({error.strerror}); no token is valid until it can"
     holders, problem = _parse(lines)
     if problem is None:

@@ -60,7 +60,7 @@ class Stream:
 
     def capture(self, samples: NDArray[np.float32]) -> None:
         block = np.repeat(samples[:, None], self.settings["channels"], axis=1)
-        self.callback(block, len(block), None, None)
+        self.callback(block, len(block), SimpleNamespace(inputBufferAdcTime=0.98, currentTime=1.0), None)
         block[:] = 9.0  # PortAudio uses the memory again
 
     def wanted(self, samples: int) -> NDArray[np.float32]:

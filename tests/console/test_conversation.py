@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 from streaming.audio import FRAME, SAMPLE_RATE, AudioReader, WavWriter
 from streaming.console.conversation import Conversation
 from streaming.console.jitter_buffer import JitterBuffer
+from streaming.console.keyboard import Key
 from streaming.console.loudspeaker import SimulatedLoudspeaker
 from streaming.console.recording import Recording
 from streaming.console.sources import file_pieces, silence_pieces
-from streaming.console.view import TurnReport
+from streaming.console.view import Meters, TurnReport
+from streaming.engine.engine import Engine
 from streaming.errors import ContinuationError
 from streaming.wire.client import ContinuationClient
 from streaming.wire.messages import (
@@ -34,7 +36,10 @@ from streaming.wire.messages import (
     SpeechStopped,
 )
 from tests.console.witness import Witness
+from tests.engine.stub_step import StubStep
+from tests.wire.cut_proxy import cut_proxy
 from tests.wire.fake_server import FakeServer, Peer, Script, fake_server, frame_of, never, whole_turn
+from tests.wire.live_server import serving
 
 
 class FakeMicrophone:
@@ -123,6 +128,27 @@ class TestFiles:
         assert not record[:8_000, 1].any()
         heard = record[8_000:, 1]
         np.testing.assert_array_equal(heard[heard > 0], whole_continuation(5))
+
+    def test_a_gap_in_the_continuation_is_reported_to_the_server(self, speech: Path) -> None:
+        """The server's operator learned of gaps from the people who heard them."""
+
+        async def stalls(peer: Peer, message: ClientMessage) -> None:
+            if not isinstance(message, Speak):
+                return
+            await peer.begin()
+            for number in range(5):
+                await asyncio.sleep(0.8 if number == 3 else 0)
+                await peer.send_frame(peer.turn, number)
+            await peer.done(5 * FRAME)
+
+        async def test() -> None:
+            async with fake_server(stalls) as server:
+                report = await stream_file(server, speech)
+                underruns = [message.underruns for message in server.peers[0].said if isinstance(message, Played)]
+                assert underruns == sorted(underruns)
+                assert (underruns[0], underruns[-1]) == (0, report.underruns) == (0, 1)
+
+        run(test())
 
     def test_what_was_played_is_reported_to_the_last_sample(self, speech: Path) -> None:
         async def test() -> None:
@@ -287,31 +313,39 @@ class TestVoiceActivity:
 
 class TestMicrophone:
     @staticmethod
-    async def converse(server: FakeServer, view: Witness, presses: AsyncIterator[None], output: Path) -> Conversation:
+    async def converse(
+        server: FakeServer, view: Witness, keys: AsyncIterator[Key], output: Path, *, push_to_talk: bool = False
+    ) -> Conversation:
         with WavWriter(output) as wav:
             async with ContinuationClient.connect(server.url) as client:
                 conversation = Conversation(
-                    client, view, turn_taking="manual", loudspeaker=loudspeaker(), output=wav, record=None
+                    client,
+                    view,
+                    turn_taking="manual",
+                    loudspeaker=loudspeaker(),
+                    output=wav,
+                    record=None,
+                    push_to_talk=push_to_talk,
                 )
-                await conversation.run_microphone(FakeMicrophone(), presses)
+                await conversation.run_microphone(FakeMicrophone(), keys)
         return conversation
 
     def test_enter_ends_the_prompt_and_the_machine_hands_back(self, tmp_path: Path) -> None:
         async def test() -> None:
             view = Witness()
 
-            async def presses() -> AsyncIterator[None]:
+            async def keys() -> AsyncIterator[Key]:
                 for turn in (1, 2):
                     await view.until("listening", turn)
                     await asyncio.sleep(0.05)
-                    yield None
+                    yield Key.ENTER
                 await view.until("turn", 2)
 
             async with fake_server(frames=2) as server:
-                conversation = await self.converse(server, view, presses(), tmp_path / "out.wav")
+                conversation = await self.converse(server, view, keys(), tmp_path / "out.wav")
                 # While the machine speaks, the microphone is not sent.
                 heard = {message.turn for message in server.peers[0].heard}
-                assert heard == {1, 2}
+                assert heard - {3} == {1, 2}  # the third begins as soon as the second is over
             assert conversation.whole_turns == 2
             assert conversation.meters.dropped_input_ms == 40.0
 
@@ -324,20 +358,20 @@ class TestMicrophone:
         async def test() -> None:
             view = Witness()
 
-            async def presses() -> AsyncIterator[None]:
+            async def keys() -> AsyncIterator[Key]:
                 await view.until("listening")
-                yield None
+                yield Key.ENTER
                 await view.until("speaking")
                 while not any(isinstance(message, Played) for message in server.peers[0].said):
                     await asyncio.sleep(0.005)
                 server.peers[0].frames = 2
-                yield None
+                yield Key.ENTER
                 await view.until("listening", 2)
-                yield None
+                yield Key.ENTER
                 await view.until("turn", 2)
 
             async with fake_server(frames=100) as server:
-                conversation = await self.converse(server, view, presses(), tmp_path / "out.wav")
+                conversation = await self.converse(server, view, keys(), tmp_path / "out.wav")
                 interrupts = [message for message in server.peers[0].said if isinstance(message, Interrupt)]
                 assert len(interrupts) == 1
                 assert interrupts[0].heard_samples > 0
@@ -362,15 +396,123 @@ class TestMicrophone:
         async def test() -> None:
             view = Witness()
 
-            async def presses() -> AsyncIterator[None]:
-                yield None
+            async def keys() -> AsyncIterator[Key]:
+                yield Key.ENTER
                 await view.until("notice")
                 await view.until("listening", 2)
-                yield None
+                yield Key.ENTER
                 await view.until("turn")
 
             async with fake_server(script, frames=1) as server:
-                conversation = await self.converse(server, view, presses(), tmp_path / "out.wav")
+                conversation = await self.converse(server, view, keys(), tmp_path / "out.wav")
             assert conversation.whole_turns == 1
 
         run(test())
+
+    def test_push_to_talk_sends_only_what_is_said_while_the_key_is_down(self, tmp_path: Path) -> None:
+        async def test() -> None:
+            view = Witness()
+            sent: list[int] = []
+
+            async def keys() -> AsyncIterator[Key]:
+                await view.until("listening")
+                await asyncio.sleep(0.2)
+                sent.append(len(server.peers[0].heard))
+                for key in (Key.SPACE, Key.RELEASED):
+                    yield key
+                    await asyncio.sleep(0.2)
+                yield Key.RELEASED  # of a key that ended nothing
+                await view.until("turn")
+                server.peers[0].frames = 100
+                for key in (Key.SPACE, Key.SPACE):  # a terminal that does not tell of releases
+                    yield key
+                    await asyncio.sleep(0.1)
+                await view.until("speaking", 2)
+                yield Key.SPACE  # interrupts, and talks
+                await view.until("interrupted")
+                await asyncio.sleep(0.1)
+
+            async with fake_server(frames=2) as server:
+                conversation = await self.converse(server, view, keys(), tmp_path / "out.wav", push_to_talk=True)
+                assert {message.turn for message in server.peers[0].heard} == {1, 2, 3}
+            assert sent == [0]
+            assert conversation.whole_turns == 1
+            assert conversation.meters.state == "talking"
+
+        run(test())
+
+    def test_what_was_heard_is_kept_when_the_conversation_is_broken_off(self, tmp_path: Path) -> None:
+        """Ctrl-C in the middle of a continuation lost all of it."""
+        heard: list[int] = []
+
+        async def test() -> None:
+            view = Witness()
+
+            async with fake_server(frames=100) as server:
+                with WavWriter(tmp_path / "out.wav") as wav:
+                    async with ContinuationClient.connect(server.url) as client:
+                        conversation = Conversation(
+                            client, view, turn_taking="manual", loudspeaker=loudspeaker(), output=wav, record=None
+                        )
+                        with contextlib.suppress(asyncio.CancelledError):
+                            talking = asyncio.ensure_future(conversation.run_microphone(FakeMicrophone(), _patient()))
+                            await view.until("listening")
+                            await conversation._speak()
+                            await view.until("speaking")
+                            await asyncio.sleep(0.4)
+                            talking.cancel()
+                            await talking
+                    heard.append(wav.samples)
+
+        run(test())
+        assert 0 < heard[0] < 100 * FRAME
+        continuation, _ = soundfile.read(tmp_path / "out.wav", dtype="int16")
+        np.testing.assert_array_equal(continuation, whole_continuation(100)[: heard[0]])
+
+
+class TestOutage:
+    def test_the_microphone_goes_on_while_the_connection_is_away(self, tmp_path: Path) -> None:
+        """After 256 small pieces, five seconds, the rest of what was said was lost."""
+        shown: list[tuple[float | None, float]] = []
+
+        class Watching(Witness):
+            def show(self, meters: Meters) -> None:
+                shown.append((meters.away_seconds, meters.kept_input_ms))
+
+        async def test() -> None:
+            view = Watching()
+
+            async def keys() -> AsyncIterator[Key]:
+                await view.until("listening")
+                await asyncio.sleep(0.3)
+                proxy.open = False
+                proxy.cut()
+                await view.until("connection_lost")
+                await asyncio.sleep(1.5)
+                yield Key.ENTER  # the prompt is over before the connection is back
+                proxy.open = True
+                await view.until("connection_restored")
+                await view.until("turn")
+
+            with Engine(StubStep(2), "stub") as engine, serving(engine, resume_s=20.0) as server:
+                start = SessionStart(resume=True, max_seconds=0.4)
+                async with cut_proxy(server.url) as proxy, ContinuationClient.connect(proxy.url, start) as client:
+                    conversation = Conversation(
+                        client, view, turn_taking="manual", loudspeaker=loudspeaker(), output=None, record=None
+                    )
+                    await conversation.run_microphone(FakeMicrophone(), keys())
+                    assert client.sent_samples > 1.5 * SAMPLE_RATE
+            assert conversation.whole_turns == 1
+            speaking = next(fields for name, fields in view.events if name == "speaking")
+            assert speaking["prompt_seconds"] >= client.sent_samples / SAMPLE_RATE, "all of it was heard"
+
+        run(test())
+        away = [(seconds, kept) for seconds, kept in shown if seconds is not None]
+        assert away[0][0] > away[-1][0] > 0
+        assert away[-1][1] > 1_000
+        assert shown[-1][0] is None
+
+
+async def _patient() -> AsyncIterator[Key]:
+    await asyncio.sleep(60)
+    yield Key.ENTER

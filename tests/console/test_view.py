@@ -52,7 +52,7 @@ def test_json_tells_levels_once_a_second() -> None:
 def test_the_live_view_shows_meters_and_figures() -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=110, color_system=None)
     with LiveView(console, hint="Enter: go on") as view:
-        view.event("session", {"model": "demo", "seed": 3, "context_seconds": 20.5})
+        view.event("session", {"model": "demo", "seed": 3, "context_seconds": 20.5, "codec": "opus"})
         view.event("notice", {"message": "wear headphones"})
         view.event("levels", {})
         view.event("summary", {"output": "out.wav", "record": None})
@@ -71,8 +71,39 @@ def test_the_live_view_shows_meters_and_figures() -> None:
         "wrote out.wav",
     ):
         assert words in shown
-    assert "█" * 32 in shown
-    assert "█" * 16 + "·" * 16 in shown
+    assert "█" * 40 in shown
+    assert "█" * 20 + "·" * 20 in shown
+
+
+def shown(width: int, meters: Meters) -> str:
+    console = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
+    with LiveView(console) as view:
+        view.show(meters)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_a_lost_connection_is_a_state() -> None:
+    """It was a line that scrolled away, above a meter that went on as if nothing had happened."""
+    away = shown(100, Meters(state="speaking", away_seconds=12.3, kept_input_ms=2_500.0))
+    assert "connection lost" in away
+    assert "12 s left, 2.5 s of yours kept" in away
+    assert "speaking" not in away
+    assert "trying to begin anew" in shown(100, Meters(away_seconds=0.0))
+
+
+def test_what_is_lost_is_shown() -> None:
+    words = shown(100, Meters(dropped_input_ms=1_234.0, unheard_ms=80.0, behind_ms=400.0))
+    assert "microphone: 1.2 s lost  server too slow: 0.1 s lost  server 400 ms behind" in words
+    assert "lost" not in shown(100, Meters())
+
+
+def test_a_narrow_terminal_breaks_between_figures() -> None:
+    words = shown(40, Meters(rtt_ms=1.25, first_audible_ms=80.0, sent_kbps=30.0, received_kbps=31.0))
+    assert "machine " + "·" * 21 + " -96 dB" in words
+    for figure in ("first sound after 80 ms", "round trip 1.2 ms", "30 kbit/s up, 31 down"):
+        assert figure in words
+    assert max(map(len, words.splitlines())) <= 60  # some of it is how the cursor is moved
 
 
 def test_a_report_in_words() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -200,6 +201,32 @@ def test_the_callers_buffer_may_be_used_again() -> None:
 def test_another_shape_is_refused(session: Session, pcm: np.ndarray) -> None:
     with pytest.raises(ValueError, match="a frame is 1920 samples"):
         session.listen(pcm)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30, -1e30, 1e39, 32_000.0])
+def test_numbers_that_are_no_speech_are_refused_and_the_session_goes_on(
+    step: StubStep, session: Session, value: float
+) -> None:
+    """1e30 is finite, and ended the session: the model's numbers did not survive it."""
+    pcm = np.zeros(FRAME)
+    pcm[7] = value
+    with pytest.raises(ValueError, match="speech is float32"):
+        session.listen(pcm)
+    session.listen(frame(5))
+    assert stream(step, session) == [heard(5)]
+
+
+@pytest.mark.parametrize("kind", [np.int16, np.int64, np.uint8, np.bool_, np.complex64, object])
+def test_samples_that_are_no_floats_are_refused(session: Session, kind: type) -> None:
+    """int16 was taken at its word: speech 90 dB over full scale."""
+    with pytest.raises(ValueError, match="to_float"):
+        session.listen(np.ones(FRAME, kind))
+
+
+def test_denormals_are_speech(step: StubStep, session: Session) -> None:
+    quiet = np.full(FRAME, 1e-40, np.float32)
+    session.listen(quiet)
+    assert stream(step, session) == [("heard", zlib.crc32(quiet.tobytes()))]
 
 
 def test_other_types_of_samples_are_converted(step: StubStep, session: Session) -> None:

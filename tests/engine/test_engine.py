@@ -279,7 +279,7 @@ def test_a_step_that_fails_ends_its_own_sessions_and_the_others_go_on(caplog: py
         hear(live, 1)
         step.wait_until_begun()
         hear(other, 2)
-        step.failure = RuntimeError("out of memory")
+        failure = step.failure = RuntimeError("out of memory")
         step.allow()
         ours.wait_for_event(Failed)
         step.wait_until_begun()
@@ -291,8 +291,9 @@ def test_a_step_that_fails_ends_its_own_sessions_and_the_others_go_on(caplog: py
         assert step.streams[other.slot].entries == [heard(2)]
         again = engine.attach(Recorder(), SAMPLING)
         assert again.slot == 0, "the slot is free for the next"
-        with pytest.raises(StepFailedError, match="out of memory"):
+        with pytest.raises(StepFailedError, match="log says why") as caught:
             live.listen(frame(1))
+        assert caught.value.__cause__ is failure
     assert "the others go on" in caplog.text
 
 
@@ -344,14 +345,15 @@ def test_a_lost_device_ends_all_sessions_and_says_why(caplog: pytest.LogCaptureF
             recorder.wait_for_event(Failed)
             (failed,) = recorder.of(Failed)
             assert isinstance(failed.error, EngineStoppedError)
-            assert "out of memory" in str(failed.error)
+            assert failed.error.__cause__ is step.failure
+            assert "out of memory" not in str(failed.error), "it goes to strangers"
             assert recorder.events[-1] is failed
         waiter.join(PATIENCE_S)
         assert not waiter.is_alive()
         for live in lives:
             with pytest.raises(EngineStoppedError):
                 live.listen(frame(1))
-        with pytest.raises(EngineStoppedError, match="out of memory"):
+        with pytest.raises(EngineStoppedError, match="has failed"):
             engine.attach(Recorder(), SAMPLING)
         assert engine.failure is step.failure
         assert engine.stats().sessions == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import socket
+import ssl
 import struct
 from types import TracebackType
 
@@ -51,15 +52,23 @@ def handshake() -> bytes:
 class RawClient:
     """A connection to `port`. receive_buffer: of the kernel, in bytes; small ones make the server feel it soon.
 
-    Never answers pings by itself. Every wait is bounded by `patience_s`.
+    trust: for TLS. Never answers pings by itself. Every wait is bounded by `patience_s`.
     """
 
-    def __init__(self, port: int, receive_buffer: int | None = None, patience_s: float = 10.0) -> None:
+    def __init__(
+        self,
+        port: int,
+        receive_buffer: int | None = None,
+        patience_s: float = 10.0,
+        trust: ssl.SSLContext | None = None,
+    ) -> None:
         self.socket = socket.socket()
         if receive_buffer is not None:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.socket.settimeout(patience_s)
         self.socket.connect(("127.0.0.1", port))
+        if trust is not None:
+            self.socket = trust.wrap_socket(self.socket, server_hostname="localhost")
         self._received = b""
 
     def __enter__(self) -> RawClient:

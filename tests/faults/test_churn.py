@@ -14,6 +14,7 @@ import random
 import threading
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from websockets.exceptions import ConnectionClosed
@@ -72,12 +73,22 @@ async def _come_and_go(url: str, chance: random.Random, until: float, counts: di
                 await asyncio.sleep(chance.uniform(0, 0.05))
 
 
-def _figures() -> tuple[int, int, int]:
-    """Resident memory in KiB, open files, threads."""
+class _Figures(NamedTuple):
+    """What must stay flat. step_ms: median of the last thousand steps."""
+
+    kib: int
+    files: int
+    threads: int
+    step_ms: float
+
+
+def _figures(engine: Engine) -> _Figures:
     gc.collect()
     status = Path("/proc/self/status").read_text(encoding="ascii")
     resident = int(status.partition("VmRSS:")[2].split()[0])
-    return resident, len(os.listdir("/proc/self/fd")), threading.active_count()
+    step_ms = engine.stats().step_ms_p50
+    assert step_ms is not None
+    return _Figures(resident, len(os.listdir("/proc/self/fd")), threading.active_count(), round(step_ms, 4))
 
 
 def test_sessions_that_come_and_go_leave_nothing_behind() -> None:
@@ -85,7 +96,7 @@ def test_sessions_that_come_and_go_leave_nothing_behind() -> None:
     print(f"CHURN_SEED={SEED}")
     steady = SessionStart(pace="fast", max_seconds=4.0, lag="wait", sampling=SamplingOptions(seed=1))
     counts = dict.fromkeys(("close", "leave", "reset", "rubbish", "refused"), 0)
-    found: list[tuple[int, int, int]] = []
+    found: list[_Figures] = []
 
     async def turn(url: str) -> bytes:
         async with client(url, steady) as session:
@@ -121,15 +132,16 @@ def test_sessions_that_come_and_go_leave_nothing_behind() -> None:
         health = f"{server.http}/health"
         wanted = run(turn(server.url))
         turns = 0
-        for phase in range(2):  # the first fills what is filled once
-            turns += run(churn(server.url, SECONDS / 2, wanted, SEED + phase * CLIENTS), seconds=SECONDS + 120)
+        for phase in range(4):  # the first fills what is filled once
+            turns += run(churn(server.url, SECONDS / 4, wanted, SEED + phase * CLIENTS), seconds=SECONDS + 120)
             assert run(empty(health))["status"] == "ready"
-            found.append(_figures())
+            found.append(_figures(engine))
+            print(f"after {phase + 1} quarters: {counts}, steady turns: {turns}, {found[-1]}", flush=True)
         assert run(turn(server.url)) == wanted
-    print(f"{counts}, steady turns: {turns}, (KiB, files, threads): {found}")
     assert turns > 0
     assert min(counts[end] for end in ("close", "leave", "reset", "rubbish")) > 0
-    (memory, files, threads), (later_memory, later_files, later_threads) = found
-    assert later_memory < memory + 20_000
-    assert later_files <= files
-    assert later_threads <= threads
+    early, late = found[0], found[-1]
+    assert late.kib < early.kib + 20_000
+    assert late.files <= early.files
+    assert late.threads <= early.threads
+    assert late.step_ms < 5 * early.step_ms, "steps that do the same took longer and longer"

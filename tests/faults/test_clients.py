@@ -36,7 +36,7 @@ from tests.faults.harness import (
 from tests.faults.raw_client import BINARY, CONTINUATION, PING, TEXT, RawClient, audio, frame, handshake, text
 from tests.wire.live_server import client, run
 
-RESETS = int(os.environ.get("FAULT_RESETS", "200"))
+RESETS = int(os.environ.get("FAULT_RESETS", "500"))
 SEED = int(os.environ.get("FAULT_SEED", "5"))
 KEEPALIVE_S = 0.4
 SILENT_S = 2 * KEEPALIVE_S

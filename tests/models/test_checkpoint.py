@@ -125,11 +125,21 @@ def test_only_safetensors_and_text_are_downloaded(monkeypatch: pytest.MonkeyPatc
     assert not any(name.endswith((".bin", ".pt", ".py", "*")) and name != "tokenizer*" for name in patterns)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"null", b"\xff\xfe", b"[" * 100_000])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[1]", b"null", b"\xff\xfe", b"[" * 100_000, b'{"a": ' + b"9" * 5000 + b"}"]
+)
 def test_a_damaged_config_is_a_checkpoint_error(tmp_path: Path, content: bytes) -> None:
     """Pins a JSON, Unicode or recursion error, or a list taken for a config."""
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"config\.json"):
+        read_config(tmp_path)
+
+
+def test_a_config_of_many_megabytes_is_not_read(tmp_path: Path) -> None:
+    """Pins a sparse file of a terabyte that is read into memory."""
+    with open(tmp_path / "config.json", "wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(CheckpointError, match="that is no config"):
         read_config(tmp_path)
 
 

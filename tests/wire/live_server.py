@@ -69,7 +69,7 @@ class LiveServer:
 
     @property
     def http(self) -> str:
-        return self.url.replace("ws://", "http://").removesuffix(messages.PATH)
+        return self.url.replace("ws", "http", 1).removesuffix(messages.PATH)
 
 
 @contextmanager

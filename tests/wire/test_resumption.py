@@ -25,6 +25,7 @@ from streaming.wire.client import Audio, ContinuationClient, Event
 from streaming.wire.exchange import WINDOW
 from streaming.wire.line import ConnectionLost, ConnectionRestored
 from streaming.wire.messages import SamplingOptions, SessionResume, SessionStart
+from streaming.wire.opus import opus_available
 from streaming.wire.tokens import Tokens
 from tests.engine.stub_step import StubStep
 from tests.wire.cut_proxy import cut_proxy
@@ -106,17 +107,28 @@ def _token(session: Client) -> str:
     return started.resume.token
 
 
-@pytest.mark.parametrize("pace", ["fast", "realtime"])
+@pytest.mark.parametrize(
+    ("pace", "codec"),
+    [
+        ("fast", "pcm16"),
+        ("realtime", "pcm16"),
+        pytest.param("fast", "opus", marks=pytest.mark.skipif(not opus_available(), reason="no sphn")),
+    ],
+)
 def test_a_session_survives_a_connection_that_breaks_again_and_again(
-    server: LiveServer, step: StubStep, pace: str
+    server: LiveServer, step: StubStep, pace: str, codec: str
 ) -> None:
-    """Not one sample of a turn may be lost or doubled, in either direction, wherever the connection breaks."""
+    """Not one sample of a turn may be lost or doubled, in either direction, wherever the connection breaks. With Opus:
+    no packet either, for each is decoded with the memory of all before it.
+    """
     print(f"FAULT_SEED={SEED}")
     rng = random.Random(SEED)
     start = FAST if pace == "fast" else structs.replace(FAST, pace="realtime", max_seconds=0.6, lag="wait")
+    start = structs.replace(start, codecs=(codec,))
     turns = 4 if pace == "fast" else 2
 
-    budgets = itertools.chain([6_000], iter(lambda: rng.randrange(300, 40_000), None))  # the first lets it begin
+    # The first lets it begin.
+    budgets = itertools.chain([6_000], iter(lambda: rng.randrange(300, 40_000 if codec == "pcm16" else 6_000), None))
 
     async def scenario() -> tuple[list[bytes], int]:
         async with cut_proxy(server.url, lambda: next(budgets)) as proxy:

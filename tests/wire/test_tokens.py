@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hmac
 import logging
 import os
@@ -244,6 +245,22 @@ class TestFile:
         monkeypatch.setattr(module, "_read", lambda _: pytest.fail("read again"))
         for now in range(2, 10):
             assert name_of(tokens, ANN, now) == "ann"
+
+    def test_running_out_of_descriptors_revokes_nobody(self, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Whoever exhausted them while the operator edited the file ended everybody's sessions."""
+        tokens = Tokens.from_file(file, 0)
+        ann = holder_of(tokens, ANN, 0)
+        write(file, f"ann:{ANN}\n")
+
+        def exhausted(path: Path) -> list[str]:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(module, "_read", exhausted)
+            for now in range(1, 5):
+                assert name_of(tokens, ANN, now) == "ann"
+                assert tokens.still_valid(ann, now)
+        assert name_of(tokens, BOB, 5) is None, "the revocation holds as soon as the file can be read"
 
     def test_replacing_the_file_at_once_is_the_gentle_way(self, file: Path) -> None:
         """`mv new tokens`, as editors and secret mounts do: nobody who stays on the list notices."""

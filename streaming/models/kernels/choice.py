@@ -10,6 +10,7 @@ import torch
 from streaming.config import LlamaConfig
 from streaming.models.attention import KeyValueRing, Rotary
 from streaming.models.kernels.plain import Plain
+from streaming.models.linear import Dense
 from streaming.models.sampler import Drawing, SamplerState
 
 _LOG = logging.getLogger(__name__)
@@ -55,17 +56,18 @@ def rehearse(operations: Plain, config: LlamaConfig, device: torch.device, dtype
     frames = torch.zeros(1, device=device, dtype=torch.int64)
     rotary = Rotary(config.rope, dim, device)
     view = operations.begin_frame(frames, zeros(1, heads, prefix, dim), ring, rotary, 256, books, prefix + 1024)
-    norm, qkv = zeros(config.hidden_size), zeros((config.num_heads + 2 * heads) * dim, config.hidden_size)
-    gate_up, down = (
-        zeros(2 * config.intermediate_size, config.hidden_size),
-        zeros(config.hidden_size, config.intermediate_size),
+    hidden, inner = config.hidden_size, config.intermediate_size
+    norm = zeros(hidden)
+    qkv, gate_up, down = (
+        Dense(zeros(*shape))
+        for shape in (((config.num_heads + 2 * heads) * dim, hidden), (2 * inner, hidden), (hidden, inner))
     )
     for time in {1, books}:
-        x = zeros(1, time, config.hidden_size)
+        x = zeros(1, time, hidden)
         x, projected = operations.project(x, None, norm, config.norm_eps, qkv)
         operations.attend(projected, ring, 0, view.columns(0, time))
-        x, inner = operations.project_gated(x, x, norm, config.norm_eps, gate_up)
-        operations.norm(x, operations.linear(inner, down), norm, config.norm_eps)
+        x, gated = operations.project_gated(x, x, norm, config.norm_eps, gate_up)
+        operations.norm(x, operations.linear(gated, down), norm, config.norm_eps)
     flags = torch.ones(3, 1, device=device, dtype=torch.bool)
     codes = torch.zeros(1, books, device=device, dtype=torch.int64)
     drawing = Drawing(frames, flags[0], flags[0], codes, flags[1], flags[2])

@@ -16,6 +16,7 @@ from streaming.models.kernels.gate import gate
 from streaming.models.kernels.matvec import MOST_ROWS, matvec
 from streaming.models.kernels.plain import Plain
 from streaming.models.kernels.rotation import rotate_and_keep
+from streaming.models.linear import Dense, Linear
 from streaming.models.sampler import Drawing, SamplerState
 
 
@@ -51,25 +52,25 @@ class Fused(Plain):
     def gate(self, both: Tensor) -> Tensor:
         return gate(both)
 
-    def linear(self, x: Tensor, weight: Tensor) -> Tensor:
-        if not self._few(x):
+    def linear(self, x: Tensor, weight: Linear) -> Tensor:
+        if not (isinstance(weight, Dense) and self._few(x)):
             return super().linear(x, weight)
-        return matvec(x, None, None, weight, 0.0, False)[1]
+        return matvec(x, None, None, weight.weight, 0.0, False)[1]
 
     def project(
-        self, x: Tensor, pending: Tensor | None, norm: Tensor, eps: float, weight: Tensor
+        self, x: Tensor, pending: Tensor | None, norm: Tensor, eps: float, weight: Linear
     ) -> tuple[Tensor, Tensor]:
-        if not self._few(x):
+        if not (isinstance(weight, Dense) and self._few(x)):
             return super().project(x, pending, norm, eps, weight)
-        total, out = matvec(x, pending, norm, weight, eps, False)
+        total, out = matvec(x, pending, norm, weight.weight, eps, False)
         return x if pending is None else total, out
 
     def project_gated(
-        self, x: Tensor, pending: Tensor, norm: Tensor, eps: float, weight: Tensor
+        self, x: Tensor, pending: Tensor, norm: Tensor, eps: float, weight: Linear
     ) -> tuple[Tensor, Tensor]:
-        if not self._few(x):
+        if not (isinstance(weight, Dense) and self._few(x)):
             return super().project_gated(x, pending, norm, eps, weight)
-        return matvec(x, pending, norm, weight, eps, True)
+        return matvec(x, pending, norm, weight.weight, eps, True)
 
     def _few(self, x: Tensor) -> bool:
         return x.shape[0] * x.shape[1] <= self._matvec_rows

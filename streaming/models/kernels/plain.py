@@ -8,6 +8,7 @@ from torch import Tensor
 
 from streaming.models import sampler
 from streaming.models.attention import FrameView, KeyValueRing, Rotary, attend, rotate
+from streaming.models.linear import Linear
 from streaming.models.sampler import Drawing, SamplerState
 
 
@@ -52,21 +53,21 @@ class Plain:
         gate, up = both.chunk(2, dim=-1)
         return F.silu(gate) * up
 
-    def linear(self, x: Tensor, weight: Tensor) -> Tensor:
-        """weight: [N, hidden]. Returns [B, T, N]."""
-        return F.linear(x, weight)
+    def linear(self, x: Tensor, weight: Linear) -> Tensor:
+        """weight: from K to N. Returns [B, T, N]."""
+        return weight(x)
 
     def project(
-        self, x: Tensor, pending: Tensor | None, norm: Tensor, eps: float, weight: Tensor
+        self, x: Tensor, pending: Tensor | None, norm: Tensor, eps: float, weight: Linear
     ) -> tuple[Tensor, Tensor]:
         """Returns x + pending, and that normed and multiplied: [B, T, N]."""
         x, normed = self.norm(x, pending, norm, eps)
         return x, self.linear(normed, weight)
 
     def project_gated(
-        self, x: Tensor, pending: Tensor, norm: Tensor, eps: float, weight: Tensor
+        self, x: Tensor, pending: Tensor, norm: Tensor, eps: float, weight: Linear
     ) -> tuple[Tensor, Tensor]:
-        """The same, and gated. weight: [2 * I, hidden]. Returns x + pending and [B, T, I]."""
+        """The same, and gated: from hidden to 2 * I. Returns x + pending and [B, T, I]."""
         x, both = self.project(x, pending, norm, eps, weight)
         return x, self.gate(both)
 

@@ -7,6 +7,7 @@ import torch
 
 from streaming.models.kernels.fused import Fused
 from streaming.models.kernels.plain import Plain
+from streaming.models.linear import Dense
 
 
 @pytest.mark.parametrize(("rows", "width", "count"), [(1, 640, 20), (3, 96, 9), (4, 512, 16)])
@@ -17,7 +18,8 @@ def test_products_are_the_reference_s(
     and up swapped.
     """
     x, pending = torch.randn(2, rows, 1, width).to(device, dtype)
-    norm, weight = torch.randn(width).to(device, dtype), torch.randn(2 * count, width).to(device, dtype) / width**0.5
+    norm = torch.randn(width).to(device, dtype)
+    weight = Dense(torch.randn(2 * count, width).to(device, dtype) / width**0.5)
     few, plain = Fused(matvec_rows=4), Plain()
     tolerance = 1e-5 if dtype == torch.float32 else 2**-6
     found = [
@@ -39,6 +41,6 @@ def test_products_are_the_reference_s(
 def test_more_rows_than_that_are_the_library_s(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pins a batch that reads the weights once a token."""
     monkeypatch.setattr("streaming.models.kernels.fused.matvec", None)
-    x, weight = torch.randn(5, 1, 16), torch.randn(8, 16)
+    x, weight = torch.randn(5, 1, 16), Dense(torch.randn(8, 16))
     torch.testing.assert_close(Fused(matvec_rows=4).linear(x, weight), Plain().linear(x, weight))
     torch.testing.assert_close(Fused().linear(x[:1], weight), Plain().linear(x[:1], weight))

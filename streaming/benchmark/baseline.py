@@ -1,0 +1,207 @@
+"""The same weights as others run them, in one run, turn by turn: what a frame costs with `transformers`, and here.
+
+`transformers` streams Mimi's encoder with its caches; its decoder keeps no convolution state, so decoding frame by
+frame with it is only a cost, not sound. A token is one of its `generate`, as the published batch script calls it: so
+many forwards of the model, the first one over a short prompt. The `moshi` package's Mimi, where it is installed, has
+the same shape and weights of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+
+from streaming.audio import FRAME
+from streaming.benchmark import machine
+from streaming.benchmark.report import Report
+from streaming.config import LlamaConfig
+from streaming.loading import DEMO, folders, load_codec, pick_device
+from streaming.models.checkpoint import TensorSource, read_config
+from streaming.models.llama import LlamaDecoder
+from streaming.models.random_weights import DECODERS, MIMI, codes_layout
+from streaming.models.token_layout import TokenLayout
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default=DEMO, metavar="demo|HUB_ID|DIR")
+    parser.add_argument("--codec", metavar="HUB_ID|DIR")
+    parser.add_argument("--random", choices=(*DECODERS, "mimi"), help="full-size random weights instead of --model")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", choices=_DTYPES, default="bfloat16", help="of both decoders")
+    parser.add_argument("--quantize", choices=("none", "int8", "int4"), default="none", help="of ours")
+    parser.add_argument("--tokens", type=int, default=32, metavar="N", help="in one call of generate")
+    parser.add_argument("--seconds", type=float, default=20.0, metavar="S", help="for the codec, and for the decoder")
+
+
+def measure(options: argparse.Namespace) -> Report:
+    """`baseline`: see the module. Raises as loading does."""
+    device = pick_device(options.device)
+    with _checkpoints(options) as (model, codec), torch.inference_mode():
+        rows = _rows("ms a frame", _codecs(codec, device), device, options.seconds, 1)
+        if model is not None:
+            contest, tokens = _decoders(model, options, device)
+            rows += _rows("ms a token", contest, device, options.seconds, tokens)
+    facts: dict[str, str | int | float] = {
+        "model": options.model if options.random is None else f"random {options.random}",
+        "device": machine.name_of(device),
+        "decoders": options.dtype,
+        "ours": options.quantize,
+        "transformers": transformers.__version__,
+        "torch": torch.__version__,
+    }
+    return Report("the same weights with others, and here", facts, rows)
+
+
+Contest = dict[str, dict[str, Callable[[], object]]]
+"""What is to be done -> who does it. "streaming" is us."""
+
+
+def _rows(
+    unit: str, contest: Contest, device: torch.device, seconds: float, units: int
+) -> list[dict[str, str | int | float]]:
+    rows: list[dict[str, str | int | float]] = []
+    for task, sides in contest.items():
+        taken = machine.interleaved(sides, device, seconds / len(contest))
+        ours = machine.median(taken["streaming"]) / units
+        for side, times in taken.items():
+            each = machine.median(times) / units
+            rows.append({"task": task, "with": side, "unit": unit, "ms": each, "times ours": each / ours})
+    return rows
+
+
+@contextmanager
+def _checkpoints(options: argparse.Namespace) -> Iterator[tuple[Path | None, Path]]:
+    """Folders of the decoder and of the codec that both sides load; for --random they are made, and removed again."""
+    if options.random is None:
+        yield folders(options.model, options.codec)
+        return
+    with tempfile.TemporaryDirectory(prefix="baseline-") as folder:
+        model, codec = Path(folder) / "model", Path(folder) / "codec"
+        transformers.MimiModel(transformers.MimiConfig()).save_pretrained(codec)  # the defaults are the released shape
+        if options.random != "mimi":
+            _save_random(DECODERS[options.random], _DTYPES[options.dtype], model)
+        yield None if options.random == "mimi" else model, codec
+
+
+def _save_random(config: LlamaConfig, dtype: torch.dtype, folder: Path) -> None:
+    rope = asdict(config.rope)
+    parameters = {
+        "rope_type": "llama3",
+        "rope_theta": rope.pop("theta"),
+        "original_max_position_embeddings": rope.pop("original_context"),
+        **rope,
+    }
+    shape: Any = transformers.LlamaConfig(
+        hidden_size=config.hidden_size,
+        num_hidden_layers=config.num_layers,
+        num_attention_heads=config.num_heads,
+        num_key_value_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        intermediate_size=config.intermediate_size,
+        rms_norm_eps=config.norm_eps,
+        rope_parameters=parameters,
+        max_position_embeddings=131_072,
+        tie_word_embeddings=config.tied,
+        vocab_size=config.vocab_size,
+        dtype=dtype,
+    )
+    shape.num_quantizers = config.num_codebooks
+    torch.set_default_dtype(dtype)
+    try:
+        transformers.LlamaForCausalLM(shape).save_pretrained(folder)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def _codecs(folder: Path, device: torch.device) -> Contest:
+    """One frame in and one frame out, in float32."""
+    books = min(4, int(read_config(folder).get("num_quantizers", 32)))
+    ours = load_codec(folder, books, device)
+    theirs: Any = transformers.MimiModel.from_pretrained(folder)
+    theirs.to(device).eval()
+    state, active = ours.init_state(1), torch.ones(1, dtype=torch.bool, device=device)
+    pcm = 0.1 * torch.randn(1, FRAME, device=device)
+    codes = ours.encode(pcm, state, active)
+    caches: dict[str, object] = {}
+
+    def encode() -> None:
+        out = theirs.encode(
+            pcm[:, None],
+            num_quantizers=books,
+            use_streaming=True,
+            encoder_past_key_values=caches.get("keys"),
+            padding_cache=caches.get("padding"),
+        )
+        caches["keys"], caches["padding"] = out.encoder_past_key_values, out.padding_cache
+
+    def decode() -> None:
+        caches["back"] = theirs.decode(
+            codes[:, :, None], decoder_past_key_values=caches.get("back")
+        ).decoder_past_key_values
+
+    contest: Contest = {
+        "codec, in": {"streaming": lambda: ours.encode(pcm, state, active), "transformers": encode},
+        "codec, out": {"streaming": lambda: ours.decode(codes, state, active), "transformers": decode},
+    }
+    if importlib.util.find_spec("moshi") is not None:
+        into, out = _moshi(pcm, codes, device)
+        contest["codec, in"]["moshi"], contest["codec, out"]["moshi"] = into, out
+    return contest
+
+
+def _moshi(pcm: Tensor, codes: Tensor, device: torch.device) -> tuple[Callable[[], object], Callable[[], object]]:
+    from moshi.models import loaders
+
+    mimi = loaders.get_mimi(None, device=device, num_codebooks=codes.shape[1])
+    mimi.streaming_forever(1)
+    return lambda: mimi.encode(pcm[:, None]), lambda: mimi.decode(codes[:, :, None])
+
+
+def _decoders(folder: Path, options: argparse.Namespace, device: torch.device) -> tuple[Contest, int]:
+    """Greedy speech, whole frames of it, and how many tokens that is."""
+    dtype, raw = _DTYPES[options.dtype], read_config(folder)
+    config = LlamaConfig.from_dict(raw)
+    random = options.random is not None
+    size = MIMI.codebook_size
+    layout = codes_layout(config) if random else TokenLayout.load(folder, config.num_codebooks, size, config.vocab_size)
+    ours = LlamaDecoder(TensorSource(folder, device, dtype), config, layout, options.quantize)
+    theirs: Any = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=dtype)
+    theirs.to(device).eval()
+    books, frames = config.num_codebooks, -(-options.tokens // config.num_codebooks)
+    prompt = layout.units[:, :1].T.to(device)  # one frame
+    state, active = ours.init_state(1, frames), torch.ones(1, dtype=torch.bool, device=device)
+
+    def speak() -> None:
+        state.frames.zero_()
+        unit = torch.zeros(1, 1, dtype=torch.int64, device=device)
+        for frame in range(frames):
+            view = ours.begin_frame(state, 1, frames, ours.columns_for(state, frame))
+            for book in range(books):
+                hidden = ours.forward(unit, state, view.columns(book, book + 1))
+                drawn = ours.logits(hidden[:, 0], book).argmax(dim=-1).clamp(max=ours.codebook_size - 1)
+                unit = (drawn + book * ours.codebook_size)[:, None]
+            ours.end_frame(torch.zeros(1, books, dtype=torch.int64, device=device), state, active)
+
+    def generate() -> None:
+        theirs.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            do_sample=False,
+            min_new_tokens=frames * books,
+            max_new_tokens=frames * books,
+            pad_token_id=0,
+        )
+
+    return {"decoder": {"streaming": speak, "transformers": generate}}, frames * books

@@ -1,0 +1,69 @@
+"""How many sessions a server carries at once: the most with no underrun, no lost speech, and steps (p99) under 80 ms.
+
+One session more, and somebody would hear a gap.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from streaming.benchmark import live
+from streaming.benchmark.figures import Level
+from streaming.benchmark.latency import report
+from streaming.benchmark.report import Report, Value
+from streaming.benchmark.schedule import held
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seconds", type=live.positive, default=60.0, metavar="S", help="of each level (default: 60)")
+    parser.add_argument(
+        "--tries",
+        type=live.count,
+        default=2,
+        metavar="N",
+        help="a level has failed when it failed so often (default: 2): what else runs on the machine may spoil one",
+    )
+    live.add_arguments(parser, max_sessions=64)
+
+
+def measure(options: argparse.Namespace) -> Report:
+    """`capacity`: see the module. Raises as starting a server and its clients does."""
+    return asyncio.run(_measure(options))
+
+
+async def _measure(options: argparse.Namespace) -> Report:
+    manner, levels = live.manner(options), list[Level]()
+    async with live.target(options) as server:
+        slots = (await server.look()).slots
+        most = min(options.max_sessions, slots or options.max_sessions)
+
+        async def passes(sessions: int) -> bool:
+            for attempt in range(options.tries):
+                plans = held(sessions, options.seconds, manner, options.seed + attempt)
+                level = await live.level(options, server, {"sessions": sessions, "try": attempt + 1}, plans)
+                levels.append(level)
+                if level.verdict == "ok":
+                    return True
+            return False
+
+        best = await search(passes, most)
+    facts: dict[str, Value] = {"capacity": best, "all_slots": best == most}
+    more = f": all that there is room for (of {most} tried)" if best == most else ""
+    above = [level for level in levels if level.label["sessions"] == best + 1]
+    if above and not any(level.valid for level in above):
+        more = ": there the clients were the limit, not the server"
+    return report(f"capacity: {best} sessions at once{more}", options, levels, facts)
+
+
+async def search(passes: Callable[[int], Awaitable[bool]], most: int) -> int:
+    """The largest number up to `most` that passes, if all smaller ones do: doubles, then bisects. 0 if none does."""
+    good, bad = 0, most + 1
+    while bad - good > 1:
+        number = min(max(1, 2 * good), most) if bad > most else (good + bad) // 2
+        if await passes(number):
+            good = number
+        else:
+            bad = number
+    return good

@@ -1,0 +1,202 @@
+"""What the live measurements share: their flags, the server that they measure, and one run under one load."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import platform
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+import msgspec
+
+from streaming.audio import SAMPLE_RATE
+from streaming.benchmark.clients import run_clients
+from streaming.benchmark.figures import Level
+from streaming.benchmark.load import Job, Record, SessionRecord, load_speech, run_sessions
+from streaming.benchmark.report import Value
+from streaming.benchmark.schedule import Manner, SessionPlan, held
+from streaming.benchmark.target import Look, Target
+from streaming.console.own_server import own_server, server_command
+from streaming.errors import ContinuationError
+
+ROOT = Path(__file__).resolve().parents[2]
+PROMPT = ROOT / "examples" / "prompt.wav"
+_SPARE_MS = 80
+
+
+def add_arguments(parser: argparse.ArgumentParser, *, max_sessions: int) -> None:
+    """The flags of all live measurements. max_sessions: of a server of our own, unless told otherwise."""
+    server = parser.add_argument_group("the server")
+    server.add_argument("--url", help="any server, with the token in STREAMING_TOKEN; without, one of its own")
+    server.add_argument("--model", metavar="demo|HUB_ID|DIR", help="of its own server (default: demo)")
+    for flag in ("--codec", "--device", "--dtype", "--quantize", "--context-tokens"):
+        server.add_argument(flag, metavar="X", help="of its own server, as in server.py")
+    server.add_argument(
+        "--max-sessions",
+        type=count,
+        default=max_sessions,
+        metavar="N",
+        help=f"slots of its own server (default: {max_sessions})",
+    )
+    talk = parser.add_argument_group("how people talk")
+    talk.add_argument("--input", type=Path, nargs="+", default=[PROMPT], metavar="WAV", help="speech for the prompts")
+    talk.add_argument("--prompt-seconds", type=positive, nargs=2, default=[1.0, 4.0], metavar=("A", "B"))
+    talk.add_argument("--max-seconds", type=positive, default=4.0, metavar="S", help="of a continuation")
+    talk.add_argument("--pause-seconds", type=positive, nargs=2, default=[0.5, 1.5], metavar=("A", "B"))
+    talk.add_argument("--interrupt", type=_share, default=0.0, metavar="P", help="share of turns that are cut off")
+    talk.add_argument("--message-ms", type=int, choices=(20, 40, 80), default=80, help="speech in one message")
+    talk.add_argument(
+        "--jitter-ms", type=int, default=80, metavar="MS", help="played once so much is here (80: a frame)"
+    )
+    talk.add_argument("--lead-ms", type=int, default=400, metavar="MS", help="how far the server may run ahead")
+    talk.add_argument("--seed", type=int, default=0, metavar="N", help="of who speaks when, and of the continuations")
+    clients = parser.add_argument_group("the clients")
+    clients.add_argument("--processes", type=count, metavar="N", help="default: one for 16 sessions")
+    clients.add_argument(
+        "--late-ms",
+        type=positive,
+        default=20.0,
+        metavar="MS",
+        help="later than this by themselves (p99), and a run is not valid",
+    )
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="needs matplotlib: the extra `benchmark`")
+    parser.set_defaults(check=_check)
+
+
+def count(text: str) -> int:
+    """An argparse type: 1 or more."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return value
+
+
+def positive(text: str) -> float:
+    """An argparse type: a finite number above 0."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not from 0 to 1")
+    return value
+
+
+def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """What flags must be to each other."""
+    if options.url is not None and options.model is not None:
+        parser.error("--model is for a server of its own; the one at --url has its model already")
+    for flag in ("prompt_seconds", "pause_seconds"):
+        low, high = getattr(options, flag)
+        if low > high:
+            parser.error(f"--{flag.replace('_', '-')} {low:g} {high:g}: the shorter one comes first")
+    if not 80 <= options.jitter_ms <= options.lead_ms - _SPARE_MS or options.lead_ms > 10_000:
+        parser.error("--jitter-ms is at least 80, and --lead-ms at least 80 more, but at most 10000")
+
+
+def manner(options: argparse.Namespace) -> Manner:
+    prompt, pause = options.prompt_seconds, options.pause_seconds
+    return Manner((prompt[0], prompt[1]), (pause[0], pause[1]), options.max_seconds, options.interrupt)
+
+
+def job(
+    options: argparse.Namespace,
+    url: str,
+    plans: list[SessionPlan],
+    pace: Literal["realtime", "fast"] = "realtime",
+    *,
+    patient: bool = False,
+) -> Job:
+    return Job(
+        url=url,
+        speech=tuple(str(path.resolve()) for path in options.input),
+        sessions=tuple(plans),
+        message_samples=options.message_ms * SAMPLE_RATE // 1000,
+        jitter_ms=options.jitter_ms,
+        lead_ms=options.lead_ms,
+        max_seconds=options.max_seconds,
+        pace=pace,
+        patient=patient,
+    )
+
+
+@contextlib.asynccontextmanager
+async def target(options: argparse.Namespace, sessions: int = 1) -> AsyncIterator[Target]:
+    """The server at --url, or one of our own with at least so many slots, after a first session.
+
+    Raises `ContinuationError` if it takes none.
+    """
+    if options.url is not None:
+        await _first_session(options, options.url)
+        yield Target(options.url)
+        return
+    command = server_command(ROOT / "server.py", options.model or "demo", options.codec)
+    for flag in ("device", "dtype", "quantize", "context_tokens"):
+        value = getattr(options, flag)
+        command += [] if value is None else [f"--{flag.replace('_', '-')}", value]
+    command += ["--max-sessions", str(max(sessions, options.max_sessions))]
+    pids: list[int] = []
+    async with own_server(command, started=pids.append, said=lambda line: print(line, file=sys.stderr)) as url:
+        await _first_session(options, url)
+        yield Target(url, pids[0])
+
+
+async def _first_session(options: argparse.Namespace, url: str) -> None:
+    ended = await _settle(options, url)
+    if ended.ended != "done":
+        raise ContinuationError(f"{url} took no session: {ended.reason}")
+
+
+async def _settle(options: argparse.Namespace, url: str) -> SessionRecord:
+    """One session of three seconds, so that every measurement begins with the same past.
+
+    A process does some things only once; and a server that judges by its latest steps whether it can take one more
+    session would go by those of the load before.
+    """
+    past = Manner((1.0, 1.0), (0.0, 0.0), 2.0, 0.0)
+    first = job(options, url, held(1, 0.001, past, seed=0), "fast")
+    first = msgspec.structs.replace(first, max_seconds=past.max_seconds)
+    records: list[Record] = []
+    # In this process: nobody times it.
+    await run_sessions(first, load_speech(first.speech), time.monotonic(), asyncio.Event(), records.append)
+    return next(record for record in records if isinstance(record, SessionRecord))
+
+
+async def level(
+    options: argparse.Namespace, server: Target, label: dict[str, Value], plans: list[SessionPlan]
+) -> Level:
+    """One run under one load, and a line about it. Leaves the server as it was found."""
+    before = await server.look()
+    outcome = await run_clients(job(options, server.url, plans), processes=options.processes)
+    result = Level(label, outcome, before, await server.look(), options.late_ms)
+    print(result.told, file=sys.stderr)
+    await _settle(options, server.url)
+    return result
+
+
+def facts(options: argparse.Namespace, seen: Look) -> dict[str, Value]:
+    """What was measured, how, on what."""
+    return {
+        "model": str(seen.health.get("model", "unknown")),
+        "server": "its own" if options.url is None else urlsplit(options.url).netloc,
+        "clients": f"{platform.machine()}, {os.cpu_count()} cores",
+        "prompt_seconds": "{:g} to {:g}".format(*options.prompt_seconds),
+        "max_seconds": options.max_seconds,
+        "pause_seconds": "{:g} to {:g}".format(*options.pause_seconds),
+        "interrupted": options.interrupt,
+        "message_ms": options.message_ms,
+        "jitter_ms": options.jitter_ms,
+        "lead_ms": options.lead_ms,
+        "seed": options.seed,
+    }

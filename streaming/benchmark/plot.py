@@ -1,0 +1,122 @@
+"""Reports as pictures, for those that have levels of load or stretches of time. Needs matplotlib, the extra
+`benchmark`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from streaming.benchmark.report import Report
+from streaming.errors import StreamingError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_FRAME_MS = 80
+_DPI = 120
+
+
+class PlotError(StreamingError):
+    """There can be no picture. The message says what is missing."""
+
+    code = "no_plot"
+
+
+def check(path: Path) -> None:
+    """Raises `PlotError` now instead of after a long measurement."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError:
+        raise PlotError('--plot needs matplotlib: `pip install -e ".[benchmark]"`') from None
+    if path.suffix.lower() != ".png":
+        raise PlotError(f"--plot {path}: a name that ends in .png")
+    if not path.parent.is_dir():
+        raise PlotError(f"--plot {path}: there is no directory {path.parent}")
+
+
+def draw(report: Report, path: Path) -> None:
+    """Writes the picture. Raises `OSError` if the file cannot be written."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 4.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    if report.kind == "levels":
+        _distributions(report, left)
+        _against_load(report, right)
+    else:
+        _ratios(report, left)
+        _over_time(report, right)
+    figure.suptitle(report.title)
+    figure.savefig(path, dpi=_DPI)
+
+
+def _distributions(report: Report, axes: Axes) -> None:
+    for name, values in report.series.items():
+        if values:
+            share = np.arange(len(values) + 1) / len(values)
+            at = np.sort([min(values), *values])
+            axes.step(at, 100 * share, where="post", label=f"{name} ({len(values)} turns)")
+    axes.set(xlabel="end of speech to first audible sample, ms", ylabel="turns, %", ylim=(0, 101))
+    axes.set_xlim(left=0)
+    _finish(axes)
+
+
+def _against_load(report: Report, axes: Axes) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    load = next(iter(report.rows[0]))
+    rows = sorted(report.rows, key=lambda row: _number(row[load]))
+    at = [_number(row[load]) for row in rows]
+    lines = (
+        ("step_ms_p50", "step, p50", "C0", ":"),
+        ("step_ms_p99", "step, p99", "C0", "-"),
+        ("audible_ms_p50", "first audible, p50", "C1", ":"),
+        ("audible_ms_p99", "first audible, p99", "C1", "-"),
+    )
+    for key, label, color, style in lines:
+        axes.plot(at, [_number(row[key]) for row in rows], style, color=color, marker="o", label=label)
+    failed = [(x, _number(row["audible_ms_p99"])) for x, row in zip(at, rows, strict=True) if row["verdict"] != "ok"]
+    if failed:
+        axes.plot(*zip(*failed, strict=True), "x", color="C3", markersize=11, markeredgewidth=2, label="not passed")
+    axes.axhline(_FRAME_MS, color="grey", linewidth=1, label="a frame, 80 ms")
+    axes.set(xlabel=load, ylabel="ms", yscale="log")
+    axes.set_xticks(sorted(set(at)), [f"{x:g}" for x in sorted(set(at))])
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    _finish(axes)
+
+
+def _ratios(report: Report, axes: Axes) -> None:
+    hours = [_number(row["hours"]) for row in report.rows]
+    for key in ("memory_ratio", "latency_ratio", "step_ratio", "cpu_ratio"):
+        axes.plot(hours, [_number(row[key]) for row in report.rows], marker="o", label=key.removesuffix("_ratio"))
+    axes.axhline(1, color="grey", linewidth=1)
+    axes.set(xlabel="hours of talk", ylabel="against the first tenth")
+    axes.set_ylim(bottom=0)
+    _finish(axes)
+
+
+def _over_time(report: Report, axes: Axes) -> None:
+    hours = [_number(row["hours"]) for row in report.rows]
+    for key, label in (
+        ("latency_ms_p50", "latency, p50"),
+        ("latency_ms_p95", "latency, p95"),
+        ("step_ms_p99", "step, p99"),
+    ):
+        axes.plot(hours, [_number(row[key]) for row in report.rows], marker="o", label=label)
+    axes.set(xlabel="hours of talk", ylabel="ms")
+    axes.set_ylim(bottom=0)
+    _finish(axes)
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else float("nan")
+
+
+def _finish(axes: Axes) -> None:
+    axes.grid(alpha=0.3)
+    axes.legend()

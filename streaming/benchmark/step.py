@@ -1,0 +1,198 @@
+"""One frame step, split into its stages, against the least that each must read and multiply.
+
+The floor of a stage is the larger of the time to read its weights and the keys and values that its slots hold, at the
+bandwidth measured in this run, and of the time for its products at the measured rate; that of a step is the sum over
+its stages. Share of floor: floor over time.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from streaming.audio import FRAME
+from streaming.benchmark import machine
+from streaming.benchmark.likelihood import compare, encode, feed, speech_frames
+from streaming.benchmark.report import Report
+from streaming.benchmark.work import Work, work_of
+from streaming.config import Sampling
+from streaming.frame_step import FrameStep
+from streaming.loading import CONTEXT_TOKENS, DEMO, REWIND_FRAMES, load_models, pick_device
+from streaming.models.llama import LlamaDecoder
+from streaming.models.mimi import StreamingMimi
+from streaming.models.random_weights import DECODERS, random_codec, random_decoder
+from streaming.models.sampler import sample
+
+PROMPT = Path(__file__).resolve().parents[2] / "examples" / "prompt.wav"
+_QUALITY_FRAMES = 200
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default=DEMO, metavar="demo|HUB_ID|DIR")
+    parser.add_argument("--codec", metavar="HUB_ID|DIR")
+    parser.add_argument(
+        "--random", choices=(*DECODERS, "mimi"), help="full-size random weights made in memory, instead of --model"
+    )
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", choices=("auto", *_DTYPES), default="auto", help="of the decoder")
+    parser.add_argument("--quantize", choices=("none", "int8", "int4"), default="none", help="weights of the decoder")
+    parser.add_argument("--input", type=Path, default=PROMPT, metavar="WAV", help="speech, for what --quantize costs")
+    parser.add_argument("--slots", type=int, nargs="+", metavar="B", help="sessions in a step (default: 1 4, GPU 1 64)")
+    parser.add_argument("--context-tokens", type=int, default=CONTEXT_TOKENS, metavar="N", help="all of it held")
+    parser.add_argument("--seconds", type=float, default=5.0, metavar="S", help="of measurement for each line")
+
+
+@dataclass(frozen=True)
+class _Models:
+    name: str
+    codec: StreamingMimi
+    decoder: LlamaDecoder | None
+
+
+def _load(options: argparse.Namespace) -> _Models:
+    if options.random is None:
+        models = load_models(options.model, options.codec, options.device, options.dtype, options.quantize)
+        return _Models(models.name, models.codec, models.decoder)
+    device = pick_device(options.device)
+    if options.random == "mimi":
+        return _Models("random mimi", random_codec(8, device), None)
+    kind = _DTYPES.get(options.dtype, torch.bfloat16)
+    config = DECODERS[options.random]
+    codec = random_codec(config.num_codebooks, device)
+    return _Models(f"random {options.random}", codec, random_decoder(config, device, kind, options.quantize))
+
+
+def measure(options: argparse.Namespace) -> Report:
+    """`step`: see the module. Raises as loading does."""
+    models = _load(options)
+    device = models.codec.device
+    reading = machine.bandwidth(device)
+    rates = {kind: machine.matrix_rate(device, kind) for kind in {models.codec.dtype, *_kinds(models)}}
+    rows: list[dict[str, str | int | float]] = []
+    for slots in options.slots or ((1, 64) if device.type == "cuda" else (1, 4)):
+        stages = _stages(models, slots, options)
+        floors: dict[str, float] = {}
+        for stage in stages:
+            floors[stage.name] = sum(floors[part] for part in stage.parts)
+            if stage.work is not None:
+                floors[stage.name] = stage.work.floor_ms(reading, rates[stage.dtype], stage.state_bytes)
+        taken = machine.interleaved({stage.name: stage.run for stage in stages}, device, options.seconds)
+        for stage in stages:
+            times, floor = np.array(taken[stage.name]), floors[stage.name]
+            row: dict[str, str | int | float] = {"slots": slots, "stage": stage.name}
+            row |= {"ms": float(np.median(times)), "p99 ms": float(np.percentile(times, 99)), "floor ms": floor}
+            row["share of floor"] = floor / float(np.median(times))
+            rows.append(row)
+    facts: dict[str, str | int | float] = {
+        "model": models.name,
+        "device": machine.name_of(device),
+        "GB/s": reading / 1e9,
+        **{f"{str(kind).removeprefix('torch.')} TFLOP/s": rate / 1e12 for kind, rate in rates.items()},
+    }
+    if options.quantize != "none":
+        facts["quantize"] = options.quantize
+    if options.quantize != "none" and options.random is None:
+        facts |= _quality(models, options)
+    return Report("one frame step (80 ms of speech) and its floor", facts, rows)
+
+
+def _quality(models: _Models, options: argparse.Namespace) -> dict[str, str | int | float]:
+    """What quantising does to the likelihood of speech, in nats a token: the change and its standard error."""
+    plain = load_models(options.model, options.codec, options.device, options.dtype)
+    codes = encode(plain.codec, speech_frames(options.input, _QUALITY_FRAMES))
+    losses = []
+    for decoder in (models.decoder, plain.decoder):
+        assert decoder is not None
+        state = decoder.init_state(1, len(codes))
+        columns = decoder.columns_for(state, len(codes))
+        frames = [
+            feed(decoder, state, decoder.begin_frame(state, 1, len(codes), columns), frame[None]) for frame in codes
+        ]
+        losses.append(torch.cat(frames).flatten())
+    mean, change, error = compare(*losses)
+    return {"nats/token": mean, "change": change, "std. error": error}
+
+
+def _kinds(models: _Models) -> list[torch.dtype]:
+    return [] if models.decoder is None else [models.decoder.dtype]
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """state_bytes: of keys and values that the slots hold. parts: the stages that a whole step is made of."""
+
+    name: str
+    run: Callable[[], object]
+    dtype: torch.dtype
+    work: Work | None = None
+    state_bytes: int = 0
+    parts: tuple[str, ...] = ()
+
+
+def _stage(name: str, run: Callable[[], object], model: StreamingMimi | LlamaDecoder, state_bytes: int) -> _Stage:
+    return _Stage(name, machine.captured(run, model.device), model.dtype, work_of(run, model), state_bytes)
+
+
+def _stages(models: _Models, slots: int, options: argparse.Namespace) -> list[_Stage]:
+    """The stages over `slots` streams whose context is full, and the whole step, from host to host."""
+    codec, decoder, device = models.codec, models.decoder, models.codec.device
+    state = codec.init_state(slots)
+    everyone = torch.ones(slots, dtype=torch.bool, device=device)
+    pcm = 0.1 * torch.randn(slots, FRAME, device=device)
+    codes = torch.zeros(slots, codec.num_codebooks, dtype=torch.int64, device=device)
+    for half in (state.encoder, state.decoder):
+        half.frames.fill_(codec.config.window)
+    config = codec.config
+    ring = slots * 2 * config.num_layers * config.window * config.num_kv_heads * config.head_dim * 4
+    stages = [
+        _stage("codec encode", lambda: codec.encode(pcm, state, everyone), codec, ring),
+        _stage("codec decode", lambda: codec.decode(codes, state, everyone), codec, ring),
+    ]
+    if decoder is None:
+        return stages
+    step = FrameStep(codec, decoder, slots, decoder.context_frames(options.context_tokens), REWIND_FRAMES)
+    inner, shape = step._device, decoder.config
+    for slot in range(slots):
+        step.open(slot, Sampling(seed=slot))
+    inner.decoder_state.frames.fill_(step.context_frames)
+    step._frames[:] = step.context_frames
+    columns = decoder.columns_for(inner.decoder_state, step.context_frames)
+    unit = torch.zeros(slots, decoder.num_codebooks, dtype=torch.int64, device=device)
+    logits = torch.randn(slots, decoder.codebook_size + 1, device=device)
+
+    def one_by_one() -> None:
+        view = decoder.begin_frame(inner.decoder_state, slots, step.context_frames, columns)
+        for book in range(decoder.num_codebooks):
+            hidden = decoder.forward(unit[:, :1], inner.decoder_state, view.columns(book, book + 1))
+            decoder.logits(hidden[:, 0], book)
+
+    def at_once() -> None:
+        view = decoder.begin_frame(inner.decoder_state, slots, step.context_frames, columns)
+        decoder.forward(unit, inner.decoder_state, view)
+
+    def draw() -> None:
+        for _ in range(decoder.num_codebooks):
+            sample(logits, inner.sampler, inner.decoder_state.frames, few=True)
+
+    held = slots * 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * decoder.dtype.itemsize
+    held *= step.context_frames * decoder.num_codebooks
+    stages += [
+        _stage("decoder, listening", at_once, decoder, held),
+        _stage("decoder, speaking", one_by_one, decoder, decoder.num_codebooks * held),
+        _stage("sampling", draw, decoder, 0),
+    ]
+    silence = np.zeros((slots, FRAME), np.float32)
+    yes, no = np.ones(slots, np.bool_), np.zeros(slots, np.bool_)
+    listening = ("codec encode", "decoder, listening", "codec decode")
+    speaking = ("decoder, speaking", "sampling", "codec decode", "codec encode")
+    for name, parts, masks in (("listening", listening, (yes, no)), ("speaking", speaking, (no, yes))):
+        run = partial(step, silence, *masks)
+        stages.append(_Stage(f"whole step, {name}", run, decoder.dtype, parts=parts))
+    return stages

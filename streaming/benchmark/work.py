@@ -1,0 +1,92 @@
+"""What a piece of work must at least read and multiply, noted from its own operations while it runs once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+_GATHERS = ("embedding", "index.Tensor", "gather", "index_select")
+"""Operations that read only what they give."""
+_VIEWS = (
+    "view",
+    "slice",
+    "select",
+    "expand",
+    "transpose",
+    "permute",
+    "unsqueeze",
+    "squeeze",
+    "split",
+    "detach",
+    "aten.t.",
+)
+
+
+_QUANTIZED = ("qlinear_pointwise", "int8pack_mm", "int4pack_mm")
+
+
+@dataclass(frozen=True)
+class Work:
+    """read_bytes: of weights, each time that an operation reads them. operations: two for each product and sum."""
+
+    read_bytes: int
+    operations: int
+
+    def floor_ms(self, bandwidth: float, matrix_rate: float, more_bytes: int = 0) -> float:
+        """No machine with these rates can be faster: it reads or it multiplies, at best both at once."""
+        return 1e3 * max((self.read_bytes + more_bytes) / bandwidth, self.operations / matrix_rate)
+
+
+def work_of(run: Callable[[], object], weights: object) -> Work:
+    """weights: whatever object holds them; all tensors that can be reached from it count."""
+    reads = _Reads({_place(tensor) for tensor in tensors_in(weights)})
+    with FlopCounterMode(display=False) as operations, reads:
+        run()
+    return Work(reads.bytes, operations.get_total_flops() + reads.quantized_operations)
+
+
+def tensors_in(thing: object) -> Iterator[Tensor]:
+    """Every tensor that an object holds on to."""
+    if isinstance(thing, Tensor):
+        yield thing
+    elif isinstance(thing, list | tuple):
+        for part in thing:
+            yield from tensors_in(part)
+    elif isinstance(thing, dict):
+        yield from tensors_in(list(thing.values()))
+    elif is_dataclass(thing):
+        for field in fields(thing):
+            yield from tensors_in(getattr(thing, field.name))
+    elif type(thing).__module__.startswith("streaming."):
+        yield from tensors_in(vars(thing))
+
+
+def _place(tensor: Tensor) -> int:
+    """Where a tensor's numbers are; oneDNN's packed weights have no storage, and are themselves."""
+    return id(tensor) if tensor.is_mkldnn else tensor.untyped_storage().data_ptr()
+
+
+class _Reads(TorchDispatchMode):
+    def __init__(self, places: set[int]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._places = places
+        self.bytes = 0
+        self.quantized_operations = 0  # which torch's counter does not know
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = str(func)
+        if not any(view in name for view in _VIEWS):
+            for tensor in (leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)):
+                if _place(tensor) in self._places:
+                    gathers = any(gather in name for gather in _GATHERS)
+                    self.bytes += out.nbytes if gathers else tensor.numel() * tensor.itemsize
+            if any(product in name for product in _QUANTIZED):
+                self.quantized_operations += 2 * args[0].shape[-1] * out.numel()
+        return out

@@ -1,0 +1,130 @@
+"""Linear maps, and the ways in which their weights may be kept: as they are, in 8 bits, in 4.
+
+A row's result depends on that row alone, whatever the others in the batch hold, NaN included: sessions share batches.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from streaming.errors import CheckpointError
+
+Quantize = Literal["none", "int8", "int4"]
+
+_GROUPS = (64, 32)
+_TINY = 1e-30
+
+
+class Linear(Protocol):
+    """x: [..., K] to [..., N]."""
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+
+
+def linear(weight: Tensor, quantize: Quantize = "none") -> Linear:
+    """From a weight [N, K] on the device where it will be used."""
+    if quantize == "none":
+        return Dense(weight)
+    if quantize == "int4":
+        return Int4.pack(weight)
+    return Int8Cpu.pack(weight) if weight.device.type == "cpu" else Int8Gpu.pack(weight)
+
+
+@dataclass(frozen=True)
+class Dense:
+    """weight: [N, K]."""
+
+    weight: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight)
+
+
+def _eight_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Symmetric, a scale for each output: int8 [N, K] and float32 [N]."""
+    wide = weight.float()
+    scale = wide.abs().amax(dim=1).clamp(min=_TINY) / 127
+    return (wide / scale[:, None]).round().to(torch.int8), scale
+
+
+@dataclass(frozen=True)
+class Int8Cpu:
+    """8-bit weights and activations, multiplied as integers by oneDNN: as fast for sixteen rows as for one.
+
+    Every row of activations is divided by its own largest magnitude. weight: packed; scale: float32 [N]; zero: int32
+    [N].
+    """
+
+    weight: Tensor
+    scale: Tensor
+    zero: Tensor
+
+    @staticmethod
+    def pack(weight: Tensor) -> Int8Cpu:
+        eight, scale = _eight_bits(weight)
+        zero = torch.zeros(len(scale), dtype=torch.int32)
+        return Int8Cpu(torch.ops.onednn.qlinear_prepack(eight, None), scale, zero)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1]).float()
+        scale = rows.abs().amax(dim=1, keepdim=True).clamp(min=_TINY) / 127  # not finite where a row is not,
+        eight = (rows / scale).nan_to_num_(0.0, 0.0, 0.0).round_().add_(128).to(torch.uint8)
+        out: Tensor = torch.ops.onednn.qlinear_pointwise(
+            eight, 1.0, 128, self.weight, self.scale, self.zero, None, 1.0, 0, torch.float32, "none", [], ""
+        )
+        return (out * scale).view(*x.shape[:-1], -1).to(x.dtype)  # so that its result is not, and no other's
+
+
+@dataclass(frozen=True)
+class Int8Gpu:
+    """8-bit weights, activations as they are. weight: int8 [N, K]; scale: [N]."""
+
+    weight: Tensor
+    scale: Tensor
+
+    @staticmethod
+    def pack(weight: Tensor) -> Int8Gpu:
+        eight, scale = _eight_bits(weight)
+        return Int8Gpu(eight, scale.to(weight.dtype))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        return torch._weight_int8pack_mm(rows, self.weight, self.scale).view(*x.shape[:-1], -1)
+
+
+@dataclass(frozen=True)
+class Int4:
+    """4-bit weights, activations as they are: a scale and a zero point for each group of inputs.
+
+    weight: packed as the device wants it; scales: [K / group, N, 2].
+    """
+
+    weight: Tensor
+    scales: Tensor
+    group: int
+
+    @staticmethod
+    def pack(weight: Tensor) -> Int4:
+        outputs, inputs = weight.shape
+        group = next((size for size in _GROUPS if inputs % size == 0), 0)
+        if not group:
+            raise CheckpointError(f"a layer with {inputs} inputs cannot be kept in int4: use int8 or none")
+        wide = weight.float().view(outputs, -1, group)
+        low, high = wide.amin(dim=-1, keepdim=True), wide.amax(dim=-1, keepdim=True)
+        scale = ((high - low) / 15).clamp(min=_TINY)
+        four = ((wide - low) / scale).round().clamp(0, 15).to(torch.int32).view(outputs, inputs)
+        scales = torch.cat((scale, low + 8 * scale), dim=-1).transpose(0, 1).contiguous().to(weight.dtype)
+        if weight.device.type == "cpu":
+            return Int4(torch._convert_weight_to_int4pack_for_cpu(four, 1), scales, group)
+        pairs = (four[:, ::2] << 4 | four[:, 1::2]).to(torch.uint8)
+        return Int4(torch._convert_weight_to_int4pack(pairs, 8), scales, group)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        multiply = torch._weight_int4pack_mm_for_cpu if x.device.type == "cpu" else torch._weight_int4pack_mm
+        return multiply(rows, self.weight, self.group, self.scales).view(*x.shape[:-1], -1)

@@ -1,0 +1,105 @@
+"""Options from the command line, the environment and a file: one table of flags, and the nearest source wins.
+
+A flag `--max-sessions` is the variable `STREAMING_MAX_SESSIONS` and, in the TOML file that `--config` names, the key
+`max-sessions`. Secrets are none of them: what a process' flags or a file for all to read may hold is not secret.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+PREFIX = "STREAMING_"
+_TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
+_HOW = (
+    "Each flag can also be a key of the TOML file that --config names (max-sessions = 8), or an environment variable "
+    f"({PREFIX}MAX_SESSIONS=8; lists with commas). A flag comes before a variable, a variable before the file."
+)
+
+
+class OptionParser(argparse.ArgumentParser):
+    """An argument parser whose flags have two more sources.
+
+    variables: the names of those that are not `STREAMING_` and the flag's own. A flag's default must be what its
+    argument would be parsed to.
+    """
+
+    def __init__(self, prog: str, description: str | None, variables: Mapping[str, str] | None = None) -> None:
+        super().__init__(prog=prog, description=description, epilog=_HOW, allow_abbrev=False)
+        self._variables = variables or {}
+        self._source = ""
+        self.add_argument("--config", metavar="FILE", help="options from a TOML file; a flag or a variable comes first")
+
+    def parse(self, arguments: Sequence[str] | None, environment: Mapping[str, str]) -> argparse.Namespace:
+        """Ends the process with a message that names the source where something is wrong."""
+        given = self.parse_args(arguments, self._nothing())
+        actions = [action for action in self._actions if action.dest != "help"]
+        for action in actions:
+            variable = self.variable(action)
+            if getattr(given, action.dest) is None and environment.get(variable):
+                self._set(given, action, environment[variable].strip(), f"the environment variable {variable}")
+        if given.config is not None:
+            self._take_file(given, actions, Path(given.config))
+        for action in actions:
+            if getattr(given, action.dest) is None:
+                setattr(given, action.dest, action.default)
+        return given
+
+    def variable(self, action: argparse.Action) -> str:
+        """The environment variable of a flag."""
+        name = _key(action)
+        return self._variables.get(name, PREFIX + name.upper().replace("-", "_"))
+
+    def error(self, message: str) -> NoReturn:
+        super().error(f"{self._source}: {message}" if self._source else message)
+
+    def _nothing(self) -> argparse.Namespace:
+        """So that what is given differs from what is a default; no flag's value is None."""
+        return argparse.Namespace(**{action.dest: None for action in self._actions if action.dest != "help"})
+
+    def _take_file(self, given: argparse.Namespace, actions: Sequence[argparse.Action], path: Path) -> None:
+        try:
+            table = tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            self.error(f"cannot read --config {path}: {error.strerror}")
+        except ValueError as error:  # of TOML, or of UTF-8
+            self.error(f"--config {path} is no TOML file: {error}")
+        known = {_key(action): action for action in actions if action.dest != "config"}
+        for key, value in table.items():
+            if key not in known:
+                near = difflib.get_close_matches(key, known, 1, 0.5)
+                self.error(f"{path}: there is no option {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+            if getattr(given, known[key].dest) is None:
+                self._set(given, known[key], value, f"{path}, {key}")
+
+    def _set(self, given: argparse.Namespace, action: argparse.Action, value: Any, source: str) -> None:
+        """As if it had been a flag, so that types, choices and messages are the same."""
+        self._source = source
+        if action.nargs == 0:  # a switch, which as a flag can only be on
+            text = str(value).lower()
+            if text not in _TRUE + _FALSE:
+                self.error(f"must be true or false, not {value!r}")
+            setattr(given, action.dest, text in _TRUE)
+        else:
+            found = self.parse_args(self._arguments(action, value), self._nothing())
+            setattr(given, action.dest, getattr(found, action.dest))
+        self._source = ""
+
+    def _arguments(self, action: argparse.Action, value: Any) -> list[str]:
+        flag = action.option_strings[0]
+        if isinstance(action.default, list):
+            values = value.split(",") if isinstance(value, str) else value
+            if not isinstance(values, list) or not all(isinstance(item, str) for item in values):
+                self.error(f"must be a list of strings, not {value!r}")
+            return [f"{flag}={item.strip()}" for item in values if item.strip()]
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            self.error(f"must be a number or a string, not {value!r}")
+        return [f"{flag}={value}"]
+
+
+def _key(action: argparse.Action) -> str:
+    return action.option_strings[0].removeprefix("--")

@@ -1,0 +1,224 @@
+/**
+ * The device: a microphone or a file on one side, the loudspeaker on the other, both in one AudioContext at the device's
+ * own rate and on one clock. What is heard and played comes and goes at 24 kHz; see the two worklets.
+ */
+
+const RATE = 24_000;
+const WORKLETS = ["capture-worklet.js", "playback-worklet.js"];
+const STOP_PATIENCE_MS = 300;
+const RESUME_PATIENCE_MS = 5000;
+const LATENCY_EVERY_MS = 1000;
+
+/** No sound can be taken or made. code: one of `problems.js`. */
+export class AudioError extends Error {
+  constructor(code, options) {
+    super(code, options);
+    this.code = code;
+  }
+}
+
+/** A file that the browser cannot decode. */
+export class FileError extends Error {}
+
+export class Audio {
+  /** Called with each piece of speech, {frame, pcm, last}. */
+  onSpeech = () => {};
+  /** Called with {turn, frame} when the first sample of a turn leaves. */
+  onStarted = () => {};
+  /** Called about every 20 ms while a turn plays: the worklet's "played". */
+  onPlayed = () => {};
+  /** Called with an AudioError when the microphone goes away by itself. */
+  onLost = () => {};
+  /** Called when a file that is being played has come to its end. */
+  onFileEnd = () => {};
+  #context = null;
+  #capture;
+  #playback;
+  #stream = null;
+  #source = null;
+  #constraints = "";
+  #file = null;
+  #stopped = () => {};
+  #captured = () => {};
+
+  /** Makes the context. Waits for a gesture if there was none yet: dropping a file is none. Throws AudioError. */
+  async open() {
+    if (!globalThis.isSecureContext) throw new AudioError("insecure");
+    if (!globalThis.AudioWorkletNode) throw new AudioError("unsupported");
+    if (this.#context === null) {
+      const context = new AudioContext({ latencyHint: "interactive" });
+      try {
+        await Promise.all(WORKLETS.map((file) => context.audioWorklet.addModule(file)));
+      } catch (error) {
+        if (!(error instanceof DOMException)) throw error;
+        throw new AudioError("incomplete", { cause: error });
+      }
+      this.#context = context;
+      this.#connect(context);
+      for (const gesture of ["pointerup", "keydown"]) addEventListener(gesture, () => context.resume());
+    }
+    await this.#resume();
+  }
+
+  get rate() {
+    return this.#context.sampleRate;
+  }
+
+  /** The audio clock, in samples of the device. */
+  get frame() {
+    return this.#context === null ? 0 : this.#context.currentTime * this.#context.sampleRate;
+  }
+
+  /** What lies between the playback worklet and the loudspeaker, as the browser tells it. */
+  get outputLatencyMs() {
+    return 1000 * ((this.#context?.baseLatency ?? 0) + (this.#context?.outputLatency ?? 0));
+  }
+
+  // Speech in
+
+  /** options: {echoCancellation, noiseSuppression, autoGainControl}. Throws AudioError. */
+  async openMicrophone(options) {
+    if (this.#stream !== null && this.#constraints === JSON.stringify(options)) return;
+    this.closeMicrophone();
+    if (!navigator.mediaDevices) throw new AudioError("insecure");
+    try {
+      this.#stream = await navigator.mediaDevices.getUserMedia({ audio: { channelCount: { ideal: 1 }, ...options } });
+    } catch (error) {
+      if (!(error instanceof DOMException || error instanceof TypeError)) throw error;
+      throw new AudioError(MICROPHONE_ERRORS[error.name] ?? "microphone_busy", { cause: error });
+    }
+    this.#constraints = JSON.stringify(options);
+    this.#source = new MediaStreamAudioSourceNode(this.#context, { mediaStream: this.#stream });
+    this.#source.connect(this.#capture);
+    const [track] = this.#stream.getAudioTracks();
+    track.addEventListener("ended", () => {
+      this.closeMicrophone();
+      this.onLost(new AudioError("microphone_lost"));
+    });
+  }
+
+  closeMicrophone() {
+    this.#source?.disconnect();
+    for (const track of this.#stream?.getTracks() ?? []) track.stop();
+    this.#stream = this.#source = null;
+  }
+
+  /** From now on speech comes. */
+  startCapture() {
+    this.#capture.port.postMessage({ type: "start" });
+  }
+
+  /** Resolves when everything said until now has come. */
+  async stopCapture() {
+    if (this.#context === null) return;
+    await answer(
+      (resolve) => (this.#captured = resolve),
+      () => this.#capture.port.postMessage({ type: "stop" }),
+    );
+  }
+
+  /** Decodes a file, at 24 kHz. Throws FileError. */
+  async decode(bytes) {
+    try {
+      return await new OfflineAudioContext(1, 1, RATE).decodeAudioData(bytes);
+    } catch (error) {
+      if (!(error instanceof DOMException)) throw error;
+      throw new FileError("the browser cannot read this as sound", { cause: error });
+    }
+  }
+
+  /** Plays a decoded file to the person, and to the capture worklet instead of the microphone. */
+  playFile(buffer) {
+    this.stopFile();
+    this.#source?.disconnect();
+    const file = new AudioBufferSourceNode(this.#context, { buffer });
+    file.connect(this.#capture);
+    file.connect(this.#context.destination);
+    file.addEventListener("ended", () => this.#file === file && this.onFileEnd());
+    file.start();
+    this.#file = file;
+  }
+
+  stopFile() {
+    const file = this.#file;
+    this.#file = null;
+    file?.stop();
+    file?.disconnect();
+    this.#source?.connect(this.#capture);
+  }
+
+  // Continuations out
+
+  begin(turn) {
+    this.#tellLatency();
+    this.#playback.port.postMessage({ type: "begin", turn });
+  }
+
+  push(turn, pcm) {
+    this.#playback.port.postMessage({ type: "push", turn, pcm }, [pcm.buffer]);
+  }
+
+  complete(turn) {
+    this.#playback.port.postMessage({ type: "complete", turn });
+  }
+
+  /** Silence. Resolves with how many samples of the turn were heard, or null if the audio thread does not say. */
+  async stopPlayback() {
+    if (this.#context === null) return null;
+    return answer(
+      (resolve) => (this.#stopped = resolve),
+      () => this.#playback.port.postMessage({ type: "stop" }),
+    );
+  }
+
+  /** Resolves once the context runs. Without a sound device some browsers never say that they cannot. */
+  async #resume() {
+    const running = this.#context.resume();
+    while (this.#context.state !== "running") {
+      const late = await Promise.race([running, new Promise((resolve) => setTimeout(resolve, RESUME_PATIENCE_MS, true))]);
+      if (late && (navigator.userActivation?.hasBeenActive ?? true)) throw new AudioError("loudspeaker_missing");
+    }
+  }
+
+  #connect(context) {
+    const mono = { channelCount: 1, channelCountMode: "explicit", channelInterpretation: "speakers" };
+    this.#capture = new AudioWorkletNode(context, "capture", { numberOfOutputs: 0, ...mono });
+    this.#capture.port.onmessage = ({ data }) => {
+      this.onSpeech(data);
+      if (data.last) this.#captured();
+    };
+    this.#playback = new AudioWorkletNode(context, "playback", { numberOfInputs: 0, outputChannelCount: [1] });
+    this.#playback.port.onmessage = ({ data }) => {
+      if (data.type === "started") this.onStarted(data);
+      else if (data.type === "played") this.onPlayed(data);
+      else if (data.type === "stopped") this.#stopped(data.heard);
+    };
+    this.#playback.connect(context.destination);
+    setInterval(() => this.#tellLatency(), LATENCY_EVERY_MS);
+  }
+
+  #tellLatency() {
+    const samples = Math.min(RATE / 2, Math.round((RATE * this.outputLatencyMs) / 1000));
+    this.#playback.port.postMessage({ type: "latency", samples });
+  }
+}
+
+const MICROPHONE_ERRORS = {
+  NotAllowedError: "microphone_denied",
+  SecurityError: "microphone_denied",
+  NotFoundError: "microphone_missing",
+  OverconstrainedError: "microphone_missing",
+  TypeError: "insecure",
+};
+
+/** What the audio thread answers to `ask`, or null: a context that the system has suspended answers nobody. */
+function answer(listen, ask) {
+  return new Promise((resolve) => {
+    const timer = setTimeout(resolve, STOP_PATIENCE_MS, null);
+    listen((value) => {
+      clearTimeout(timer);
+      resolve(value);
+    });
+    ask();
+  });
+}

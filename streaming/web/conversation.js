@@ -1,0 +1,549 @@
+/**
+ * One person, one machine: who is speaking, and what follows when one of them begins or stops. No screen here, and no
+ * device: those are handed in, so that all of this runs in node as well.
+ *
+ *     idle ── press ─▶ connecting ─▶ (queued ─▶) ready ◀──────────────────────────┐
+ *                          │                        │ press        │ voice        │ played to its end
+ *                          ▼                        ▼              ▼              │
+ *                       problem                  talking ── let go, silence ─▶ waiting ─▶ speaking
+ *                                                   ▲                                       │
+ *                                                   └────────── press, voice ───────────────┘
+ *
+ * "ready" means by hand: press and talk; hands-free: it listens. Commands are done one after another, in order.
+ */
+
+import { AudioError } from "./audio.js";
+import { FRAME, SAMPLE_RATE, Session } from "./protocol.js";
+import { drawSeed } from "./settings.js";
+import { MACHINE, Tape, YOU } from "./tape.js";
+
+const LEAD_MS = 400;
+const MAX_LATENCY_MS = 500;
+const MAX_PROMPT_SAMPLES = 300 * SAMPLE_RATE; // what can be repeated
+const NOTHING_YET = { firstSoundMs: null, bufferMs: null, targetMs: null, underruns: 0, stepMs: null, seed: null };
+
+/** A continuation that was asked for or is being played. Frames are the audio clock's. */
+class Spoken {
+  /** How many samples it has, once it is complete. */
+  total = null;
+  /** How many of them the server knows to be heard. */
+  reported = 0;
+  #parts = [];
+
+  /** speechEnd: when the speech before it ended; null where nobody spoke. prompt: that speech, null where not known. */
+  constructor(turn, speechEnd, prompt, expected = null) {
+    [this.turn, this.speechEnd, this.prompt, this.expected] = [turn, speechEnd, prompt, expected];
+  }
+
+  add(pcm) {
+    this.#parts.push(pcm.slice());
+  }
+
+  get pcm() {
+    return join(this.#parts);
+  }
+}
+
+export class Conversation {
+  phase = "idle";
+  /** {code, message} while phase is "problem". */
+  problem = null;
+  /** In line: 1 is the next. */
+  place = 0;
+  /** Whether the browser is asking the person for the microphone. */
+  asking = false;
+  /** How loud whoever speaks is, from 0 to 1. */
+  level = 0;
+  /** What was measured last; null where nothing was yet. */
+  figures = NOTHING_YET;
+  tape = null;
+  #audio;
+  #openSocket;
+  #whyRefused;
+  #settings;
+  #changed;
+  #told;
+  #session = null;
+  #vad = false;
+  #source = null; // "microphone" or "file", while speech is taken
+  #unsent = []; // speech from before the session began
+  #prompt = []; // this turn's speech
+  #promptSamples = 0;
+  #speakWhenStarted = false;
+  #expected = null; // what is being repeated
+  #spoken = null;
+  #last = null; // {prompt, seed, first, sampling, reply} of the turn that can be repeated
+  #clock = null; // {frame, position}: where in the session's speech the microphone is
+  #commands = Promise.resolve();
+
+  /**
+   * audio: an `Audio`; openSocket, whyRefused: of `connection.js`; settings(): read anew for each turn; changed(): called
+   * after every change; told(text): something to tell a person once.
+   */
+  constructor({ audio, openSocket, whyRefused, settings, changed, told }) {
+    [this.#audio, this.#openSocket, this.#whyRefused] = [audio, openSocket, whyRefused];
+    [this.#settings, this.#changed, this.#told] = [settings, changed, told];
+    audio.onSpeech = (piece) => this.#onSpeech(piece);
+    audio.onStarted = (started) => this.#onStarted(started);
+    audio.onPlayed = (played) => this.#onPlayed(played);
+    audio.onFileEnd = () => this.letGo();
+    audio.onLost = (error) => this.#fail(error.code);
+  }
+
+  get handsFree() {
+    return this.#vad;
+  }
+
+  get playingFile() {
+    return this.#source === "file";
+  }
+
+  get canRepeat() {
+    return this.#last !== null;
+  }
+
+  get hasSound() {
+    return this.tape !== null && this.tape.hasSound;
+  }
+
+  // What a person does
+
+  /** Begin to talk; whatever the machine says is interrupted. */
+  press() {
+    return this.#command(async () => {
+      await this.#interrupt();
+      if (this.#session === null || this.#vad) await this.#open({ vad: false });
+      await this.#takeMicrophone();
+    });
+  }
+
+  /** The prompt is over: the machine's turn. */
+  letGo() {
+    return this.#command(async () => {
+      if (this.#source === null || this.#vad) return;
+      await this.#stopCapture();
+      if (this.#session === null) return;
+      if (this.#promptSamples < FRAME) {
+        this.#told("That was too short to go on from: talk for as long as you hold the button.");
+        this.#begin();
+      } else if (this.#session.started) {
+        this.#speak();
+      } else {
+        this.#speakWhenStarted = true;
+      }
+    });
+  }
+
+  /** Hands-free: the microphone stays open and the server hears when a turn is over. */
+  listen() {
+    return this.#command(async () => {
+      await this.#open({ vad: true });
+      await this.#takeMicrophone();
+    });
+  }
+
+  /** Plays a file as if it were said. bytes: ArrayBuffer. Throws FileError. */
+  async playFile(bytes) {
+    const buffer = await this.#audio.decode(bytes);
+    return this.#command(async () => {
+      await this.#open({ vad: false });
+      this.#source = "file";
+      this.#beginPrompt();
+      this.#audio.startCapture();
+      this.#audio.playFile(buffer);
+    });
+  }
+
+  /** Says the last prompt again, in a conversation of its own, with the same seed: the same settings give the same. */
+  repeat() {
+    return this.#command(async () => {
+      const last = this.#last;
+      if (last === null) return;
+      await this.#open({ vad: false, seed: last.seed, lag: "wait" });
+      this.#beginPrompt();
+      this.tape.insert(YOU, last.prompt);
+      this.#expected = last;
+      this.#unsent = [last.prompt];
+      this.#keep(last.prompt);
+      this.#speakWhenStarted = true;
+      this.#begin();
+    });
+  }
+
+  /** Ends the conversation and closes the microphone. The next one begins without its past. */
+  end() {
+    return this.#command(async () => {
+      await this.#end();
+      this.#audio.closeMicrophone();
+    });
+  }
+
+  /** `end`, and an empty tape. */
+  startOver() {
+    return this.#command(async () => {
+      await this.#end();
+      [this.tape, this.#last, this.figures] = [null, null, NOTHING_YET];
+      this.#changed();
+    });
+  }
+
+  /** Something is in the way from the start. */
+  cannot(code) {
+    return this.#fail(code);
+  }
+
+  /** A problem was read. */
+  dismiss() {
+    if (this.phase !== "problem") return;
+    this.problem = null;
+    this.#setPhase("idle");
+  }
+
+  /** Settings were changed: they hold from the next turn on. */
+  settingsChanged() {
+    if (this.#session?.started) this.#session.update(this.#sampling(), this.#settings().maxSeconds);
+  }
+
+  /** The audio clock went on; called as often as the screen is drawn. */
+  tick() {
+    this.tape?.advance(this.#audio.frame);
+  }
+
+  #command(work) {
+    const done = this.#commands.then(work).catch((error) => {
+      if (error instanceof AudioError) return this.#fail(error.code);
+      this.#fail("page_failed");
+      throw error;
+    });
+    this.#commands = done.catch(() => {}); // its caller is told; the next command is not held up
+    return done;
+  }
+
+  // Opening and closing
+
+  async #open({ vad, seed = null, lag = "drop" }) {
+    await this.#end();
+    this.problem = null;
+    this.#setPhase("connecting");
+    await this.#audio.open();
+    this.tape ??= new Tape(this.#audio.rate);
+    this.#vad = vad;
+    const { maxSeconds, silenceMs, seed: chosen } = this.#settings();
+    this.figures = { ...this.figures, seed: seed ?? chosen ?? drawSeed() };
+    const start = {
+      turn_taking: vad ? "vad" : "manual",
+      lag,
+      max_seconds: maxSeconds,
+      lead_ms: LEAD_MS + Math.ceil(Math.min(MAX_LATENCY_MS, this.#audio.outputLatencyMs)),
+      sampling: this.#sampling(),
+      ...(vad && { vad: { silence_ms: silenceMs } }),
+    };
+    const session = new Session(this.#openSocket(), start, (event) => session === this.#session && this.#onEvent(event));
+    this.#session = session;
+  }
+
+  async #end() {
+    this.#session?.close();
+    this.#session = null;
+    await this.#silence();
+    this.#setPhase("idle");
+  }
+
+  async #fail(code, message = "") {
+    this.#session?.close();
+    this.#session = null;
+    if (this.#spoken?.prompt) this.#remember(this.#spoken, this.#spoken.reported); // it can be said again elsewhere
+    this.problem = { code, message };
+    this.#setPhase("problem");
+    await this.#silence();
+    this.#audio.closeMicrophone();
+  }
+
+  /** Nothing is taken and nothing is played any more. */
+  async #silence() {
+    this.#speakWhenStarted = this.#vad = this.asking = false;
+    this.#spoken = this.#expected = this.#clock = null;
+    await this.#stopCapture();
+    await this.#audio.stopPlayback();
+    this.#unsent = [];
+    this.#takePrompt();
+    this.tape?.stop();
+  }
+
+  // Speech out
+
+  async #takeMicrophone() {
+    const session = this.#session;
+    const { echoCancellation, noiseSuppression, autoGainControl } = this.#settings();
+    this.asking = true;
+    await this.#audio.openMicrophone({ echoCancellation, noiseSuppression, autoGainControl });
+    this.asking = false;
+    if (session !== this.#session) return; // lost while the browser asked
+    this.#source = "microphone";
+    this.#beginPrompt();
+    this.#audio.startCapture();
+  }
+
+  #beginPrompt() {
+    this.#speakWhenStarted = false;
+    this.tape.roll(this.#audio.frame);
+    this.#begin();
+  }
+
+  /** What can be done as soon as the session has started. */
+  #begin() {
+    if (!this.#session.started) return;
+    for (const piece of this.#unsent) this.#send(piece);
+    this.#unsent = [];
+    if (this.#speakWhenStarted) {
+      this.#speakWhenStarted = false;
+      this.#speak();
+    } else if (!this.asking) {
+      this.#setPhase(this.#source !== null && !this.#vad ? "talking" : "ready");
+    }
+  }
+
+  async #stopCapture() {
+    if (this.#source === null) return;
+    await this.#audio.stopCapture();
+    this.#audio.stopFile();
+    this.#source = null;
+  }
+
+  #onSpeech({ frame, pcm }) {
+    if (this.#source === null || !pcm.length) return;
+    this.#clock = { frame: frame + (pcm.length * this.#audio.rate) / SAMPLE_RATE, position: null };
+    this.tape.write(YOU, frame, pcm);
+    if (this.#session?.started) this.#send(pcm);
+    else if (this.phase !== "queued") this.#unsent.push(pcm);
+    if (!this.#vad) this.#keep(pcm);
+    if (this.phase === "talking" || this.phase === "ready") this.level = level(pcm);
+    this.#changed();
+  }
+
+  #send(pcm) {
+    const session = this.#session;
+    if (this.#expected !== null) session.hearAll(pcm);
+    else if (!session.hear(pcm)) this.#told("The network is too slow: some of what you said was lost.");
+    if (this.#clock !== null) this.#clock.position = session.position;
+  }
+
+  #keep(pcm) {
+    this.#promptSamples += pcm.length;
+    if (this.#promptSamples <= MAX_PROMPT_SAMPLES) this.#prompt.push(pcm);
+  }
+
+  /** This turn's speech, null if there is none or too much to be kept; the next turn's begins. */
+  #takePrompt() {
+    const whole = this.#promptSamples > 0 && this.#promptSamples <= MAX_PROMPT_SAMPLES;
+    const prompt = whole ? join(this.#prompt) : null;
+    this.#prompt = [];
+    this.#promptSamples = 0;
+    return prompt;
+  }
+
+  #speak() {
+    const { turn } = this.#session;
+    const speechEnd = this.#expected === null ? this.#clock.frame : null;
+    this.#spoken = new Spoken(turn, speechEnd, this.#takePrompt(), this.#expected);
+    this.#expected = null;
+    this.#session.speak();
+    this.#setPhase("waiting");
+  }
+
+  async #interrupt() {
+    const [session, spoken] = [this.#session, this.#spoken];
+    if (spoken === null) return;
+    this.#spoken = null; // a second interruption of this turn means nothing
+    const heard = (await this.#audio.stopPlayback()) ?? spoken.reported;
+    if (session !== this.#session) return;
+    session.interrupt(spoken.turn, heard);
+    this.#remember(spoken, heard);
+    this.tape.mark({ kind: "interrupted", at: this.tape.position(this.#audio.frame) });
+    this.#setPhase(this.#vad ? "talking" : "ready");
+  }
+
+  // Events in
+
+  #onEvent(event) {
+    switch (event.type) {
+      case "session.started":
+        if (event.notice) this.#told(event.notice);
+        this.#begin();
+        break;
+      case "session.queued":
+        this.place = event.place;
+        this.#waitInLine();
+        break;
+      case "session.refused":
+        this.#fail(event.code, event.message);
+        break;
+      case "session.closed":
+        this.#fail(event.reason);
+        break;
+      case "turn.speaking":
+        if (event.turn === this.#spoken?.turn) this.#audio.begin(event.turn);
+        break;
+      case "audio":
+        if (event.turn !== this.#spoken?.turn) break; // the rest of a turn that was interrupted
+        this.#spoken.add(event.pcm);
+        this.#audio.push(event.turn, event.pcm);
+        break;
+      case "turn.done":
+        this.#onDone(event);
+        break;
+      case "speech.started":
+        if (event.turn === this.#spoken?.turn) this.#interrupt();
+        else this.#setPhase("talking");
+        break;
+      case "speech.stopped":
+        this.#spoken = new Spoken(event.turn, this.#frameOf(event.at_samples), null);
+        this.#setPhase("waiting");
+        break;
+      case "input.dropped":
+        this.#told(`The server is too slow: ${seconds(event.samples)} s of what you said were lost.`);
+        break;
+      case "error":
+        this.#onError(event);
+        break;
+      case "disconnected":
+        this.#onDisconnected(event);
+        break;
+    }
+  }
+
+  async #waitInLine() {
+    this.#setPhase("queued");
+    if (this.#source !== "microphone" || this.#vad) return;
+    await this.#stopCapture(); // nobody hears this yet: whose turn it is will be told
+    this.#unsent = [];
+    this.#takePrompt();
+  }
+
+  #onDone({ turn, samples, mean_step_ms: stepMs }) {
+    if (stepMs !== null) this.figures = { ...this.figures, stepMs };
+    if (turn !== this.#spoken?.turn) return;
+    this.#spoken.total = samples;
+    if (samples > 0) {
+      this.#audio.complete(turn);
+    } else {
+      this.#told("It had nothing to add.");
+      this.#finish();
+    }
+  }
+
+  #onError({ code, message, fatal }) {
+    if (fatal) {
+      this.#fail(code, message);
+      return;
+    }
+    this.#told(message);
+    if (code === "empty_prompt" && this.phase === "waiting") {
+      this.#spoken = null;
+      this.#setPhase("ready");
+    }
+  }
+
+  async #onDisconnected({ opened, code }) {
+    if (opened) await this.#fail(code === 1001 ? "stopping" : "lost");
+    else await this.#fail(await this.#whyRefused());
+  }
+
+  // Playback
+
+  #onStarted({ turn, frame }) {
+    if (turn !== this.#spoken?.turn) return;
+    const { speechEnd } = this.#spoken;
+    const sinceMs = (1000 * (frame - speechEnd)) / this.#audio.rate + this.#audio.outputLatencyMs;
+    const ms = speechEnd === null ? null : sinceMs;
+    const firstSound = this.tape.position(frame);
+    this.tape.mark({ kind: "turn", speechEnd: speechEnd === null ? firstSound : this.tape.position(speechEnd), firstSound, ms });
+    this.figures = { ...this.figures, firstSoundMs: ms };
+    this.#setPhase("speaking");
+  }
+
+  #onPlayed({ turn, frame, pcm, heard, buffered, targetMs, underruns, drained }) {
+    const spoken = this.#spoken;
+    this.tape?.write(MACHINE, frame, pcm);
+    if (turn !== spoken?.turn) return;
+    if (underruns > this.figures.underruns) this.#told(`The sound ran dry; the buffer is ${targetMs} ms from here on.`);
+    this.figures = { ...this.figures, bufferMs: (1000 * buffered) / SAMPLE_RATE, targetMs, underruns };
+    this.level = level(pcm);
+    if (heard > spoken.reported) {
+      spoken.reported = heard;
+      this.#session.played(turn, heard);
+    }
+    if (drained) this.#finish();
+    else this.#changed();
+  }
+
+  /** The continuation was played to its end. */
+  #finish() {
+    const spoken = this.#spoken;
+    this.#spoken = null;
+    this.#audio.stopPlayback();
+    this.#remember(spoken, spoken.total);
+    if (!this.#vad) this.tape.stop();
+    this.#setPhase("ready");
+  }
+
+  /** Keeps what a repetition needs, or says what a repetition gave. */
+  #remember(spoken, heard) {
+    const reply = spoken.pcm.subarray(0, heard);
+    const sampling = JSON.stringify(this.#sampling());
+    const { expected } = spoken;
+    if (expected !== null) {
+      if (expected.first && expected.sampling === sampling) this.#told(compare(expected.reply, reply));
+    } else if (spoken.prompt !== null) {
+      this.#last = { prompt: spoken.prompt, seed: this.figures.seed, first: spoken.turn === 1, sampling, reply };
+    }
+  }
+
+  /** The audio clock when the session's speech was at this sample, null if that cannot be said. */
+  #frameOf(position) {
+    const clock = this.#clock;
+    if (clock === null || clock.position === null) return null;
+    return clock.frame - ((clock.position - position) * this.#audio.rate) / SAMPLE_RATE;
+  }
+
+  #sampling() {
+    const { temperature, topK } = this.#settings();
+    return { temperature, top_k: topK, seed: this.figures.seed };
+  }
+
+  #setPhase(phase) {
+    if (phase !== this.phase) this.level = 0;
+    this.phase = phase;
+    this.#changed();
+  }
+}
+
+/** Loudness (RMS) from 0, at -60 dB or less, to 1 at full scale. */
+export function level(pcm) {
+  let sum = 0;
+  for (const sample of pcm) sum += sample * sample;
+  const rms = Math.sqrt(sum / Math.max(1, pcm.length)) / 32768;
+  return Math.max(0, 1 + Math.log10(Math.max(rms, 1e-6)) / 3);
+}
+
+function join(parts) {
+  const joined = new Int16Array(parts.reduce((sum, part) => sum + part.length, 0));
+  let at = 0;
+  for (const part of parts) {
+    joined.set(part, at);
+    at += part.length;
+  }
+  return joined;
+}
+
+/** Whether a repetition gave the same, over the length that both were heard. */
+function compare(before, now) {
+  const length = Math.min(before.length, now.length);
+  const at = now.subarray(0, length).findIndex((sample, index) => sample !== before[index]);
+  if (at < 0) return `The same again, sample for sample, for ${seconds(length)} s.`;
+  return `The same for ${seconds(at)} s, then different.`;
+}
+
+function seconds(samples) {
+  return (samples / SAMPLE_RATE).toFixed(1);
+}

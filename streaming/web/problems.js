@@ -1,0 +1,52 @@
+/** What a person is told when something is in the way: what it is, and what can be done. */
+
+const { hostname = "HOST", port = "" } = globalThis.location ?? {};
+
+/** By the code of a refusal (`docs/protocol.md`), of an AudioError, or of a lost connection. */
+export const PROBLEMS = {
+  full: ["Every place is taken", "All of this server's voices are in use. As soon as somebody leaves, there is room."],
+  overloaded: ["The machine is at its limit", "One more voice would make all of them stutter. Try again in a while."],
+  stopping: ["The server is about to stop", "It takes nobody new. Another one, or this one after its restart, will."],
+  engine_stopped: ["The engine has stopped", "Something failed on the server; whoever runs it has to look."],
+  step_failed: ["The machine lost its thread", "This conversation broke on the server. A new one will work."],
+  internal: ["The server failed", "This is its fault, not yours. Try again."],
+  gone: ["The server does not answer", "It may have been stopped, or the network is down."],
+  no_websocket: [
+    "No way through for speech",
+    "The server is there, but something between here and it, a proxy perhaps, lets no WebSockets pass.",
+  ],
+  lost: ["The connection is lost", "What was said so far is still here to be downloaded; the conversation is over."],
+  idle: ["Nobody said anything for a while", "The server gave your place away. Press to begin anew."],
+  prompt_too_long: ["That was more than it can remember", "Say less at a time."],
+  vad_unavailable: ["No hands-free here", "This server has no voice activity model. Hold the button instead."],
+  unsupported_protocol: ["Page and server do not match", "Reload the page."],
+  bad_message: ["Page and server do not understand each other", "Reload the page."],
+  unauthorized: ["This server asks for a token", "Whoever runs it gives them out. It is kept until you close this tab."],
+  forbidden_origin: ["This server does not know this page", "Its operator can let it in with --allow-origin."],
+  too_many_sessions: ["You have as many conversations as you may", "End one in another tab or on another device."],
+  too_many_connections: ["Too many tries", "The server takes only so many connections at a time. Wait a few seconds."],
+  incomplete: ["The page is not whole", "Part of it did not come from the server. Reload it."],
+  page_failed: ["The page failed", "This is its own fault; the browser's console says more. Press to begin anew."],
+  microphone_denied: [
+    "The browser refused the microphone",
+    "Allow it with the symbol beside the address, then press again. A file works without.",
+  ],
+  microphone_missing: ["There is no microphone", "Plug one in, then press again. A file works without."],
+  microphone_busy: ["The microphone cannot be opened", "Another program may be using it. A file works without."],
+  microphone_lost: ["The microphone is gone", "It was unplugged or taken away. Press to begin anew."],
+  loudspeaker_missing: ["There is no loudspeaker", "The browser finds no sound device to play on. Plug one in and reload."],
+  insecure: [
+    "No microphone without HTTPS",
+    "Browsers give the microphone, and the audio thread that this page needs, only to pages that came over HTTPS or from " +
+      "this very machine. There are two ways:",
+    "Start the server with --tls-cert and --tls-key, and open this page with https://.",
+    `Or bring it here: ssh -L 8765:127.0.0.1:${port || 80} ${hostname}, then open http://localhost:8765/.`,
+  ],
+  unsupported: ["This browser is too old", "The page needs AudioWorklet: Chrome 100, Firefox 120, Safari 16.4 or newer."],
+};
+
+/** {title, lines} for a code; message: what the server said, for codes that this page does not know. */
+export function explain(code, message) {
+  const [title, ...lines] = PROBLEMS[code] ?? ["The server will not", message || `It says: ${code}.`];
+  return { title, lines };
+}

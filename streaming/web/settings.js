@@ -1,0 +1,66 @@
+/** What the person chose, kept in this browser. Nothing else is. */
+
+const KEY = "settings";
+
+/** The ranges are the page's; the server allows more. seed: null draws a new one for every conversation. */
+const RANGES = {
+  temperature: [0, 2, 0.8],
+  topK: [0, 2048, 30],
+  maxSeconds: [1, 60, 20],
+  silenceMs: [160, 2000, 480],
+};
+const SWITCHES = { handsFree: false, echoCancellation: true, noiseSuppression: false, autoGainControl: false };
+export const MAX_SEED = 2 ** 53 - 1; // what JavaScript and JSON carry exactly
+
+/** localStorage or sessionStorage, or what forgets with the page where the browser was told to keep nothing. */
+export function browserStorage(name) {
+  try {
+    return globalThis[name];
+  } catch (error) {
+    if (!(error instanceof DOMException)) throw error;
+    const kept = new Map();
+    return {
+      getItem: (key) => kept.get(key) ?? null,
+      setItem: (key, value) => kept.set(key, value),
+    };
+  }
+}
+
+/** What is stored, with defaults for what is missing or out of range. */
+export function loadSettings(storage) {
+  let stored;
+  try {
+    stored = JSON.parse(storage.getItem(KEY)) ?? {};
+  } catch (error) {
+    if (!(error instanceof SyntaxError)) throw error;
+    stored = {};
+  }
+  const settings = { seed: isSeed(stored.seed) ? stored.seed : null };
+  for (const [name, [low, high, usual]] of Object.entries(RANGES)) {
+    const value = stored[name];
+    settings[name] = typeof value === "number" && value >= low && value <= high ? value : usual;
+  }
+  for (const [name, usual] of Object.entries(SWITCHES)) {
+    settings[name] = typeof stored[name] === "boolean" ? stored[name] : usual;
+  }
+  return settings;
+}
+
+export function saveSettings(storage, settings) {
+  storage.setItem(KEY, JSON.stringify(settings));
+}
+
+/** The seed that a person typed, null for none; undefined for what is no seed. */
+export function parseSeed(text) {
+  if (text.trim() === "") return null;
+  const seed = /^\d{1,16}$/.test(text.trim()) ? Number(text) : NaN;
+  return isSeed(seed) ? seed : undefined;
+}
+
+export function drawSeed() {
+  return crypto.getRandomValues(new Uint32Array(1))[0];
+}
+
+function isSeed(value) {
+  return Number.isInteger(value) && value >= 0 && value <= MAX_SEED;
+}

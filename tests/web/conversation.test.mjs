@@ -1,0 +1,261 @@
+// The conversation against a socket and a device that tests play: who speaks when, and what the server is told.
+
+import assert from "node:assert/strict";
+import test from "node:test";
+
+import { AudioError } from "../../streaming/web/audio.js";
+import { Conversation } from "../../streaming/web/conversation.js";
+import { FakeAudio, FakeSocket } from "./fakes.mjs";
+
+const FRAME = 1920;
+const settled = () => new Promise((resolve) => setTimeout(resolve));
+
+function begin(more = {}) {
+  const audio = new FakeAudio();
+  const [sockets, notes] = [[], []];
+  const settings = { temperature: 0.8, topK: 30, maxSeconds: 5, silenceMs: 480, seed: 7, echoCancellation: true };
+  const conversation = new Conversation({
+    audio,
+    openSocket: () => sockets[sockets.push(new FakeSocket()) - 1],
+    whyRefused: async () => "gone",
+    settings: () => settings,
+    changed: () => {},
+    told: (text) => notes.push(text),
+    ...more,
+  });
+  const start = (turn = 1) => {
+    sockets.at(-1).open();
+    sockets.at(-1).say({ type: "session.started", turn, notice: null });
+  };
+  return { audio, sockets, notes, settings, conversation, start };
+}
+
+async function spoken() {
+  const all = begin();
+  await all.conversation.press();
+  all.start();
+  all.audio.talk(400);
+  await all.conversation.letGo();
+  const [socket] = all.sockets;
+  socket.say({ type: "turn.speaking", turn: 1 });
+  for (let frame = 0; frame < 5; frame++) socket.speak(1, frame * FRAME, FRAME);
+  return { ...all, socket };
+}
+
+test("a whole turn: press, talk, let go, hear, and the machine is heard to its end", async () => {
+  const { audio, conversation, socket } = await spoken();
+  assert.equal(conversation.phase, "waiting");
+  assert.deepEqual(socket.story(), ["audio", "speak"]);
+  assert.equal(socket.said()[0].sampling.seed, 7);
+  audio.frame += 4800;
+  audio.play(FRAME);
+  assert.equal(conversation.phase, "speaking");
+  assert.equal(Math.round(conversation.figures.firstSoundMs), 110, "100 ms by the clock, and 10 in the device");
+  socket.say({ type: "turn.done", turn: 1, reason: "end", samples: 5 * FRAME, mean_step_ms: 12 });
+  assert.equal(audio.completed, 1);
+  audio.play(4 * FRAME, true);
+  assert.equal(conversation.phase, "ready");
+  assert.equal(conversation.figures.stepMs, 12);
+  assert.deepEqual(socket.said().filter(({ type }) => type === "played").map(({ samples }) => samples), [FRAME, 5 * FRAME]);
+  await conversation.press();
+  audio.talk(100);
+  await conversation.letGo();
+  assert.deepEqual(socket.said().at(-1), { type: "speak", turn: 2 });
+});
+
+test("what is said before the session has started is not lost, and letting go early is remembered", async () => {
+  const { audio, conversation, sockets, start } = begin();
+  await conversation.press();
+  audio.talk(200);
+  await conversation.letGo();
+  assert.equal(conversation.phase, "connecting");
+  assert.deepEqual(sockets[0].sent, []);
+  start();
+  assert.deepEqual(sockets[0].story(), ["audio", "speak"]);
+  assert.equal(sockets[0].heard().length, 10);
+  assert.equal(conversation.phase, "waiting");
+});
+
+test("pressing while it speaks interrupts: first what was heard, then speech of the next turn", async () => {
+  const { audio, conversation, socket } = await spoken();
+  audio.play(FRAME + 5);
+  await conversation.press();
+  audio.talk(100);
+  await conversation.letGo();
+  assert.deepEqual(socket.story(), ["audio", "speak", "played", "interrupt", "audio", "speak"]);
+  assert.deepEqual(socket.said().find(({ type }) => type === "interrupt"), { type: "interrupt", turn: 1, heard_samples: FRAME + 5 });
+  assert.equal(socket.heard().at(-1).turn, 2);
+  assert.ok(audio.microphone);
+  socket.speak(1, 5 * FRAME, FRAME);
+  assert.deepEqual(audio.pushed, [1, 1, 1, 1, 1], "the rest of an old turn goes nowhere");
+});
+
+test("pressing before the first sound interrupts too: nothing was heard", async () => {
+  const { conversation, socket } = await spoken();
+  await conversation.press();
+  assert.deepEqual(socket.said().at(-1), { type: "interrupt", turn: 1, heard_samples: 0 });
+  assert.equal(conversation.phase, "talking");
+});
+
+test("a tap that said nothing asks for nothing, and what little was said belongs to the next prompt", async () => {
+  const { audio, conversation, sockets, notes, start } = begin();
+  await conversation.press();
+  start();
+  audio.talk(40);
+  await conversation.letGo();
+  assert.equal(conversation.phase, "ready");
+  assert.match(notes[0], /too short/);
+  await conversation.press();
+  audio.talk(60);
+  await conversation.letGo();
+  assert.deepEqual(sockets[0].story(), ["audio", "speak"]);
+});
+
+test("hands-free: the server hears the turns, and a voice interrupts", async () => {
+  const { audio, conversation, sockets, start } = begin();
+  await conversation.listen();
+  start();
+  const [socket] = sockets;
+  assert.equal(socket.said()[0].turn_taking, "vad");
+  assert.equal(conversation.phase, "ready");
+  audio.talk(1000);
+  socket.say({ type: "speech.started", turn: 1, at_samples: 480 });
+  assert.equal(conversation.phase, "talking");
+  socket.say({ type: "speech.stopped", turn: 1, at_samples: 12_000 });
+  assert.equal(conversation.phase, "waiting");
+  socket.say({ type: "turn.speaking", turn: 1 });
+  socket.speak(1, 0, FRAME);
+  audio.talk(100);
+  audio.play(FRAME);
+  assert.equal(Math.round(conversation.figures.firstSoundMs), 610, "since speech ended at 500 ms, not since that was sure");
+  socket.say({ type: "speech.started", turn: 1, at_samples: 30_000 });
+  await settled();
+  assert.deepEqual(socket.said().at(-1), { type: "interrupt", turn: 1, heard_samples: FRAME });
+  assert.equal(conversation.phase, "talking");
+  socket.say({ type: "turn.done", turn: 1, reason: "interrupted", samples: FRAME, mean_step_ms: 9 });
+  socket.say({ type: "speech.stopped", turn: 2, at_samples: 40_000 });
+  assert.equal(conversation.phase, "waiting");
+  await conversation.end();
+  assert.equal(conversation.phase, "idle");
+  assert.equal(audio.microphone, false, "the microphone is closed when nobody listens");
+  assert.equal(socket.closed, 1000);
+});
+
+test("in line, nothing is taken from the microphone; then it is the person's turn", async () => {
+  const { audio, conversation, sockets, start } = begin();
+  await conversation.press();
+  sockets[0].open();
+  audio.talk(200);
+  sockets[0].say({ type: "session.queued", place: 2 });
+  await settled();
+  assert.deepEqual([conversation.phase, conversation.place, audio.capturing], ["queued", 2, false]);
+  start();
+  assert.equal(conversation.phase, "ready");
+  assert.deepEqual(sockets[0].heard(), []);
+});
+
+for (const [name, message, code] of [
+  ["a full server", { type: "session.refused", code: "full", message: "", retry_after_ms: 1000 }, "full"],
+  ["a fatal error", { type: "error", code: "step_failed", message: "broken", fatal: true }, "step_failed"],
+  ["a server that stops", { type: "session.closed", reason: "stopping" }, "stopping"],
+  ["a session that idled", { type: "session.closed", reason: "idle" }, "idle"],
+]) {
+  test(`${name} is a problem that is told, closes the microphone and can be tried again`, async () => {
+    const { audio, conversation, sockets, start } = begin();
+    await conversation.press();
+    start();
+    sockets[0].say(message);
+    await settled();
+    assert.deepEqual([conversation.phase, conversation.problem.code, audio.microphone], ["problem", code, false]);
+    await conversation.press();
+    start();
+    assert.deepEqual([conversation.phase, conversation.problem, sockets.length], ["talking", null, 2]);
+  });
+}
+
+test("a connection that is lost, and one that never was, are told apart", async () => {
+  for (const [opened, code] of [[true, "lost"], [false, "gone"]]) {
+    const { conversation, sockets } = begin();
+    await conversation.press();
+    if (opened) sockets[0].open();
+    sockets[0].end(1006);
+    await settled();
+    assert.deepEqual([conversation.phase, conversation.problem.code], ["problem", code]);
+  }
+});
+
+test("what was said before the connection was lost can be said again", async () => {
+  const { audio, conversation, sockets, socket, start } = await spoken();
+  audio.play(FRAME);
+  socket.end(1006);
+  await settled();
+  assert.deepEqual([conversation.phase, conversation.canRepeat], ["problem", true]);
+  await conversation.repeat();
+  start();
+  assert.deepEqual(sockets[1].story(), ["audio", "speak"]);
+  assert.equal(conversation.phase, "waiting");
+});
+
+test("a refused microphone gives the place back", async () => {
+  const { audio, conversation, sockets, start } = begin();
+  let refuse;
+  audio.permission = new Promise((resolve) => (refuse = resolve));
+  const pressed = conversation.press();
+  await settled();
+  start();
+  assert.deepEqual([conversation.phase, conversation.asking], ["connecting", true]);
+  audio.fails = new AudioError("microphone_denied");
+  refuse();
+  await pressed;
+  assert.deepEqual([conversation.phase, conversation.problem.code], ["problem", "microphone_denied"]);
+  assert.equal(sockets[0].closed, 1000);
+});
+
+test("an empty prompt is no end of the conversation", async () => {
+  const { conversation, socket } = await spoken();
+  socket.say({ type: "error", code: "empty_prompt", message: "nothing was heard", fatal: false, in_reply_to: "speak" });
+  assert.equal(conversation.phase, "ready");
+});
+
+test("a repetition says the same bytes with the same seed in a new conversation, and compares", async () => {
+  const { audio, conversation, notes, settings, sockets, socket, start } = await spoken();
+  settings.seed = null;
+  audio.play(5 * FRAME);
+  socket.say({ type: "turn.done", turn: 1, reason: "end", samples: 5 * FRAME, mean_step_ms: 12 });
+  audio.play(0, true);
+  const repeated = conversation.repeat();
+  await repeated;
+  start();
+  const again = sockets[1];
+  assert.equal(again.said()[0].sampling.seed, 7);
+  assert.deepEqual(again.story(), ["audio", "speak"]);
+  assert.deepEqual(again.heard().flatMap(({ pcm }) => [...pcm]), socket.heard().flatMap(({ pcm }) => [...pcm]));
+  again.say({ type: "turn.speaking", turn: 1 });
+  again.speak(1, 0, 3 * FRAME);
+  again.speak(1, 3 * FRAME, 2 * FRAME, 99);
+  again.say({ type: "turn.done", turn: 1, reason: "end", samples: 5 * FRAME, mean_step_ms: 12 });
+  audio.play(5 * FRAME, true);
+  assert.equal(notes.at(-1), "The same for 0.2 s, then different.");
+  assert.equal(conversation.figures.firstSoundMs, null, "nobody spoke: there is no end of speech to measure from");
+  await conversation.press();
+  audio.talk(100);
+  await conversation.letGo();
+  again.say({ type: "turn.speaking", turn: 2 });
+  again.speak(2, 0, FRAME);
+  audio.play(FRAME);
+  assert.equal(Math.round(conversation.figures.firstSoundMs), 10, "what is said after a repetition is speech again");
+});
+
+test("the tape holds both voices where they were in time", async () => {
+  const { audio, conversation, socket } = await spoken();
+  audio.frame += 4800; // 100 ms
+  audio.play(FRAME);
+  socket.say({ type: "turn.done", turn: 1, reason: "end", samples: 5 * FRAME, mean_step_ms: 12 });
+  audio.play(4 * FRAME, true);
+  const { tape } = conversation;
+  const you = tape.read(0, 0, tape.end);
+  const machine = tape.read(1, 0, tape.end);
+  assert.deepEqual([you.indexOf(1000), you.lastIndexOf(1000)], [0, 9599]);
+  assert.deepEqual([machine.indexOf(1), machine.lastIndexOf(1)], [12_000, 12_000 + 5 * FRAME - 1]);
+  assert.deepEqual(tape.marks, [{ kind: "turn", speechEnd: 9600, firstSound: 12_000, ms: 110 }]);
+});

@@ -1,0 +1,129 @@
+// A socket and a device that tests play.
+
+import { decodeAudio, encodeAudio } from "../../streaming/web/protocol.js";
+
+export class FakeSocket extends EventTarget {
+  bufferedAmount = 0;
+  sent = [];
+  closed = null;
+
+  send(data) {
+    if (this.closed === null) this.sent.push(data);
+  }
+
+  close(code) {
+    this.closed = code;
+  }
+
+  open() {
+    this.dispatchEvent(new Event("open"));
+  }
+
+  receive(data) {
+    this.dispatchEvent(Object.assign(new Event("message"), { data }));
+  }
+
+  say(message) {
+    this.receive(JSON.stringify(message));
+  }
+
+  /** length samples of a turn's continuation. */
+  speak(turn, position, length, value = turn) {
+    this.receive(encodeAudio(turn, position, new Int16Array(length).fill(value)));
+  }
+
+  end(code, reason = "") {
+    this.dispatchEvent(Object.assign(new Event("close"), { code, reason }));
+  }
+
+  /** The control messages that were sent. */
+  said() {
+    return this.sent.filter((data) => typeof data === "string").map((text) => JSON.parse(text));
+  }
+
+  /** The types of all that was sent after session.start, audio in one word however many pieces. */
+  story() {
+    const words = this.sent.map((data) => (typeof data === "string" ? JSON.parse(data).type : "audio"));
+    return words.slice(1).filter((word, index, all) => word !== "audio" || all[index - 1] !== "audio");
+  }
+
+  /** The audio messages that were sent. */
+  heard() {
+    return this.sent.filter((data) => typeof data !== "string").map((bytes) => decodeAudio(bytes));
+  }
+}
+
+/** A device at 48 kHz whose clock stands where a test puts it. */
+export class FakeAudio {
+  rate = 48_000;
+  frame = 0;
+  outputLatencyMs = 10;
+  capturing = false;
+  played = [];
+  pushed = []; // the turns of what was handed over
+  turn = null;
+  heard = 0;
+  fails = null;
+
+  async open() {
+    if (this.fails) throw this.fails;
+  }
+
+  async openMicrophone(options) {
+    this.options = options;
+    await this.permission;
+    if (this.fails) throw this.fails;
+    this.microphone = true;
+  }
+
+  closeMicrophone() {
+    this.microphone = false;
+  }
+
+  startCapture() {
+    this.capturing = true;
+  }
+
+  async stopCapture() {
+    this.capturing = false;
+  }
+
+  stopFile() {}
+
+  begin(turn) {
+    [this.turn, this.heard] = [turn, 0];
+    this.played = [];
+  }
+
+  push(turn, pcm) {
+    this.pushed.push(turn);
+    if (turn === this.turn) this.played.push(...pcm);
+  }
+
+  complete(turn) {
+    this.completed = turn;
+  }
+
+  async stopPlayback() {
+    this.turn = null;
+    return this.heard;
+  }
+
+  /** A person talks for so long. */
+  talk(milliseconds) {
+    for (let at = 0; at < milliseconds; at += 20) {
+      this.onSpeech({ frame: this.frame, pcm: new Int16Array(480).fill(1000), last: false });
+      this.frame += 960;
+    }
+  }
+
+  /** The loudspeaker plays so many samples of the turn. */
+  play(samples, drained = false) {
+    if (this.heard === 0) this.onStarted({ turn: this.turn, frame: this.frame });
+    const pcm = Int16Array.from(this.played.slice(this.heard, this.heard + samples));
+    this.heard += samples;
+    const [buffered, frame] = [this.played.length - this.heard, this.frame];
+    this.frame += 2 * samples;
+    this.onPlayed({ turn: this.turn, frame, pcm, heard: this.heard, buffered, targetMs: 80, underruns: 0, drained });
+  }
+}
