@@ -5,6 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from streaming.models.kernels.device import on_its_device
+
 
 @triton.jit
 def _kernel(x, added, weight, total, out, eps, width: tl.constexpr, block: tl.constexpr, adds: tl.constexpr):
@@ -32,6 +34,7 @@ def _launch(x: Tensor, added: Tensor, weight: Tensor, total: Tensor, out: Tensor
 
 
 @torch.library.custom_op("streaming::add_norm", mutates_args=())
+@on_its_device
 def add_norm(x: Tensor, added: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """x, added: [B, T, hidden]. Returns x + added, and that normed."""
     total, out = torch.empty_like(x), torch.empty_like(x)
@@ -45,6 +48,7 @@ def _(x: Tensor, added: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Ten
 
 
 @torch.library.custom_op("streaming::norm", mutates_args=())
+@on_its_device
 def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x: [B, T, hidden], normed."""
     out = torch.empty_like(x)

@@ -9,6 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from streaming.models.attention import FLOAT32_POSITIONS, Rotary
+from streaming.models.kernels.device import on_its_device
 
 
 @triton.jit
@@ -70,6 +71,7 @@ def _kernel(
 
 
 @torch.library.custom_op("streaming::begin_frame", mutates_args=("keys",))
+@on_its_device
 def _begin_frame(
     frames: Tensor,
     prefix_keys: Tensor,

@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from streaming.models.kernels.device import on_its_device
+
 _PROGRAMS = 256
 """Enough to fill a GPU: an H100 has 132 multiprocessors, and two programs or more run on each."""
 _MOST_SPLITS = 16
@@ -125,6 +127,7 @@ def splits_for(slots: int, heads: int, entries: int) -> int:
 
 
 @torch.library.custom_op("streaming::decode_attention", mutates_args=())
+@on_its_device
 def decode_attention(
     query: Tensor, keys: Tensor, values: Tensor, position: Tensor, start: Tensor, prefix: int, splits: int
 ) -> Tensor:

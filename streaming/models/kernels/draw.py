@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from streaming.models.kernels.device import on_its_device
 from streaming.models.sampler import FEW, GOLDEN, LEAST_TEMPERATURE, MIX, WHOLE
 
 
@@ -108,6 +109,7 @@ def _kernel(
 
 
 @torch.library.custom_op("streaming::draw", mutates_args=("codes", "ended", "finite"))
+@on_its_device
 def draw(
     logits: Tensor,
     temperature: Tensor,

@@ -5,6 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from streaming.models.kernels.device import on_its_device
+
 _BLOCK = 1024
 
 
@@ -21,6 +23,7 @@ def _kernel(both, out, width, block: tl.constexpr):
 
 
 @torch.library.custom_op("streaming::gate", mutates_args=())
+@on_its_device
 def gate(both: Tensor) -> Tensor:
     """both: [B, T, 2 * I], the gate's half first. Returns [B, T, I]."""
     assert both.is_contiguous()

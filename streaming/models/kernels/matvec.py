@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from streaming.models.kernels.device import on_its_device
+
 MOST_ROWS = 4
 _BLOCK_OUT, _BLOCK_IN = 8, 512
 
@@ -87,6 +89,7 @@ def _kernel(
 
 
 @torch.library.custom_op("streaming::matvec", mutates_args=())
+@on_its_device
 def matvec(
     x: Tensor, added: Tensor | None, norm: Tensor | None, weight: Tensor, eps: float, gated: bool
 ) -> tuple[Tensor, Tensor]:

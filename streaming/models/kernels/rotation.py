@@ -5,6 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from streaming.models.kernels.device import on_its_device
+
 
 @triton.jit
 def _kernel(
@@ -56,6 +58,7 @@ def _kernel(
 
 
 @torch.library.custom_op("streaming::rotate_and_keep", mutates_args=("keys", "values"))
+@on_its_device
 def rotate_and_keep(
     qkv: Tensor, cos: Tensor, sin: Tensor, position: Tensor, keys: Tensor, values: Tensor, prefix: int
 ) -> Tensor:
