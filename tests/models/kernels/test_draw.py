@@ -100,10 +100,10 @@ def test_a_slot_whose_numbers_broke_is_told_and_stays_within_its_codebook(
 
 def test_draws_from_flat_chances_agree(device: torch.device) -> None:
     """Where a sum that was off by a rounding would show soonest. On a GPU, 20,000 draws."""
-    count = 14 if device.type == "cpu" else 20_000
+    count = 7 if device.type == "cpu" else 20_000
     logits = (torch.randn(1, 65, device=device) / 50).repeat(count, 1)
     drawn = assert_same_draws(logits, options(count, device), 0, seed=3)
-    assert len(drawn.codes[:, 0].unique()) > 4
+    assert len(drawn.codes[:, 0].unique()) > 2
 
 
 def test_uniform_numbers_reach_the_kernel(device: torch.device) -> None:
@@ -116,7 +116,7 @@ def test_uniform_numbers_reach_the_kernel(device: torch.device) -> None:
     state.seed.copy_(seeds)
     logits = torch.full((6, 65), -torch.inf, device=device)
     logits[:, 10] = logits[:, 20] = 0.0
-    for seed in range(2):
+    for seed in range(1 if device.type == "cpu" else 50):
         ours = drawing(6, 4, device, seed)
         listening = torch.zeros_like(ours.listening)
         ours = replace(ours, listening=listening, speaking=~listening)

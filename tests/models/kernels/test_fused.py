@@ -24,7 +24,7 @@ def codes(*shape: int) -> torch.Tensor:
 def test_logits_are_those_of_the_whole_prompt(device: torch.device, decoder_dir: Path, by_token: bool) -> None:
     """Pins a residual added twice or never, a layer's ring taken for another's, a head without its mask."""
     decoder = load_decoder(decoder_dir, device=device, operations=Fused())
-    stream = codes(3, 4)
+    stream = codes(2, 4)
     state = decoder.init_state(1, 20)
     state.ring.keys.fill_(torch.nan)
     state.ring.values[:, :, :, decoder.prefix :] = torch.nan
@@ -39,14 +39,14 @@ def test_slots_that_slide_and_idle_say_what_plain_operations_say(device: torch.d
     """Pins a window that slides otherwise, and an idle slot whose stream is touched."""
     fused, plain = (load_decoder(decoder_dir, device=device, operations=each) for each in (Fused(), Plain()))
     states = [fused.init_state(2, 2, 1), plain.init_state(2, 2, 1)]
-    for number, frame in enumerate(codes(6, 2, 4).to(device)):
+    for number, frame in enumerate(codes(5, 2, 4).to(device)):
         active = torch.tensor([True, number % 3 != 1], device=device)
         ours, wanted = (
             feed(decoder, state, frame, active, 2, by_token=number % 2 == 0, columns=fused.columns_for(states[1], 100))
             for decoder, state in zip((fused, plain), states, strict=True)
         )
         assert_near(ours, wanted)
-    assert states[0].frames.tolist() == states[1].frames.tolist() == [6, 4]
+    assert states[0].frames.tolist() == states[1].frames.tolist() == [5, 3]
 
 
 def test_a_step_on_kernels_says_what_a_plain_step_says(
