@@ -22,7 +22,7 @@ from streaming.audio import FRAME
 from streaming.config import Sampling
 from streaming.models.llama import LlamaDecoder
 from streaming.models.mimi import StreamingMimi
-from streaming.models.sampler import FEW, SamplerState, sample
+from streaming.models.sampler import FEW, Drawing, SamplerState
 
 _WIDTHS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 """Batch widths that are captured as graphs; a step in between computes some idle slots along."""
@@ -104,17 +104,10 @@ class DeviceStep:
             units = torch.cat((unit[:, None], decoder.units(codes)[:, :-1]), dim=1)
             finite &= decoder.forward(units, state, view).isfinite().all(dim=(1, 2))
         else:
-            number = state.frames[:batch] * books
+            drawing = Drawing(state.frames[:batch], listening, speaking, codes, ended, finite)
             for book in range(books):
                 hidden = decoder.forward(unit[:, None], state, view.columns(book, book + 1))
-                finite &= hidden.isfinite().all(dim=(1, 2))
-                logits = decoder.logits(hidden[:, 0], book)
-                drawn = sample(logits, self.sampler, number + book, bucket.few)
-                if book == 0:
-                    ended = speaking & (drawn == decoder.codebook_size)
-                drawn = drawn.clamp(max=decoder.codebook_size - 1)
-                codes[:, book] = torch.where(listening, codes[:, book], drawn)
-                unit = codes[:, book] + book * decoder.codebook_size
+                unit = decoder.draw(hidden[:, 0], book, self.sampler, drawing, bucket.few)
         alive = (listening | speaking) & ~ended
         decoder.end_frame(codes, state, alive)
         audio = codec.decode(codes, self.codec_state, alive).float()
@@ -190,7 +183,9 @@ class FrameStep:
             self._outputs = torch.zeros(self._outputs.shape, pin_memory=True)
             self._graphs = _Graphs(self._work, codec.device) if graphs else None
         self._given, self._got = self._inputs.numpy(), self._outputs.numpy()
-        self._lengths = (context_frames // 4, context_frames // 2, _ENDLESS)  # of context that are captured
+        # Lengths of context that are captured: one, where attention reads no more than a slot holds anyway.
+        lengths = () if decoder.operations.bounded else (context_frames // 4, context_frames // 2)
+        self._lengths = (*lengths, _ENDLESS)
         self._sampling = [Sampling()] * num_slots
         self._frames = np.zeros(num_slots, np.int64)  # the streams' lengths, as the host knows them
         self._least = np.zeros(num_slots, np.int64)  # and how short rewinding can make them

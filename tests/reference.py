@@ -25,6 +25,7 @@ from transformers import (
 from streaming import config
 from streaming.demo.untrained import unit_tokenizer
 from streaming.models.checkpoint import TensorSource, read_config
+from streaming.models.kernels.plain import Plain
 from streaming.models.llama import LlamaDecoder
 from streaming.models.mimi import StreamingMimi
 from streaming.models.token_layout import AUDIO, END_OF_AUDIO, TokenLayout, unit_name
@@ -159,11 +160,12 @@ def load_decoder(
     codebook_size: int = CODEBOOK_SIZE,
     dtype: torch.dtype = torch.float32,
     device: torch.device = CPU,
+    operations: Plain | None = None,
 ) -> LlamaDecoder:
     """The decoder under test."""
     shape = config.LlamaConfig.from_dict(read_config(folder))
     layout = TokenLayout.load(folder, shape.num_codebooks, codebook_size, shape.vocab_size)
-    return LlamaDecoder(TensorSource(folder, device, dtype), shape, layout)
+    return LlamaDecoder(TensorSource(folder, device, dtype), shape, layout, operations=operations)
 
 
 def speech(frames: int, seed: int = 0) -> NDArray[np.float32]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,11 @@ from torch.utils._pytree import tree_leaves
 
 from streaming.config import LlamaConfig, Sampling
 from streaming.frame_step import Bucket, DeviceStep, FrameStep
+from streaming.models.kernels.plain import Plain
 from streaming.models.llama import LlamaDecoder
 from streaming.models.mimi import StreamingMimi
 from streaming.models.random_weights import LLAMA_MIMI_1_3B, LLAMA_MIMI_8B, MIMI, random_codec, random_decoder
+from tests.reference import load_decoder
 
 CUDA = torch.device("cuda:0")
 KINDS = {"listen": (True, False, True), "speak": (False, True, True), "both": (True, True, True)}
@@ -27,12 +30,21 @@ FORBIDDEN = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_no
 """Operations whose result the host has to see, or whose shape depends on it."""
 
 
+TWO_LAUNCHES = "streaming.decode_attention"
+"""Where the window is split over programs. The other kernels are one launch each."""
+MAKES_NOTHING = ("empty", "prim.device")
+
+
 class Watch(TorchDispatchMode):
-    """Notes every operation, and refuses those that look back at the host."""
+    """Notes every operation, and refuses those that look back at the host.
+
+    launches: at least how many kernels a GPU runs. An operation counts once, unless all it gives is another view of
+    what it got; some are more than one (a sort, a sum over few rows, a product that is split).
+    """
 
     def __init__(self, device: torch.device) -> None:
         super().__init__()
-        self.device, self.calls = device, list[tuple[str, tuple[torch.Size, ...]]]()
+        self.device, self.calls, self.launches = device, list[tuple[str, tuple[torch.Size, ...]]](), 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = str(func)
@@ -42,7 +54,19 @@ class Watch(TorchDispatchMode):
             assert tensor.device == self.device, f"{name} gives a tensor on {tensor.device}"
         shapes = tuple(leaf.shape for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
         self.calls.append((name, shapes))
+        self.launches += self._launches(name, func, out, [*args, *(kwargs or {}).values()])
         return out
+
+    @staticmethod
+    def _launches(name: str, func: Any, out: Any, given: list[Any]) -> int:
+        if name.startswith(TWO_LAUNCHES):
+            return 1 + (given[-1] > 1)  # the number of splits
+        if any(part in name for part in MAKES_NOTHING):
+            return 0
+        tensors = [leaf for leaf in tree_leaves(given) if isinstance(leaf, Tensor)]
+        known = {tensor.untyped_storage()._cdata for tensor in tensors}
+        made = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        return int(func._schema.is_mutable or any(tensor.untyped_storage()._cdata not in known for tensor in made))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -59,6 +83,39 @@ def test_a_step_never_looks_back_at_the_host(decoder_shape: LlamaConfig, kind: s
         with Watch(CUDA) as watch:
             step.advance(replace(Bucket(8, 1092, *KINDS[kind]), few=few))
     assert len(watch.calls) > 300
+
+
+def _launches(layers: int, width: int, kind: str, operations: Plain | None) -> int:
+    """Of a step with a decoder of so many layers."""
+    with FakeTensorMode():
+        codec = random_codec(4, CUDA, config=replace(MIMI, num_layers=1))
+        decoder = random_decoder(
+            replace(LLAMA_MIMI_1_3B, num_layers=layers), CUDA, torch.bfloat16, operations=operations
+        )
+        step = DeviceStep(codec, decoder, width, 255, 16, encoder_follows=True)
+        with Watch(CUDA) as watch:
+            step.advance(Bucket(width, 1092, *KINDS[kind]))
+    return watch.launches
+
+
+@pytest.mark.parametrize(
+    ("kind", "width", "runs", "launches"),
+    [
+        ("listen", 1, "fused", 10),
+        ("speak", 1, "fused", 4 * 10),
+        ("speak", 64, "fused", 4 * 9),
+        ("speak", 1, "matvec", 4 * 7),
+        ("speak", 1, "plain", 4 * 40),
+    ],
+)
+def test_a_layer_is_ten_launches_a_pass(kind: str, width: int, runs: str, launches: int) -> None:
+    """Launches are what the step of a few slots is made of, and they creep in one `unsqueeze().float()` at a time. The
+    figures are those of docs/performance.md.
+    """
+    fused = pytest.importorskip("streaming.models.kernels.fused", exc_type=ImportError)
+    operations = {"plain": Plain(), "fused": fused.Fused(), "matvec": fused.Fused(matvec_rows=4)}[runs]
+    one, two = (_launches(layers, width, kind, operations) for layers in (1, 2))
+    assert two - one == launches
 
 
 def _tensors(thing: object, path: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -132,3 +189,18 @@ def test_every_step_of_a_gpu_finds_its_bucket_captured(codec: StreamingMimi, dec
             assert bucket.width >= width
             longest = int(step._frames[:width][listening | speaking].max())
             assert bucket.columns >= decoder.columns_for(step._device.decoder_state, longest)
+
+
+def test_one_length_of_context_is_captured_where_attention_reads_what_is_held(
+    codec: StreamingMimi, decoder_dir: Path
+) -> None:
+    """Pins three graphs for what is the same work."""
+    fused = pytest.importorskip("streaming.models.kernels.fused", exc_type=ImportError)
+    found = []
+    for operations in (fused.Fused(), Plain()):
+        step = FrameStep(codec, load_decoder(decoder_dir, operations=operations), 4, 255, 2)
+        step._graphs = {}  # type: ignore[assignment]  # as on a GPU
+        found.append(step.buckets())
+        assert step._bucket(np.ones(1, np.bool_), np.zeros(1, np.bool_)) in found[-1]
+    assert [len(buckets) for buckets in found] == [15, 33]
+    assert len({bucket.columns for bucket in found[0]}) == 1

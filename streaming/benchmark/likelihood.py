@@ -14,7 +14,8 @@ from torch import Tensor
 
 from streaming.audio import FRAME, read_audio
 from streaming.loading import DEMO
-from streaming.models.llama import DecoderState, FrameView, LlamaDecoder
+from streaming.models.attention import FrameView
+from streaming.models.llama import DecoderState, LlamaDecoder
 from streaming.models.mimi import StreamingMimi
 
 _PROMPT = Path(__file__).resolve().parents[2] / "examples" / "prompt.wav"
@@ -51,7 +52,9 @@ def feed(decoder: LlamaDecoder, state: DecoderState, view: FrameView, codes: Ten
     units = torch.cat((decoder.last_units(state, batch)[:, None], decoder.units(codes)[:, :-1]), dim=1)
     hidden = decoder.forward(units, state, view)
     losses = [
-        torch.nn.functional.cross_entropy(decoder.logits(hidden[:, book], book), codes[:, book], reduction="none")
+        torch.nn.functional.cross_entropy(
+            decoder.logits(hidden[:, book], book).float(), codes[:, book], reduction="none"
+        )
         for book in range(decoder.num_codebooks)
     ]
     decoder.end_frame(codes, state, torch.ones(batch, dtype=torch.bool, device=codes.device))

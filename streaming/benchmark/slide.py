@@ -17,8 +17,9 @@ from streaming.benchmark import likelihood
 from streaming.benchmark.likelihood import compare, encode, feed, speech_frames
 from streaming.benchmark.report import Report, Value
 from streaming.loading import CONTEXT_TOKENS, load_models
-from streaming.models.attention import rotate
-from streaming.models.llama import DecoderState, FrameView, LlamaDecoder
+from streaming.models.attention import FrameView, rotate
+from streaming.models.kernels.plain import Plain
+from streaming.models.llama import DecoderState, LlamaDecoder
 
 _BATCH = 16
 Alter = Callable[[LlamaDecoder, DecoderState, FrameView], FrameView]
@@ -33,6 +34,7 @@ def measure(options: argparse.Namespace) -> Report:
     """`slide`: see the module. Raises as loading does."""
     models = load_models(options.model, options.codec, options.device, options.dtype)
     decoder = models.decoder
+    decoder.operations = Plain()  # one of the policies takes a mask
     window = decoder.context_frames(options.context_tokens)
     # Two windows to fill the first and turn it over once; from there on everything that is cached has slid.
     places = torch.linspace(2 * window, 5 * window, options.samples).round().long().unique()
@@ -120,6 +122,7 @@ def _leave_prefix(decoder: LlamaDecoder, state: DecoderState, view: FrameView) -
 
 def _hide_prefix(decoder: LlamaDecoder, state: DecoderState, view: FrameView) -> FrameView:
     """The prefix leaves with the first frames."""
+    assert view.visible is not None
     visible = view.visible.clone()
     visible[..., : decoder.prefix] &= state.frames[:1, None, None, None] < state.ring.size // decoder.num_codebooks - 2
     return replace(view, visible=visible)

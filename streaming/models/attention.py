@@ -26,7 +26,7 @@ from streaming.config import Rope
 # Up to here angles are rounded as `transformers` rounds them (float32), so that greedy tokens agree to the last bit of
 # a near-tie. Beyond, float32 would lose the fast angles (0.008 rad at an hour of speech), so they are computed in
 # float64.
-_FLOAT32_POSITIONS = 8192
+FLOAT32_POSITIONS = 8192
 
 
 class Rotary:
@@ -44,7 +44,7 @@ class Rotary:
         position = position.unsqueeze(-1)
         exact = position.double() * self.frequency64
         rounded = (position.float() * self.frequency).double()
-        angle = torch.where(position < _FLOAT32_POSITIONS, rounded, exact)
+        angle = torch.where(position < FLOAT32_POSITIONS, rounded, exact)
         angle = torch.cat((angle, angle), dim=-1)
         return angle.cos().float(), angle.sin().float()
 
@@ -132,6 +132,34 @@ class KeyValueRing:
         """
         self.keys[slot, :, :, self.prefix :].zero_()
         self.values[slot, :, :, self.prefix :].zero_()
+
+
+@dataclass(frozen=True)
+class FrameView:
+    """What the Q sub-steps of one frame have in common, for the first B slots.
+
+    position: [B, Q] of the tokens to be fed; start: [B, 1], the oldest position in the window; cos, sin: [B, 1, Q, D].
+    index: [B, Q], where they go; visible: [B, 1, Q, C]: left out where kernels compute both from the position.
+    """
+
+    position: Tensor
+    start: Tensor
+    cos: Tensor
+    sin: Tensor
+    index: Tensor | None
+    visible: Tensor | None
+
+    def columns(self, first: int, last: int) -> FrameView:
+        """The view of tokens first .. last - 1 alone."""
+        part = slice(first, last)
+        return FrameView(
+            self.position[:, part],
+            self.start,
+            self.cos[:, :, part],
+            self.sin[:, :, part],
+            None if self.index is None else self.index[:, part],
+            None if self.visible is None else self.visible[:, :, part],
+        )
 
 
 def attend(query: Tensor, ring: KeyValueRing, layer: int, visible: Tensor) -> Tensor:

@@ -21,9 +21,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from streaming.config import LlamaConfig
-from streaming.models.attention import KeyValueRing, Rotary, attend, rotate
+from streaming.models.attention import FrameView, KeyValueRing, Rotary
 from streaming.models.checkpoint import TensorSource
+from streaming.models.kernels.choice import pick
+from streaming.models.kernels.plain import Plain
 from streaming.models.linear import Linear, Quantize, linear
+from streaming.models.sampler import Drawing, SamplerState
 from streaming.models.token_layout import TokenLayout
 
 
@@ -46,32 +49,6 @@ class DecoderState:
         self.frames[slot] = 0
         self.lasts[slot].zero_()
         self.ring.scrub(slot)
-
-
-@dataclass(frozen=True)
-class FrameView:
-    """What the Q sub-steps of one frame have in common, for the first B slots. `LlamaDecoder.begin_frame` makes it.
-
-    position: [B, Q] of the tokens to be fed; index: [B, Q] where they go; visible: [B, 1, Q, C]; cos, sin: [B, 1, Q,
-    D].
-    """
-
-    position: Tensor
-    index: Tensor
-    visible: Tensor
-    cos: Tensor
-    sin: Tensor
-
-    def columns(self, first: int, last: int) -> FrameView:
-        """The view of tokens first .. last - 1 alone."""
-        part = slice(first, last)
-        return FrameView(
-            self.position[:, part],
-            self.index[:, part],
-            self.visible[:, :, part],
-            self.cos[:, :, part],
-            self.sin[:, :, part],
-        )
 
 
 @dataclass(frozen=True)
@@ -102,21 +79,22 @@ class _Layer:
         )
 
 
-def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """`LlamaRMSNorm`: normalised in float32, scaled in x's dtype."""
-    wide = x.float()
-    return weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
-
-
 class LlamaDecoder:
     """The decoder. A unit is `codebook * K + code`, or Q * K for `<audio>`; a drawn token is a code, or K for
     `</audio>`.
     """
 
     def __init__(
-        self, source: TensorSource, config: LlamaConfig, layout: TokenLayout, quantize: Quantize = "none"
+        self,
+        source: TensorSource,
+        config: LlamaConfig,
+        layout: TokenLayout,
+        quantize: Quantize = "none",
+        operations: Plain | None = None,
     ) -> None:
+        """operations: what runs around the matrix products; by default, what suits the device."""
         self.config = config
+        self.operations = pick(config, source.device, source.dtype) if operations is None else operations
         self.num_codebooks, self.codebook_size = layout.units.shape
         self.prefix = len(layout.prefix)
         self.device, self.dtype = source.device, source.dtype
@@ -130,8 +108,8 @@ class LlamaDecoder:
         rows = torch.cat((layout.units, ends), dim=1)  # [Q, K + 1]
         self._head = source.load_rows(head, table, rows.flatten()).view(*rows.shape, -1)  # [Q, K + 1, hidden]
         # `</audio>` stands between frames only: the published script drops a frame that it cuts in two.
-        self._allowed = torch.ones(rows.shape, dtype=torch.bool, device=source.device)
-        self._allowed[1:, -1] = False
+        self._bias = torch.zeros(rows.shape, dtype=source.dtype, device=source.device)
+        self._bias[1:, -1] = -torch.inf
         self._layers = [_Layer.load(source, f"model.layers.{i}", config, quantize) for i in range(config.num_layers)]
         self._norm = source.load("model.norm.weight", (config.hidden_size,))
         # [L, H, P, D], keys not rotated
@@ -179,16 +157,15 @@ class LlamaDecoder:
 
         columns: how many entries of the ring to look at; `columns_for` of the longest stream among the slots.
         """
-        ring = state.ring
-        frames = state.frames[:batch, None]
-        start = self.prefix + self.num_codebooks * (frames + 1 - context_frames).clamp(min=0)  # [B, 1]
-        cos, sin = self.rotary(start - self.prefix + torch.arange(self.prefix, device=self.device))  # [B, P, D]
-        cos, sin = cos[:, None, None], sin[:, None, None]
-        ring.keys[:batch, :, :, : self.prefix] = rotate(self.prefix_keys, cos, sin)
-        position = self.prefix - 1 + frames * self.num_codebooks + torch.arange(self.num_codebooks, device=self.device)
-        cos, sin = self.rotary(position)
-        visible = ring.visible(position, start, columns)
-        return FrameView(position, ring.index(position), visible, cos.unsqueeze(1), sin.unsqueeze(1))
+        return self.operations.begin_frame(
+            state.frames[:batch],
+            self.prefix_keys,
+            state.ring,
+            self.rotary,
+            context_frames,
+            self.num_codebooks,
+            columns,
+        )
 
     def columns_for(self, state: DecoderState, frames: int) -> int:
         """How many entries of the ring hold something when the longest stream is `frames` long, in steps of 128."""
@@ -200,18 +177,24 @@ class LlamaDecoder:
         """Feeds T tokens a slot. units: [B, T]; view: of these T tokens. Returns the last layer's output [B, T,
         hidden], normed.
         """
+        operations, pending = self.operations, None
         x = F.embedding(units, self._embedding)
         for number, layer in enumerate(self._layers):
-            query, key, value = self._project(layer, x)
-            state.ring.update(number, view.index, rotate(key, view.cos, view.sin), value)
-            x = self._finish(layer, x, attend(rotate(query, view.cos, view.sin), state.ring, number, view.visible))
-        return _rms_norm(x, self._norm, self.config.norm_eps)
+            x, qkv = operations.project(x, pending, layer.norm1, self.config.norm_eps, layer.qkv)
+            attended = operations.attend(qkv, state.ring, number, view)
+            x, pending = self._finish(operations, layer, x, attended)
+        return operations.norm(x, pending, self._norm, self.config.norm_eps)[1]
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor, codebook: int) -> Tensor:
-        """Logits of what may follow in this codebook: [B, hidden] to [B, K + 1] float32, the last one `</audio>`."""
-        logits = F.linear(hidden, self._head[codebook]).float()
-        return logits.masked_fill(~self._allowed[codebook], -torch.inf)
+        """Logits of what may follow in this codebook: [B, hidden] to [B, K + 1], the last one `</audio>`, -inf where it
+        may not stand.
+        """
+        return F.linear(hidden, self._head[codebook], self._bias[codebook])
+
+    def draw(self, hidden: Tensor, codebook: int, sampler: SamplerState, frame: Drawing, few: bool) -> Tensor:
+        """Draws this codebook's codes. hidden: [B, hidden]. See `sampler.draw`."""
+        return self.operations.draw(self.logits(hidden, codebook), codebook, sampler, frame, few)
 
     @torch.inference_mode()
     def end_frame(self, codes: Tensor, state: DecoderState, active: Tensor) -> None:
@@ -221,34 +204,28 @@ class LlamaDecoder:
         state.lasts[rows, frames.remainder(state.lasts.shape[1])] = self.units(codes)[:, -1]
         frames += active
 
-    def _project(self, layer: _Layer, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        config = self.config
-        h = layer.qkv(_rms_norm(x, layer.norm1, config.norm_eps))
-        h = h.view(*x.shape[:2], -1, config.head_dim).transpose(1, 2)
-        query, key, value = h.split((config.num_heads, config.num_kv_heads, config.num_kv_heads), dim=1)
-        return query, key, value
-
-    def _finish(self, layer: _Layer, x: Tensor, attended: Tensor) -> Tensor:
-        x = x + layer.out(attended)
-        gate, up = layer.gate_up(_rms_norm(x, layer.norm2, self.config.norm_eps)).chunk(2, dim=-1)
-        return x + layer.down(F.silu(gate) * up)
+    def _finish(self, operations: Plain, layer: _Layer, x: Tensor, attended: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the residual stream, and what is yet to be added to it."""
+        pending = operations.linear(attended, layer.out)
+        x, inner = operations.project_gated(x, pending, layer.norm2, self.config.norm_eps, layer.gate_up)
+        return x, operations.linear(inner, layer.down)
 
     @torch.inference_mode()
     def _run_prefix(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
         """Keys, before rotation, and values of the prefix: the same for every session. embeddings: [P, hidden]."""
-        count = self.prefix
-        x = embeddings.unsqueeze(0)
-        cos, sin = (t[None, None] for t in self.rotary(torch.arange(count, device=self.device)))
-        ring = KeyValueRing.allocate(
-            1, 1, self.config.num_kv_heads, 0, self.config.head_dim, count, self.device, self.dtype
-        )
+        count, heads, eps = self.prefix, self.config.num_kv_heads, self.config.norm_eps
+        operations = Plain()  # runs once, and gives every session the same start whatever runs later
+        x, pending = embeddings.unsqueeze(0), None
+        position = torch.arange(count, device=self.device)[None]
+        cos, sin = self.rotary(position)
+        ring = KeyValueRing.allocate(1, 1, heads, 0, self.config.head_dim, count, self.device, self.dtype)
         causal = torch.ones(count, count, dtype=torch.bool, device=self.device).tril()[None, None]
-        index = torch.arange(count, device=self.device)[None]
+        view = FrameView(position, position[:, :1], cos.unsqueeze(1), sin.unsqueeze(1), position, causal)
         keys, values = [], []
         for layer in self._layers:
-            query, key, value = self._project(layer, x)
-            ring.update(0, index, rotate(key, cos, sin), value)
-            x = self._finish(layer, x, attend(rotate(query, cos, sin), ring, 0, causal))
-            keys.append(key[0])
-            values.append(value[0])
+            x, qkv = operations.project(x, pending, layer.norm1, eps, layer.qkv)
+            x, pending = self._finish(operations, layer, x, operations.attend(qkv, ring, 0, view))
+            key, value = qkv[0].view(count, -1, self.config.head_dim).transpose(0, 1)[-2 * heads :].chunk(2)
+            keys.append(key)
+            values.append(value)
         return torch.stack(keys), torch.stack(values)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from streaming.config import LlamaConfig, MimiConfig, Rope
 from streaming.models.checkpoint import TensorSource
+from streaming.models.kernels.plain import Plain
 from streaming.models.linear import Quantize
 from streaming.models.llama import LlamaDecoder
 from streaming.models.mimi import StreamingMimi
@@ -94,10 +95,14 @@ def random_codec(
 
 
 def random_decoder(
-    config: LlamaConfig, device: torch.device, dtype: torch.dtype, quantize: Quantize = "none"
+    config: LlamaConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    quantize: Quantize = "none",
+    operations: Plain | None = None,
 ) -> LlamaDecoder:
     """A decoder of this shape over as many of Mimi's codebooks as it has."""
-    return LlamaDecoder(RandomSource(device, dtype), config, codes_layout(config), quantize)
+    return LlamaDecoder(RandomSource(device, dtype), config, codes_layout(config), quantize, operations)
 
 
 def codes_layout(config: LlamaConfig) -> TokenLayout:

@@ -15,8 +15,12 @@ from streaming.config import Sampling
 
 FEW = 64
 """Tokens that need ranking for a `top_k` of at most so many."""
-_LEAST_TEMPERATURE = 1e-4
+LEAST_TEMPERATURE = 1e-4
 """As good as greedy, and far from overflow."""
+WHOLE = 2.0**36
+"""Chances are whole multiples of 1 / WHOLE of the likeliest token's. Sums of whole numbers are the same in any order,
+so a draw is the same on every device; and they stay exact in float64 for 2**16 tokens.
+"""
 
 
 @dataclass
@@ -42,6 +46,38 @@ class SamplerState:
         self.seed[slot] = sampling.seed
 
 
+@dataclass(frozen=True)
+class Drawing:
+    """What the draws of one frame read and write, for the first B slots; all [B] but the codes.
+
+    frames: int64, the streams' positions; listening, speaking: bool. Written in place: codes [B, Q] int64, which hold
+    the codec's where a slot listens; ended: bool, where a speaking slot drew `</audio>`; finite: bool, no more where
+    logits are not.
+    """
+
+    frames: Tensor
+    listening: Tensor
+    speaking: Tensor
+    codes: Tensor
+    ended: Tensor
+    finite: Tensor
+
+
+def draw(logits: Tensor, book: int, state: SamplerState, frame: Drawing, few: bool) -> Tensor:
+    """Draws a codebook's code for every slot and writes it into `frame`, unless the slot listens.
+
+    logits: [B, K + 1], the last one `</audio>`, which stands in front of the first codebook alone (-inf elsewhere).
+    few: see `sample`. Returns the unit that is fed next, [B] int64: see `LlamaDecoder`.
+    """
+    size = logits.shape[1] - 1
+    frame.finite.logical_and_(logits[:, : size + (book == 0)].isfinite().all(dim=1))
+    drawn = sample(logits, state, frame.frames * frame.codes.shape[1] + book, few)
+    if book == 0:
+        frame.ended.logical_or_(frame.speaking & (drawn == size))
+    frame.codes[:, book] = torch.where(frame.listening, frame.codes[:, book], drawn.clamp(max=size - 1))
+    return frame.codes[:, book] + book * size
+
+
 def sample(logits: Tensor, state: SamplerState, number: Tensor, few: bool = False) -> Tensor:
     """Draws one token a slot: temperature, then top-k, then top-p, as `transformers` orders them; temperature 0 is
     argmax.
@@ -53,28 +89,31 @@ def sample(logits: Tensor, state: SamplerState, number: Tensor, few: bool = Fals
     batch, size = logits.shape
     temperature, top_k = state.temperature[:batch], state.top_k[:batch]
     chosen = uniform(state.seed[:batch], number)
-    drawn = _draw(logits, state, chosen, min(FEW, size))
+    order = _rank(logits, min(FEW, size))
+    drawn = _draw(logits, state, chosen, order)
     if not few and size > FEW:
         # Who has a small top_k draws the same bits, whatever the neighbours have.
-        drawn = torch.where((top_k > 0) & (top_k <= FEW), drawn, _draw(logits, state, chosen, size))
-    return torch.where(temperature > 0, drawn, logits.argmax(dim=-1))
+        every = _draw(logits, state, chosen, _rank(logits, size))
+        drawn = torch.where((top_k > 0) & (top_k <= FEW), drawn, every)
+    return torch.where(temperature > 0, drawn, order[:, 0])
 
 
-def _draw(logits: Tensor, state: SamplerState, chosen: Tensor, ranks: int) -> Tensor:
-    """From the `ranks` likeliest tokens. chosen: [B] in [0, 1). Returns [B] int64."""
-    order, batch = _rank(logits, ranks), len(logits)
-    temperature = state.temperature[:batch, None]
-    ranked = logits.gather(-1, order) / torch.where(temperature > 0, temperature, 1.0).clamp(min=_LEAST_TEMPERATURE)
-    top_k = state.top_k[:batch, None]
-    ranked = ranked.masked_fill((top_k > 0) & (torch.arange(ranks, device=logits.device) >= top_k), -torch.inf)
-    chance = ranked.softmax(dim=-1)
-    before = chance.cumsum(dim=-1) - chance
-    chance = chance.masked_fill(before >= state.top_p[:batch, None], 0.0)  # the first is always kept: 0 < top_p
-    reached = chance.cumsum(dim=-1)
+def _draw(logits: Tensor, state: SamplerState, chosen: Tensor, order: Tensor) -> Tensor:
+    """From the likeliest tokens. chosen: [B] in [0, 1); order: [B, ranks] of these tokens. Returns [B] int64."""
+    batch, ranks = order.shape
+    temperature, top_k = state.temperature[:batch, None], state.top_k[:batch, None]
+    ranked = logits.gather(-1, order).double()
+    divisor = torch.where(temperature > 0, temperature, 1.0).clamp(min=LEAST_TEMPERATURE).double()
+    weight = (((ranked - ranked[:, :1]) / divisor).exp() * WHOLE).long()
+    weight = weight.masked_fill((top_k > 0) & (torch.arange(ranks, device=logits.device) >= top_k), 0)
+    before = weight.cumsum(dim=-1) - weight
+    limit = state.top_p[:batch, None].double() * weight.sum(dim=-1, keepdim=True).double()
+    weight = weight.masked_fill(before.double() >= limit, 0)  # the first is always kept: 0 < top_p
+    reached = weight.cumsum(dim=-1)
     total = reached[:, -1:]
-    threshold = chosen[:, None] * total
-    # The first entry that reaches the total is the last that may be drawn, however the sum was rounded.
-    choice = ((reached <= threshold) & (reached < total)).sum(dim=-1, keepdim=True)
+    threshold = chosen[:, None].double() * total.double()
+    # The first entry that reaches the total is the last that may be drawn, however the product was rounded.
+    choice = ((reached.double() <= threshold) & (reached < total)).sum(dim=-1, keepdim=True)
     return order.gather(-1, choice).squeeze(-1)
 
 
@@ -98,14 +137,15 @@ def uniform(seed: Tensor, number: Tensor) -> Tensor:
     SplitMix64's finaliser (Steele et al., OOPSLA 2014, doi 10.1145/2714064.2660195) over the seed's own stream; int64
     wraps.
     """
-    bits = _mix(_mix(seed + _GOLDEN) ^ (number * _GOLDEN))
+    bits = _mix(_mix(seed + GOLDEN) ^ (number * GOLDEN))
     return ((bits >> 40) & 0xFFFFFF).float() * 2.0**-24
 
 
-_GOLDEN = 0x9E3779B97F4A7C15 - 2**64
+GOLDEN = 0x9E3779B97F4A7C15 - 2**64
+MIX = (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)
 
 
 def _mix(bits: Tensor) -> Tensor:
-    bits = (bits ^ ((bits >> 30) & (2**34 - 1))) * (0xBF58476D1CE4E5B9 - 2**64)
-    bits = (bits ^ ((bits >> 27) & (2**37 - 1))) * (0x94D049BB133111EB - 2**64)
+    bits = (bits ^ ((bits >> 30) & (2**34 - 1))) * MIX[0]
+    bits = (bits ^ ((bits >> 27) & (2**37 - 1))) * MIX[1]
     return bits ^ ((bits >> 31) & (2**33 - 1))

@@ -1,0 +1,87 @@
+"""The decoder's operations in plain PyTorch: what runs on a CPU, and what every kernel is measured against."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from streaming.models import sampler
+from streaming.models.attention import FrameView, KeyValueRing, Rotary, attend, rotate
+from streaming.models.linear import Linear
+from streaming.models.sampler import Drawing, SamplerState
+
+
+class Plain:
+    """x, pending: [B, T, hidden]. `pending` is what a layer's half has yet to add to the residual stream `x`."""
+
+    bounded = False
+    """Whether attention reads only what a slot holds, so that a step need not be told how many entries to look at."""
+
+    def begin_frame(
+        self,
+        frames: Tensor,
+        prefix_keys: Tensor,
+        ring: KeyValueRing,
+        rotary: Rotary,
+        context_frames: int,
+        books: int,
+        columns: int,
+    ) -> FrameView:
+        """Positions and masks of the next frame of the first B slots; moves the prefix in front of their windows.
+
+        frames: [B]; prefix_keys: [L, H, P, D], not rotated; columns: how many entries of the ring to look at.
+        """
+        frames = frames[:, None]
+        start = ring.prefix + books * (frames + 1 - context_frames).clamp(min=0)  # [B, 1]
+        cos, sin = rotary(start - ring.prefix + torch.arange(ring.prefix, device=frames.device))  # [B, P, D]
+        cos, sin = cos[:, None, None], sin[:, None, None]
+        ring.keys[: len(frames), :, :, : ring.prefix] = rotate(prefix_keys, cos, sin)
+        position = ring.prefix - 1 + frames * books + torch.arange(books, device=frames.device)
+        cos, sin = rotary(position)
+        index, visible = ring.index(position), ring.visible(position, start, columns)
+        return FrameView(position, start, cos.unsqueeze(1), sin.unsqueeze(1), index, visible)
+
+    def norm(self, x: Tensor, pending: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """`LlamaRMSNorm`: normalised in float32, scaled in x's dtype. Returns x + pending, and that normed."""
+        x = x if pending is None else x + pending
+        wide = x.float()
+        return x, weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+
+    def gate(self, both: Tensor) -> Tensor:
+        """both: [B, T, 2 * I], the gate first. Returns [B, T, I]."""
+        gate, up = both.chunk(2, dim=-1)
+        return F.silu(gate) * up
+
+    def linear(self, x: Tensor, weight: Linear) -> Tensor:
+        """weight: from K to N. Returns [B, T, N]."""
+        return weight(x)
+
+    def project(
+        self, x: Tensor, pending: Tensor | None, norm: Tensor, eps: float, weight: Linear
+    ) -> tuple[Tensor, Tensor]:
+        """Returns x + pending, and that normed and multiplied: [B, T, N]."""
+        x, normed = self.norm(x, pending, norm, eps)
+        return x, self.linear(normed, weight)
+
+    def project_gated(
+        self, x: Tensor, pending: Tensor, norm: Tensor, eps: float, weight: Linear
+    ) -> tuple[Tensor, Tensor]:
+        """The same, and gated: from hidden to 2 * I. Returns x + pending and [B, T, I]."""
+        x, both = self.project(x, pending, norm, eps, weight)
+        return x, self.gate(both)
+
+    def attend(self, qkv: Tensor, ring: KeyValueRing, layer: int, view: FrameView) -> Tensor:
+        """Keeps the keys and values of these tokens, and attends. qkv: [B, T, (H * G + 2 * H) * D], not rotated; view:
+        of these T tokens. Returns [B, T, H * G * D].
+        """
+        assert view.index is not None and view.visible is not None
+        heads, dim = ring.keys.shape[2], ring.keys.shape[4]
+        h = qkv.view(*qkv.shape[:2], -1, dim).transpose(1, 2)
+        query, key, value = h.split((h.shape[1] - 2 * heads, heads, heads), dim=1)
+        ring.update(layer, view.index, rotate(key, view.cos, view.sin), value)
+        return attend(rotate(query, view.cos, view.sin), ring, layer, view.visible)
+
+    def draw(self, logits: Tensor, book: int, state: SamplerState, frame: Drawing, few: bool) -> Tensor:
+        """See `sampler.draw`."""
+        return sampler.draw(logits, book, state, frame, few)

@@ -1,0 +1,125 @@
+"""Draws in one launch against `sampler.draw`: the same code, to the bit, whatever the logits and the options."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from streaming.config import Sampling
+from streaming.models.kernels.fused import Fused
+from streaming.models.kernels.plain import Plain
+from streaming.models.sampler import Drawing, SamplerState, uniform
+
+OPTIONS = [
+    Sampling(),
+    Sampling(temperature=0.0),
+    Sampling(temperature=1.3, top_k=64, top_p=0.9, seed=2**63 - 1),
+    Sampling(temperature=1e-30, top_k=5, seed=4),
+    Sampling(temperature=10.0, top_k=1, seed=5),
+    Sampling(temperature=0.7, top_k=64, top_p=1e-6, seed=6),
+    Sampling(temperature=2.5, top_k=63, top_p=0.5, seed=7),
+]
+
+
+def options(count: int, device: torch.device) -> SamplerState:
+    state = SamplerState.allocate(count, device)
+    for slot in range(count):
+        sampling = OPTIONS[slot % len(OPTIONS)]
+        state.set(slot, replace(sampling, seed=sampling.seed + slot % 5 if sampling.seed < 2**62 else sampling.seed))
+    return state
+
+
+def drawing(count: int, books: int, device: torch.device, seed: int = 0) -> Drawing:
+    """Slots of which a third listens, a third speaks and a third does neither."""
+    generator = torch.Generator().manual_seed(seed)
+    doing = torch.arange(count) % 3
+    flags = torch.stack((doing == 0, doing == 1), dim=1).to(device)  # as the step has them: columns of one tensor
+    return Drawing(
+        torch.randint(10**6, (count,), generator=generator).to(device),
+        flags[:, 0],
+        flags[:, 1],
+        torch.randint(7, (count, books), generator=generator).to(device),
+        torch.zeros(count, dtype=torch.bool, device=device),
+        torch.ones(count, dtype=torch.bool, device=device),
+    )
+
+
+def assert_same_draws(logits: Tensor, state: SamplerState, book: int, seed: int = 0) -> Drawing:
+    ours, wanted = (drawing(len(logits), 4, logits.device, seed) for _ in range(2))
+    unit = Fused().draw(logits, book, state, ours, few=True)
+    assert torch.equal(unit, Plain().draw(logits, book, state, wanted, few=True))
+    for name in ("codes", "ended", "finite"):
+        assert torch.equal(getattr(ours, name), getattr(wanted, name)), name
+    return ours
+
+
+@pytest.mark.parametrize(("size", "book", "count"), [(17, 2, 7), (65, 0, 7), (2049, 0, 1)])
+def test_codes_are_the_reference_s(device: torch.device, dtype: torch.dtype, size: int, book: int, count: int) -> None:
+    """Pins another order among equal logits, a sum rounded otherwise, a division that is not exact, another u."""
+    logits = (2 * torch.randn(count, size)).to(device, dtype)
+    if book:
+        logits[:, -1] = -torch.inf
+    drawn = assert_same_draws(logits, options(count, device), book)
+    assert drawn.finite.all()
+
+
+def test_equal_logits_minus_zero_and_forbidden_ones(device: torch.device, dtype: torch.dtype) -> None:
+    """Pins ties broken by the sort's own order, and tokens drawn that are not allowed."""
+    count = len(OPTIONS)
+    logits = torch.randint(-1, 2, (count, 65)).float()
+    logits[:, ::7], logits[:, 3::7] = -0.0, 0.0
+    logits[1::2, 5:] = -torch.inf
+    assert_same_draws(logits.to(device, dtype), options(count, device), 1)
+
+
+def test_speech_ends_where_the_end_is_likeliest_and_the_slot_speaks(device: torch.device, dtype: torch.dtype) -> None:
+    """Pins an end drawn by a slot that listens, and a code beyond the codebook written for it."""
+    logits = torch.randn(3, 65)
+    logits[:, -1] = 100.0
+    drawn = assert_same_draws(logits.to(device, dtype), options(3, device), 0)
+    assert torch.equal(drawn.ended, drawn.speaking)
+    assert int(drawn.codes.max()) == 63
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_slot_whose_numbers_broke_is_told_and_stays_within_its_codebook(
+    device: torch.device, dtype: torch.dtype, bad: float
+) -> None:
+    """Pins NaN that is drawn as a code past the table, or that marks its neighbour."""
+    logits = torch.randn(3, 65)
+    logits[1, 7] = bad
+    logits[2, -1] = -torch.inf  # forbidden, not broken
+    ours = drawing(3, 4, device)
+    Fused().draw(logits.to(device, dtype), 1, options(3, device), ours, few=True)
+    assert ours.finite.tolist() == [True, False, True]
+    assert 0 <= int(ours.codes.min()) <= int(ours.codes.max()) < 64
+
+
+def test_draws_from_flat_chances_agree(device: torch.device) -> None:
+    """Where a sum that was off by a rounding would show soonest. On a GPU, 20,000 draws."""
+    count = 7 if device.type == "cpu" else 20_000
+    logits = (torch.randn(1, 65, device=device) / 50).repeat(count, 1)
+    drawn = assert_same_draws(logits, options(count, device), 0, seed=3)
+    assert len(drawn.codes[:, 0].unique()) > 2
+
+
+def test_uniform_numbers_reach_the_kernel(device: torch.device) -> None:
+    """Two equal chances: the first below a half, the second from there on. Pins seeds and numbers beyond 32 bits."""
+    seeds = torch.tensor([0, 1, 2**31, 2**40 + 7, 2**62, 2**63 - 1], device=device)
+    state = SamplerState.allocate(6, device)
+    state.temperature.fill_(1.0)
+    state.top_k.fill_(64)
+    state.top_p.fill_(1.0)
+    state.seed.copy_(seeds)
+    logits = torch.full((6, 65), -torch.inf, device=device)
+    logits[:, 10] = logits[:, 20] = 0.0
+    for seed in range(1 if device.type == "cpu" else 50):
+        ours = drawing(6, 4, device, seed)
+        listening = torch.zeros_like(ours.listening)
+        ours = replace(ours, listening=listening, speaking=~listening)
+        Fused().draw(logits, 3, state, ours, few=True)
+        u = uniform(seeds, ours.frames * 4 + 3)
+        assert torch.equal(ours.codes[:, 3], torch.where(u < 0.5, 10, 20))
