@@ -17,7 +17,7 @@ from contextlib import suppress
 from streaming.audio import FRAME_RATE
 from streaming.engine.engine import Engine
 from streaming.errors import StreamingError
-from streaming.loading import CONTEXT_TOKENS, DEMO, load_engine
+from streaming.loading import CONTEXT_TOKENS, DEMO, load_engine, use_threads
 from streaming.options import OptionParser
 from streaming.wire import log
 from streaming.wire.access import Gatekeeper, Limits, check_bind, parse_origins
@@ -39,6 +39,9 @@ def parse(arguments: list[str] | None = None, environment: Mapping[str, str] = o
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda[:N] (default: auto)")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="of the decoder")
     parser.add_argument("--quantize", choices=("none", "int8", "int4"), default="none", help="decoder weights")
+    parser.add_argument(
+        "--threads", type=int, default=0, metavar="N", help="of a CPU's work (default: all cores but one)"
+    )
     parser.add_argument("--max-sessions", type=int, default=4, metavar="N", help="slots (default: 4)")
     parser.add_argument(
         "--context-tokens",
@@ -82,6 +85,8 @@ def parse(arguments: list[str] | None = None, environment: Mapping[str, str] = o
     options = parser.parse(arguments, environment)
     if not 0 <= options.port <= 65535:
         parser.error(f"--port is {options.port}, must be from 0 to 65535")
+    if options.threads < 0:
+        parser.error(f"--threads is {options.threads}, must be at least 1, or 0 for all cores but one")
     if options.max_sessions < 1:
         parser.error(f"--max-sessions is {options.max_sessions}, must be at least 1")
     if options.queue < 0 or not options.drain_seconds >= 0 or not 0 <= options.resume_seconds <= 3600:
@@ -137,6 +142,7 @@ def main() -> int:
             drain_s=options.drain_seconds,
         )
         check_address(bind, options.port)
+        use_threads(options.threads)
         with load_engine(
             options.model,
             options.codec,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,15 @@ class Models:
     codec: StreamingMimi
     decoder: LlamaDecoder
     notice: str | None
+
+
+def use_threads(count: int = 0) -> None:
+    """How many threads share an operation on the CPU. 0: all cores but one, or what OMP_NUM_THREADS says.
+
+    They wait for each other, and so for whoever else a core is given to: the event loop, clients, other programs.
+    """
+    if count or "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(count or max(1, (os.cpu_count() or 1) - 1))
 
 
 def load_codec(
