@@ -1,0 +1,75 @@
+"""Stage 7, the codes: the corpus as the encoder and the quantiser put it, clip by clip, at several levels.
+
+From here on the encoder and the codebooks are held: what the language model learns, and what the decoder is refined on,
+stands on these codes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from streaming.audio import FRAME
+from streaming.demo import clips, encoder
+from streaming.demo.codec import Codec
+from streaming.demo.recipe import CODEC
+
+_PASSES = 2  # over the training clips, each at other levels
+_GAIN = 5.0  # dB either way
+
+
+@dataclass(frozen=True)
+class VoiceCodes:
+    """A voice's clips as codes. codes: [F, Q] int16; starts: of clips, in frames, and the end."""
+
+    name: str
+    codes: NDArray[np.int16]
+    starts: NDArray[np.int64]
+
+
+@torch.no_grad()
+def make(cache: Path, folder: Path, seed: int) -> None:
+    """Writes `codes/SPLIT/VOICE.npz` for every voice."""
+    codec = encoder.loop(folder).average
+    assert isinstance(codec, Codec)
+    codec.quantizer.set_books(torch.load(folder / "quantizer.pt"))
+    draw = np.random.default_rng(seed)
+    for split in ("test", "train"):
+        (folder / "codes" / split).mkdir(parents=True, exist_ok=True)
+        for voice in tqdm(clips.load(cache, split), desc=f"codes/{split}", unit="voice"):
+            found = []
+            for _ in range(_PASSES if split == "train" else 1):
+                for start, end in zip(voice.starts[:-1], voice.starts[1:], strict=True):
+                    gain = 10 ** (draw.uniform(-_GAIN, _GAIN) / 20) if split == "train" else 1.0
+                    pcm = voice.pcm[start:end].reshape(1, -1).astype(np.float32) * np.float32(gain / 32768)
+                    assert pcm.shape[1] == (end - start) * FRAME
+                    latent = codec.latent(torch.from_numpy(pcm))
+                    found.append(codec.quantizer.encode(latent)[0].numpy().astype(np.int16))
+            starts = np.cumsum([0, *(len(clip) for clip in found)])
+            np.savez(folder / "codes" / split / voice.name, codes=np.concatenate(found), starts=starts)
+
+
+def load(folder: Path, split: str) -> list[VoiceCodes]:
+    """Every voice's codes."""
+    return [
+        VoiceCodes(path.stem, raw["codes"], raw["starts"])
+        for path in sorted((folder / "codes" / split).glob("*.npz"))
+        for raw in [np.load(path)]
+    ]
+
+
+def perplexities(voices: list[VoiceCodes]) -> list[float]:
+    """exp(entropy) of each codebook's use, as a share of its size."""
+    codes = np.concatenate([voice.codes for voice in voices])
+    size = CODEC["codebook_size"]
+    shares = []
+    for column in codes.T:
+        share = np.bincount(column, minlength=size) / len(column)
+        share = share[share > 0]
+        shares.append(float(np.exp(-(share * np.log(share)).sum()) / size))
+    return shares

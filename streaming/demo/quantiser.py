@@ -1,0 +1,88 @@
+"""Stage 5, the quantiser: k-means codebooks in the space of the latents.
+
+First of the latents themselves, so that the decoder can begin; then, going on from those, of what the encoder makes of
+the waveform, so that its errors are part of what the codes stand for.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from streaming.demo import clips, encoder, features
+from streaming.demo.codec import Codec
+from streaming.demo.latents import Latents
+from streaming.demo.recipe import CODEC
+
+_FRAMES = 60_000
+_ROUNDS = 15
+
+
+@torch.no_grad()
+def make(cache: Path, folder: Path, latents: Latents, seed: int, oracle: bool) -> None:
+    """Writes `quantizer.pt`: the semantic and the acoustic codebooks.
+
+    oracle: of the latents themselves instead of the encoder's.
+    """
+    crops = clips.Crops(clips.load(cache, "train"), encoder.FRAMES, seed)
+    rows: list[tuple[Tensor, Tensor]] = []
+    codec = encoder.loop(folder).average
+    assert isinstance(codec, Codec)
+    for _ in tqdm(range(_FRAMES // (encoder.FRAMES * 16)), desc="latents", unit="batch"):
+        pcm, prosody = crops.batch(16)
+        if oracle:
+            padded = torch.nn.functional.pad(prosody, (0, CODEC["codebook_dim"] - features.PROSODY))
+            rows.append((padded.flatten(0, 1), latents.acoustic(pcm).flatten(0, 1)))
+        else:
+            semantic, acoustic = codec.quantizer.projections(codec.latent(pcm))
+            rows.append((semantic.flatten(0, 1), acoustic.flatten(0, 1)))
+    path = folder / "quantizer.pt"
+    if path.is_file():
+        before = torch.load(path)
+    else:
+        semantic_books = CODEC["num_semantic_quantizers"]
+        empty = torch.zeros(CODEC["codebook_size"], CODEC["codebook_dim"])
+        before = [[empty] * semantic_books, [empty] * (CODEC["num_quantizers"] - semantic_books)]
+    made, left = [], []
+    for part, start in enumerate(before):
+        books, shares = fit(torch.cat([row[part] for row in rows]), start, _ROUNDS)
+        made.append(books)
+        left.append([round(share, 4) for share in shares])
+    torch.save(made, path.with_suffix(".part"))
+    path.with_suffix(".part").replace(path)
+    path.with_suffix(".json").write_text(json.dumps({"left": left, "oracle": oracle}))
+
+
+def fit(rows: Tensor, before: list[Tensor], rounds: int) -> tuple[list[Tensor], list[float]]:
+    """Residual k-means from the codebooks `before`, or from random rows where those are empty.
+
+    rows: [N, dim]. Returns codebooks [K, dim], and the share of energy that is left after each.
+    """
+    total = (rows - rows.mean(0)).square().sum()
+    residual, books, shares = rows.clone(), [], []
+    for start in tqdm(before, desc="quantiser", unit="codebook"):
+        drawn = residual[torch.randperm(len(rows))[: len(start)]]
+        centres = _kmeans(residual, start if start.any() else drawn, rounds)
+        residual -= centres[_nearest(residual, centres)]
+        books.append(centres)
+        shares.append(float(residual.square().sum() / total))
+    return books, shares
+
+
+def _nearest(rows: Tensor, centres: Tensor) -> Tensor:
+    halves = centres.square().sum(1) / 2
+    return torch.cat([(some @ centres.T - halves).argmax(1) for some in rows.split(8192)])
+
+
+def _kmeans(rows: Tensor, centres: Tensor, rounds: int) -> Tensor:
+    for _ in range(rounds):
+        nearest = _nearest(rows, centres)
+        count = torch.bincount(nearest, minlength=len(centres)).unsqueeze(1)
+        total = torch.zeros_like(centres).index_add_(0, nearest, rows)
+        strays = rows[torch.randint(len(rows), (len(centres),))]  # a code that stands for nothing is put somewhere else
+        centres = torch.where(count > 0, total / count.clamp(min=1), strays)
+    return centres

@@ -1,0 +1,63 @@
+"""`python -m streaming.demo.train --stage …`: makes the demo model, stage by stage, each resumable.
+
+corpus     the voices read the text                        FLAC, once; several processes may share it by --source
+cache      the corpus decoded into flat files              derived; picks up what the corpus has gained
+latents    the space of what a frame sounds like           seconds
+encoder    learns to see the latents                       hours
+quantiser  codebooks in the space, from what it sees       minutes
+decoder    learns to speak from codes                      hours
+codes      the corpus as the encoder's codes               minutes
+language   learns to go on                                 hours
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from streaming.demo import clips, codes, corpus, decoder, encoder, language, quantiser, recipe
+from streaming.demo.latents import Latents
+
+STAGES = ("corpus", "cache", "latents", "encoder", "quantiser", "decoder", "codes", "language")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m streaming.demo.train", description=__doc__.splitlines()[0])
+    parser.add_argument("--stage", required=True, choices=STAGES)
+    parser.add_argument("--root", type=Path, default=recipe.root(), help="corpus, caches, checkpoints, logs")
+    parser.add_argument("--minutes", type=float, default=600.0, help="of training, by the clock")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--source", help="corpus: only this synthesiser's voices")
+    parser.add_argument("--oracle", action="store_true", help="quantiser, decoder: before the encoder is there")
+    parser.add_argument("--judged", action="store_true", help="decoder: with an adversary")
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(options.seed)
+    root: Path = options.root
+    cache, folder = root / "cache", root / "stages"
+    folder.mkdir(parents=True, exist_ok=True)
+    if options.stage == "corpus":
+        corpus.make(root / "corpus", options.source)
+    elif options.stage == "cache":
+        clips.build(root / "corpus", cache)
+    elif options.stage == "latents":
+        Latents.fit(clips.Crops(clips.load(cache, "train"), 24, options.seed), 60).save(folder / "latents.pt")
+    elif options.stage == "encoder":
+        encoder.train(cache, folder, Latents.load(folder / "latents.pt"), options.minutes, options.seed)
+    elif options.stage == "quantiser":
+        quantiser.make(cache, folder, Latents.load(folder / "latents.pt"), options.seed, options.oracle)
+    elif options.stage == "decoder":
+        latents = Latents.load(folder / "latents.pt")
+        decoder.train(cache, folder, latents, options.minutes, options.seed, options.oracle, options.judged)
+    elif options.stage == "codes":
+        codes.make(cache, folder, options.seed)
+    elif options.stage == "language":
+        language.train(folder, options.minutes, options.seed)
+
+
+if __name__ == "__main__":
+    main()
