@@ -50,6 +50,11 @@ def load_codec(
     return StreamingMimi(TensorSource(folder, pick_device(device), dtype), config, num_codebooks)
 
 
+def decoder_folder(model: str | Path) -> Path:
+    """The folder of a decoder's files: of a hub id, a folder, or `"demo"`. Raises as `load_models` does."""
+    return untrained.demo_checkpoint()[0] if model == DEMO else locate(model)
+
+
 def load_models(
     model: str | Path = DEMO, codec: str | Path | None = None, device: str | torch.device = "auto", dtype: str = "auto"
 ) -> Models:
@@ -68,13 +73,11 @@ def load_models(
     }
     if dtype not in kinds:
         raise StreamingError(f"dtype {dtype!r} is not supported: use {', '.join(kinds)}")
-    if model == DEMO:
-        folder, demo_codec = untrained.demo_checkpoint()
-        codec = demo_codec if codec is None else codec
-    else:
-        folder = locate(model)
+    folder = decoder_folder(model)
+    if codec is None:
+        codec = DEMO if model == DEMO else DEFAULT_CODEC
     config = LlamaConfig.from_dict(read_config(folder))
-    mimi = load_codec(DEFAULT_CODEC if codec is None else codec, config.num_codebooks, where)
+    mimi = load_codec(codec, config.num_codebooks, where)
     layout = TokenLayout.load(folder, config.num_codebooks, mimi.config.codebook_size, config.vocab_size)
     decoder = LlamaDecoder(TensorSource(folder, where, kinds[dtype]), config, layout)
     return Models(str(model), mimi, decoder, untrained.NOTICE if model == DEMO else None)

@@ -19,7 +19,7 @@ LAYERS = (
     ("streaming.engine",),
     ("streaming.wire",),
     ("streaming.console",),
-    ("streaming.loading", "streaming.demo", "streaming.benchmark", "streaming"),
+    ("streaming.loading", "streaming.demo", "streaming.benchmark", "streaming.scoring", "streaming.score", "streaming"),
     ("server", "client"),
 )
 VALUES = LAYERS[0]
@@ -32,7 +32,7 @@ ALLOWED = {
     "streaming.wire.messages": VALUES,
     "streaming.wire.client": (*VALUES, "streaming.wire.messages"),
     "streaming.console": (*VALUES, "streaming.wire.messages", "streaming.wire.client"),
-    "streaming.demo": (*VALUES, "streaming.models"),
+    "streaming.demo": (*VALUES, "streaming.models", "streaming.frame_step"),
     "client": (
         "streaming.audio",
         "streaming.errors",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +31,10 @@ class VoiceCodes:
     name: str
     codes: NDArray[np.int16]
     starts: NDArray[np.int64]
+
+    def clips(self) -> list[NDArray[np.int16]]:
+        """Each clip's codes, [F, Q]."""
+        return [self.codes[start:end] for start, end in zip(self.starts[:-1], self.starts[1:], strict=True)]
 
 
 @torch.no_grad()
@@ -63,9 +68,8 @@ def load(folder: Path, split: str) -> list[VoiceCodes]:
     ]
 
 
-def perplexities(voices: list[VoiceCodes]) -> list[float]:
-    """exp(entropy) of each codebook's use, as a share of its size."""
-    codes = np.concatenate([voice.codes for voice in voices])
+def perplexities(codes: NDArray[Any]) -> list[float]:
+    """exp(entropy) of each codebook's use, as a share of its size. codes: [F, Q]."""
     size = CODEC["codebook_size"]
     shares = []
     for column in codes.T:

@@ -56,13 +56,8 @@ class Sequences:
             for code in (1, CODEC["codebook_size"] - 1)
         )
         self.frames, self.draw = frames, np.random.default_rng(seed)
-        self._clips = [
-            voice.codes[start:end]
-            for voice in voices
-            for start, end in zip(voice.starts[:-1], voice.starts[1:], strict=True)
-            if end - start > frames
-        ]
-        room = np.array([len(clip) - frames for clip in self._clips], np.float64)
+        self.clips = [clip for voice in voices for clip in voice.clips() if len(clip) > frames]
+        room = np.array([len(clip) - frames for clip in self.clips], np.float64)
         self._weights = room / room.sum()
 
     def tokens(self, frames: Tensor) -> Tensor:
@@ -74,7 +69,7 @@ class Sequences:
         """[B, 2 + F Q] ids."""
         rows = []
         for _ in range(size):
-            clip = self._clips[self.draw.choice(len(self._clips), p=self._weights)]
+            clip = self.clips[self.draw.choice(len(self.clips), p=self._weights)]
             at = self.draw.integers(len(clip) - self.frames)
             rows.append(clip[at : at + self.frames])
         return self.tokens(torch.from_numpy(np.stack(rows).astype(np.int64)))

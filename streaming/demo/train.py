@@ -8,6 +8,7 @@ quantiser  codebooks in the space, from what it sees       minutes
 decoder    learns to speak from codes                      hours
 codes      the corpus as the encoder's codes               minutes
 language   learns to go on                                 hours
+export     two checkpoint folders                          seconds, at any time
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from pathlib import Path
 
 import torch
 
-from streaming.demo import clips, codes, corpus, decoder, encoder, language, quantiser, recipe
+from streaming.demo import clips, codes, corpus, decoder, encoder, export, language, quantiser, recipe
 from streaming.demo.latents import Latents
 
-STAGES = ("corpus", "cache", "latents", "encoder", "quantiser", "decoder", "codes", "language")
+STAGES = ("corpus", "cache", "latents", "encoder", "quantiser", "decoder", "codes", "language", "export")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -57,6 +58,8 @@ def main(arguments: list[str] | None = None) -> None:
         codes.make(cache, folder, options.seed)
     elif options.stage == "language":
         language.train(folder, options.minutes, options.seed)
+    elif options.stage == "export":
+        export.export(folder, root / "export")
 
 
 if __name__ == "__main__":
