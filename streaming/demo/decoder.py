@@ -20,7 +20,7 @@ from streaming.demo.losses import spectral
 from streaming.demo.recipe import CODEC
 
 FRAMES, BATCH = 20, 6
-RATE = 1e-3
+RATE = 2e-3
 DECAY = 0.999
 _JUDGED_SAMPLES = 9600
 _SKIPPED = 1920  # a clip cut out of its middle begins abruptly, and no code says so
