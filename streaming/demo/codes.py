@@ -20,7 +20,7 @@ from streaming.demo import clips, encoder
 from streaming.demo.codec import Codec
 from streaming.demo.recipe import CODEC
 
-_PASSES = 2  # over the training clips, each at other levels
+_PASSES = 1  # over the training clips, each at other levels
 _GAIN = 5.0  # dB either way
 
 

@@ -19,8 +19,8 @@ from streaming.demo.loop import Loop
 from streaming.demo.losses import spectral
 from streaming.demo.recipe import CODEC
 
-FRAMES, BATCH = 20, 6
-RATE = 2e-3
+FRAMES, BATCH = 16, 4
+RATE = 7e-4
 DECAY = 0.999
 _JUDGED_SAMPLES = 9600
 _SKIPPED = 1920  # a clip cut out of its middle begins abruptly, and no code says so

@@ -45,13 +45,23 @@ def _recogniser() -> Any:
     return Decoder(samprate=_JUDGES_RATE, loglevel="FATAL")
 
 
-def words(pcm: Wave) -> list[str]:
-    """What PocketSphinx understands."""
+def _recognised(pcm: Wave) -> Any:
     decoder = _recogniser()
     decoder.start_utt()
     decoder.process_raw((_at_16k(pcm) * 32767).astype("<i2").tobytes(), full_utt=True)
     decoder.end_utt()
+    return decoder
+
+
+def words(pcm: Wave) -> list[str]:
+    """What PocketSphinx understands."""
+    decoder = _recognised(pcm)
     return decoder.hyp().hypstr.split() if decoder.hyp() else []
+
+
+def word_starts(pcm: Wave) -> list[int]:
+    """Where PocketSphinx hears words and silences begin, in samples; the first is left out."""
+    return [segment.start_frame * SAMPLE_RATE // 100 for segment in _recognised(pcm).seg()][1:]
 
 
 def word_errors(reference: list[str], found: list[str]) -> int:

@@ -17,10 +17,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from streaming.demo import codes
 from streaming.demo.files import unit_tokenizer
 from streaming.demo.loop import Loop
-from streaming.demo.recipe import CODEC, CONTEXT_FRAMES, DECODER
+from streaming.demo.recipe import CODEC, DECODER
 from streaming.models.token_layout import AUDIO, unit_name
 
-BATCH = 6
+TOKENS = 2000
+"""A step, about: small steps, because the first hours are short of them and not of memory."""
 RATE = 1e-3
 DECAY = 0.998
 
@@ -75,18 +76,19 @@ class Sequences:
         return self.tokens(torch.from_numpy(np.stack(rows).astype(np.int64)))
 
 
-def train(folder: Path, minutes: float, seed: int) -> None:
-    """Trains for so many minutes."""
+def train(folder: Path, minutes: float, seed: int, frames: int) -> None:
+    """Trains for so many minutes on crops of so many frames, in bfloat16: 1.6 times the speed on a CPU that has it."""
     state = loop(folder)
-    sequences = Sequences(codes.load(folder, "train"), CONTEXT_FRAMES, seed + state.steps)
-    held_out = Sequences(codes.load(folder, "test"), CONTEXT_FRAMES, 0).batch(16)
+    sequences = Sequences(codes.load(folder, "train"), frames, seed + state.steps)
+    batch = max(1, TOKENS // (frames * DECODER["num_quantizers"]))
+    held_out = Sequences(codes.load(folder, "test"), frames, 0).batch(16)
     model = state.modules["model"]
 
     def step() -> tuple[dict[str, float], float]:
-        losses = token_losses(model, sequences.batch(BATCH))
-        loss = losses.mean()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = token_losses(model, sequences.batch(batch)).mean()
         norm = state.update("model", loss, clip=1.0)
-        return {"loss": loss.item(), "norm": norm}, BATCH * CONTEXT_FRAMES * 0.08
+        return {"loss": loss.item(), "norm": norm}, batch * frames * 0.08
 
     def check(average: nn.Module) -> dict[str, float]:
         losses = torch.cat([token_losses(average, some) for some in held_out.split(4)])

@@ -111,6 +111,7 @@ class Loop:
         log.parent.mkdir(parents=True, exist_ok=True)
         begun, saved, cpu = time.monotonic(), time.monotonic(), time.process_time()
         sums: dict[str, float] = {}
+        summed = 0
         with tqdm(desc=self.path.stem, unit="step", initial=self.steps, mininterval=5) as bar, log.open("a") as file:
 
             def note(kind: str, figures: dict[str, float]) -> None:
@@ -131,14 +132,16 @@ class Loop:
                 self._follow()
                 for key, value in figures.items():
                     sums[key] = sums.get(key, 0.0) + value
+                summed += 1
                 bar.update()
                 now = time.process_time()
                 self.seconds, cpu = self.seconds + now - cpu, now
                 if self.steps % _LOG_STEPS == 0:
-                    means = {key: value / _LOG_STEPS for key, value in sums.items()}
+                    means = {key: value / summed for key, value in sums.items()}
                     bar.set_postfix({key: f"{value:.3f}" for key, value in means.items()}, refresh=False)
                     note("train", means)
                     sums.clear()
+                    summed = 0
                 if time.monotonic() - saved > _SAVE_SECONDS:
                     self.save()
                     with torch.no_grad():

@@ -31,6 +31,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--root", type=Path, default=recipe.root(), help="corpus, caches, checkpoints, logs")
     parser.add_argument("--minutes", type=float, default=600.0, help="of training, by the clock")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--frames", type=int, default=recipe.CONTEXT_FRAMES, help="language: of a crop")
     parser.add_argument("--source", help="corpus: only this synthesiser's voices")
     parser.add_argument("--oracle", action="store_true", help="quantiser, decoder: before the encoder is there")
     parser.add_argument("--judged", action="store_true", help="decoder: with an adversary")
@@ -57,7 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
     elif options.stage == "codes":
         codes.make(cache, folder, options.seed)
     elif options.stage == "language":
-        language.train(folder, options.minutes, options.seed)
+        language.train(folder, options.minutes, options.seed, options.frames)
     elif options.stage == "export":
         export.export(folder, root / "export")
 
