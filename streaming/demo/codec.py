@@ -275,8 +275,12 @@ class Quantizer(nn.Module):
 
     def encode(self, latent: Tensor) -> Tensor:
         """latent: [B, hidden, T]. Returns codes [B, T, Q]."""
-        both = zip(self.parts(), self.projections(latent), strict=True)
-        return torch.cat([part.codes(projected) for part, projected in both], -1)
+        return self.codes(self.projections(latent))
+
+    def codes(self, projected: tuple[Tensor, Tensor]) -> Tensor:
+        """What each part quantises, [B, T, dim], to codes [B, T, Q]."""
+        both = zip(self.parts(), projected, strict=True)
+        return torch.cat([part.codes(x) for part, x in both], -1)
 
     def decode(self, codes: Tensor) -> Tensor:
         """codes: [B, T, Q]. Returns [B, hidden, T]."""

@@ -12,15 +12,17 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from streaming.audio import FRAME
 from streaming.demo import clips, encoder
 from streaming.demo.codec import Codec
+from streaming.demo.latents import Latents
 from streaming.demo.recipe import CODEC
 
-_PASSES = 1  # over the training clips, each at other levels
+_PASSES = 2  # over the training clips, each at other levels
 _GAIN = 5.0  # dB either way
 
 
@@ -38,8 +40,11 @@ class VoiceCodes:
 
 
 @torch.no_grad()
-def make(cache: Path, folder: Path, seed: int) -> None:
-    """Writes `codes/SPLIT/VOICE.npz` for every voice."""
+def make(cache: Path, folder: Path, latents: Latents, seed: int, oracle: bool) -> None:
+    """Writes `codes/SPLIT/VOICE.npz` for every voice.
+
+    oracle: of the latents themselves, for a language model that cannot wait for the encoder; they mean the same.
+    """
     codec = encoder.loop(folder).average
     assert isinstance(codec, Codec)
     codec.quantizer.set_books(torch.load(folder / "quantizer.pt"))
@@ -53,8 +58,15 @@ def make(cache: Path, folder: Path, seed: int) -> None:
                     gain = 10 ** (draw.uniform(-_GAIN, _GAIN) / 20) if split == "train" else 1.0
                     pcm = voice.pcm[start:end].reshape(1, -1).astype(np.float32) * np.float32(gain / 32768)
                     assert pcm.shape[1] == (end - start) * FRAME
-                    latent = codec.latent(torch.from_numpy(pcm))
-                    found.append(codec.quantizer.encode(latent)[0].numpy().astype(np.int16))
+                    wave = torch.from_numpy(pcm)
+                    if oracle:
+                        prosody = torch.from_numpy(voice.prosody[start:end].astype(np.float32))
+                        semantic, shape = latents(wave, prosody[None])
+                        semantic = F.pad(semantic, (0, CODEC["codebook_dim"] - semantic.shape[-1]))
+                        made = codec.quantizer.codes((semantic, shape))
+                    else:
+                        made = codec.quantizer.encode(codec.latent(wave))
+                    found.append(made[0].numpy().astype(np.int16))
             starts = np.cumsum([0, *(len(clip) for clip in found)])
             np.savez(folder / "codes" / split / voice.name, codes=np.concatenate(found), starts=starts)
 

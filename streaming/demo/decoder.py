@@ -60,9 +60,9 @@ def train(cache: Path, folder: Path, latents: Latents, minutes: float, seed: int
     def codes_of(pcm: Tensor, prosody: Tensor) -> Tensor:
         if not oracle:
             return hearing.quantizer.encode(hearing.latent(pcm))
-        semantic, acoustic = codec.quantizer.parts()
-        padded = torch.nn.functional.pad(prosody, (0, CODEC["codebook_dim"] - prosody.shape[-1]))
-        return torch.cat((semantic.codes(padded), acoustic.codes(latents.acoustic(pcm))), -1)
+        semantic, acoustic = latents(pcm, prosody)
+        semantic = torch.nn.functional.pad(semantic, (0, CODEC["codebook_dim"] - semantic.shape[-1]))
+        return codec.quantizer.codes((semantic, acoustic))
 
     def step() -> tuple[dict[str, float], float]:
         pcm, prosody = crops.batch(BATCH)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from streaming.demo import clips, features
 from streaming.demo.codec import Codec
-from streaming.demo.latents import Latents
+from streaming.demo.latents import PROSODY_WEIGHT, SEMANTIC, Latents
 from streaming.demo.loop import Loop
 from streaming.demo.recipe import CODEC
 
@@ -71,10 +71,13 @@ def errors(
 ) -> tuple[Tensor, dict[str, float]]:
     """The loss, and the unexplained share of the variance of envelope, voicing and pitch."""
     semantic, acoustic = codec.quantizer.projections(codec.latent(heard))
-    target = latents.acoustic(pcm)
+    target, shape = latents(pcm, prosody)
+    level, seen_level = target[..., features.PROSODY :], semantic[..., features.PROSODY : SEMANTIC]
     voicing, pitch = prosody.split(features.WINDOWS, -1)
-    seen_voicing, seen_pitch = semantic[..., : features.PROSODY].split(features.WINDOWS, -1)
-    envelope = (acoustic - target).square().mean() / target.var()
+    seen = semantic[..., : features.PROSODY] / (PROSODY_WEIGHT * latents.scale)
+    seen_voicing, seen_pitch = seen.split(features.WINDOWS, -1)
+    missed = (seen_level - level).square().sum(-1) + (acoustic - shape).square().sum(-1)
+    envelope = missed.mean() / (level.square().sum(-1) + shape.square().sum(-1)).mean()
     voiced = (seen_voicing - voicing).square().mean()
     height = (seen_pitch - pitch).square().mean() / pitch.square().mean().clamp(min=0.1)
     loss = envelope + _PROSODY_WEIGHT * (voiced + height)

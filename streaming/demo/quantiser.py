@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from streaming.demo import clips, encoder, features
+from streaming.demo import clips, encoder
 from streaming.demo.codec import Codec
-from streaming.demo.latents import Latents
-from streaming.demo.recipe import CODEC
+from streaming.demo.latents import SEMANTIC, Latents
+from streaming.demo.recipe import CODEBOOK_DIM, CODEC
 
 _FRAMES = 60_000
 _ROUNDS = 15
@@ -35,18 +35,20 @@ def make(cache: Path, folder: Path, latents: Latents, seed: int, oracle: bool) -
     for _ in tqdm(range(_FRAMES // (encoder.FRAMES * 16)), desc="latents", unit="batch"):
         pcm, prosody = crops.batch(16)
         if oracle:
-            padded = torch.nn.functional.pad(prosody, (0, CODEC["codebook_dim"] - features.PROSODY))
-            rows.append((padded.flatten(0, 1), latents.acoustic(pcm).flatten(0, 1)))
+            semantic, acoustic = latents(pcm, prosody)
         else:
             semantic, acoustic = codec.quantizer.projections(codec.latent(pcm))
-            rows.append((semantic.flatten(0, 1), acoustic.flatten(0, 1)))
+        rows.append((semantic[..., :SEMANTIC].flatten(0, 1), acoustic.flatten(0, 1)))
     path = folder / "quantizer.pt"
     if path.is_file():
         before = torch.load(path)
     else:
         semantic_books = CODEC["num_semantic_quantizers"]
-        empty = torch.zeros(CODEC["codebook_size"], CODEC["codebook_dim"])
-        before = [[empty] * semantic_books, [empty] * (CODEC["num_quantizers"] - semantic_books)]
+        size = CODEC["codebook_size"]
+        before = [
+            [torch.zeros(size, SEMANTIC)] * semantic_books,
+            [torch.zeros(size, CODEBOOK_DIM)] * (CODEC["num_quantizers"] - semantic_books),
+        ]
     made, left = [], []
     for part, start in enumerate(before):
         books, shares = fit(torch.cat([row[part] for row in rows]), start, _ROUNDS)

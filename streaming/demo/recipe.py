@@ -2,6 +2,9 @@
 
 Six codebooks of 1,024: a frame is 60 bits. With the true phases, quantising the envelope alone leaves STOI 0.93 with
 three acoustic codebooks, 0.954 with five and 0.967 with seven, and every codebook costs the decoder a sub-step a frame.
+Two of them are semantic and quantise pitch, voicing and level, four quantise the shape of the spectrum: the envelope's
+error is that of one and five (23.6 against 24.2 a frame), but one codebook for pitch and voicing alone used 8 % of its
+codes, and every one of these 40 % or more.
 The transformers' window is 1.3 s, because training clips are 1.9 s: none sees more keys than it was trained with.
 Ratios 4, 5, 6, 8 instead of Mimi's 8, 6, 5, 4 halve the cost of training and lose no parameters; `compress` 1 keeps the
 residual blocks' inner channels at whole vectors.
@@ -51,7 +54,7 @@ CODEC: dict[str, Any] = {
     "codebook_dim": CODEBOOK_DIM,
     "vector_quantization_hidden_dimension": CODEBOOK_DIM,
     "num_quantizers": 6,
-    "num_semantic_quantizers": 1,
+    "num_semantic_quantizers": 2,
     "upsample_groups": HIDDEN,
     "torch_dtype": "float32",
 }

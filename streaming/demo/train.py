@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--frames", type=int, default=recipe.CONTEXT_FRAMES, help="language: of a crop")
     parser.add_argument("--source", help="corpus: only this synthesiser's voices")
-    parser.add_argument("--oracle", action="store_true", help="quantiser, decoder: before the encoder is there")
+    parser.add_argument("--oracle", action="store_true", help="quantiser, decoder, codes: before the encoder is there")
     parser.add_argument("--judged", action="store_true", help="decoder: with an adversary")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args(arguments)
@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
         latents = Latents.load(folder / "latents.pt")
         decoder.train(cache, folder, latents, options.minutes, options.seed, options.oracle, options.judged)
     elif options.stage == "codes":
-        codes.make(cache, folder, options.seed)
+        codes.make(cache, folder, Latents.load(folder / "latents.pt"), options.seed, options.oracle)
     elif options.stage == "language":
         language.train(folder, options.minutes, options.seed, options.frames)
     elif options.stage == "export":
