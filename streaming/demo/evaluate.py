@@ -74,7 +74,8 @@ def round_trip(codec: StreamingMimi, waves: list[Wave]) -> tuple[NDArray[np.floa
 def judge_codec(codec: StreamingMimi, cache: Path, each: int, pictures: Path | None) -> Figures:
     """Figures by voice, their means, and each codebook's perplexity as a share of its size."""
     material = held_out(cache, 125, each)
-    made, found = round_trip(codec, [pcm for _, pcm in material])
+    made, _ = round_trip(codec, [pcm for _, pcm in material])
+    _, found = round_trip(codec, [pcm for _, pcm in held_out(cache, 125, 1000)])
     by_voice: dict[str, list[dict[str, float]]] = defaultdict(list)
     for (voice, pcm), heard in zip(tqdm(material, desc="codec", unit="clip"), made, strict=True):
         by_voice[voice].append(_codec_figures(pcm, heard))
@@ -158,10 +159,12 @@ def judge_continuation(
             if row == 0 or material[row - 1][0] != name:
                 picture(pictures / f"continuation-{name}.png", {"really": pcm, "gone on with at 3.04 s": heard[row]})
     heights = np.log(np.array(pitches, np.float64))
-    heights = heights[np.isfinite(heights).all(1)]
+    heights = heights[np.isfinite(heights).all(1)]  # where both are voiced anywhere
+    follows = len(heights) > 2
     return _mean(rows) | {
-        "pitch correlation": float(np.corrcoef(heights.T)[0, 1]),
-        "pitch off": float(np.median(np.abs(heights[:, 1] - heights[:, 0]))),
+        "pitch correlation": float(np.corrcoef(heights.T)[0, 1]) if follows else 0.0,
+        "pitch off": float(np.median(np.abs(heights[:, 1] - heights[:, 0]))) if follows else math.inf,
+        "voiced": len(heights),
         "repeats": repeats(spoken[:, PROMPT_FRAMES:]),
         "repeats, really": repeats(real_codes[:, PROMPT_FRAMES:]),
         "clips": len(material),
@@ -236,7 +239,8 @@ def picture(path: Path, waves: dict[str, Wave]) -> None:
 
     figure, axes = pyplot.subplots(len(waves), 1, figsize=(14, 3.2 * len(waves)), squeeze=False, layout="tight")
     for axis, (title, pcm) in zip(axes[:, 0], waves.items(), strict=True):
-        axis.specgram(pcm + 1e-6, NFFT=1024, Fs=24_000, noverlap=768, vmin=-140, vmax=-30)
+        hiss = 1e-5 * np.random.default_rng(0).standard_normal(len(pcm))  # digital silence has no logarithm
+        axis.specgram(pcm + hiss, NFFT=1024, Fs=24_000, noverlap=768, vmin=-140, vmax=-30)
         axis.set(title=title, ylim=(0, 8000))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=60)
