@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from streaming.audio import FRAME
 from streaming.demo import features
+from streaming.demo.recipe import CPU
 
 
 def build(corpus: Path, cache: Path) -> None:
@@ -79,8 +80,8 @@ class Crops:
 
     _GAIN = 5.0
 
-    def __init__(self, voices: list[VoiceClips], frames: int, seed: int) -> None:
-        self.voices, self.frames = voices, frames
+    def __init__(self, voices: list[VoiceClips], frames: int, seed: int, device: torch.device = CPU) -> None:
+        self.voices, self.frames, self.device = voices, frames, device
         self.draw = np.random.default_rng(seed)
         weights = np.sqrt([float(voice.starts[-1]) for voice in voices])
         self._weights = weights / weights.sum()
@@ -100,4 +101,4 @@ class Crops:
             gain = 10 ** (self.draw.uniform(-self._GAIN, self._GAIN) / 20)
             pcm[row] = voice.pcm[at : at + self.frames].reshape(-1).astype(np.float32) * np.float32(gain / 32768)
             prosody[row] = voice.prosody[at : at + self.frames]
-        return torch.from_numpy(pcm), torch.from_numpy(prosody)
+        return torch.from_numpy(pcm).to(self.device), torch.from_numpy(prosody).to(self.device)

@@ -20,7 +20,7 @@ from streaming.audio import FRAME
 from streaming.demo import clips, encoder
 from streaming.demo.codec import Codec
 from streaming.demo.latents import Latents
-from streaming.demo.recipe import CODEC
+from streaming.demo.recipe import CODEC, Run
 
 _PASSES = 2  # over the training clips, each at other levels
 _GAIN = 5.0  # dB either way
@@ -40,18 +40,19 @@ class VoiceCodes:
 
 
 @torch.no_grad()
-def make(cache: Path, folder: Path, latents: Latents, seed: int, oracle: bool) -> None:
+def make(run: Run, oracle: bool) -> None:
     """Writes `codes/SPLIT/VOICE.npz` for every voice.
 
     oracle: of the latents themselves, for a language model that cannot wait for the encoder; they mean the same.
     """
+    folder, latents = run.stages, Latents.load(run.stages)
     codec = encoder.loop(folder).average
     assert isinstance(codec, Codec)
     codec.quantizer.set_books(torch.load(folder / "quantizer.pt"))
-    draw = np.random.default_rng(seed)
+    draw = np.random.default_rng(run.seed)
     for split in ("test", "train"):
         (folder / "codes" / split).mkdir(parents=True, exist_ok=True)
-        for voice in tqdm(clips.load(cache, split), desc=f"codes/{split}", unit="voice"):
+        for voice in tqdm(clips.load(run.cache, split), desc=f"codes/{split}", unit="voice"):
             found = []
             for _ in range(_PASSES if split == "train" else 1):
                 for start, end in zip(voice.starts[:-1], voice.starts[1:], strict=True):

@@ -17,9 +17,9 @@ from streaming.demo.codec import Codec
 from streaming.demo.latents import Latents
 from streaming.demo.loop import Loop
 from streaming.demo.losses import spectral
-from streaming.demo.recipe import CODEC
+from streaming.demo.recipe import CODEC, CPU, Run
 
-FRAMES, BATCH = 16, 4
+FRAMES, _BATCH = 16, 4
 RATE = 7e-4
 DECAY = 0.999
 _JUDGED_SAMPLES = 9600
@@ -27,11 +27,11 @@ _SKIPPED = 1920  # a clip cut out of its middle begins abruptly, and no code say
 _FOOLING_WEIGHT, _LIKENESS_WEIGHT = 0.05, 0.5
 
 
-def loop(folder: Path, judged: bool = False) -> Loop:
+def loop(folder: Path, judged: bool = False, device: torch.device = CPU) -> Loop:
     """The stage's state, from its checkpoint if there is one. judged: with an adversary."""
-    modules: dict[str, nn.Module] = {"codec": decoder_of(Codec(CODEC))}
+    modules: dict[str, nn.Module] = {"codec": decoder_of(Codec(CODEC)).to(device)}
     if judged:
-        modules["judges"] = Judges()
+        modules["judges"] = Judges().to(device)
     return Loop(folder / "decoder.pt", modules, RATE, "codec", DECAY)
 
 
@@ -43,18 +43,20 @@ def decoder_of(codec: Codec) -> Codec:
     return codec
 
 
-def train(cache: Path, folder: Path, latents: Latents, minutes: float, seed: int, oracle: bool, judged: bool) -> None:
-    """Trains for so many minutes. oracle: on codes of the latents themselves; judged: with an adversary."""
-    state = loop(folder, judged)
-    crops = clips.Crops(clips.load(cache, "train"), FRAMES, seed + state.steps)
-    held_out = clips.Crops(clips.load(cache, "test"), FRAMES, 0).batch(24)
+def train(run: Run, oracle: bool, judged: bool) -> None:
+    """Trains, from the checkpoint on. oracle: on codes of the latents themselves; judged: with an adversary."""
+    state = loop(run.stages, judged, run.device)
+    crops = clips.Crops(clips.load(run.cache, "train"), FRAMES, run.seed + state.steps, run.device)
+    held_out = clips.Crops(clips.load(run.cache, "test"), FRAMES, 0, run.device).batch(24)
+    latents = Latents.load(run.stages).to(run.device)
+    batch = run.batch or _BATCH
     codec = state.modules["codec"]
     assert isinstance(codec, Codec)
-    hearing = encoder.loop(folder).average
+    hearing = encoder.loop(run.stages, run.device).average
     assert isinstance(hearing, Codec)
     for one in (codec, state.average, hearing):
         assert isinstance(one, Codec)
-        one.quantizer.set_books(torch.load(folder / "quantizer.pt"))
+        one.quantizer.set_books(torch.load(run.stages / "quantizer.pt", map_location=run.device))
 
     @torch.no_grad()
     def codes_of(pcm: Tensor, prosody: Tensor) -> Tensor:
@@ -65,7 +67,7 @@ def train(cache: Path, folder: Path, latents: Latents, minutes: float, seed: int
         return codec.quantizer.codes((semantic, acoustic))
 
     def step() -> tuple[dict[str, float], float]:
-        pcm, prosody = crops.batch(BATCH)
+        pcm, prosody = crops.batch(batch)
         made = codec.synthesise(codes_of(pcm, prosody))
         loss = spectral(made, pcm)
         figures = {"loss": loss.item()}
@@ -81,11 +83,11 @@ def train(cache: Path, folder: Path, latents: Latents, minutes: float, seed: int
             loss = loss + _FOOLING_WEIGHT * disbelief + _LIKENESS_WEIGHT * distance
             figures |= {"judging": verdict.item(), "disbelief": disbelief.item(), "likeness": distance.item()}
         figures["norm"] = state.update("codec", loss, clip=2.0)
-        return figures, BATCH * FRAMES * 0.08
+        return figures, batch * FRAMES * 0.08
 
     def check(average: nn.Module) -> dict[str, float]:
         assert isinstance(average, Codec)
         pcm, prosody = held_out
         return {"loss": spectral(average.synthesise(codes_of(pcm, prosody)), pcm).item()}
 
-    state.run(step, check, minutes)
+    state.run(step, check, run.minutes)

@@ -15,18 +15,18 @@ from streaming.demo import clips, features
 from streaming.demo.codec import Codec
 from streaming.demo.latents import PROSODY_WEIGHT, SEMANTIC, Latents
 from streaming.demo.loop import Loop
-from streaming.demo.recipe import CODEC
+from streaming.demo.recipe import CODEC, CPU, Run
 
-FRAMES, BATCH = 24, 6
+FRAMES, _BATCH = 24, 6
 RATE = 1e-3
 DECAY = 0.999
 _PROSODY_WEIGHT = 0.5
 _NOISE_SHARE, _NOISE_LEVELS = 0.3, (-75.0, -45.0)  # dB
 
 
-def loop(folder: Path) -> Loop:
+def loop(folder: Path, device: torch.device = CPU) -> Loop:
     """The stage's state, from its checkpoint if there is one."""
-    return Loop(folder / "encoder.pt", {"codec": encoder_of(Codec(CODEC))}, RATE, "codec", DECAY)
+    return Loop(folder / "encoder.pt", {"codec": encoder_of(Codec(CODEC)).to(device)}, RATE, "codec", DECAY)
 
 
 def encoder_of(codec: Codec) -> Codec:
@@ -37,33 +37,36 @@ def encoder_of(codec: Codec) -> Codec:
     return codec
 
 
-def train(cache: Path, folder: Path, latents: Latents, minutes: float, seed: int) -> None:
-    """Trains for so many minutes."""
-    state = loop(folder)
-    crops = clips.Crops(clips.load(cache, "train"), FRAMES, seed + state.steps)
-    held_out = clips.Crops(clips.load(cache, "test"), FRAMES, 0).batch(32)
+def train(run: Run) -> None:
+    """Trains, from the checkpoint on."""
+    state = loop(run.stages, run.device)
+    crops = clips.Crops(clips.load(run.cache, "train"), FRAMES, run.seed + state.steps, run.device)
+    held_out = clips.Crops(clips.load(run.cache, "test"), FRAMES, 0, run.device).batch(32)
+    latents = Latents.load(run.stages).to(run.device)
+    batch = run.batch or _BATCH
     codec = state.modules["codec"]
     assert isinstance(codec, Codec)
 
     def step() -> tuple[dict[str, float], float]:
-        pcm, prosody = crops.batch(BATCH)
+        pcm, prosody = crops.batch(batch)
         loss, figures = errors(codec, latents, with_noise(pcm), pcm, prosody)
         figures["norm"] = state.update("codec", loss, clip=2.0)
-        return figures, BATCH * FRAMES * 0.08
+        return figures, batch * FRAMES * 0.08
 
     def check(average: nn.Module) -> dict[str, float]:
         assert isinstance(average, Codec)
         pcm, prosody = held_out
         return errors(average, latents, pcm, pcm, prosody)[1]
 
-    state.run(step, check, minutes)
+    state.run(step, check, run.minutes)
 
 
 def with_noise(pcm: Tensor) -> Tensor:
     """pcm: [B, N]. White noise on some rows, as a microphone or a room adds it."""
     low, high = _NOISE_LEVELS
-    level = 10 ** ((low + (high - low) * torch.rand(len(pcm), 1)) / 20)
-    return pcm + torch.randn_like(pcm) * level * (torch.rand(len(pcm), 1) < _NOISE_SHARE)
+    chance = torch.rand(2, len(pcm), 1, device=pcm.device)
+    level = 10 ** ((low + (high - low) * chance[0]) / 20)
+    return pcm + torch.randn_like(pcm) * level * (chance[1] < _NOISE_SHARE)
 
 
 def errors(
@@ -82,6 +85,6 @@ def errors(
     height = (seen_pitch - pitch).square().mean() / pitch.square().mean().clamp(min=0.1)
     loss = envelope + _PROSODY_WEIGHT * (voiced + height)
     sure = (voicing > 0) & (seen_voicing > 0)
-    off = (seen_pitch - pitch).abs()[sure].mean() * features.PITCH_SPREAD if sure.any() else torch.zeros(())
+    off = (seen_pitch - pitch).abs()[sure].mean() * features.PITCH_SPREAD if sure.any() else envelope.new_zeros(())
     figures = {"loss": loss, "envelope": envelope, "voicing": voiced, "pitch": height, "pitch_off": off}
     return loss, {name: float(value.detach()) for name, value in figures.items()}

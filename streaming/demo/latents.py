@@ -15,6 +15,7 @@ from streaming.demo import features
 from streaming.demo.clips import Crops
 from streaming.demo.recipe import CODEBOOK_DIM
 
+_FILE = "latents.pt"
 PROSODY_WEIGHT = 10.0
 """Against log amplitudes: leaves pitch off by 4 %, and costs the envelope nothing that matters."""
 SEMANTIC = features.PROSODY + features.WINDOWS
@@ -40,11 +41,17 @@ class Latents:
         return Latents(mean, directions[:CODEBOOK_DIM].T.contiguous(), float(variance.rsqrt()))
 
     @staticmethod
-    def load(path: Path) -> Latents:
-        return Latents(**torch.load(path))
+    def load(stages: Path) -> Latents:
+        """From the stages' folder."""
+        return Latents(**torch.load(stages / _FILE))
 
-    def save(self, path: Path) -> None:
-        torch.save(vars(self), path)
+    def to(self, device: torch.device) -> Latents:
+        """The same on a device."""
+        return Latents(self.mean.to(device), self.basis.to(device), self.scale)
+
+    def save(self, stages: Path) -> None:
+        """To the stages' folder."""
+        torch.save(vars(self), stages / _FILE)
 
     def __call__(self, pcm: Tensor, prosody: Tensor) -> tuple[Tensor, Tensor]:
         """pcm: [B, N]; prosody: [B, F, 8]. What the semantic codebooks quantise, voicing, pitch and levels, [B, F, 12],

@@ -28,7 +28,8 @@ _WARMUP_STEPS = 200
 class Loop:
     """Weights, their average, their optimisers and their counters.
 
-    modules: what is trained, by name, each with an optimiser of its own. average: the name of the one that is averaged.
+    modules: what is trained, by name, each with an optimiser of its own, all on one device. average: the name of the
+    one that is averaged.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class Loop:
             self._load()
 
     def _load(self) -> None:
-        saved = torch.load(self.path, map_location="cpu")
+        saved = torch.load(self.path, map_location=next(self.average.parameters()).device)
         for name, module in self.modules.items():
             if name in saved["modules"]:  # a stage may have grown a module since
                 module.load_state_dict(saved["modules"][name])

@@ -7,7 +7,6 @@ the waveform, so that its errors are part of what the codes stand for.
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -16,21 +15,22 @@ from tqdm import tqdm
 from streaming.demo import clips, encoder
 from streaming.demo.codec import Codec
 from streaming.demo.latents import SEMANTIC, Latents
-from streaming.demo.recipe import CODEBOOK_DIM, CODEC
+from streaming.demo.recipe import CODEBOOK_DIM, CODEC, Run
 
 _FRAMES = 60_000
 _ROUNDS = 15
 
 
 @torch.no_grad()
-def make(cache: Path, folder: Path, latents: Latents, seed: int, oracle: bool) -> None:
+def make(run: Run, oracle: bool) -> None:
     """Writes `quantizer.pt`: the semantic and the acoustic codebooks.
 
     oracle: of the latents themselves instead of the encoder's.
     """
-    crops = clips.Crops(clips.load(cache, "train"), encoder.FRAMES, seed)
+    latents = Latents.load(run.stages)
+    crops = clips.Crops(clips.load(run.cache, "train"), encoder.FRAMES, run.seed)
     rows: list[tuple[Tensor, Tensor]] = []
-    codec = encoder.loop(folder).average
+    codec = encoder.loop(run.stages).average
     assert isinstance(codec, Codec)
     for _ in tqdm(range(_FRAMES // (encoder.FRAMES * 16)), desc="latents", unit="batch"):
         pcm, prosody = crops.batch(16)
@@ -39,7 +39,7 @@ def make(cache: Path, folder: Path, latents: Latents, seed: int, oracle: bool) -
         else:
             semantic, acoustic = codec.quantizer.projections(codec.latent(pcm))
         rows.append((semantic[..., :SEMANTIC].flatten(0, 1), acoustic.flatten(0, 1)))
-    path = folder / "quantizer.pt"
+    path = run.stages / "quantizer.pt"
     if path.is_file():
         before = torch.load(path)
     else:

@@ -13,8 +13,11 @@ residual blocks' inner channels at whole vectors.
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 HIDDEN = 256
 CODEBOOK_DIM = 48
@@ -81,6 +84,37 @@ DECODER: dict[str, Any] = {
     "num_quantizers": CODEC["num_quantizers"],
     "torch_dtype": "float32",
 }
+
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where a stage runs, on what, for how long. root: the folder of all; batch: crops a step, 0 for the stage's own;
+    minutes: by the clock.
+    """
+
+    root: Path
+    device: torch.device = CPU
+    batch: int = 0
+    minutes: float = 600.0
+    seed: int = 1
+
+    @property
+    def corpus(self) -> Path:
+        """What the voices read, in FLAC."""
+        return self.root / "corpus"
+
+    @property
+    def cache(self) -> Path:
+        """The corpus decoded."""
+        return self.root / "cache"
+
+    @property
+    def stages(self) -> Path:
+        """What the stages make: checkpoints and logs."""
+        return self.root / "stages"
 
 
 def root() -> Path:

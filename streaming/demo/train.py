@@ -30,6 +30,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--stage", required=True, choices=STAGES)
     parser.add_argument("--root", type=Path, default=recipe.root(), help="corpus, caches, checkpoints, logs")
     parser.add_argument("--minutes", type=float, default=600.0, help="of training, by the clock")
+    parser.add_argument("--device", default="cpu", help="of encoder, decoder and language model")
+    parser.add_argument("--batch", type=int, default=0, help="crops a step; 0 is what a CPU likes")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--frames", type=int, default=recipe.CONTEXT_FRAMES, help="language: of a crop")
     parser.add_argument("--source", help="corpus: only this synthesiser's voices")
@@ -39,28 +41,26 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
-    root: Path = options.root
-    cache, folder = root / "cache", root / "stages"
-    folder.mkdir(parents=True, exist_ok=True)
+    run = recipe.Run(options.root, torch.device(options.device), options.batch, options.minutes, options.seed)
+    run.stages.mkdir(parents=True, exist_ok=True)
     if options.stage == "corpus":
-        corpus.make(root / "corpus", options.source)
+        corpus.make(run.corpus, options.source)
     elif options.stage == "cache":
-        clips.build(root / "corpus", cache)
+        clips.build(run.corpus, run.cache)
     elif options.stage == "latents":
-        Latents.fit(clips.Crops(clips.load(cache, "train"), 24, options.seed), 60).save(folder / "latents.pt")
+        Latents.fit(clips.Crops(clips.load(run.cache, "train"), encoder.FRAMES, run.seed), 60).save(run.stages)
     elif options.stage == "encoder":
-        encoder.train(cache, folder, Latents.load(folder / "latents.pt"), options.minutes, options.seed)
+        encoder.train(run)
     elif options.stage == "quantiser":
-        quantiser.make(cache, folder, Latents.load(folder / "latents.pt"), options.seed, options.oracle)
+        quantiser.make(run, options.oracle)
     elif options.stage == "decoder":
-        latents = Latents.load(folder / "latents.pt")
-        decoder.train(cache, folder, latents, options.minutes, options.seed, options.oracle, options.judged)
+        decoder.train(run, options.oracle, options.judged)
     elif options.stage == "codes":
-        codes.make(cache, folder, Latents.load(folder / "latents.pt"), options.seed, options.oracle)
+        codes.make(run, options.oracle)
     elif options.stage == "language":
-        language.train(folder, options.minutes, options.seed, options.frames)
+        language.train(run, options.frames)
     elif options.stage == "export":
-        export.export(folder, root / "export")
+        export.export(run.stages, run.root / "export")
 
 
 if __name__ == "__main__":
