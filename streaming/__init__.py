@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from streaming.engine.engine import Engine
     from streaming.loading import load_codec, load_engine
     from streaming.models.mimi import StreamingMimi
+    from streaming.scoring import score
 
-__all__ = ["Engine", "Session", "StreamingMimi", "load_codec", "load_engine"]
+__all__ = ["Engine", "Session", "StreamingMimi", "load_codec", "load_engine", "score"]
 
 _HOMES = {
     "Engine": "streaming.engine.engine",
@@ -30,6 +31,7 @@ _HOMES = {
     "StreamingMimi": "streaming.models.mimi",
     "load_codec": "streaming.loading",
     "load_engine": "streaming.loading",
+    "score": "streaming.scoring",
 }
 
 

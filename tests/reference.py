@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from streaming import config
-from streaming.demo.untrained import unit_tokenizer
+from streaming.demo.files import unit_tokenizer
 from streaming.models.checkpoint import TensorSource, read_config
 from streaming.models.kernels.plain import Plain
 from streaming.models.llama import LlamaDecoder

@@ -19,7 +19,15 @@ LAYERS = (
     ("streaming.engine",),
     ("streaming.wire",),
     ("streaming.console",),
-    ("streaming.loading", "streaming.demo", "streaming.benchmark", "streaming.options", "streaming"),
+    (
+        "streaming.loading",
+        "streaming.demo",
+        "streaming.benchmark",
+        "streaming.options",
+        "streaming.scoring",
+        "streaming.score",
+        "streaming",
+    ),
     ("server", "client"),
 )
 VALUES = LAYERS[0]
@@ -36,7 +44,7 @@ ALLOWED = {
     "streaming.wire.client": (*VALUES, "streaming.wire.messages", "streaming.wire.line"),
     "streaming.console": (*VALUES, "streaming.wire.messages", "streaming.wire.line", "streaming.wire.client"),
     "streaming.options": (),
-    "streaming.demo": (*VALUES, "streaming.models"),
+    "streaming.demo": (*VALUES, "streaming.models", "streaming.frame_step"),
     "client": (
         "streaming.audio",
         "streaming.errors",

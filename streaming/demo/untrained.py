@@ -5,7 +5,6 @@ It lets every stage run without a download. What it says is noise, and the banne
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
@@ -14,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
-from tokenizers import AddedToken, Tokenizer, models, processors
 
-from streaming.models.token_layout import AUDIO, END_OF_AUDIO, unit_name
+from streaming.demo.files import BOS, EOS, write_checkpoint, write_tokenizer
+from streaming.models.token_layout import END_OF_AUDIO
 
 NOTICE = "the demo model is untrained: every stage is real, but what it says is noise"
 
@@ -128,47 +126,12 @@ def write(folder: Path) -> None:
     (folder / "codec").mkdir()
     generator = torch.Generator().manual_seed(_SEED)
     write_checkpoint(folder / "codec", _CODEC, _codec_tensors(generator))
-    tokenizer = unit_tokenizer(_DECODER["num_quantizers"], _CODEC["codebook_size"])
-    tokenizer.save(str(folder / "decoder" / "tokenizer.json"))
-    (folder / "decoder" / "tokenizer_config.json").write_text(
-        json.dumps(
-            {
-                "tokenizer_class": "PreTrainedTokenizerFast",
-                "bos_token": _BOS,
-                "eos_token": _EOS,
-                "clean_up_tokenization_spaces": False,
-            }
-        )
-    )
-    ids = {"bos_token_id": tokenizer.token_to_id(_BOS), "eos_token_id": tokenizer.token_to_id(_EOS)}
+    tokenizer = write_tokenizer(folder / "decoder", _DECODER["num_quantizers"], _CODEC["codebook_size"])
+    ids = {"bos_token_id": tokenizer.token_to_id(BOS), "eos_token_id": tokenizer.token_to_id(EOS)}
     config = _DECODER | ids | {"vocab_size": tokenizer.get_vocab_size()}
     end = tokenizer.get_vocab()[END_OF_AUDIO]
     write_checkpoint(folder / "decoder", config, _decoder_tensors(config, end, generator))
     (folder / "complete").touch()
-
-
-def write_checkpoint(folder: Path, config: dict[str, object], tensors: dict[str, torch.Tensor]) -> None:
-    """config.json and model.safetensors, as a hub repository has them."""
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    save_file(
-        {name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors", {"format": "pt"}
-    )
-
-
-_BOS, _EOS = "<|begin_of_text|>", "<|end_of_text|>"
-
-
-def unit_tokenizer(num_codebooks: int, codebook_size: int) -> Tokenizer:
-    """A tokenizer with the tokens of the released models': bytes, `<bos>` put in front, the unit tokens added in code
-    order.
-    """
-    vocabulary = {_BOS: 0, _EOS: 1} | {chr(c): i + 2 for i, c in enumerate(range(33, 127))}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    units = [unit_name(code, book) for code in range(codebook_size) for book in range(num_codebooks)]
-    tokenizer.add_special_tokens([AddedToken(_BOS, special=True), AddedToken(_EOS, special=True)])
-    tokenizer.add_tokens([AddedToken(name, normalized=False) for name in (AUDIO, END_OF_AUDIO, *units)])
-    tokenizer.post_processor = processors.TemplateProcessing(single=f"{_BOS} $A", special_tokens=[(_BOS, 0)])
-    return tokenizer
 
 
 def _codec_tensors(generator: torch.Generator) -> dict[str, torch.Tensor]:

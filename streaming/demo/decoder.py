@@ -1,0 +1,93 @@
+"""Stage 6, the decoder: learns to speak from codes.
+
+It hears nothing but codes, so it can begin before the encoder is done, on codes of the latents themselves (`oracle`),
+and go on with the encoder's once they are there. First with spectral distances alone, then against judges too.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from streaming.demo import clips, encoder
+from streaming.demo.adversary import Judges, fooling, judging
+from streaming.demo.codec import Codec
+from streaming.demo.latents import Latents
+from streaming.demo.loop import Loop
+from streaming.demo.losses import spectral
+from streaming.demo.recipe import CODEC, CPU, Run
+
+FRAMES, _BATCH = 16, 4
+RATE = 7e-4
+DECAY = 0.999
+_JUDGED_SAMPLES = 9600
+_SKIPPED = 1920  # a clip cut out of its middle begins abruptly, and no code says so
+_FOOLING_WEIGHT, _LIKENESS_WEIGHT = 0.05, 0.5
+
+
+def loop(folder: Path, judged: bool = False, device: torch.device = CPU) -> Loop:
+    """The stage's state, from its checkpoint if there is one. judged: with an adversary."""
+    modules: dict[str, nn.Module] = {"codec": decoder_of(Codec(CODEC)).to(device)}
+    if judged:
+        modules["judges"] = Judges().to(device)
+    return Loop(folder / "decoder.pt", modules, RATE, "codec", DECAY)
+
+
+def decoder_of(codec: Codec) -> Codec:
+    """The codec with only its decoder to be trained."""
+    codec.requires_grad_(False)
+    for part in codec.decoder_parts():
+        part.requires_grad_(True)
+    return codec
+
+
+def train(run: Run, oracle: bool, judged: bool) -> None:
+    """Trains, from the checkpoint on. oracle: on codes of the latents themselves; judged: with an adversary."""
+    state = loop(run.stages, judged, run.device)
+    crops = clips.Crops(clips.load(run.cache, "train"), FRAMES, run.seed + state.steps, run.device)
+    held_out = clips.Crops(clips.load(run.cache, "test"), FRAMES, 0, run.device).batch(24)
+    latents = Latents.load(run.stages).to(run.device)
+    batch = run.batch or _BATCH
+    codec = state.modules["codec"]
+    assert isinstance(codec, Codec)
+    hearing = encoder.loop(run.stages, run.device).average
+    assert isinstance(hearing, Codec)
+    for one in (codec, state.average, hearing):
+        assert isinstance(one, Codec)
+        one.quantizer.set_books(torch.load(run.stages / "quantizer.pt", map_location=run.device))
+
+    @torch.no_grad()
+    def codes_of(pcm: Tensor, prosody: Tensor) -> Tensor:
+        if not oracle:
+            return hearing.quantizer.encode(hearing.latent(pcm))
+        semantic, acoustic = latents(pcm, prosody)
+        semantic = torch.nn.functional.pad(semantic, (0, CODEC["codebook_dim"] - semantic.shape[-1]))
+        return codec.quantizer.codes((semantic, acoustic))
+
+    def step() -> tuple[dict[str, float], float]:
+        pcm, prosody = crops.batch(batch)
+        made = codec.synthesise(codes_of(pcm, prosody))
+        loss = spectral(made, pcm)
+        figures = {"loss": loss.item()}
+        if judged:
+            judges = state.modules["judges"]
+            at = int(crops.draw.integers(_SKIPPED, pcm.shape[1] - _JUDGED_SAMPLES))
+            real, fake = (x[:, at : at + _JUDGED_SAMPLES] for x in (pcm, made))
+            verdict = judging(judges(real), judges(fake.detach()))
+            state.update("judges", verdict)
+            judges.requires_grad_(False)
+            disbelief, distance = fooling(judges(real), judges(fake))
+            judges.requires_grad_(True)
+            loss = loss + _FOOLING_WEIGHT * disbelief + _LIKENESS_WEIGHT * distance
+            figures |= {"judging": verdict.item(), "disbelief": disbelief.item(), "likeness": distance.item()}
+        figures["norm"] = state.update("codec", loss, clip=2.0)
+        return figures, batch * FRAMES * 0.08
+
+    def check(average: nn.Module) -> dict[str, float]:
+        assert isinstance(average, Codec)
+        pcm, prosody = held_out
+        return {"loss": spectral(average.synthesise(codes_of(pcm, prosody)), pcm).item()}
+
+    state.run(step, check, run.minutes)

@@ -1,0 +1,234 @@
+"""How likely a model finds recorded speech: negative log-likelihood a token, what spoken-language benchmarks compare.
+
+The tokens are those of the published evaluation (`eval/` of github.com/llm-jp/llama-mimi): `<bos><audio>`, the codes
+of at most 20 s, `</audio>`; the softmax is over the whole vocabulary. Left out is the likelihood of `<audio>` itself,
+which is the same for every clip. SALMon (arXiv 2409.07437) compares the mean over all tokens (`nats`); the published
+sWUGGY, sBLIMP and StoryCloze figures compare that of codebook 0 and the end (`semantic`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from streaming.audio import FRAME, SAMPLE_RATE, read_audio
+from streaming.benchmark.likelihood import advance, encode_streams
+from streaming.errors import StreamingError
+from streaming.loading import DEMO, folders, load_models
+from streaming.models.checkpoint import TensorSource
+from streaming.models.llama import LlamaDecoder
+from streaming.models.token_layout import TokenLayout
+
+MAX_SECONDS = 20.0
+"""Of a clip; the rest is not looked at. As published."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """by_codebook: mean negative log-likelihood of each codebook's tokens; ending: that of `</audio>`. In nats."""
+
+    path: str
+    frames: int
+    by_codebook: tuple[float, ...]
+    ending: float
+
+    @property
+    def nats(self) -> float:
+        """Mean over all tokens."""
+        tokens = self.frames * len(self.by_codebook)
+        return (sum(self.by_codebook) * self.frames + self.ending) / (tokens + 1)
+
+    @property
+    def semantic(self) -> float:
+        """Mean over the tokens of codebook 0 and the end."""
+        return (self.by_codebook[0] * self.frames + self.ending) / (self.frames + 1)
+
+
+def score(
+    paths: Iterable[str | Path],
+    model: str | Path = DEMO,
+    codec: str | Path | None = None,
+    *,
+    device: str | torch.device = "auto",
+    dtype: str = "auto",
+    batch_size: int = 8,
+    max_seconds: float = MAX_SECONDS,
+) -> list[Score]:
+    """Scores of recordings, in the order of `paths`, `batch_size` at a time.
+
+    model, codec, device, dtype: as for `load_engine`. A last partial frame is padded with zeros.
+    Raises as `load_models` does, and `AudioError` for what cannot be read or holds nothing.
+    """
+    models = load_models(model, codec, device, dtype)
+    head = _Head.load(folders(model, codec)[0], models.decoder)
+    names = [str(path) for path in paths]
+    scores = []
+    for first in range(0, len(names), batch_size):
+        batch = names[first : first + batch_size]
+        waves = [_frames(name, max_seconds) for name in batch]
+        lengths = torch.tensor([len(wave) for wave in waves])
+        pcm = np.zeros((len(waves), int(lengths.max()), FRAME), np.float32)
+        for row, wave in zip(pcm, waves, strict=True):
+            row[: len(wave)] = wave
+        losses, endings = _losses(models.decoder, head, encode_streams(models.codec, pcm), lengths)
+        for name, clip, length, ending in zip(batch, losses, lengths.tolist(), endings.tolist(), strict=True):
+            scores.append(Score(name, length, tuple(clip[:length].mean(0).tolist()), ending))
+    return scores
+
+
+def _frames(path: str, max_seconds: float) -> NDArray[np.float32]:
+    """A recording's beginning in whole frames, [F, 1920]. Raises `AudioError`."""
+    wave = read_audio(path)[: max(FRAME, int(max_seconds * SAMPLE_RATE))]
+    return np.pad(wave, (0, -len(wave) % FRAME)).reshape(-1, FRAME)
+
+
+@dataclass(frozen=True)
+class _Head:
+    """The whole output layer; the engine keeps only what it may emit. rows: [V, hidden]; units: [Q, K] ids."""
+
+    rows: Tensor
+    units: Tensor
+    end: int
+
+    @staticmethod
+    def load(folder: Path, decoder: LlamaDecoder) -> _Head:
+        """Reads it from the decoder's checkpoint."""
+        config = decoder.config
+        source = TensorSource(folder, decoder.device, decoder.dtype)
+        name = "lm_head.weight" if "lm_head.weight" in source else "model.embed_tokens.weight"
+        layout = TokenLayout.load(folder, decoder.num_codebooks, decoder.codebook_size, config.vocab_size)
+        return _Head(
+            source.load(name, (config.vocab_size, config.hidden_size)), layout.units.to(decoder.device), layout.end
+        )
+
+    def losses(self, hidden: Tensor, ids: Tensor) -> Tensor:
+        """hidden: [N, hidden]; ids: [N]. Returns the negative log-likelihoods, [N]."""
+        return F.cross_entropy(F.linear(hidden, self.rows).float(), ids, reduction="none")
+
+
+@torch.inference_mode()
+def _losses(decoder: LlamaDecoder, head: _Head, codes: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """codes: [B, F, Q]; lengths: [B], frames that count. Returns losses [B, F, Q], and of each clip's end [B]."""
+    batch, frames, books = codes.shape
+    state = decoder.init_state(batch, frames + 1)
+    losses = torch.zeros(batch, frames, books)
+    endings = torch.zeros(batch)
+    ends = torch.full((batch,), head.end, device=codes.device)
+    book = torch.arange(books, device=codes.device)
+    for frame in range(frames + 1):
+        view = decoder.begin_frame(state, batch, frames + 1, decoder.columns_for(state, frame))
+        fed = codes[:, min(frame, frames - 1)]  # past the last frame only what its first column says is looked at
+        hidden = advance(decoder, state, view, fed)
+        ending = head.losses(hidden[:, 0], ends).cpu()
+        endings = torch.where(lengths == frame, ending, endings)
+        if frame < frames:
+            ids = head.units[book, fed]  # [B, Q]
+            losses[:, frame] = head.losses(hidden.flatten(0, 1), ids.flatten()).view(batch, books).cpu()
+    return losses, endings
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """What a benchmark makes of pairs. accuracy: share whose positive is likelier, a tie counting half (SALMon);
+    semantic_accuracy: the same by `Score.semantic`.
+    """
+
+    pairs: int
+    accuracy: float
+    semantic_accuracy: float
+
+
+def compare(positives: Sequence[Score], negatives: Sequence[Score]) -> Pairs:
+    """Scores of the two sides, pair by pair."""
+
+    def share(differences: list[float]) -> float:
+        return sum(1.0 if difference > 0 else 0.5 if difference == 0 else 0.0 for difference in differences) / len(
+            differences
+        )
+
+    both = list(zip(positives, negatives, strict=True))
+    return Pairs(
+        len(both),
+        share([negative.nats - positive.nats for positive, negative in both]),
+        share([negative.semantic - positive.semantic for positive, negative in both]),
+    )
+
+
+def read_pairs(path: Path) -> list[tuple[str, Path, Path]]:
+    """Rows of a CSV with columns `positive`, `negative` and, if there are several, `task`: (task, positive, negative).
+
+    Paths are relative to the CSV. Raises `StreamingError` for another file.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+            return [
+                (row.get("task") or path.stem, path.parent / row["positive"], path.parent / row["negative"])
+                for row in rows
+            ]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise StreamingError(f"cannot read {path}: {error}") from error
+    except (KeyError, TypeError) as error:
+        raise StreamingError(f"{path} is not a list of pairs: it needs the columns positive and negative") from error
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line of `python -m streaming.score`."""
+    parser = argparse.ArgumentParser(prog="python -m streaming.score", description=__doc__.splitlines()[0])
+    parser.add_argument("recordings", nargs="*", type=Path, metavar="WAV")
+    parser.add_argument("--pairs", type=Path, metavar="CSV", help="columns positive, negative and, if need be, task")
+    parser.add_argument("--model", default=DEMO, metavar="demo|HUB_ID|DIR")
+    parser.add_argument("--codec", metavar="HUB_ID|DIR")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
+    parser.add_argument("--batch", type=int, default=8, metavar="N", help="clips at a time")
+    parser.add_argument("--max-seconds", type=float, default=MAX_SECONDS, metavar="S", help="of a clip")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    options = parser.parse_args(arguments)
+    if bool(options.recordings) == bool(options.pairs):
+        parser.error("give recordings, or --pairs CSV")
+    try:
+        pairs = read_pairs(options.pairs) if options.pairs else []
+        if options.pairs and not pairs:
+            raise StreamingError(f"{options.pairs} holds no pairs")
+        paths = [path for _, positive, negative in pairs for path in (positive, negative)] or options.recordings
+        scores = score(
+            paths,
+            options.model,
+            options.codec,
+            device=options.device,
+            dtype=options.dtype,
+            batch_size=options.batch,
+            max_seconds=options.max_seconds,
+        )
+    except StreamingError as error:
+        print(f"score: {error}", file=sys.stderr)
+        return 1
+    tasks: dict[str, Pairs] = {}
+    for task in dict.fromkeys(task for task, _, _ in pairs):
+        rows = [number for number, pair in enumerate(pairs) if pair[0] == task]
+        tasks[task] = compare([scores[2 * row] for row in rows], [scores[2 * row + 1] for row in rows])
+        result = tasks[task]
+        print(
+            f"{task}: {result.accuracy:.3f}, by codebook 0 alone {result.semantic_accuracy:.3f}, {result.pairs} pairs"
+        )
+    if not pairs:
+        for entry in scores:
+            books = " ".join(f"{loss:.3f}" for loss in entry.by_codebook)
+            print(f"{entry.path}: {entry.nats:.4f} nats/token; by codebook {books}; end {entry.ending:.2f}")
+    if options.json is not None:
+        clips = [asdict(entry) | {"nats": entry.nats, "semantic": entry.semantic} for entry in scores]
+        report = {"clips": clips, "tasks": {task: asdict(result) for task, result in tasks.items()}}
+        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return 0

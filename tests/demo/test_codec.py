@@ -1,0 +1,66 @@
+"""The training graph against the streaming modules: what is trained is what is heard."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from streaming.audio import FRAME
+from streaming.demo.codec import Codec, Config
+from streaming.demo.files import write_checkpoint
+from streaming.demo.recipe import CODEC
+from tests.reference import load_codec, relative_error, speech
+
+_FRAMES = 24  # more than the transformers' window
+_SMALL: Config = CODEC | {
+    "num_filters": 4,
+    "hidden_size": 32,
+    "upsample_groups": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "intermediate_size": 48,
+    "layer_scale_initial_scale": 0.5,
+    "codebook_size": 64,
+    "codebook_dim": 16,
+    "vector_quantization_hidden_dimension": 16,
+}
+
+
+def _codec(config: Config) -> Codec:
+    codec = Codec(config).requires_grad_(False)
+    for part in codec.quantizer.parts():
+        part.set_books([torch.randn(config["codebook_size"], config["codebook_dim"]) for _ in part.layers])
+    codec.upsample.conv.weight.normal_()  # type: ignore[union-attr, operator]
+    return codec
+
+
+@pytest.mark.parametrize("config", [_SMALL, _SMALL | {"compress": 2, "upsampling_ratios": [8, 6, 5, 4]}])
+def test_streaming_gives_what_the_training_graph_gives(config: Config, tmp_path: Path) -> None:
+    """Beyond the window too: without a windowed mask, training would see what streaming has forgotten."""
+    codec = _codec(config)
+    write_checkpoint(tmp_path, config, codec.state_dict())
+    streaming = load_codec(tmp_path, config["num_quantizers"])
+    pcm = torch.from_numpy(speech(_FRAMES)).view(1, -1)
+    latent = codec.latent(pcm)
+    state, active = streaming.init_state(1), torch.ones(1, dtype=torch.bool)
+    frames = pcm.view(_FRAMES, 1, FRAME)
+    streamed = torch.stack([streaming.follow(frame, state, active) for frame in frames], dim=2)
+    assert relative_error(streamed, latent) < 1e-5
+
+    codes = codec.quantizer.encode(latent)
+    assert torch.equal(codes[0], torch.cat([streaming.quantizer.encode(x) for x in streamed.unbind(2)]))
+    made = torch.cat([streaming.decode(frame[None], state, active) for frame in codes[0]], dim=1)
+    assert relative_error(made, codec.synthesise(codes)) < 1e-5
+
+
+def test_every_tensor_of_the_training_graph_is_one_of_mimis(codec_checkpoint: object, tmp_path: Path) -> None:
+    """`transformers` reads the same file, so the names are those of the released checkpoints."""
+    from transformers import MimiModel
+
+    write_checkpoint(tmp_path, _SMALL, _codec(_SMALL).state_dict())
+    _, report = MimiModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]

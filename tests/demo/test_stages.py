@@ -1,0 +1,67 @@
+"""The whole recipe in small: every stage from the command line, one after the other, and again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from numpy.typing import NDArray
+
+from streaming.audio import FRAME
+from streaming.demo import evaluate, features, quantiser
+from streaming.demo.train import main
+from tests.reference import speech
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A corpus of two voices of noise, and no need for the libraries that made the real one."""
+    for number, voice in enumerate(("one", "two")):
+        for split, blocks in (("train", (1, 2)), ("test", (49,))):
+            folder = tmp_path / "corpus" / voice / split
+            folder.mkdir(parents=True)
+            for block in blocks:
+                soundfile.write(folder / f"{block:05d}.flac", speech(40, seed=10 * number + block), 24_000)
+
+    def prosody(pcm: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.resize(np.float32([1, 1, -1, -1, 0.5, 0.2, 0, 0]), (len(pcm) // FRAME, features.PROSODY))
+
+    monkeypatch.setattr(features, "prosody", prosody)
+    monkeypatch.setattr(quantiser, "_FRAMES", 1200)
+    monkeypatch.setattr(quantiser, "_ROUNDS", 1)
+    return tmp_path
+
+
+def test_all_stages_run_resume_and_end_in_a_checkpoint_that_speaks(root: Path) -> None:
+    """Pins a stage that cannot read what the one before it wrote, and one that begins anew instead of going on."""
+
+    def run(stage: str, *flags: str) -> None:
+        threads = str(torch.get_num_threads())
+        main(
+            ["--stage", stage, "--root", str(root), "--minutes", "0.001", "--threads", threads, "--batch", "1", *flags]
+        )
+
+    def steps(stage: str) -> int:
+        return int(json.loads((root / "stages" / f"{stage}.jsonl").read_text().splitlines()[-1])["steps"])
+
+    run("cache")
+    run("latents")
+    run("quantiser", "--oracle")
+    run("codes", "--oracle")
+    run("decoder", "--oracle")
+    for stage, *flags in (("encoder",), ("decoder", "--judged"), ("language", "--frames", "16")):
+        run(stage, *flags)
+        before = steps(stage)
+        run(stage, *flags)
+        assert steps(stage) > before > 0
+    run("quantiser")
+    run("codes")
+    run("export")
+    codec = evaluate.load_codec(root / "export" / "codec")
+    decoder = evaluate.load_decoder(root / "export" / "decoder", codec)
+    heard, _ = evaluate.speak(codec, decoder, [speech(2)], frames=2, seed=1)
+    assert heard.shape == (1, 4 * FRAME) and np.isfinite(heard).all()
