@@ -215,11 +215,11 @@ let figures = null;
 async function poll() {
   if (document.hidden) return;
   figures = await health();
-  if (figures?.ready && conversation.problem?.code === "gone") {
+  if (figures?.status === "ready" && conversation.problem?.code === "gone") {
     conversation.dismiss();
     told("The server is back.");
   }
-  if (figures?.capacity.free && conversation.problem?.code === "full") {
+  if (figures?.free && conversation.problem?.code === "full") {
     conversation.dismiss();
     told("A place is free now: press to begin.");
   }
@@ -317,11 +317,11 @@ function showFigures({ firstSoundMs, bufferMs, targetMs, underruns, stepMs, seed
   write($("underruns"), bufferMs === null ? "–" : String(underruns));
   write($("step"), step === null ? "–" : `${step.toFixed(1)} ms`);
   write($("seed-used"), seed === null ? "–" : String(seed));
-  write($("slots"), figures === null ? "–" : String(figures.capacity.free), figures === null ? "" : `of ${figures.capacity.slots}`);
+  write($("slots"), figures === null ? "–" : String(figures.free), figures === null ? "" : `of ${figures.slots}`);
 }
 
 function showServer() {
-  const state = figures === null ? "gone" : !figures.ready ? "gone" : figures.capacity.free ? "ready" : "full";
+  const state = figures?.status !== "ready" ? "gone" : figures.free ? "ready" : "full";
   const says = { gone: figures === null ? "no answer" : figures.status, ready: "ready", full: "full" }[state];
   $("server").dataset.state = state;
   write($("server-text"), figures === null ? "the server does not answer" : `${figures.model || "server"}: ${says}`);

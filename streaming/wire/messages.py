@@ -43,7 +43,7 @@ class UnknownTypeError(ProtocolError):
 
     def __init__(self, kind: str, known: frozenset[str]) -> None:
         super().__init__(f"unknown message type {kind[:64]!r}; known: {', '.join(sorted(known))}")
-        self.kind = kind
+        self.kind = kind[:64]
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False, tag_field="type"):

@@ -82,7 +82,7 @@ class NativeDialect:
                 self._exchange.acknowledge(received.received)
                 return []
         except ProtocolError as error:
-            return [error]
+            return [error.with_traceback(None)]  # which would keep the message alive
         if isinstance(received, AudioMessage) or received.counted:
             answer = self._exchange.receive()
             if answer is not None:

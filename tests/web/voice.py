@@ -40,7 +40,7 @@ class VoiceStep(StubStep):
             if listening[slot]:
                 self.heard[slot].append(pcm[slot].copy())
             if not result.ended[slot]:
-                result.pcm[slot] = sound_of(int(result.pcm[slot, 0]))
+                result.pcm[slot] = sound_of(int((result.pcm[slot, 0] + 1) * 2**15))
             if speaking[slot] and not result.ended[slot]:
                 self.said[slot].append(result.pcm[slot].copy())
         return result
