@@ -18,7 +18,7 @@ from streaming.models.attention import FrameView
 from streaming.models.llama import DecoderState, LlamaDecoder
 from streaming.models.mimi import StreamingMimi
 
-_PROMPT = Path(__file__).resolve().parents[2] / "examples" / "prompt.wav"
+PROMPT = Path(__file__).resolve().parents[2] / "examples" / "prompt.wav"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--codec", metavar="HUB_ID|DIR")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
-    parser.add_argument("--input", type=Path, default=_PROMPT, metavar="WAV", help="speech; repeated if too short")
+    parser.add_argument("--input", type=Path, default=PROMPT, metavar="WAV", help="speech; repeated if too short")
     parser.add_argument("--samples", type=int, default=64, metavar="N", help="how many places to measure at")
 
 

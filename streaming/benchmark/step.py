@@ -18,7 +18,7 @@ import torch
 
 from streaming.audio import FRAME
 from streaming.benchmark import machine
-from streaming.benchmark.likelihood import compare, encode, feed, speech_frames
+from streaming.benchmark.likelihood import PROMPT, compare, encode, feed, speech_frames
 from streaming.benchmark.report import Report
 from streaming.benchmark.work import Work, work_of
 from streaming.config import Sampling
@@ -29,7 +29,6 @@ from streaming.models.mimi import StreamingMimi
 from streaming.models.random_weights import DECODERS, random_codec, random_decoder
 from streaming.models.sampler import sample
 
-PROMPT = Path(__file__).resolve().parents[2] / "examples" / "prompt.wav"
 _QUALITY_FRAMES = 200
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

@@ -201,7 +201,7 @@ class Line:
         if self._exchange is not None:
             if isinstance(message, Ack):
                 self._exchange.acknowledge(message.received)
-            elif message is None or isinstance(message, AudioMessage) or message.counted:
+            elif message is None or message.counted:
                 self._answer(self._exchange.receive())
         return None if isinstance(message, Ack) else message
 

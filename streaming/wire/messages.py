@@ -378,6 +378,8 @@ class AudioMessage:
     pcm: int16 [n], 24 kHz mono.
     """
 
+    counted: ClassVar[bool] = True
+
     turn: int
     position_samples: int
     pcm: NDArray[np.int16]

@@ -19,7 +19,7 @@ from streaming.errors import ProtocolError, StreamingError
 from streaming.wire import messages
 from streaming.wire.access import Visitor
 from streaming.wire.admission import Admission
-from streaming.wire.conversation import Conversation, Received, refusal, refused
+from streaming.wire.conversation import Conversation, Received, refusal
 from streaming.wire.exchange import WINDOW, Exchange
 from streaming.wire.link import MESSAGES_PER_S, Link
 from streaming.wire.messages import (
@@ -83,7 +83,7 @@ class NativeDialect:
                 return []
         except ProtocolError as error:
             return [error.with_traceback(None)]  # which would keep the message alive
-        if isinstance(received, AudioMessage) or received.counted:
+        if received.counted:
             answer = self._exchange.receive()
             if answer is not None:
                 self._outbox.put(answer)
@@ -103,7 +103,7 @@ class NativeDialect:
             said = [messages.encode(structs.replace(reply, codec=self._codec))]
         else:
             said = [messages.encode(reply)]
-        if self._exchange is not None and (isinstance(reply, AudioMessage) or reply.counted):
+        if self._exchange is not None and reply.counted:
             for data in said:
                 self._exchange.send(data)
         return said
@@ -232,8 +232,7 @@ class NativeService:
             if too_many is None:
                 await self._start(socket, visitor, first)
                 return
-        end = refused(too_many.code, too_many.message, too_many.retry_after_s or 0)
-        await self._sessions.dismiss(socket, end, _say)
+        await self._sessions.turn_away(socket, too_many, _say)
 
     async def _start(self, socket: ServerConnection, visitor: Visitor, start: SessionStart) -> None:
         token = f"{self._mark}.{secrets.token_urlsafe(24)}"

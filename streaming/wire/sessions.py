@@ -9,8 +9,8 @@ from contextlib import contextmanager
 
 from websockets.asyncio.server import ServerConnection
 
-from streaming.wire.access import Gatekeeper, Visitor
-from streaming.wire.conversation import Conversation
+from streaming.wire.access import Gatekeeper, Refusal, Visitor
+from streaming.wire.conversation import Conversation, refused
 from streaming.wire.link import Dialect, Link, dismiss
 from streaming.wire.messages import Message
 from streaming.wire.observer import Observer
@@ -72,6 +72,12 @@ class Sessions:
         """Says why there is no session, and closes the socket."""
         self.observer.dismissed(end)
         await dismiss(socket, end, say)
+
+    async def turn_away(
+        self, socket: ServerConnection, why: Refusal, say: Callable[[Message], Sequence[str | bytes]]
+    ) -> None:
+        """Says that there is no room for one more of this visitor's sessions, and closes the socket."""
+        await self.dismiss(socket, refused(why.code, why.message, why.retry_after_s or 0), say)
 
     @contextmanager
     def opening(self, socket: ServerConnection) -> Iterator[None]:

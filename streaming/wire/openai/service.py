@@ -15,7 +15,7 @@ from streaming.engine.engine import Engine
 from streaming.wire import messages
 from streaming.wire.access import Visitor
 from streaming.wire.admission import Admission
-from streaming.wire.conversation import Conversation, refused
+from streaming.wire.conversation import Conversation
 from streaming.wire.link import Dialect
 from streaming.wire.openai import live, realtime
 from streaming.wire.openai.realtime_events import MAX_EVENT_BYTES
@@ -55,8 +55,7 @@ class OpenAIService:
             if too_many is None:
                 await self._sessions.run(Session(conversation, dialect, visitor, socket))
                 return
-        end = refused(too_many.code, too_many.message, too_many.retry_after_s or 0)
-        await self._sessions.dismiss(socket, end, dialect.encode)
+        await self._sessions.turn_away(socket, too_many, dialect.encode)
 
 
 class RealtimeService(OpenAIService):
