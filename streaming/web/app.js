@@ -246,6 +246,7 @@ function told(text) {
 }
 
 const HOLD = "Hold and talk";
+const AWAY = ["The connection broke", "It is being restored. What you say is kept until then."];
 const gestured = () => navigator.userActivation?.hasBeenActive ?? true;
 
 /** [on the button, the state, a hint] for what is going on. */
@@ -284,7 +285,8 @@ function show() {
   document.body.dataset.phase = phase;
   document.body.classList.toggle("sound", conversation.hasSound);
   if (phase !== "talking" && phase !== "connecting") latched = false;
-  const [label, state, hint] = words();
+  const [label, ...about] = words();
+  const [state, hint] = conversation.away ? AWAY : about;
   write($("label"), label);
   write($("state"), state);
   write($("hint"), hint);

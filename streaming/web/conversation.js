@@ -13,7 +13,8 @@
  */
 
 import { AudioError } from "./audio.js";
-import { FRAME, SAMPLE_RATE, Session } from "./protocol.js";
+import { FRAME, SAMPLE_RATE } from "./protocol.js";
+import { Session } from "./session.js";
 import { drawSeed } from "./settings.js";
 import { MACHINE, Tape, YOU } from "./tape.js";
 
@@ -28,6 +29,8 @@ class Spoken {
   total = null;
   /** How many of them the server knows to be heard. */
   reported = 0;
+  /** How often the buffer had run dry before. */
+  underrunsBefore = null;
   #parts = [];
 
   /** speechEnd: when the speech before it ended; null where nobody spoke. prompt: that speech, null where not known. */
@@ -52,6 +55,8 @@ export class Conversation {
   place = 0;
   /** Whether the browser is asking the person for the microphone. */
   asking = false;
+  /** Whether the connection is broken and being restored. */
+  away = false;
   /** How loud whoever speaks is, from 0 to 1. */
   level = 0;
   /** What was measured last; null where nothing was yet. */
@@ -238,7 +243,7 @@ export class Conversation {
       sampling: this.#sampling(),
       ...(vad && { vad: { silence_ms: silenceMs } }),
     };
-    const session = new Session(this.#openSocket(), start, (event) => session === this.#session && this.#onEvent(event));
+    const session = new Session(this.#openSocket, start, (event) => session === this.#session && this.#onEvent(event));
     this.#session = session;
   }
 
@@ -261,7 +266,7 @@ export class Conversation {
 
   /** Nothing is taken and nothing is played any more. */
   async #silence() {
-    this.#speakWhenStarted = this.#vad = this.asking = false;
+    this.#speakWhenStarted = this.#vad = this.asking = this.away = false;
     this.#spoken = this.#expected = this.#clock = null;
     await this.#stopCapture();
     await this.#audio.stopPlayback();
@@ -406,6 +411,15 @@ export class Conversation {
       case "error":
         this.#onError(event);
         break;
+      case "lost":
+        this.away = true;
+        this.#changed();
+        break;
+      case "restored":
+        this.away = false;
+        this.#told(`The connection broke and was restored after ${(event.afterMs / 1000).toFixed(1)} s: nothing is lost.`);
+        this.#changed();
+        break;
       case "disconnected":
         this.#onDisconnected(event);
         break;
@@ -466,12 +480,13 @@ export class Conversation {
     const spoken = this.#spoken;
     this.tape?.write(MACHINE, frame, pcm);
     if (turn !== spoken?.turn) return;
+    spoken.underrunsBefore ??= underruns;
     if (underruns > this.figures.underruns) this.#told(`The sound ran dry; the buffer is ${targetMs} ms from here on.`);
     this.figures = { ...this.figures, bufferMs: (1000 * buffered) / SAMPLE_RATE, targetMs, underruns };
     this.level = level(pcm);
     if (heard > spoken.reported) {
       spoken.reported = heard;
-      this.#session.played(turn, heard);
+      this.#session.played(turn, heard, underruns - spoken.underrunsBefore);
     }
     if (drained) this.#finish();
     else this.#changed();

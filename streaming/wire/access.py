@@ -204,7 +204,7 @@ class Limits:
     sessions_per_token: int = 32
     sessions_per_address: int = 8
     connections_per_s: float = 5.0
-    connection_burst: int = 60
+    connection_burst: int = 200
     addresses: int = 10_000
     handshakes: int = 1_000
     handshakes_per_address: int = 64

@@ -11,8 +11,8 @@ export class FakeSocket extends EventTarget {
     if (this.closed === null) this.sent.push(data);
   }
 
-  close(code) {
-    this.closed = code;
+  close(code = 1005) {
+    this.closed ??= code;
   }
 
   open() {

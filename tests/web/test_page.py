@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import os
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from streaming.wire.tokens import Tokens
 from tests.web.browser import Page, browser, chromium
 from tests.web.voice import VoiceStep
 from tests.wire.certificate import self_signed
+from tests.wire.cut_proxy import CutProxy, cut_proxy
 from tests.wire.live_server import LiveServer, serving
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "prompt.wav"
@@ -89,6 +92,23 @@ def _served(slots: int = 4, keeper: Gatekeeper | None = None, **options: Any) ->
     step = VoiceStep(slots, delay_s=lambda: 0.005)
     with Engine(step, "stub") as engine, serving(engine, keeper, **options) as live:
         yield Served(live, engine, step)
+
+
+@contextmanager
+def _through_a_proxy(live: LiveServer) -> Iterator[tuple[LiveServer, Callable[[Callable[[CutProxy], None]], None]]]:
+    """The server by way of a network, and what does something to that."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    relay = cut_proxy(live.url)
+    proxy = asyncio.run_coroutine_threadsafe(relay.__aenter__(), loop).result()
+    try:
+        yield replace(live, url=proxy.url), lambda act: loop.call_soon_threadsafe(act, proxy) and None
+    finally:
+        asyncio.run_coroutine_threadsafe(relay.__aexit__(None, None, None), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
 
 
 @pytest.fixture
@@ -435,6 +455,69 @@ def test_a_server_that_goes_away(page: Page) -> None:
         page.wait_for("document.querySelector('#problem-title').innerText === 'The server does not answer'")
     page.wait_for("document.querySelector('#server').dataset.state === 'gone'")
     _keep(page, "gone")
+
+
+def _set_open(proxy: CutProxy, value: bool) -> None:
+    proxy.open = value
+
+
+def _set_frozen(proxy: CutProxy, value: bool) -> None:
+    proxy.frozen = value
+
+
+def test_a_connection_that_breaks_is_restored(page: Page, server: Served, speech: NDArray[np.int16]) -> None:
+    """While one talks and while the machine does: no sample is lost or doubled on either side, and it is told."""
+    with _through_a_proxy(server.live) as (live, network):
+        _open(page, live, echoCancellation=False)
+        with page.holding_space():
+            page.wait_for_phase("talking")
+            time.sleep(0.5)
+            network(lambda proxy: _set_open(proxy, value=False))
+            network(CutProxy.cut)
+            page.wait_for("document.querySelector('#state').innerText === 'The connection broke'")
+            time.sleep(1.0)
+            _keep(page, "away")
+            network(lambda proxy: _set_open(proxy, value=True))
+            page.wait_for("document.querySelector('#note').innerText.includes('restored')")
+            time.sleep(0.5)
+        page.wait_for_phase("speaking")
+        network(CutProxy.cut)
+        page.wait_for_phase("ready")
+        (slot,) = server.step.heard
+        spoken = np.trim_zeros(to_int16(np.concatenate(server.step.heard[slot])))
+        recording = _download(page)
+        assert len(spoken) > 2.0 * SAMPLE_RATE, "what was said meanwhile belongs to it"
+        assert _gaps(spoken, recording[:, 0]) == 0
+        assert _gaps(server.step.sent(slot), recording[:, 1]) <= int(page.text("#underruns"))
+        assert len(server.step.heard) == 1, "it is one session"
+
+
+def test_a_network_that_falls_silent_is_noticed(page: Page, server: Served) -> None:
+    """Nobody tells a browser: the page asks, and comes back by another connection while the old one still hangs."""
+    with _through_a_proxy(server.live) as (live, network):
+        _open(page, live)
+        _talk(page, 0.5)
+        page.wait_for_phase("ready")
+        network(lambda proxy: _set_frozen(proxy, value=True))
+        page.wait_for("document.querySelector('#state').innerText === 'The connection broke'")
+        network(lambda proxy: _set_frozen(proxy, value=False))
+        page.wait_for("document.querySelector('#state').innerText === 'Your turn'")
+        _talk(page, 0.5)
+        page.wait_for_phase("speaking")
+        assert len(server.step.heard) == 1, "it is one session"
+
+
+def test_a_session_that_is_gone_is_told(page: Page) -> None:
+    """A server that was killed and started again knows nobody: the conversation is over, its sound is kept."""
+    with _served(resume_s=0.2) as served, _through_a_proxy(served.live) as (live, network):
+        _open(page, live, maxSeconds=20)
+        _talk(page, 0.3)
+        page.wait_for_phase("speaking")
+        network(lambda proxy: _set_open(proxy, value=False))
+        network(CutProxy.cut)
+        page.wait_for_phase("problem")
+        assert page.text("#problem-title") == "The connection is lost"
+        assert not page.evaluate("document.querySelector('#download').disabled")
 
 
 def test_a_proxy_that_passes_no_websockets_is_not_taken_for_a_server_that_is_gone(page: Page, server: Served) -> None:

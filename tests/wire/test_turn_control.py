@@ -2,36 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 
 from streaming.audio import FRAME
-from streaming.engine.engine import Engine
 from streaming.wire import messages
 from streaming.wire.messages import OPEN_TURN, SamplingOptions, SessionStart, SessionUpdate, VadOptions
 from streaming.wire.playback import Playback
 from tests.engine.stub_step import StubStep
-from tests.wire.live_server import LiveServer, client, run, serving
-from tests.wire.openai.client import LOUD, QUIET, SPEECH, LoudIsSpeech, kinds
+from tests.wire.live_server import LiveServer, client, run
+from tests.wire.openai.client import LOUD, QUIET, SPEECH, kinds
 
 SAMPLING = SamplingOptions(seed=5)
 FAST = SessionStart(pace="fast", lag="wait", max_seconds=0.4, sampling=SAMPLING)
 VAD = VadOptions(silence_ms=160, prefix_ms=80)
 TURN = np.concatenate([*[LOUD] * 4, *[QUIET] * 6])
-
-
-@pytest.fixture
-def step() -> StubStep:
-    return StubStep(2, rewind_frames=16)
-
-
-@pytest.fixture
-def server(step: StubStep, monkeypatch: pytest.MonkeyPatch) -> Iterator[LiveServer]:
-    monkeypatch.setattr("streaming.engine.turn_taking.SpeechProbability", LoudIsSpeech)
-    with Engine(step, "stub") as engine, serving(engine) as live:
-        yield live
 
 
 def test_a_turn_may_have_a_length_and_sampling_of_its_own(server: LiveServer, step: StubStep) -> None:

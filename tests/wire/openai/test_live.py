@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
 from websockets.asyncio.client import connect
 
-from streaming.engine.engine import Engine
 from streaming.wire.messages import PATH
 from streaming.wire.openai import LIVE_PATH
 from tests.engine.stub_step import StubStep
-from tests.wire.live_server import LiveServer, run, serving
-from tests.wire.openai.client import LOUD, QUIET, Client, LoudIsSpeech, encoded, kinds, live, said_by
+from tests.wire.live_server import LiveServer, run
+from tests.wire.openai.client import LOUD, QUIET, Client, encoded, kinds, live, said_by
 
 
 @pytest.fixture
 def step() -> StubStep:
     return StubStep(2, rewind_frames=16, context_frames=10)  # so long does it speak without a limit
-
-
-@pytest.fixture
-def server(step: StubStep, monkeypatch: pytest.MonkeyPatch) -> Iterator[LiveServer]:
-    monkeypatch.setattr("streaming.engine.turn_taking.SpeechProbability", LoudIsSpeech)
-    with Engine(step, "stub") as engine, serving(engine) as it:
-        yield it
 
 
 async def say(session: Client, *pcm: np.ndarray | bytes) -> None:

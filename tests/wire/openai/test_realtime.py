@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 import json
 import zlib
-from collections.abc import Iterator
 from contextlib import suppress
 
 import numpy as np
@@ -21,7 +20,7 @@ from streaming.wire.openai import REALTIME_PATH
 from tests.engine.stub_step import StubStep
 from tests.wire.live_server import LiveServer, run, serving
 from tests.wire.live_server import client as native_client
-from tests.wire.openai.client import LOUD, MANUAL, QUIET, SPEECH, LoudIsSpeech, encoded, kinds, realtime, said_by
+from tests.wire.openai.client import LOUD, MANUAL, QUIET, SPEECH, encoded, kinds, realtime, said_by
 
 RESPONSE = [
     "response.created",
@@ -37,18 +36,6 @@ RESPONSE = [
 ]
 COMMIT = ["input_audio_buffer.committed", "conversation.item.added", "conversation.item.done"]
 Q = 4
-
-
-@pytest.fixture
-def step() -> StubStep:
-    return StubStep(2, rewind_frames=16)
-
-
-@pytest.fixture
-def server(step: StubStep, monkeypatch: pytest.MonkeyPatch) -> Iterator[LiveServer]:
-    monkeypatch.setattr("streaming.engine.turn_taking.SpeechProbability", LoudIsSpeech)
-    with Engine(step, "stub") as engine, serving(engine) as live:
-        yield live
 
 
 def test_a_turn_is_told_in_full_and_in_order(server: LiveServer, step: StubStep) -> None:
