@@ -31,7 +31,10 @@ def parse(arguments: list[str] | None = None, environment: Mapping[str, str] = o
     # STREAMING_TOKENS are the tokens themselves, which no flag may hold
     parser = OptionParser("server.py", __doc__, {"tokens": "STREAMING_TOKENS_FILE"})
     parser.add_argument(
-        "--model", default=DEMO, metavar="demo|HUB_ID|DIR", help="Llama-Mimi checkpoint (default: demo)"
+        "--model",
+        default=DEMO,
+        metavar="demo|HUB_ID|DIR",
+        help="Llama-Mimi checkpoint (default: demo); random:1.3b, random:8b: its size only",
     )
     parser.add_argument("--codec", metavar="HUB_ID|DIR", help="Mimi checkpoint (default: kyutai/mimi, or the demo's)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")

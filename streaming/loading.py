@@ -17,9 +17,13 @@ from streaming.models.checkpoint import TensorSource, locate, read_config
 from streaming.models.linear import Quantize
 from streaming.models.llama import LlamaDecoder
 from streaming.models.mimi import StreamingMimi
+from streaming.models.random_weights import DECODERS, random_codec, random_decoder
 from streaming.models.token_layout import TokenLayout
 
 DEMO = "demo"
+RANDOM = "random:"
+"""Before the name of a size: full-size weights made in memory, so that speed needs no download."""
+_RANDOM_NOTICE = "the weights are random: what it says is noise, at a real model's pace"
 DEFAULT_CODEC = "kyutai/mimi"
 CONTEXT_TOKENS = 1024
 """What the released models were trained on: 20.4 s of Q = 4."""
@@ -68,7 +72,7 @@ def load_models(
     dtype: str = "auto",
     quantize: Quantize = "none",
 ) -> Models:
-    """A decoder and its codec, from hub ids, folders, or `"demo"`.
+    """A decoder and its codec, from hub ids, folders, `"demo"`, or random weights (`"random:1.3b"`, `"random:8b"`).
 
     device: `auto` (CUDA if there is any), `cpu`, `cuda`, `cuda:N`. dtype: of the decoder; `auto` is bfloat16 on CUDA
     and float32 elsewhere. quantize: how the decoder's layers keep their weights. The codec stays in float32: its codes
@@ -86,12 +90,22 @@ def load_models(
     }
     if dtype not in kinds:
         raise StreamingError(f"dtype {dtype!r} is not supported: use {', '.join(kinds)}")
+    if str(model).startswith(RANDOM):
+        return _random_models(str(model), where, kinds[dtype], quantize)
     folder, codec_folder = folders(model, codec)
     config = LlamaConfig.from_dict(read_config(folder))
     mimi = load_codec(codec_folder, config.num_codebooks, where)
     layout = TokenLayout.load(folder, config.num_codebooks, mimi.config.codebook_size, config.vocab_size)
     decoder = LlamaDecoder(TensorSource(folder, where, kinds[dtype]), config, layout, quantize)
     return Models(str(model), mimi, decoder, untrained.NOTICE if model == DEMO else None)
+
+
+def _random_models(name: str, device: torch.device, dtype: torch.dtype, quantize: Quantize) -> Models:
+    config = DECODERS.get(name.removeprefix(RANDOM))
+    if config is None:
+        raise StreamingError(f"{name}: random weights come in the sizes {', '.join(DECODERS)}")
+    codec = random_codec(config.num_codebooks, device)
+    return Models(name, codec, random_decoder(config, device, dtype, quantize), _RANDOM_NOTICE)
 
 
 def folders(model: str | Path = DEMO, codec: str | Path | None = None) -> tuple[Path, Path]:

@@ -22,6 +22,7 @@ COMMANDS = {
     "turns": "what the encoder should hear between two turns, by likelihood",
     "latency": "end of speech to first audible sample, and what goes wrong, at given loads",
     "capacity": "the most sessions with no underrun and steps under 80 ms",
+    "results": "all of these that this machine can take, and its GPU's tests, into one file",
     "soak": "hours of talk: memory, latency and step time at the end against the start",
 }
 """Each is the module of that name. Only the one that is asked for is imported: who measures a server from afar needs no

@@ -23,10 +23,10 @@ from streaming.benchmark.report import Report
 from streaming.benchmark.work import Work, work_of
 from streaming.config import Sampling
 from streaming.frame_step import FrameStep
-from streaming.loading import CONTEXT_TOKENS, DEMO, REWIND_FRAMES, load_models, pick_device
+from streaming.loading import CONTEXT_TOKENS, DEMO, RANDOM, REWIND_FRAMES, load_models, pick_device
 from streaming.models.llama import LlamaDecoder
 from streaming.models.mimi import StreamingMimi
-from streaming.models.random_weights import DECODERS, random_codec, random_decoder
+from streaming.models.random_weights import DECODERS, random_codec
 from streaming.models.sampler import sample
 
 _QUALITY_FRAMES = 200
@@ -56,16 +56,13 @@ class _Models:
 
 
 def _load(options: argparse.Namespace) -> _Models:
-    if options.random is None:
-        models = load_models(options.model, options.codec, options.device, options.dtype, options.quantize)
-        return _Models(models.name, models.codec, models.decoder)
-    device = pick_device(options.device)
     if options.random == "mimi":
-        return _Models("random mimi", random_codec(8, device), None)
-    kind = _DTYPES.get(options.dtype, torch.bfloat16)
-    config = DECODERS[options.random]
-    codec = random_codec(config.num_codebooks, device)
-    return _Models(f"random {options.random}", codec, random_decoder(config, device, kind, options.quantize))
+        return _Models("random mimi", random_codec(8, pick_device(options.device)), None)
+    name, dtype = options.model, options.dtype
+    if options.random is not None:
+        name, dtype = RANDOM + options.random, "bfloat16" if dtype == "auto" else dtype
+    models = load_models(name, options.codec, options.device, dtype, options.quantize)
+    return _Models(models.name, models.codec, models.decoder)
 
 
 def measure(options: argparse.Namespace) -> Report:

@@ -46,6 +46,7 @@ def decoder_of(codec: Codec) -> Codec:
 def train(run: Run, oracle: bool, judged: bool) -> None:
     """Trains, from the checkpoint on. oracle: on codes of the latents themselves; judged: with an adversary."""
     state = loop(run.stages, judged, run.device)
+    state.rate *= run.rate
     crops = clips.Crops(clips.load(run.cache, "train"), FRAMES, run.seed + state.steps, run.device)
     held_out = clips.Crops(clips.load(run.cache, "test"), FRAMES, 0, run.device).batch(24)
     latents = Latents.load(run.stages).to(run.device)

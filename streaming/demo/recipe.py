@@ -92,7 +92,7 @@ CPU = torch.device("cpu")
 @dataclass(frozen=True)
 class Run:
     """Where a stage runs, on what, for how long. root: the folder of all; batch: crops a step, 0 for the stage's own;
-    minutes: by the clock.
+    minutes: by the clock; rate: of learning, times the stage's own, for a cool-down.
     """
 
     root: Path
@@ -100,6 +100,7 @@ class Run:
     batch: int = 0
     minutes: float = 600.0
     seed: int = 1
+    rate: float = 1.0
 
     @property
     def corpus(self) -> Path:

@@ -37,11 +37,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--source", help="corpus: only this synthesiser's voices")
     parser.add_argument("--oracle", action="store_true", help="quantiser, decoder, codes: before the encoder is there")
     parser.add_argument("--judged", action="store_true", help="decoder: with an adversary")
+    parser.add_argument("--rate", type=float, default=1.0, help="of learning, times the stage's own; less to cool down")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
-    run = recipe.Run(options.root, torch.device(options.device), options.batch, options.minutes, options.seed)
+    run = recipe.Run(
+        options.root, torch.device(options.device), options.batch, options.minutes, options.seed, options.rate
+    )
     run.stages.mkdir(parents=True, exist_ok=True)
     if options.stage == "corpus":
         corpus.make(run.corpus, options.source)
