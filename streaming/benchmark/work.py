@@ -28,7 +28,8 @@ _VIEWS = (
 )
 
 
-_QUANTIZED = ("qlinear_pointwise", "int8pack_mm", "int4pack_mm")
+_PRODUCTS = ("linear_pointwise", "int8pack_mm", "int4pack_mm")
+"""Those that torch's counter of operations does not know."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def work_of(run: Callable[[], object], weights: object) -> Work:
     reads = _Reads({_place(tensor) for tensor in tensors_in(weights)})
     with FlopCounterMode(display=False) as operations, reads:
         run()
-    return Work(reads.bytes, operations.get_total_flops() + reads.quantized_operations)
+    return Work(reads.bytes, operations.get_total_flops() + reads.more_operations)
 
 
 def tensors_in(thing: object) -> Iterator[Tensor]:
@@ -77,7 +78,7 @@ class _Reads(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self._places = places
         self.bytes = 0
-        self.quantized_operations = 0  # which torch's counter does not know
+        self.more_operations = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -87,6 +88,6 @@ class _Reads(TorchDispatchMode):
                 if _place(tensor) in self._places:
                     gathers = any(gather in name for gather in _GATHERS)
                     self.bytes += out.nbytes if gathers else tensor.numel() * tensor.itemsize
-            if any(product in name for product in _QUANTIZED):
-                self.quantized_operations += 2 * args[0].shape[-1] * out.numel()
+            if any(product in name for product in _PRODUCTS):
+                self.more_operations += 2 * args[0].shape[-1] * out.numel()
         return out

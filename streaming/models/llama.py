@@ -106,10 +106,11 @@ class LlamaDecoder:
         head = embedding if config.tied and "lm_head.weight" not in source else "lm_head.weight"
         ends = torch.full((self.num_codebooks, 1), layout.end)
         rows = torch.cat((layout.units, ends), dim=1)  # [Q, K + 1]
-        self._head = source.load_rows(head, table, rows.flatten()).view(*rows.shape, -1)  # [Q, K + 1, hidden]
+        heads = source.load_rows(head, table, rows.flatten()).view(*rows.shape, -1)  # [Q, K + 1, hidden]
         # `</audio>` stands between frames only: the published script drops a frame that it cuts in two.
-        self._bias = torch.zeros(rows.shape, dtype=source.dtype, device=source.device)
-        self._bias[1:, -1] = -torch.inf
+        may = torch.zeros(rows.shape, dtype=source.dtype, device=source.device)
+        may[1:, -1] = -torch.inf
+        self._heads = [linear(head, bias=bias) for head, bias in zip(heads, may, strict=True)]
         self._layers = [_Layer.load(source, f"model.layers.{i}", config, quantize) for i in range(config.num_layers)]
         self._norm = source.load("model.norm.weight", (config.hidden_size,))
         # [L, H, P, D], keys not rotated
@@ -190,7 +191,7 @@ class LlamaDecoder:
         """Logits of what may follow in this codebook: [B, hidden] to [B, K + 1], the last one `</audio>`, -inf where it
         may not stand.
         """
-        return F.linear(hidden, self._head[codebook], self._bias[codebook])
+        return self._heads[codebook](hidden)
 
     def draw(self, hidden: Tensor, codebook: int, sampler: SamplerState, frame: Drawing, few: bool) -> Tensor:
         """Draws this codebook's codes. hidden: [B, hidden]. See `sampler.draw`."""

@@ -16,6 +16,7 @@ from streaming.audio import FRAME
 from streaming.config import MimiConfig
 from streaming.models.attention import KeyValueRing, Rotary, attend, rotate
 from streaming.models.checkpoint import TensorSource
+from streaming.models.linear import Linear, linear
 from streaming.models.quantizer import SplitQuantizer
 from streaming.models.seanet import CausalConv1d, SeaNet
 
@@ -71,11 +72,11 @@ class _Layer:
 
     norm1: tuple[Tensor, Tensor]
     norm2: tuple[Tensor, Tensor]
-    qkv: Tensor
-    out: Tensor
+    qkv: Linear
+    out: Linear
     scale1: Tensor
-    up: Tensor
-    down: Tensor
+    up: Linear
+    down: Linear
     scale2: Tensor
 
     @staticmethod
@@ -86,19 +87,17 @@ class _Layer:
         def norm(which: str) -> tuple[Tensor, Tensor]:
             return source.load(f"{name}.{which}.weight", (hidden,)), source.load(f"{name}.{which}.bias", (hidden,))
 
+        def load(parts: dict[str, tuple[int, int]]) -> Linear:
+            return linear(torch.cat([source.load(f"{name}.{part}.weight", shape) for part, shape in parts.items()]))
+
         return _Layer(
             norm1=norm("input_layernorm"),
             norm2=norm("post_attention_layernorm"),
-            qkv=torch.cat(
-                [
-                    source.load(f"{name}.self_attn.{part}_proj.weight", (count * config.head_dim, hidden))
-                    for part, count in heads.items()
-                ]
-            ),
-            out=source.load(f"{name}.self_attn.o_proj.weight", (hidden, config.num_heads * config.head_dim)),
+            qkv=load({f"self_attn.{part}_proj": (count * config.head_dim, hidden) for part, count in heads.items()}),
+            out=load({"self_attn.o_proj": (hidden, config.num_heads * config.head_dim)}),
             scale1=source.load(f"{name}.self_attn_layer_scale.scale", (hidden,)),
-            up=source.load(f"{name}.mlp.fc1.weight", (inner, hidden)),
-            down=source.load(f"{name}.mlp.fc2.weight", (hidden, inner)),
+            up=load({"mlp.fc1": (inner, hidden)}),
+            down=load({"mlp.fc2": (hidden, inner)}),
             scale2=source.load(f"{name}.mlp_layer_scale.scale", (hidden,)),
         )
 
@@ -122,14 +121,14 @@ class _Transformer:
         cos, sin = (t.unsqueeze(1) for t in self.rotary(position))
         width = (x.shape[-1],)
         for number, layer in enumerate(self.layers):
-            h = F.linear(F.layer_norm(x, width, *layer.norm1, config.norm_eps), layer.qkv)
+            h = layer.qkv(F.layer_norm(x, width, *layer.norm1, config.norm_eps))
             h = h.view(batch, time, -1, config.head_dim).transpose(1, 2)
             query, key, value = h.split((config.num_heads, config.num_kv_heads, config.num_kv_heads), dim=1)
             ring.update(number, index, rotate(key, cos, sin), value)
             h = attend(rotate(query, cos, sin), ring, number, visible)
-            x = x + layer.scale1 * F.linear(h, layer.out)
+            x = x + layer.scale1 * layer.out(h)
             h = F.layer_norm(x, width, *layer.norm2, config.norm_eps)
-            x = x + layer.scale2 * F.linear(F.gelu(F.linear(h, layer.up)), layer.down)
+            x = x + layer.scale2 * layer.down(F.gelu(layer.up(h)))
         return x
 
 

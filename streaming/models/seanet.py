@@ -1,9 +1,8 @@
 """SEANet, Mimi's causal convolutional encoder and decoder (arXiv 2009.02095, 2210.13438), one frame at a time.
 
-Activations are [B, T, C]. Every convolution is one matrix product over its unfolded input: on two cores that is 1.8x
-faster than `conv1d` over the whole of a full-size Mimi (docs/decisions.md). A transposed convolution is the same thing
-seen from its
-input: each input step gives `stride` outputs, from itself and the few steps before it.
+Activations are [B, T, C]. Every convolution is one matrix product over its unfolded input (docs/decisions.md). A
+transposed convolution is the same thing seen from its input: each input step gives `stride` outputs, from itself and
+the few steps before it.
 
 A layer's only state is its context, the last inputs that the next frame still needs. Layers take and return contexts;
 who keeps them is not their business.
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from streaming.config import MimiConfig
 from streaming.models.checkpoint import TensorSource
+from streaming.models.linear import Linear, linear
 
 Shape = tuple[int, int, int]
 
@@ -36,12 +36,11 @@ def elu(x: Tensor) -> Tensor:
 class CausalConv1d:
     """A causal convolution, plain or transposed.
 
-    weight: [kernel * C_in, upsample * C_out]; bias: [upsample * C_out] or None.
+    product: [kernel * C_in] to [upsample * C_out].
     context: input steps before the current ones that the kernel reaches back to.
     """
 
-    weight: Tensor
-    bias: Tensor | None
+    product: Linear
     channels: int
     kernel: int
     stride: int = 1
@@ -54,9 +53,9 @@ class CausalConv1d:
     ) -> CausalConv1d:
         """From a `Conv1d` on disk, weight `shape` = [C_out, C_in, kernel]."""
         out, channels, kernel = shape
-        weight = source.load(f"{name}.conv.weight", shape).permute(2, 1, 0).reshape(kernel * channels, out).contiguous()
-        offset = source.load(f"{name}.conv.bias", (out,)) if bias else None
-        return CausalConv1d(weight, offset, channels, kernel, stride, dilation)
+        weight = source.load(f"{name}.conv.weight", shape).permute(0, 2, 1).reshape(out, kernel * channels)
+        product = linear(weight, bias=source.load(f"{name}.conv.bias", (out,)) if bias else None)
+        return CausalConv1d(product, channels, kernel, stride, dilation)
 
     @staticmethod
     def load_transposed(source: TensorSource, name: str, shape: Shape, stride: int) -> CausalConv1d:
@@ -70,9 +69,9 @@ class CausalConv1d:
         weight = F.pad(source.load(f"{name}.conv.weight", shape), (0, taps * stride - kernel)).view(
             channels, out, taps, stride
         )
-        flat = weight.flip(2).permute(2, 0, 3, 1).reshape(taps * channels, stride * out).contiguous()
-        bias = source.load(f"{name}.conv.bias", (out,)).repeat(stride)
-        return CausalConv1d(flat, bias, channels, taps, upsample=stride)
+        flat = weight.flip(2).permute(3, 1, 2, 0).reshape(stride * out, taps * channels)
+        product = linear(flat, bias=source.load(f"{name}.conv.bias", (out,)).repeat(stride))
+        return CausalConv1d(product, channels, taps, upsample=stride)
 
     @property
     def context(self) -> int:
@@ -91,8 +90,7 @@ class CausalConv1d:
         row, step, _ = x.stride()
         strides = (row, self.stride * step, self.dilation * step, 1)
         unfolded = x.as_strided((batch, steps, self.kernel, channels), strides).reshape(batch * steps, -1)
-        y = unfolded @ self.weight if self.bias is None else torch.addmm(self.bias, unfolded, self.weight)
-        return y.view(batch, steps * self.upsample, -1), context
+        return self.product(unfolded).view(batch, steps * self.upsample, -1), context
 
 
 @dataclass(frozen=True)

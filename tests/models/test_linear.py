@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from streaming.models.linear import Quantize, linear
+from streaming.models.linear import Dense, Packed, Quantize, linear
 
 KINDS: list[Quantize] = ["none", "int8", "int4"]
 ERROR = {"none": 0.0, "int8": 0.02, "int4": 0.12}
@@ -61,3 +61,30 @@ def test_loudness_does_not_matter(kind: Quantize, scale: float) -> None:
 def test_nothing_but_zeros(kind: Quantize) -> None:
     assert torch.equal(linear(weight(), kind)(torch.zeros(2, 128)), torch.zeros(2, 96))
     assert linear(torch.zeros(96, 128), kind)(torch.randn(2, 128)).abs().max() < 1e-6
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="no oneDNN on this processor")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("biased", [False, True])
+def test_large_weights_are_packed_and_give_the_same(dtype: torch.dtype, biased: bool) -> None:
+    """For any number of rows: packing is told of none. Minus infinity in the bias is how `</audio>` is kept out."""
+    matrix, bias = weight(300, 200).to(dtype), torch.randn(300).to(dtype) if biased else None
+    if bias is not None:
+        bias[-1] = -torch.inf
+    if dtype is torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("no bfloat16 on this processor")
+    apply = linear(matrix, bias=bias)
+    assert isinstance(apply, Packed)
+    for rows in (1, 2, 3, 17, 64):
+        x = torch.randn(rows, 200).to(dtype)
+        wanted = torch.nn.functional.linear(x.float(), matrix.float(), None if bias is None else bias.float())
+        rtol, atol = (1e-5, 1e-5) if dtype is torch.float32 else (0.01, 0.01)
+        torch.testing.assert_close(apply(x).float(), wanted, rtol=rtol, atol=atol)
+        x[0] = torch.nan
+        torch.testing.assert_close(apply(x)[1:].float(), wanted[1:], rtol=rtol, atol=atol)
+
+
+def test_what_cannot_be_packed_is_left_as_it_is() -> None:
+    """A small one, where the call would cost more than it saves; a kind of number that oneDNN does not multiply."""
+    assert isinstance(linear(weight(8, 8)), Dense)
+    assert isinstance(linear(weight(300, 200).double()), Dense)

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from streaming.models.checkpoint import TensorSource
+from streaming.models.linear import linear
 from streaming.models.seanet import CausalConv1d
 
 CPU = torch.device("cpu")
@@ -44,8 +45,8 @@ def test_pieces_of_any_size_equal_the_whole(steps: list[int], kernel: int, strid
         kernel = stride
     out, channels = 3, 2
     weight, bias = torch.randn(out, channels, kernel), torch.randn(out)
-    flat = weight.permute(2, 1, 0).reshape(kernel * channels, out)
-    conv = CausalConv1d(flat, bias, channels, kernel, stride, dilation)
+    flat = weight.permute(0, 2, 1).reshape(out, kernel * channels)
+    conv = CausalConv1d(linear(flat, bias=bias), channels, kernel, stride, dilation)
     if conv.context < 0:
         return
     sizes = [count * stride for count in steps]
