@@ -20,7 +20,7 @@ from streaming.errors import StreamingError
 from streaming.loading import CONTEXT_TOKENS, DEMO, load_engine, use_threads
 from streaming.options import OptionParser
 from streaming.wire import log
-from streaming.wire.access import Gatekeeper, Limits, check_bind, parse_origins
+from streaming.wire.access import Gatekeeper, Limits, check_bind, parse_origins, parse_proxies
 from streaming.wire.server import ServerOptions, Shutdown, check_address, load_tls, run_server
 from streaming.wire.tokens import load_tokens
 
@@ -69,6 +69,13 @@ def parse(arguments: list[str] | None = None, environment: Mapping[str, str] = o
     )
     parser.add_argument("--tokens", metavar="FILE", help="who may come in, name:token a line (or STREAMING_TOKENS)")
     parser.add_argument("--allow-origin", action="append", default=[], metavar="URL", help="a page that may connect")
+    parser.add_argument(
+        "--trusted-proxy",
+        action="append",
+        default=[],
+        metavar="NETWORK",
+        help="whose X-Forwarded-For is believed, to count a proxy's clients one by one",
+    )
     parser.add_argument("--tls-cert", metavar="FILE", help="certificate chain, PEM")
     parser.add_argument("--tls-key", metavar="FILE", help="its key, PEM")
     parser.add_argument("--insecure-plaintext", action="store_true", help="no TLS, though others can reach the port")
@@ -135,7 +142,8 @@ def main() -> int:
         tls = load_tls(options.tls_cert, options.tls_key)
         bind = check_bind(options.host, tokens, tls=tls is not None, insecure_plaintext=options.insecure_plaintext)
         limits = Limits(options.sessions_per_token, options.sessions_per_address)
-        keeper = Gatekeeper(bind, tokens, parse_origins(options.allow_origin), limits)
+        origins, proxies = parse_origins(options.allow_origin), parse_proxies(options.trusted_proxy)
+        keeper = Gatekeeper(bind, tokens, origins, limits, proxies)
         served = ServerOptions(
             port=options.port,
             tls=tls,

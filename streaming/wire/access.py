@@ -38,12 +38,19 @@ _SUBPROTOCOL = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", re.ASCII)  # token, RF
 _AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]{2,45}\]|[0-9A-Za-z._-]{1,253})(?::([0-9]{1,5}))?", re.ASCII)
 _ORIGIN = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,31})://(.{1,300})", re.ASCII)
 _PORTS = {"http": 80, "https": 443}
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class BindError(StreamingError):
     """The server will not listen there as things are. The message says what to add."""
 
     code = "bad_bind"
+
+
+class ProxyError(StreamingError):
+    """A network of proxies that is none."""
+
+    code = "bad_proxy"
 
 
 class OriginError(StreamingError):
@@ -179,6 +186,17 @@ def parse_origins(texts: Iterable[str]) -> frozenset[Origin]:
     return frozenset(map(_allowed, texts))
 
 
+def parse_proxies(texts: Iterable[str]) -> tuple[Network, ...]:
+    """The values of `--trusted-proxy`: addresses or networks (10.0.0.0/8). Raises `ProxyError`."""
+    found = []
+    for text in texts:
+        try:
+            found.append(ipaddress.ip_network(text))
+        except ValueError as error:
+            raise ProxyError(f"--trusted-proxy {text} is no network: {error}; it looks like 10.0.0.0/8") from None
+    return tuple(found)
+
+
 def _allowed(text: str) -> Origin:
     if text in ("*", "null"):
         raise OriginError(f"--allow-origin {text} would let every page in; name each, as https://talk.example")
@@ -214,8 +232,7 @@ def address_key(peer: str | None) -> str | None:
     """What a peer is counted under, or None if it is on this machine and not counted.
 
     Loopback is exempt: behind a proxy on this machine everyone has its address, so that a limit on it would be a limit
-    on all; benchmarks open hundreds of sessions; and who runs programs here needs no sessions to be a nuisance. What a
-    proxy says of its clients (X-Forwarded-For) is not believed: any client can say it too. A proxy counts them itself.
+    on all; benchmarks open hundreds of sessions; and who runs programs here needs no sessions to be a nuisance.
     """
     if not peer:
         return None  # a Unix socket
@@ -227,6 +244,24 @@ def address_key(peer: str | None) -> str | None:
     if isinstance(address, ipaddress.IPv6Address):
         return str(ipaddress.IPv6Network((address, 64), strict=False))
     return str(address)
+
+
+def client_address(headers: Headers, peer: str | None, proxies: Sequence[Network]) -> str | None:
+    """Whose request it is: the peer's, or, if that is one of our proxies, whoever it says that it came from.
+
+    Any client can send X-Forwarded-For, so it is read from its end, where the proxies wrote: the last address that is
+    none of theirs. Where there is no such thing the proxy itself is counted.
+    """
+    if not _among(peer, proxies):
+        return peer
+    told = [part.strip() for value in headers.get_all("X-Forwarded-For") for part in value.split(",")]
+    client = next((address for address in reversed(told) if not _among(address, proxies)), None)
+    return client if client is not None and _address(client) is not None else peer
+
+
+def _among(text: str | None, networks: Sequence[Network]) -> bool:
+    address = _address(text) if text and networks else None
+    return address is not None and any(address in network for network in networks)
 
 
 @dataclass(slots=True)
@@ -365,7 +400,8 @@ def _bad_request(header: str) -> Refusal:
 class Gatekeeper:
     """Decides on requests. One for each server; used from one thread.
 
-    tokens: None where none are asked for. `now` is in seconds, of one monotonic clock.
+    tokens: None where none are asked for. proxies: whose word on their clients' addresses is believed. `now` is in
+    seconds, of one monotonic clock.
     """
 
     def __init__(
@@ -374,8 +410,9 @@ class Gatekeeper:
         tokens: Tokens | None = None,
         origins: frozenset[Origin] = frozenset(),
         limits: Limits | None = None,
+        proxies: tuple[Network, ...] = (),
     ) -> None:
-        self.bind, self._tokens, self._origins = bind, tokens, origins
+        self.bind, self._tokens, self._origins, self._proxies = bind, tokens, origins, proxies
         self.limits = limits or Limits()
         self._gate = Gate(self.limits)
         host = Host.parse(bind.host)
@@ -387,7 +424,7 @@ class Gatekeeper:
 
         path: as requested, with its query; peer: the address without the port, None or "" for a Unix socket.
         """
-        wait = self._gate.connect(address_key(peer), now)
+        wait = self._gate.connect(self._address_key(headers, peer), now)
         if wait:
             message = "too many connections from this address"
             return Refusal(HTTPStatus.TOO_MANY_REQUESTS, "too_many_connections", message, wait)
@@ -427,7 +464,10 @@ class Gatekeeper:
             holder = self._tokens.check(presented, now)
             if holder is None:
                 return _UNAUTHORIZED
-        return Visitor(holder, address_key(peer))
+        return Visitor(holder, self._address_key(headers, peer))
+
+    def _address_key(self, headers: Headers, peer: str | None) -> str | None:
+        return address_key(client_address(headers, peer, self._proxies))
 
     def crowded(self, visitor: Visitor) -> Refusal | None:
         """Why this visitor may not have one more session just now. Coming back to one needs no room."""

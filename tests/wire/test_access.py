@@ -29,13 +29,16 @@ from streaming.wire.access import (
     Limits,
     Origin,
     OriginError,
+    ProxyError,
     Refusal,
     Visitor,
     address_key,
     addresses_of,
     check_bind,
+    client_address,
     is_loopback,
     parse_origins,
+    parse_proxies,
     select_subprotocol,
 )
 from streaming.wire.tokens import Tokens
@@ -122,6 +125,51 @@ class TestBind:
             check_bind("0.0.0.0", None, tls=False, insecure_plaintext=False)  # noqa: S104
         with pytest.raises(BindError, match="has no address"):
             check_bind("a..b", None, tls=False, insecure_plaintext=False)
+
+
+class TestProxies:
+    OURS = parse_proxies(["10.0.0.0/8", "fd00::/8"])
+
+    @pytest.mark.parametrize(
+        ("peer", "told", "client"),
+        [
+            ("10.1.2.3", ["203.0.113.7"], "203.0.113.7"),
+            ("10.1.2.3", ["127.0.0.1, 198.51.100.1, 203.0.113.7"], "203.0.113.7"),  # the client made two of them up
+            ("10.1.2.3", ["127.0.0.1", "203.0.113.7"], "203.0.113.7"),
+            ("10.1.2.3", ["203.0.113.7, 10.9.9.9"], "203.0.113.7"),  # two proxies in a row
+            ("fd00::1", ["2001:db8::1"], "2001:db8::1"),
+            ("::ffff:10.1.2.3", ["203.0.113.7"], "203.0.113.7"),
+            ("203.0.113.7", ["198.51.100.1"], "203.0.113.7"),  # a stranger says who it is
+            ("10.1.2.3", [], "10.1.2.3"),
+            ("10.1.2.3", ["203.0.113.7, nonsense"], "10.1.2.3"),
+            ("10.1.2.3", ["203.0.113.7,"], "10.1.2.3"),
+            ("10.1.2.3", ["10.4.4.4"], "10.1.2.3"),
+            (None, ["203.0.113.7"], None),
+        ],
+    )
+    def test_only_what_our_proxies_wrote_is_believed(self, peer: str | None, told: list[str], client: str) -> None:
+        headers = Headers([("X-Forwarded-For", value) for value in told])
+        assert client_address(headers, peer, self.OURS) == client
+        assert client_address(headers, peer, ()) == peer
+
+    def test_clients_of_a_proxy_are_counted_one_by_one(self) -> None:
+        """Behind an ingress all had one address: its eight sessions, and its sixty page loads, were everybody's."""
+        limits = Limits(sessions_per_address=1, connection_burst=2, connections_per_s=0.001)
+        keeper = Gatekeeper(PUBLIC, None, frozenset(), limits, self.OURS)
+        ann = ask(keeper, ("X-Forwarded-For", "203.0.113.1"), peer="10.1.2.3")
+        bob = ask(keeper, ("X-Forwarded-For", "203.0.113.2"), peer="10.1.2.3")
+        assert isinstance(ann, Visitor) and isinstance(bob, Visitor)
+        with keeper.session(ann) as refusal:
+            assert refusal is None and code(keeper.crowded(ann)) == "too_many_sessions"
+            assert keeper.crowded(bob) is None
+        assert isinstance(ask(keeper, ("X-Forwarded-For", "203.0.113.1"), peer="10.1.2.3"), Visitor)
+        assert code(ask(keeper, ("X-Forwarded-For", "203.0.113.1"), peer="10.1.2.3")) == "too_many_connections"
+        assert isinstance(ask(keeper, ("X-Forwarded-For", "203.0.113.2"), peer="10.1.2.3"), Visitor)
+
+    @pytest.mark.parametrize("text", ["", "ingress", "10.0.0.1/8", "*"])
+    def test_what_is_no_network_is_refused(self, text: str) -> None:
+        with pytest.raises(ProxyError, match="--trusted-proxy"):
+            parse_proxies([text])
 
 
 class TestNames:
