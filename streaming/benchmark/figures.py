@@ -13,7 +13,7 @@ from streaming.audio import FRAME, SAMPLE_RATE
 from streaming.benchmark.clients import Outcome
 from streaming.benchmark.load import TurnRecord
 from streaming.benchmark.report import Value
-from streaming.benchmark.target import Look, StepTimes, steps_between
+from streaming.benchmark.target import Look, StepTimes, same_process, steps_between
 
 FRAME_MS = 1000 * FRAME / SAMPLE_RATE
 
@@ -103,7 +103,7 @@ class Level:
 
 def cpu_seconds(before: Look, after: Look) -> float | None:
     """What the server used between two looks, on all its cores. Other programs on the machine hardly change it."""
-    if before.cpu_seconds is None or after.cpu_seconds is None:
+    if before.cpu_seconds is None or after.cpu_seconds is None or not same_process(before, after):
         return None
     return after.cpu_seconds - before.cpu_seconds
 

@@ -39,19 +39,27 @@ async def _measure(options: argparse.Namespace) -> Report:
             for rate in options.rate:
                 plans = arriving(rate, options.seconds, options.turns, manner, options.seed)
                 levels.append(await live.level(options, server, {"rate": rate}, plans))
-    return report("latency: end of speech to first audible sample, and what went wrong", options, levels)
+    title = "latency: end of speech to first audible sample, and what went wrong"
+    return report(title, options, levels, several=server.several)
 
 
 def report(
-    title: str, options: argparse.Namespace, levels: list[Level], facts: dict[str, Value] | None = None
+    title: str,
+    options: argparse.Namespace,
+    levels: list[Level],
+    facts: dict[str, Value] | None = None,
+    *,
+    several: bool = False,
 ) -> Report:
-    """Levels of load as a report."""
+    """Levels of load as a report. several: whether more than one server answered."""
     rows = []
     for level in levels:
         at_once: dict[str, Value] = {} if "sessions" in level.label else {"sessions": most_at_once(level.outcome)}
         rows.append(level.label | at_once | {k: v for k, v in level.row().items() if k not in level.label})
     sources = sorted({level.steps.source for level in levels})
     notes = [] if sources == ["metrics"] else [f"step_ms is from: {', '.join(sources)}; see docs/performance.md"]
+    if several:
+        notes = ["several servers answer there: figures of one of them (step_ms, server_cores) are left out"]
     notes += [level.told for level in levels if level.verdict != "ok"]
     if not all(level.valid for level in levels):
         notes.append("where the clients were late, the figures are theirs: give them cores of their own")

@@ -25,25 +25,30 @@ from streaming.benchmark.schedule import Manner, SessionPlan, held
 from streaming.benchmark.target import Look, Target
 from streaming.console.own_server import own_server, server_command
 from streaming.errors import ContinuationError
+from streaming.wire.messages import PATH
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPT = ROOT / "examples" / "prompt.wav"
 _SPARE_MS = 80
+_OPENAI = ("/v1/realtime", "/v1/live")
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, max_sessions: int) -> None:
     """The flags of all live measurements. max_sessions: of a server of our own, unless told otherwise."""
     server = parser.add_argument_group("the server")
-    server.add_argument("--url", help="any server, with the token in STREAMING_TOKEN; without, one of its own")
+    server.add_argument(
+        "--url",
+        help="any server, or several behind one address, with the token in STREAMING_TOKEN (and that for /metrics in "
+        "STREAMING_METRICS_TOKEN); without, one of its own",
+    )
     server.add_argument("--model", metavar="demo|HUB_ID|DIR", help="of its own server (default: demo)")
     for flag in ("--codec", "--device", "--dtype", "--quantize", "--context-tokens"):
         server.add_argument(flag, metavar="X", help="of its own server, as in server.py")
     server.add_argument(
         "--max-sessions",
         type=count,
-        default=max_sessions,
         metavar="N",
-        help=f"slots of its own server (default: {max_sessions})",
+        help=f"slots of its own server (default: {max_sessions}); with --url, what to try at most",
     )
     talk = parser.add_argument_group("how people talk")
     talk.add_argument("--input", type=Path, nargs="+", default=[PROMPT], metavar="WAV", help="speech for the prompts")
@@ -67,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, max_sessions: int) -> None
         help="later than this by themselves (p99), and a run is not valid",
     )
     parser.add_argument("--plot", type=Path, metavar="PNG", help="needs matplotlib: the extra `benchmark`")
-    parser.set_defaults(check=_check)
+    parser.set_defaults(check=_check, own_sessions=max_sessions)
 
 
 def count(text: str) -> int:
@@ -97,6 +102,8 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
     """What flags must be to each other."""
     if options.url is not None and options.model is not None:
         parser.error("--model is for a server of its own; the one at --url has its model already")
+    if options.url is not None and urlsplit(options.url).path.startswith(_OPENAI):
+        parser.error(f"--url {options.url}: what is measured is the engine, and over the native protocol: {PATH}")
     for flag in ("prompt_seconds", "pause_seconds"):
         low, high = getattr(options, flag)
         if low > high:
@@ -139,13 +146,17 @@ async def target(options: argparse.Namespace, sessions: int = 1) -> AsyncIterato
     """
     if options.url is not None:
         await _first_session(options, options.url)
-        yield Target(options.url)
+        server = Target(options.url)
+        await server.census()
+        if server.several:
+            print(f"{len(server.instances)} servers or more answer at {options.url}", file=sys.stderr)
+        yield server
         return
     command = server_command(ROOT / "server.py", options.model or "demo", options.codec)
     for flag in ("device", "dtype", "quantize", "context_tokens"):
         value = getattr(options, flag)
         command += [] if value is None else [f"--{flag.replace('_', '-')}", value]
-    command += ["--max-sessions", str(max(sessions, options.max_sessions))]
+    command += ["--max-sessions", str(max(sessions, options.max_sessions or options.own_sessions))]
     pids: list[int] = []
     async with own_server(command, started=pids.append, said=lambda line: print(line, file=sys.stderr)) as url:
         await _first_session(options, url)
@@ -179,7 +190,10 @@ async def level(
     """One run under one load, and a line about it. Leaves the server as it was found."""
     before = await server.look()
     outcome = await run_clients(job(options, server.url, plans), processes=options.processes)
-    result = Level(label, outcome, before, await server.look(), options.late_ms)
+    after = await server.look()
+    if server.several:  # known since the first look, or only by now
+        before = after
+    result = Level(label, outcome, before, after, options.late_ms)
     print(result.told, file=sys.stderr)
     await _settle(options, server.url)
     return result

@@ -2,7 +2,8 @@
 our own, what the system knows of its process.
 
 `/metrics` has a histogram of all steps, so that two looks tell the times of the steps between them. `/health` has
-percentiles over the last thousand, whoever's they were.
+percentiles over the last thousand, whoever's they were. Behind one address there may be several servers, and each look
+is answered by any of them: then there are no figures of "the" server, and none are made up.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import re
 import time
 import urllib.request
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,12 @@ from urllib.parse import urlsplit, urlunsplit
 
 import numpy as np
 
+from streaming.wire.line import is_loopback
+from streaming.wire.messages import PATH
+
 _TIMEOUT_S = 5.0
+_CENSUS = 8
+"""How often it is asked who answers: of two servers that are asked at random, one stays unseen in one of 128 tries."""
 _MAX_BYTES = 2**20
 _SAMPLE = re.compile(r"^([a-z_:]+)(?:\{(?:le=\"([^\"]+)\")?\})? (\S+)$", re.MULTILINE)
 _BUCKET = "streaming_step_seconds_bucket"
@@ -33,6 +39,7 @@ class Look:
     """What was seen at one time. at_s: `time.monotonic`. What could not be seen is None or empty.
 
     buckets: steps so far that took at most so many seconds, by that bound. memory_bytes: resident. cpu_seconds: used.
+    process: when the process that told of these began, by its own clock.
     """
 
     at_s: float
@@ -40,6 +47,13 @@ class Look:
     buckets: Mapping[float, float] = field(default_factory=dict)
     memory_bytes: float | None = None
     cpu_seconds: float | None = None
+    process: float | None = None
+
+    @property
+    def instance(self) -> str | None:
+        """Which process told its health."""
+        instance = self.health.get("instance")
+        return instance if isinstance(instance, str) else None
 
     @property
     def slots(self) -> int | None:
@@ -59,14 +73,35 @@ class StepTimes:
 
 
 class Target:
-    """url: of its WebSocket. pid: of its process, if it is our own."""
+    """url: of its WebSocket. pid: of its process, if it is our own. instances: which servers have answered so far."""
 
     def __init__(self, url: str, pid: int | None = None) -> None:
         self.url, self.pid = url, pid
+        self.instances: set[str] = set()
+
+    @property
+    def several(self) -> bool:
+        """Whether more than one server is known to answer at this address."""
+        return len(self.instances) > 1
 
     async def look(self) -> Look:
-        """Never fails: a server that tells nothing can be measured too, from its clients' side."""
-        return await asyncio.to_thread(self._look)
+        """Never fails: a server that tells nothing can be measured too, from its clients' side.
+
+        Of several servers only what is the same for all of them is told: the model.
+        """
+        look = await asyncio.to_thread(self._look)
+        if look.instance is not None:
+            self.instances.add(look.instance)
+        return replace(look, health=_common(look.health), **_NOTHING) if self.several else look
+
+    async def census(self) -> None:
+        """Asks some times who answers, each time over a connection of its own, so that a balancer has a choice."""
+        for _ in range(_CENSUS):
+            health = _parsed(await asyncio.to_thread(self._get, "/health"))
+            if isinstance(instance := health.get("instance"), str):
+                self.instances.add(instance)
+            else:
+                break
 
     def _look(self) -> Look:
         health = _parsed(self._get("/health"))
@@ -80,24 +115,55 @@ class Target:
             buckets,
             plain.get("process_resident_memory_bytes", memory),
             plain.get("process_cpu_seconds_total", cpu),
+            plain.get("process_start_time_seconds"),
         )
 
     def _get(self, path: str) -> str:
         """The answer to a plain request, empty if there is none."""
         parts = urlsplit(self.url)
-        address = urlunsplit((parts.scheme.replace("ws", "http"), parts.netloc, path, "", ""))
+        folder = parts.path.removesuffix("/").removesuffix(PATH)  # a proxy may serve it under a name of its own
+        address = urlunsplit((parts.scheme.replace("ws", "http"), parts.netloc, folder + path, "", ""))
         token = os.environ.get("STREAMING_TOKEN")
+        if path == "/metrics":
+            token = os.environ.get("STREAMING_METRICS_TOKEN") or token
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         request = urllib.request.Request(address, headers=headers)  # noqa: S310  (the scheme is http or https)
         try:
-            with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as response:  # noqa: S310
+            with _opener(self.url).open(request, timeout=_TIMEOUT_S) as response:
                 return bytes(response.read(_MAX_BYTES)).decode(errors="replace")
         except (OSError, HTTPException, ValueError):  # OSError: an HTTP error status, too
             return ""
 
 
+_NOTHING: Mapping[str, Any] = {"buckets": {}, "memory_bytes": None, "cpu_seconds": None, "process": None}
+
+
+def _common(health: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {key: health[key] for key in ("model", "version") if key in health}
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A token is for the server that it was given for."""
+
+    def redirect_request(self, *_: object) -> None:
+        return None
+
+
+def _opener(url: str) -> urllib.request.OpenerDirector:
+    """As the clients connect: through the system's proxy, but not to this machine itself."""
+    return urllib.request.build_opener(_NoRedirect, *([urllib.request.ProxyHandler({})] if is_loopback(url) else []))
+
+
+def same_process(before: Look, after: Look) -> bool:
+    """Whether what two looks tell can be of one process: its counts only grow."""
+    grown = all(after.buckets.get(bound, 0.0) >= count for bound, count in before.buckets.items())
+    return (before.process, before.instance) == (after.process, after.instance) and grown
+
+
 def steps_between(before: Look, after: Look) -> StepTimes:
-    """The steps of a run, from a look before and one after it."""
+    """The steps of a run, from a look before and one after it. None if they are not of one process."""
+    if not same_process(before, after):
+        return StepTimes(None, None, "none")
     bounds = sorted(after.buckets)
     if bounds and bounds[-1] == float("inf"):
         counts = np.diff([0.0, *(after.buckets[bound] - before.buckets.get(bound, 0.0) for bound in bounds)])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Protocol
 
@@ -22,12 +23,16 @@ class Away(Protocol):
 
 @dataclass(frozen=True)
 class Health:
-    """Read anew each time. sessions: all there are, those in line and those whose client is away included."""
+    """Read anew each time. sessions: all there are, those in line and those whose client is away included.
+
+    instance: which process it is that answers, so that whoever asks twice knows whether both answers are of one.
+    """
 
     engine: Engine
     admission: Admission
     sessions: Collection[Away]
     version: str
+    instance: str = field(default_factory=lambda: secrets.token_hex(4))
 
     @property
     def live(self) -> bool:
@@ -64,6 +69,7 @@ class Health:
             "ready": self.ready,
             "model": self.engine.model,
             "version": self.version,
+            "instance": self.instance,
             "overloaded": self.engine.overloaded,
             "slots": stats.slots,
             "sessions": stats.sessions,

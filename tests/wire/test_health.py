@@ -92,6 +92,13 @@ def test_a_machine_that_is_too_slow_is_not_ready() -> None:
         assert health.report()["overloaded"]
 
 
+def test_a_process_is_told_from_another() -> None:
+    """Figures of two servers behind one address were taken for one's, and their difference for what it had done."""
+    with Engine(StubStep(1), "stub") as engine, serving(engine) as first, serving(engine) as second:
+        told = [ask(server)[1]["instance"] for server in (first, second, first)]
+    assert told[0] == told[2] != told[1]
+
+
 def test_nothing_of_a_client_is_told() -> None:
     with Engine(StubStep(1), "stub") as engine, serving(engine) as server:
         assert set(ask(server)[1]) == {
@@ -100,6 +107,7 @@ def test_nothing_of_a_client_is_told() -> None:
             "ready",
             "model",
             "version",
+            "instance",
             "overloaded",
             "slots",
             "sessions",
