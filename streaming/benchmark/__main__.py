@@ -22,6 +22,8 @@ COMMANDS = {
     "turns": "what the encoder should hear between two turns, by likelihood",
     "latency": "end of speech to first audible sample, and what goes wrong, at given loads",
     "capacity": "the most sessions with no underrun and steps under 80 ms",
+    "fleet": "many servers behind a balancer, simulated with the step times of one",
+    "churn": "how many sessions a second a server opens and closes, and what one costs",
     "results": "all of these that this machine can take, and its GPU's tests, into one file",
     "soak": "hours of talk: memory, latency and step time at the end against the start",
 }

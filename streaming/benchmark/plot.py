@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from streaming.benchmark.report import Report
+from streaming.benchmark.simulation import LOOK_S
 from streaming.errors import StreamingError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _FRAME_MS = 80
 _DPI = 120
@@ -41,6 +43,11 @@ def draw(report: Report, path: Path) -> None:
     """Writes the picture. Raises `OSError` if the file cannot be written."""
     from matplotlib.figure import Figure
 
+    if report.kind == "fleet":
+        figure = Figure(figsize=(12, 8.4), layout="constrained")
+        _fleet(report, *figure.subplots(2, 2).flat)
+        _save(figure, report, path)
+        return
     figure = Figure(figsize=(12, 4.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     if report.kind == "levels":
@@ -49,8 +56,43 @@ def draw(report: Report, path: Path) -> None:
     else:
         _ratios(report, left)
         _over_time(report, right)
+    _save(figure, report, path)
+
+
+def _save(figure: Figure, report: Report, path: Path) -> None:
     figure.suptitle(report.title)
     figure.savefig(path, dpi=_DPI)
+
+
+def _fleet(report: Report, refused: Axes, imbalance: Axes, after: Axes, latency: Axes) -> None:
+    """Of the most servers: by load, and over time at the highest load but one, where an event shows best."""
+    replicas = max(_number(row["replicas"]) for row in report.rows)
+    rows = [row for row in report.rows if row["replicas"] == replicas]
+    middle = _number(report.facts["simulated_min"]) / 2
+    policies = list(dict.fromkeys(str(row["policy"]) for row in rows))
+    loads = sorted({_number(row["load"]) for row in rows})
+    for key, label in (("alone_pct", "alone: Erlang B of one server"), ("pooled_pct", "pooled: Erlang B of all slots")):
+        theory = {_number(row["load"]): _number(row[key]) for row in rows}
+        refused.plot(loads, [theory[load] for load in loads], ":", color="grey", marker=".", label=label)
+    for policy in policies:
+        of = sorted((row for row in rows if row["policy"] == policy), key=lambda row: _number(row["load"]))
+        at = [_number(row["load"]) for row in of]
+        refused.plot(at, [_number(row["refused_pct"]) for row in of], marker="o", label=policy)
+        imbalance.plot(at, [_number(row["imbalance"]) for row in of], marker="o", label=policy)
+        latency.plot(at, [_number(row["first_frame_ms_p99"]) for row in of], marker="o", label=policy)
+        shown = loads[-2] if len(loads) > 1 else loads[-1]
+        values = report.series.get(f"{policy}, load {shown:g}", [])
+        after.step(np.arange(len(values)) * LOOK_S / 60 - middle, values, where="post", label=policy)
+    refused.set(xlabel="sessions that come, of all slots", ylabel="turned away before the event, %")
+    refused.set_ylim(bottom=0)
+    imbalance.set(xlabel="sessions that come, of all slots", ylabel="sessions of a server, p99 over mean")
+    latency.set(xlabel="sessions that come, of all slots", ylabel="first frame, p99, ms")
+    after.set(xlabel="minutes from the event", ylabel=f"refusals a second, load {shown:g}", yscale="symlog")
+    after.set_xlim(max(-1, -middle), min(3, middle))
+    after.set_title(f"{replicas:.0f} servers, event: {report.facts.get('event', 'none')}", fontsize="medium")
+    after.set_ylim(bottom=0)
+    for axes in (refused, imbalance, after, latency):
+        _finish(axes)
 
 
 def _distributions(report: Report, axes: Axes) -> None:

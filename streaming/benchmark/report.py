@@ -16,7 +16,7 @@ class Report:
     """facts: what was measured, on what. rows: one dictionary a line, all with the same keys; None: not known.
 
     notes: what a reader of the rows must know. series: the single values that rows sum up, by name, for plots.
-    kind: what the rows are, for plots: levels of load, or stretches of time one after another.
+    kind: what the rows are, for plots: levels of load, stretches of time one after another, or simulated fleets.
     """
 
     title: str
@@ -24,7 +24,7 @@ class Report:
     rows: Sequence[Mapping[str, Value]]
     notes: list[str] = field(default_factory=list)
     series: dict[str, list[float]] = field(default_factory=dict)
-    kind: Literal["figures", "levels", "windows"] = "figures"
+    kind: Literal["figures", "levels", "windows", "fleet"] = "figures"
 
     def table(self) -> str:
         """The report as text. Levels have more figures than fit a line: they stand side by side."""

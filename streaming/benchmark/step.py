@@ -20,6 +20,7 @@ from streaming.audio import FRAME
 from streaming.benchmark import machine
 from streaming.benchmark.likelihood import PROMPT, compare, encode, feed, speech_frames
 from streaming.benchmark.report import Report
+from streaming.benchmark.steps import series_name
 from streaming.benchmark.work import Work, work_of
 from streaming.config import Sampling
 from streaming.frame_step import FrameStep
@@ -72,6 +73,7 @@ def measure(options: argparse.Namespace) -> Report:
     reading = machine.bandwidth(device)
     rates = {kind: machine.matrix_rate(device, kind) for kind in {models.codec.dtype, *_kinds(models)}}
     rows: list[dict[str, str | int | float]] = []
+    series: dict[str, list[float]] = {}
     for slots in options.slots or ((1, 64) if device.type == "cuda" else (1, 4)):
         stages = _stages(models, slots, options)
         floors: dict[str, float] = {}
@@ -86,6 +88,8 @@ def measure(options: argparse.Namespace) -> Report:
             row |= {"ms": float(np.median(times)), "p99 ms": float(np.percentile(times, 99)), "floor ms": floor}
             row["share of floor"] = floor / float(np.median(times))
             rows.append(row)
+            if stage.parts:
+                series[series_name(slots, stage.name)] = [round(ms, 3) for ms in taken[stage.name]]
     facts: dict[str, str | int | float] = {
         "model": models.name,
         "device": machine.name_of(device),
@@ -96,7 +100,7 @@ def measure(options: argparse.Namespace) -> Report:
         facts["quantize"] = options.quantize
     if options.quantize != "none" and options.random is None:
         facts |= _quality(models, options)
-    return Report("one frame step (80 ms of speech) and its floor", facts, rows)
+    return Report("one frame step (80 ms of speech) and its floor", facts, rows, series=series)
 
 
 def _quality(models: _Models, options: argparse.Namespace) -> dict[str, str | int | float]:

@@ -1,0 +1,93 @@
+"""Step times by the number of sessions: read from a measurement, or computed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from streaming.benchmark import machine
+from streaming.benchmark.__main__ import main
+from streaming.benchmark.steps import ROOFLINES, StepsError, computed, curve, measured, series_name
+
+ROOT = Path(__file__).parents[2]
+MEASURED = ROOT / "docs" / "measured" / "steps-demo-two-cores.json"
+
+
+def written(tmp_path: Path, **times_ms: list[float]) -> Path:
+    path = tmp_path / "steps.json"
+    series = {series_name(int(name[1:]), "whole step, speaking"): times for name, times in times_ms.items()}
+    path.write_text(json.dumps({"series": series | {series_name(64, "whole step, listening"): [1.0]}}))
+    return path
+
+
+def test_between_two_numbers_of_sessions_times_lie_between_theirs(tmp_path: Path) -> None:
+    steps = measured(written(tmp_path, n4=[40.0, 50.0, 60.0], n1=[10.0, 20.0, 30.0]))
+    assert steps.widths == (1, 4), "and not those of another stage"
+    median = np.full(3, 0.5)
+    assert steps.quantile_ms(np.array([1, 2, 4]), median).tolist() == [20.0, 30.0, 50.0]
+    assert steps.quantile_ms(np.array([2]), np.array([1.0])).tolist() == [40.0]
+    assert steps.carries == 4
+    with pytest.raises(StepsError, match="4 sessions at most"):
+        steps.quantile_ms(np.array([5]), np.array([0.5]))
+
+
+def test_a_server_carries_what_keeps_a_frame_in_time(tmp_path: Path) -> None:
+    """The 99th percentile, as `capacity` does, and not the mean."""
+    steps = measured(written(tmp_path, n1=[20.0], n3=[70.0] * 98 + [90.0] * 2, n2=[50.0]))
+    assert steps.carries == 2 and steps.late(3) == pytest.approx(0.02, abs=0.01) and steps.late(2) == 0
+    assert measured(written(tmp_path, n1=[100.0])).carries == 0
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"series": {}}', '{"series": {"whole step, speaking, 1": []}}', "[1]"])
+def test_a_file_without_step_times_is_refused(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "other.json"
+    path.write_text(text)
+    with pytest.raises(StepsError, match=r"step --json"):
+        curve(str(path), 1.0)
+
+
+def test_what_step_writes_is_what_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stage that gets another name there has no times here."""
+    monkeypatch.setattr(machine, "bandwidth", lambda *_: 1e10)
+    monkeypatch.setattr(machine, "matrix_rate", lambda *_: 1e11)
+    path = tmp_path / "steps.json"
+    assert main(["step", "--slots", "1", "2", "--seconds", "0.01", "--json", str(path)]) == 0
+    steps = measured(path)
+    assert steps.widths == (1, 2) and all(len(times) >= 3 for times in steps.times_ms)
+
+
+def test_what_was_measured_is_what_the_page_says() -> None:
+    steps = measured(MEASURED)
+    assert steps.name.startswith("measured") and min(map(len, steps.times_ms)) >= 30
+    medians = [float(np.median(times)) for times in steps.times_ms]
+    assert medians == sorted(medians), "more sessions take longer"
+    page = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
+    row = next(line for line in page.splitlines() if line.startswith("| step, p50, ms |"))
+    told = [float(cell) for cell in row.split("|")[2:-1]]
+    assert told == [round(median) for median in medians]
+
+
+def test_what_is_computed_is_what_the_page_of_figures_predicts() -> None:
+    """docs/performance.md: 2.65 ms to read 1.3B with one full window, 34 GB of context at 256, 18.5 ms for 8B."""
+    small, large = ROOFLINES["1.3b-h100"], ROOFLINES["8b-h100"]
+    assert 1e3 * (small.weight_bytes + small.context_bytes) / small.bytes_per_s == pytest.approx(2.65, abs=0.03)
+    assert 256 * small.context_bytes == pytest.approx(34e9, rel=0.02)
+    assert 1e3 * large.weight_bytes / large.bytes_per_s == pytest.approx(18.5, abs=0.2)
+    page = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
+    for name in ROOFLINES:
+        for share in (1.0, 0.35, 0.15):
+            steps = computed(name, share)
+            assert steps.name.startswith("computed") and steps.carries == computed(name, share).carries
+            assert f"| {name}, {100 * share:g} % |" in page
+            row = next(line for line in page.splitlines() if line.startswith(f"| {name}, {100 * share:g} % |"))
+            assert row.split("|")[2:4] == [f" {steps.times_ms[0][0]:.1f} ms ", f" {steps.carries} "]
+
+
+def test_a_computed_curve_may_vary_as_a_measured_one() -> None:
+    still, lively = computed("1.3b-h100", 0.35), computed("1.3b-h100", 0.35, measured(MEASURED))
+    assert "spread measured" in lively.name and "measured" not in still.name
+    assert np.median(lively.times_ms[3]) == pytest.approx(still.times_ms[3][0], rel=0.02)
+    assert 0 < lively.carries < still.carries, "what varies is in time for fewer"
