@@ -54,36 +54,29 @@ def test_the_capacity_of_two_servers_is_that_of_both(tmp_path: Path) -> None:
     assert any("several servers" in note for note in report["notes"])
 
 
-def test_tls_a_token_and_another_for_the_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tls_a_token_another_for_the_figures_and_what_one_token_may_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`/metrics` takes the token named metrics alone, which opens no session: with one token for both there were no
     step times.
     """
     certificate, key = self_signed(tmp_path)
     tokens = Tokens.from_text(f"ann:{ANN},metrics:{READER}")
-    keeper = Gatekeeper(check_bind("127.0.0.1", tokens, tls=True, insecure_plaintext=False), tokens)
+    bind = check_bind("127.0.0.1", tokens, tls=True, insecure_plaintext=False)
+    keeper = Gatekeeper(bind, tokens, limits=Limits(sessions_per_token=1))
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     monkeypatch.setenv("STREAMING_TOKEN", ANN)
     monkeypatch.setenv("STREAMING_METRICS_TOKEN", READER)
     tls = load_tls(str(certificate), str(key))
-    with running(StubStep(1)) as engine, serving(engine, keeper, tls=tls) as server:
+    with running(StubStep(4)) as engine, serving(engine, keeper, tls=tls) as server:
         assert server.url.startswith("wss://")
-        (row,) = report_of("latency", tmp_path, "--url", server.url, "--sessions", "1")["rows"]
-        assert (row["refused"], row["failed"]) == (0, 0) and row["turns"] >= 1 and row["step_ms_p99"] is not None
-        assert asyncio.run(Target(server.url).look()).buckets
+        report = report_of("capacity", tmp_path, "--url", server.url, "--tries", "1", "--max-sessions", "2")
+        one, two = report["rows"]
+        assert (one["refused"], one["failed"]) == (0, 0) and one["turns"] >= 1 and one["step_ms_p99"] is not None
+        assert two["refused"] == 1 and report["facts"]["capacity"] == 1
+        assert "no limit of the server's" in report["title"], "one token may have one session; there are four slots"
         monkeypatch.delenv("STREAMING_METRICS_TOKEN")
         assert not asyncio.run(Target(server.url).look()).buckets
-
-
-def test_who_may_have_no_more_sessions_has_not_found_the_servers_limit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tokens = Tokens.from_text(f"ann:{ANN}")
-    bind = check_bind("127.0.0.1", tokens, tls=False, insecure_plaintext=False)
-    keeper = Gatekeeper(bind, tokens, limits=Limits(sessions_per_token=1))
-    monkeypatch.setenv("STREAMING_TOKEN", ANN)
-    with running(StubStep(4)) as engine, serving(engine, keeper) as server:
-        report = report_of("capacity", tmp_path, "--url", server.url, "--tries", "1", "--max-sessions", "2")
-    assert report["facts"]["capacity"] == 1 and "no limit of the server's" in report["title"]
 
 
 def test_a_server_under_a_name_of_its_own_tells_its_figures_there() -> None:
