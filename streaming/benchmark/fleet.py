@@ -28,8 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     server.add_argument(
         "--steps",
         default="1.3b-h100",
-        metavar="FILE|NAME",
-        help=f"of `step --json`, or computed: {', '.join(ROOFLINES)}",
+        metavar="X",
+        help=f"FILE of `step --json`, FILE:RUN of `results`, or computed: {', '.join(ROOFLINES)}",
     )
     server.add_argument(
         "--share-of-floor", type=_share, default=0.35, metavar="P", help="reached, where computed (0.35)"

@@ -74,18 +74,21 @@ class StepCurve:
         return float((times > FRAME_MS).mean())
 
 
-def measured(path: Path) -> StepCurve:
-    """From `step --json`. Raises `StepsError`, `OSError`."""
+def measured(path: Path, run: str | None = None) -> StepCurve:
+    """From `step --json`, or from a run of that in a file of `results`. Raises `StepsError`, `OSError`."""
     try:
-        series: dict[str, list[float]] = json.loads(path.read_text(encoding="utf-8"))["series"]
+        report = json.loads(path.read_text(encoding="utf-8"))
+        series: dict[str, list[float]] = (report["runs"][run]["report"] if run is not None else report)["series"]
         prefix = series_name(0, _STAGE)[:-1]
         found = {int(name.removeprefix(prefix)): times for name, times in series.items() if name.startswith(prefix)}
         if not found or not all(times and min(times) > 0 for times in found.values()):
             raise ValueError("no step times in it")
     except (ValueError, KeyError, TypeError) as error:
-        raise StepsError(f"{path} is no file of `step --json` of this version: {error}") from None
+        where = f"{path}, {run}," if run is not None else path
+        raise StepsError(f"{where} has no step times as `step --json` writes them: {error!r}") from None
     widths = tuple(sorted(found))
-    return StepCurve(f"measured: {path.name}", widths, tuple(np.sort(np.array(found[n], float)) for n in widths))
+    name = f"measured: {path.name}" + (f", {run}" if run is not None else "")
+    return StepCurve(name, widths, tuple(np.sort(np.array(found[n], float)) for n in widths))
 
 
 @dataclass(frozen=True)
@@ -140,13 +143,15 @@ def computed(name: str, share_of_floor: float, spread: StepCurve | None = None) 
 
 
 def curve(source: str, share_of_floor: float, spread: str | None = None) -> StepCurve:
-    """source: a roofline's name, or a file. Raises `StepsError`, `OSError`."""
+    """source: a roofline's name, or a file, or `FILE:RUN` of a file of `results`. Raises `StepsError`, `OSError`."""
     if source in ROOFLINES:
         return computed(source, share_of_floor, measured(Path(spread)) if spread else None)
-    path = Path(source)
-    if not path.is_file():
+    path, _, run = source.partition(".json:")
+    if run:
+        return measured(Path(f"{path}.json"), run)
+    if not Path(source).is_file():
         raise StepsError(f"{source} is neither a file of `step --json` nor one of {', '.join(ROOFLINES)}")
-    return measured(path)
+    return measured(Path(source))
 
 
 def erlang_b(erlangs: float, servers: int) -> float:

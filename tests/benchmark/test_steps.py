@@ -13,7 +13,7 @@ from streaming.benchmark.__main__ import main
 from streaming.benchmark.steps import ROOFLINES, StepsError, computed, curve, measured, series_name
 
 ROOT = Path(__file__).parents[2]
-MEASURED = ROOT / "docs" / "measured" / "steps-demo-two-cores.json"
+MEASURED = ROOT / "docs" / "results" / "steps-demo-two-cores.json"
 
 
 def written(tmp_path: Path, **times_ms: list[float]) -> Path:
@@ -57,6 +57,19 @@ def test_what_step_writes_is_what_is_read(tmp_path: Path, monkeypatch: pytest.Mo
     assert main(["step", "--slots", "1", "2", "--seconds", "0.01", "--json", str(path)]) == 0
     steps = measured(path)
     assert steps.widths == (1, 2) and all(len(times) >= 3 for times in steps.times_ms)
+
+
+def test_a_run_of_a_file_of_results_is_read(tmp_path: Path) -> None:
+    """What was measured on a device that was lent for minutes is there, and nowhere else."""
+    report = json.loads(written(tmp_path, n1=[20.0, 21.0]).read_text())
+    path = tmp_path / "device.json"
+    runs = {"step 1.3b": {"outcome": "ok", "report": report}, "step 8b": {"outcome": "failed with status 1"}}
+    path.write_text(json.dumps({"device": "a GPU", "runs": runs}))
+    steps = curve(f"{path}:step 1.3b", 1.0)
+    assert (steps.widths, steps.name) == ((1,), "measured: device.json, step 1.3b")
+    for run in ("step 8b", "step 70b"):
+        with pytest.raises(StepsError, match=run):
+            curve(f"{path}:{run}", 1.0)
 
 
 def test_what_was_measured_is_what_the_page_says() -> None:
