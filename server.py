@@ -43,6 +43,9 @@ def parse(arguments: list[str] | None = None, environment: Mapping[str, str] = o
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="of the decoder")
     parser.add_argument("--quantize", choices=("none", "int8", "int4"), default="none", help="decoder weights")
     parser.add_argument(
+        "--codec-dtype", choices=("float32", "bfloat16"), default="float32", help="bfloat16 changes some of its codes"
+    )
+    parser.add_argument(
         "--threads", type=int, default=0, metavar="N", help="of a CPU's work (default: all cores but one)"
     )
     parser.add_argument("--max-sessions", type=int, default=4, metavar="N", help="slots (default: 4)")
@@ -162,6 +165,7 @@ def main() -> int:
             quantize=options.quantize,
             max_sessions=options.max_sessions,
             context_tokens=options.context_tokens,
+            codec_dtype=options.codec_dtype,
         ) as engine:
             if options.log_format == "text":
                 introduce(engine, options.max_sessions)

@@ -25,6 +25,7 @@ RANDOM = "random:"
 """Before the name of a size: full-size weights made in memory, so that speed needs no download."""
 _RANDOM_NOTICE = "the weights are random: what it says is noise, at a real model's pace"
 DEFAULT_CODEC = "kyutai/mimi"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 CONTEXT_TOKENS = 1024
 """What the released models were trained on: 20.4 s of Q = 4."""
 REWIND_FRAMES = 16
@@ -71,40 +72,41 @@ def load_models(
     device: str | torch.device = "auto",
     dtype: str = "auto",
     quantize: Quantize = "none",
+    codec_dtype: str = "float32",
 ) -> Models:
     """A decoder and its codec, from hub ids, folders, `"demo"`, or random weights (`"random:1.3b"`, `"random:8b"`).
 
     device: `auto` (CUDA if there is any), `cpu`, `cuda`, `cuda:N`. dtype: of the decoder; `auto` is bfloat16 on CUDA
-    and float32 elsewhere. quantize: how the decoder's layers keep their weights. The codec stays in float32: its codes
-    are the prompt.
+    and float32 elsewhere. quantize: how the decoder's layers keep their weights. codec_dtype: its codes are the prompt,
+    and in bfloat16 some of them are others.
     Raises `CheckpointError`, `HubUnreachableError`, `TokenLayoutError`; `StreamingError` for a device that is not
     there.
     """
     if quantize not in ("none", "int8", "int4"):
         raise StreamingError(f"quantize {quantize!r} is not supported: use none, int8, int4")
     where = pick_device(device)
-    kinds = {
-        "auto": torch.bfloat16 if where.type == "cuda" else torch.float32,
-        "float32": torch.float32,
-        "bfloat16": torch.bfloat16,
-    }
-    if dtype not in kinds:
-        raise StreamingError(f"dtype {dtype!r} is not supported: use {', '.join(kinds)}")
+    for kind in (dtype, codec_dtype):
+        if kind not in DTYPES and kind != "auto":
+            raise StreamingError(f"dtype {kind!r} is not supported: use auto, {', '.join(DTYPES)}")
+    decoder_kind = DTYPES.get(dtype, torch.bfloat16 if where.type == "cuda" else torch.float32)
+    codec_kind = DTYPES.get(codec_dtype, torch.float32)
     if str(model).startswith(RANDOM):
-        return _random_models(str(model), where, kinds[dtype], quantize)
+        return _random_models(str(model), where, decoder_kind, quantize, codec_kind)
     folder, codec_folder = folders(model, codec)
     config = LlamaConfig.from_dict(read_config(folder))
-    mimi = load_codec(codec_folder, config.num_codebooks, where)
+    mimi = load_codec(codec_folder, config.num_codebooks, where, codec_kind)
     layout = TokenLayout.load(folder, config.num_codebooks, mimi.config.codebook_size, config.vocab_size)
-    decoder = LlamaDecoder(TensorSource(folder, where, kinds[dtype]), config, layout, quantize)
+    decoder = LlamaDecoder(TensorSource(folder, where, decoder_kind), config, layout, quantize)
     return Models(str(model), mimi, decoder, untrained.NOTICE if model == DEMO else None)
 
 
-def _random_models(name: str, device: torch.device, dtype: torch.dtype, quantize: Quantize) -> Models:
+def _random_models(
+    name: str, device: torch.device, dtype: torch.dtype, quantize: Quantize, codec_dtype: torch.dtype
+) -> Models:
     config = DECODERS.get(name.removeprefix(RANDOM))
     if config is None:
         raise StreamingError(f"{name}: random weights come in the sizes {', '.join(DECODERS)}")
-    codec = random_codec(config.num_codebooks, device)
+    codec = random_codec(config.num_codebooks, device, codec_dtype)
     return Models(name, codec, random_decoder(config, device, dtype, quantize), _RANDOM_NOTICE)
 
 
@@ -147,6 +149,7 @@ def load_engine(
     context_tokens: int = CONTEXT_TOKENS,
     rewind_frames: int = REWIND_FRAMES,
     encoder_follows: bool = True,
+    codec_dtype: str = "float32",
 ) -> Engine:
     """A running engine with `max_sessions` slots. Close it, or use it in a `with` block.
 
@@ -154,7 +157,7 @@ def load_engine(
     """
     if max_sessions < 1 or rewind_frames < 0:
         raise StreamingError(f"max_sessions is {max_sessions}, rewind_frames {rewind_frames}: at least 1 and 0")
-    models = load_models(model, codec, device, dtype, quantize)
+    models = load_models(model, codec, device, dtype, quantize, codec_dtype)
     context_frames = models.decoder.context_frames(context_tokens)
     if context_frames < 1:
         raise StreamingError(

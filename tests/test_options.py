@@ -42,7 +42,13 @@ def test_a_flag_that_says_the_default_still_comes_first(config: Path) -> None:
 def test_every_flag_has_a_variable_and_a_key(config: Path) -> None:
     """All of them through both, with a value of each kind."""
     values = {"--until-eof": "true", "--insecure-plaintext": "yes", "--allow-origin": "https://a.b, https://c.d"}
-    values |= {"--dtype": "float32", "--quantize": "none", "--log-format": "json", "--log-level": "debug"}
+    values |= {
+        "--dtype": "float32",
+        "--quantize": "none",
+        "--codec-dtype": "bfloat16",
+        "--log-format": "json",
+        "--log-level": "debug",
+    }
     flags = set(re.findall(r"--[a-z][a-z-]*", _help())) - {"--help", "--config"}
     assert len(flags) > 20
     for flag in flags:

@@ -25,13 +25,11 @@ from streaming.audio import FRAME
 from streaming.benchmark import machine
 from streaming.benchmark.report import Report
 from streaming.config import LlamaConfig
-from streaming.loading import DEMO, folders, load_codec, pick_device
+from streaming.loading import DEMO, DTYPES, folders, load_codec, pick_device
 from streaming.models.checkpoint import TensorSource, read_config
 from streaming.models.llama import LlamaDecoder
 from streaming.models.random_weights import DECODERS, MIMI, codes_layout
 from streaming.models.token_layout import TokenLayout
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,8 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--codec", metavar="HUB_ID|DIR")
     parser.add_argument("--random", choices=(*DECODERS, "mimi"), help="full-size random weights instead of --model")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--dtype", choices=_DTYPES, default="bfloat16", help="of both decoders")
+    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of both decoders")
     parser.add_argument("--quantize", choices=("none", "int8", "int4"), default="none", help="of ours")
+    parser.add_argument("--codec-dtype", choices=DTYPES, default="float32", help="of our codec")
     parser.add_argument("--tokens", type=int, default=32, metavar="N", help="in one call of generate")
     parser.add_argument("--seconds", type=float, default=20.0, metavar="S", help="for the codec, and for the decoder")
 
@@ -49,7 +48,7 @@ def measure(options: argparse.Namespace) -> Report:
     """`baseline`: see the module. Raises as loading does."""
     device = pick_device(options.device)
     with _checkpoints(options) as (model, codec), torch.inference_mode():
-        rows = _rows("ms a frame", _codecs(codec, device), device, options.seconds, 1)
+        rows = _rows("ms a frame", _codecs(codec, device, DTYPES[options.codec_dtype]), device, options.seconds, 1)
         if model is not None:
             contest, tokens = _decoders(model, options, device)
             rows += _rows("ms a token", contest, device, options.seconds, tokens)
@@ -58,6 +57,7 @@ def measure(options: argparse.Namespace) -> Report:
         "device": machine.name_of(device),
         "decoders": options.dtype,
         "ours": options.quantize,
+        "our codec": options.codec_dtype,
         "transformers": transformers.__version__,
         "torch": torch.__version__,
     }
@@ -91,7 +91,7 @@ def _checkpoints(options: argparse.Namespace) -> Iterator[tuple[Path | None, Pat
         model, codec = Path(folder) / "model", Path(folder) / "codec"
         transformers.MimiModel(transformers.MimiConfig()).save_pretrained(codec)  # the defaults are the released shape
         if options.random != "mimi":
-            _save_random(DECODERS[options.random], _DTYPES[options.dtype], model)
+            _save_random(DECODERS[options.random], DTYPES[options.dtype], model)
         yield None if options.random == "mimi" else model, codec
 
 
@@ -125,10 +125,10 @@ def _save_random(config: LlamaConfig, dtype: torch.dtype, folder: Path) -> None:
         torch.set_default_dtype(torch.float32)
 
 
-def _codecs(folder: Path, device: torch.device) -> Contest:
-    """One frame in and one frame out, in float32."""
+def _codecs(folder: Path, device: torch.device, dtype: torch.dtype) -> Contest:
+    """One frame in and one frame out; the others' in float32."""
     books = min(4, int(read_config(folder).get("num_quantizers", 32)))
-    ours = load_codec(folder, books, device)
+    ours = load_codec(folder, books, device, dtype)
     theirs: Any = transformers.MimiModel.from_pretrained(folder)
     theirs.to(device).eval()
     state, active = ours.init_state(1), torch.ones(1, dtype=torch.bool, device=device)
@@ -171,7 +171,7 @@ def _moshi(pcm: Tensor, codes: Tensor, device: torch.device) -> tuple[Callable[[
 
 def _decoders(folder: Path, options: argparse.Namespace, device: torch.device) -> tuple[Contest, int]:
     """Greedy speech, whole frames of it, and how many tokens that is."""
-    dtype, raw = _DTYPES[options.dtype], read_config(folder)
+    dtype, raw = DTYPES[options.dtype], read_config(folder)
     config = LlamaConfig.from_dict(raw)
     random = options.random is not None
     size = MIMI.codebook_size

@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, max_sessions: int) -> None
         "STREAMING_METRICS_TOKEN); without, one of its own",
     )
     server.add_argument("--model", metavar="demo|HUB_ID|DIR", help="of its own server (default: demo)")
-    for flag in ("--codec", "--device", "--dtype", "--quantize", "--context-tokens"):
+    for flag in ("--codec", "--device", "--dtype", "--quantize", "--codec-dtype", "--context-tokens"):
         server.add_argument(flag, metavar="X", help="of its own server, as in server.py")
     server.add_argument(
         "--max-sessions",
@@ -153,7 +153,7 @@ async def target(options: argparse.Namespace, sessions: int = 1) -> AsyncIterato
         yield server
         return
     command = server_command(ROOT / "server.py", options.model or "demo", options.codec)
-    for flag in ("device", "dtype", "quantize", "context_tokens"):
+    for flag in ("device", "dtype", "quantize", "codec_dtype", "context_tokens"):
         value = getattr(options, flag)
         command += [] if value is None else [f"--{flag.replace('_', '-')}", value]
     command += ["--max-sessions", str(max(sessions, options.max_sessions or options.own_sessions))]

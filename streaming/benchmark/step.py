@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from streaming.audio import FRAME
 from streaming.benchmark import machine
@@ -24,14 +25,13 @@ from streaming.benchmark.steps import series_name
 from streaming.benchmark.work import Work, work_of
 from streaming.config import Sampling
 from streaming.frame_step import FrameStep
-from streaming.loading import CONTEXT_TOKENS, DEMO, RANDOM, REWIND_FRAMES, load_models, pick_device
+from streaming.loading import CONTEXT_TOKENS, DEMO, DTYPES, RANDOM, REWIND_FRAMES, load_models, pick_device
 from streaming.models.llama import LlamaDecoder
 from streaming.models.mimi import StreamingMimi
 from streaming.models.random_weights import DECODERS, random_codec
 from streaming.models.sampler import sample
 
 _QUALITY_FRAMES = 200
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,9 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--random", choices=(*DECODERS, "mimi"), help="full-size random weights made in memory, instead of --model"
     )
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--dtype", choices=("auto", *_DTYPES), default="auto", help="of the decoder")
+    parser.add_argument("--dtype", choices=("auto", *DTYPES), default="auto", help="of the decoder")
     parser.add_argument("--quantize", choices=("none", "int8", "int4"), default="none", help="weights of the decoder")
-    parser.add_argument("--input", type=Path, default=PROMPT, metavar="WAV", help="speech, for what --quantize costs")
+    parser.add_argument("--codec-dtype", choices=DTYPES, default="float32")
+    parser.add_argument(
+        "--input", type=Path, default=PROMPT, metavar="WAV", help="speech, for what --quantize and --codec-dtype cost"
+    )
     parser.add_argument("--slots", type=int, nargs="+", metavar="B", help="sessions in a step (default: 1 4, GPU 1 64)")
     parser.add_argument("--context-tokens", type=int, default=CONTEXT_TOKENS, metavar="N", help="all of it held")
     parser.add_argument("--seconds", type=float, default=5.0, metavar="S", help="of measurement for each line")
@@ -58,11 +61,12 @@ class _Models:
 
 def _load(options: argparse.Namespace) -> _Models:
     if options.random == "mimi":
-        return _Models("random mimi", random_codec(8, pick_device(options.device)), None)
+        codec = random_codec(8, pick_device(options.device), DTYPES[options.codec_dtype])
+        return _Models("random mimi", codec, None)
     name, dtype = options.model, options.dtype
     if options.random is not None:
         name, dtype = RANDOM + options.random, "bfloat16" if dtype == "auto" else dtype
-    models = load_models(name, options.codec, options.device, dtype, options.quantize)
+    models = load_models(name, options.codec, options.device, dtype, options.quantize, options.codec_dtype)
     return _Models(models.name, models.codec, models.decoder)
 
 
@@ -96,28 +100,41 @@ def measure(options: argparse.Namespace) -> Report:
         "GB/s": reading / 1e9,
         **{f"{str(kind).removeprefix('torch.')} TFLOP/s": rate / 1e12 for kind, rate in rates.items()},
     }
+    if options.codec_dtype != "float32":
+        facts["codec"] = options.codec_dtype
     if options.quantize != "none":
         facts["quantize"] = options.quantize
-    if options.quantize != "none" and options.random is None:
+    if options.random is None:
         facts |= _quality(models, options)
     return Report("one frame step (80 ms of speech) and its floor", facts, rows, series=series)
 
 
 def _quality(models: _Models, options: argparse.Namespace) -> dict[str, str | int | float]:
-    """What quantising does to the likelihood of speech, in nats a token: the change and its standard error."""
+    """What was given up for speed, on speech: of the codes those that are float32's, and what quantising does to the
+    likelihood in nats a token, the change and its standard error.
+    """
+    facts: dict[str, str | int | float] = {}
+    if (options.codec_dtype, options.quantize) == ("float32", "none"):
+        return facts
     plain = load_models(options.model, options.codec, options.device, options.dtype)
-    codes = encode(plain.codec, speech_frames(options.input, _QUALITY_FRAMES))
-    losses = []
-    for decoder in (models.decoder, plain.decoder):
-        assert decoder is not None
-        state = decoder.init_state(1, len(codes))
-        columns = decoder.columns_for(state, len(codes))
-        frames = [
-            feed(decoder, state, decoder.begin_frame(state, 1, len(codes), columns), frame[None]) for frame in codes
-        ]
-        losses.append(torch.cat(frames).flatten())
-    mean, change, error = compare(*losses)
-    return {"nats/token": mean, "change": change, "std. error": error}
+    frames = speech_frames(options.input, _QUALITY_FRAMES)
+    codes = encode(plain.codec, frames)
+    if options.codec_dtype != "float32":
+        same = (encode(models.codec, frames) == codes).float().mean(0)
+        facts |= {"equal codes": float(same.mean()), "of codebook 0": float(same[0])}
+    if options.quantize != "none":
+        mean, change, error = compare(*(_losses(decoder, codes) for decoder in (models.decoder, plain.decoder)))
+        facts |= {"nats/token": mean, "change": change, "std. error": error}
+    return facts
+
+
+def _losses(decoder: LlamaDecoder | None, codes: Tensor) -> Tensor:
+    """codes: [F, Q]. Returns the negative log-likelihood of each, [F * Q]."""
+    assert decoder is not None
+    state = decoder.init_state(1, len(codes))
+    columns = decoder.columns_for(state, len(codes))
+    frames = [feed(decoder, state, decoder.begin_frame(state, 1, len(codes), columns), frame[None]) for frame in codes]
+    return torch.cat(frames).flatten()
 
 
 def _kinds(models: _Models) -> list[torch.dtype]:
