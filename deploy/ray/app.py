@@ -21,7 +21,7 @@ from ray import serve
 from ray.serve import Application, metrics
 from ray.serve.config import AutoscalingContext
 
-from deploy.ray.relay import Relay
+from deploy.ray.relay import HEALTHZ, Relay
 from streaming.errors import StreamingError
 from streaming.wire.access import METRICS_READER, check_bind
 from streaming.wire.tokens import ENVIRONMENT, load_tokens
@@ -41,7 +41,7 @@ _REQUIRED = {
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": ("0", "or what a client does not read is kept without bound"),
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": (
         "deploy.ray.relay:middlewares",
-        "or what a client sends too fast is kept without bound",
+        "or what a client sends too fast is kept without bound, and full replicas get every newcomer",
     ),
 }
 _DRAINING_S = "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"
@@ -180,7 +180,7 @@ def _draining(address: tuple[str, int] | None) -> bool:
         return False
     connection = http.client.HTTPConnection(*address, timeout=5)
     try:
-        connection.request("GET", "/-/healthz")
+        connection.request("GET", HEALTHZ)
         response = connection.getresponse()
         return response.status == 503 and b"DRAINING" in response.read()
     except (OSError, http.client.HTTPException):

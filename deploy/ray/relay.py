@@ -19,10 +19,10 @@ import sys
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from starlette.middleware import Middleware
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
 from websockets.frames import CloseCode
@@ -38,6 +38,8 @@ _CONNECTION = frozenset(
     ("connection", "content-length", "host", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade")
 )
 """Headers that are of one connection (RFC 9110, section 7.6.1), or that each hop writes for itself."""
+HEALTHZ = "/-/healthz"
+"""Ray Serve's own, by which HAProxy goes."""
 _STOPPING = b"stopping: this server is about to stop; try again\n"
 
 
@@ -46,6 +48,9 @@ class Relay:
 
     environment: what else the child's should hold, its tokens for instance.
     """
+
+    here: ClassVar[Relay | None] = None
+    """The one of this process, once it listens: `Forecourt` is made by others."""
 
     def __init__(self, options: Mapping[str, object], environment: Mapping[str, str] = os.environ) -> None:
         flags = {f"STREAMING_{key.upper().replace('-', '_')}": _text(value) for key, value in options.items()}
@@ -70,6 +75,7 @@ class Relay:
         if match is None:
             raise RuntimeError(f"server.py did not start (status {await self.wait()}); its log says why")
         self._port = int(match[1])
+        Relay.here = self
         self.started.set()
 
     async def wait(self) -> int:
@@ -104,6 +110,13 @@ class Relay:
         """`/health`, whatever its status. Raises `OSError`, `http.client.HTTPException`."""
         report: dict[str, Any] = json.loads((await self.get("/health"))[1])
         return report
+
+    async def ready(self) -> bool:
+        """Whether a session that came now would get in."""
+        try:
+            return (await self.get("/health/ready"))[0] == 200
+        except (OSError, http.client.HTTPException):
+            return False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -231,11 +244,16 @@ async def _messages(socket: ClientConnection) -> AsyncIterator[str | bytes]:
 
 def middlewares() -> list[Middleware]:
     """For `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`."""
-    return [Middleware(HeldBack)]
+    return [Middleware(Forecourt)]
 
 
-class HeldBack:
-    """Tells Ray Serve not to read sockets ahead: it would keep whatever a client sends in a queue without bound."""
+class Forecourt:
+    """Before Ray Serve's own part of a replica, which otherwise reads sockets ahead, into a queue without bound, and
+    knows nothing of slots.
+
+    HAProxy counts sockets, but forgets them whenever it is told of other replicas: a full one would then have none, and
+    get every newcomer. So a full one tells its health check not to send any; what it has goes on.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -244,7 +262,26 @@ class HeldBack:
         if scope["type"] == "websocket":
             name = b"x-request-disconnect-disabled"
             scope["headers"] = [header for header in scope["headers"] if header[0] != name] + [(name, b"?1")]
+        elif scope["type"] == "http" and scope["path"] == HEALTHZ and Relay.here is not None:
+            await self._look(Relay.here, scope, receive, send)
+            return
         await self._app(scope, receive, send)
+
+    async def _look(self, relay: Relay, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve's own answer, unless it is that all is well and there is no slot."""
+        answer: list[Message] = []
+
+        async def keep(message: Message) -> None:
+            answer.append(message)
+
+        await self._app(scope, receive, keep)
+        if answer[0]["status"] == 200 and not await relay.ready():
+            answer = [
+                {"type": "http.response.start", "status": 503, "headers": [(b"content-type", b"text/plain")]},
+                {"type": "http.response.body", "body": b"FULL"},
+            ]
+        for message in answer:
+            await send(message)
 
 
 def _wait(child: subprocess.Popen[str]) -> int:
