@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -157,7 +158,9 @@ def test_a_client_that_sends_without_end_is_held_back(service: Cluster) -> None:
             session.socket.transport.abort()
             return taken
 
-    assert run(flood()) < 60 * 2**20
+    taken = run(flood())
+    print(f"{taken / 2**20:.0f} MiB were taken")
+    assert taken < 60 * 2**20
 
 
 def test_a_rolling_redeploy_cuts_no_turn(service: Cluster) -> None:
@@ -248,6 +251,34 @@ def test_settings_that_would_break_promises_are_refused() -> None:
     with pytest.raises(BindError, match="in the clear"):
         check_settings({}, tokens)
     check_settings({"insecure-plaintext": True}, tokens)
+
+
+def test_as_many_replicas_as_leave_slots_free() -> None:
+    """Its sum of what each replica says: too few by one, and a full service never grows."""
+    from deploy.ray.app import FreeSlots
+
+    def wanted(taken: list[float], spare: int = 2, slots: float = 4) -> int:
+        metrics = {"slots": dict.fromkeys(range(len(taken)), slots), "taken": dict(enumerate(taken))}
+        context = SimpleNamespace(aggregated_metrics=metrics, running_replicas=range(len(taken)), target_num_replicas=7)
+        return FreeSlots(spare)(context)[0]  # type: ignore[arg-type]
+
+    assert [wanted([taken]) for taken in (0, 2, 2.5, 3, 4)] == [1, 1, 2, 2, 2]
+    assert wanted([4, 4]) == 3 and wanted([4, 0, 0]) == 2 and wanted([4, 4], spare=5) == 4
+    assert wanted([4, 0], slots=0) == 7, "nobody has said how many there are"
+    with pytest.raises(ValueError, match="at least 1"):
+        FreeSlots(0)
+
+
+def test_the_metrics_are_read_with_the_token_that_is_for_them(tmp_path: Path) -> None:
+    """From the variable or from the file, whichever holds the tokens."""
+    from deploy.ray.app import _metrics_token
+
+    assert _metrics_token({}, {}) is None
+    assert _metrics_token({}, {"STREAMING_TOKENS": "alice:for-alice, metrics:for-them"}) == "for-them"
+    assert _metrics_token({}, {"STREAMING_TOKENS": "not-metrics:for-alice"}) is None
+    path = tmp_path / "tokens"
+    path.write_text("# metrics:old\nalice:for-alice\nmetrics: for-them\n")
+    assert _metrics_token({"tokens": str(path)}, {}) == "for-them"
 
 
 def test_the_config_is_serves_own() -> None:
