@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import socket
 import tempfile
@@ -51,6 +52,7 @@ os.environ |= {  # read when Ray is imported
     "RAY_SERVE_HAPROXY_METRICS_PORT": str(_PORTS[0]),
     "RAY_SERVE_HAPROXY_STATS_PORT": str(_PORTS[1]),
     **{f"RAY_SERVE_HAPROXY_{name}": str(FOLDER / "proxy" / file) for name, file in _FILES.items()},
+    "RAY_AUTH_TOKEN": secrets.token_hex(32),  # or Ray writes one into the home
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 
