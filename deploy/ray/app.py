@@ -176,7 +176,7 @@ def build(options: dict[str, Any]) -> Application:
 
 def _draining(address: tuple[str, int] | None) -> bool:
     """Whether Serve wants the replica that listens here gone."""
-    if address is None:  # nobody has come yet
+    if address is None:  # no proxy knows it yet
         return False
     connection = http.client.HTTPConnection(*address, timeout=5)
     try:

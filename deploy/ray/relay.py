@@ -60,7 +60,7 @@ class Relay:
         self.started = asyncio.Event()
         self.stopping = False
         self.address: tuple[str, int] | None = None
-        """Where uvicorn listens for this application, known from the first request on."""
+        """Where this replica listens, known once HAProxy has asked after its health."""
 
     async def start(self) -> None:
         """Returns when the server listens. Raises `RuntimeError` if it ends instead; it says why on standard error."""
@@ -122,8 +122,6 @@ class Relay:
         if scope["type"] == "lifespan":
             await self._live(receive, send)
             return
-        if self.address is None and scope.get("server"):
-            self.address = tuple(scope["server"])
         if scope["type"] == "websocket":
             await self._pass_on(scope, receive, send)
         else:
@@ -263,6 +261,7 @@ class Forecourt:
             name = b"x-request-disconnect-disabled"
             scope["headers"] = [header for header in scope["headers"] if header[0] != name] + [(name, b"?1")]
         elif scope["type"] == "http" and scope["path"] == HEALTHZ and Relay.here is not None:
+            Relay.here.address = scope["server"]  # of a request by way of Serve's own proxy it would be the proxy's
             await self._look(Relay.here, scope, receive, send)
             return
         await self._app(scope, receive, send)
