@@ -128,7 +128,7 @@ async def serve(engine: Engine, keeper: Gatekeeper, options: ServerOptions, *, u
     if until_eof:
 
         def wait_for_eof() -> None:
-            while sys.stdin.buffer.read(4096):
+            while os.read(sys.stdin.fileno(), 4096):  # a buffer is locked while it is read: at exit Python would abort
                 pass
             with suppress(RuntimeError):  # the loop is closed: the server has ended by itself
                 loop.call_soon_threadsafe(shutdown.request_at_once)

@@ -26,7 +26,12 @@ SPEECH = np.zeros(2 * FRAME, np.int16)
 def _server(*flags: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """The process, once it has said where it listens."""
     process = subprocess.Popen(
-        [sys.executable, "server.py", *flags], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "server.py", *flags],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout is not None
     try:
@@ -40,7 +45,9 @@ def _server(*flags: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 def test_a_terminated_server_finishes_its_turns_and_its_port_can_be_had_at_once() -> None:
-    """It cut them off, or left the address in use; the demo model, the real step, a real signal."""
+    """It cut them off, left the address in use, or aborted at its exit because a thread waited for the end of standard
+    input; the demo model, the real step, a real signal.
+    """
 
     async def scenario(url: str, process: subprocess.Popen[str]) -> None:
         async with client(url, SessionStart(pace="fast", max_seconds=2)) as session:
@@ -52,7 +59,7 @@ def test_a_terminated_server_finishes_its_turns_and_its_port_can_be_had_at_once(
             assert (done.reason, len(session.spoken())) == ("max_seconds", 25 * FRAME)
             assert (await session.expect(messages.SessionClosed)).reason == "stopping"
 
-    with _server("--port", "0") as (process, url):
+    with _server("--port", "0", "--until-eof") as (process, url):
         run(scenario(url, process))
         assert process.wait(60) == 0
         port = str(urlsplit(url).port)
