@@ -18,8 +18,6 @@ Quantize = Literal["none", "int8", "int4"]
 
 _GROUPS = (64, 32)
 _TINY = 1e-30
-_PACKED_FROM = 2**14
-"""Weights in a layer. Below, the call costs more than the product: 14 us against 3."""
 
 
 class Linear(Protocol):
@@ -53,6 +51,8 @@ class Dense:
 class Packed:
     """The same on a CPU, in the order in which oneDNN reads it: for a few rows twice as fast as `F.linear`, which
     leaves weights as they are and goes through a library that is at its best elsewhere (docs/decisions.md).
+
+    A row comes out the same to the last bit, however many others there are.
     """
 
     weight: Tensor
@@ -60,8 +60,8 @@ class Packed:
 
     @staticmethod
     def can(weight: Tensor) -> bool:
-        """Whether this processor has it for this weight, and it is worth it."""
-        if weight.device.type != "cpu" or weight.numel() < _PACKED_FROM or not torch.backends.mkldnn.is_available():
+        """Whether this processor has it for this weight."""
+        if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
             return False
         bfloat16 = weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
         return weight.dtype == torch.float32 or bfloat16
@@ -71,8 +71,11 @@ class Packed:
         return Packed(torch.ops.mkldnn._reorder_linear_weight(weight.contiguous()), bias)
 
     def __call__(self, x: Tensor) -> Tensor:
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
-        return out
+        rows = x.reshape(-1, x.shape[-1])
+        alone = len(rows) == 1  # a single row would be another product, with sums in another order
+        two = rows.expand(2, -1).contiguous() if alone else rows
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(two, self.weight, self.bias, "none", [], "")
+        return (out[:1] if alone else out).view(*x.shape[:-1], -1)
 
 
 def _eight_bits(weight: Tensor) -> tuple[Tensor, Tensor]:

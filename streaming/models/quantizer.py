@@ -14,21 +14,23 @@ from torch import Tensor
 from streaming.config import MimiConfig
 from streaming.errors import CheckpointError
 from streaming.models.checkpoint import TensorSource
+from streaming.models.linear import Linear, linear
 
 _EPSILON = 1e-5
 
 
 @dataclass(frozen=True)
 class SplitQuantizer:
-    """projections: per part [codebook_dim, hidden], or None where the checkpoint has none.
+    """projections: per part, hidden to codebook_dim, or None where the checkpoint has none.
 
-    codebooks: [Q, K, codebook_dim]; halved_norms: [Q, K], |c|^2 / 2; latents: [Q, K, hidden], codebooks after the
-    output projection, so that decoding is a sum of table rows.
+    codebooks: [Q, K, codebook_dim]; nearness: per codebook, a residual r to r.c - |c|^2 / 2 of each entry c, which is
+    largest for the nearest; latents: [Q, K, hidden], codebooks after the output projection, so that decoding is a sum
+    of table rows.
     """
 
-    projections: tuple[Tensor | None, ...]
+    projections: tuple[Linear | None, ...]
     codebooks: Tensor
-    halved_norms: Tensor
+    nearness: tuple[Linear, ...]
     latents: Tensor
     num_semantic: int
 
@@ -48,7 +50,7 @@ class SplitQuantizer:
             if projected:
                 into = source.load(f"{prefix}.input_proj.weight", (config.codebook_dim, config.hidden_size, 1))
                 out = source.load(f"{prefix}.output_proj.weight", (config.hidden_size, config.codebook_dim, 1))
-            projections.append(into.squeeze(-1) if projected else None)
+            projections.append(linear(into.squeeze(-1)) if projected else None)
             for index in range(count):
                 book = f"{prefix}.layers.{index}.codebook"
                 usage = source.load(f"{book}.cluster_usage", table[:1], torch.float32).clamp(min=_EPSILON)
@@ -59,7 +61,7 @@ class SplitQuantizer:
         return SplitQuantizer(
             projections=tuple(projections),
             codebooks=stacked,
-            halved_norms=stacked.square().sum(-1) / 2,
+            nearness=tuple(linear(book, bias=book.square().sum(-1) / -2) for book in codebooks),
             latents=torch.stack(latents).to(source.dtype),
             num_semantic=config.num_semantic,
         )
@@ -69,10 +71,9 @@ class SplitQuantizer:
         codes = []
         bounds = (0, self.num_semantic, self.codebooks.shape[0])
         for part, projection in enumerate(self.projections):
-            residual = (latent if projection is None else latent @ projection.T).float()
+            residual = (latent if projection is None else projection(latent)).float()
             for book in range(bounds[part], bounds[part + 1]):
-                # argmin |r - c|^2 = argmax r.c - |c|^2 / 2
-                code = (residual @ self.codebooks[book].T - self.halved_norms[book]).argmax(dim=-1)
+                code = self.nearness[book](residual).argmax(dim=-1)
                 residual = residual - self.codebooks[book][code]
                 codes.append(code)
         return torch.stack(codes, dim=1)
