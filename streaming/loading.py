@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 
 from streaming.config import LlamaConfig, MimiConfig
-from streaming.demo import untrained
 from streaming.engine.engine import Engine
 from streaming.errors import StreamingError
 from streaming.frame_step import FrameStep
@@ -21,6 +20,8 @@ from streaming.models.random_weights import DECODERS, random_codec, random_decod
 from streaming.models.token_layout import TokenLayout
 
 DEMO = "demo"
+_DEMO_FOLDER = Path(__file__).parent / "demo" / "voice"
+_DEMO_NOTICE = "the demo model is a few hours of training on synthetic voices: it speaks in theirs, and says nothing"
 RANDOM = "random:"
 """Before the name of a size: full-size weights made in memory, so that speed needs no download."""
 _RANDOM_NOTICE = "the weights are random: what it says is noise, at a real model's pace"
@@ -61,7 +62,7 @@ def load_codec(
 
     Raises `CheckpointError` (files), `HubUnreachableError` (network).
     """
-    folder = untrained.demo_checkpoint()[1] if source == DEMO else locate(source)
+    folder = _DEMO_FOLDER / "codec" if source == DEMO else locate(source)
     config = MimiConfig.from_dict(read_config(folder))
     return StreamingMimi(TensorSource(folder, pick_device(device), dtype), config, num_codebooks)
 
@@ -97,7 +98,7 @@ def load_models(
     mimi = load_codec(codec_folder, config.num_codebooks, where, codec_kind)
     layout = TokenLayout.load(folder, config.num_codebooks, mimi.config.codebook_size, config.vocab_size)
     decoder = LlamaDecoder(TensorSource(folder, where, decoder_kind), config, layout, quantize)
-    return Models(str(model), mimi, decoder, untrained.NOTICE if model == DEMO else None)
+    return Models(str(model), mimi, decoder, _DEMO_NOTICE if model == DEMO else None)
 
 
 def _random_models(
@@ -115,10 +116,9 @@ def folders(model: str | Path = DEMO, codec: str | Path | None = None) -> tuple[
 
     Raises `CheckpointError`, `HubUnreachableError`.
     """
-    if model != DEMO:
-        return locate(model), locate(DEFAULT_CODEC if codec is None else codec)
-    folder, demo_codec = untrained.demo_checkpoint()
-    return folder, demo_codec if codec is None else locate(codec)
+    if model == DEMO:
+        return _DEMO_FOLDER / "decoder", locate(_DEMO_FOLDER / "codec" if codec is None else codec)
+    return locate(model), locate(DEFAULT_CODEC if codec is None else codec)
 
 
 def pick_device(device: str | torch.device = "auto") -> torch.device:

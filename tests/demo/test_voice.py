@@ -1,0 +1,75 @@
+"""The model in the package: it is whole, it is what the published pipeline's code takes it for, and it speaks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from transformers import AutoTokenizer, LlamaForCausalLM, MimiModel
+
+import streaming
+from streaming.audio import FRAME, read_audio
+from streaming.benchmark.likelihood import PROMPT
+from streaming.config import Sampling
+from streaming.demo import judges, recipe
+from streaming.frame_step import FrameStep
+from streaming.loading import folders, load_models
+
+DECODER, CODEC = folders()
+
+
+@pytest.fixture(scope="module")
+def prompt() -> NDArray[np.float32]:
+    """A real recording, in whole frames: [N]."""
+    speech = read_audio(PROMPT)
+    return speech[: len(speech) // FRAME * FRAME]
+
+
+def test_it_is_small_enough_for_a_package() -> None:
+    files = [file for folder in (DECODER, CODEC) for file in folder.iterdir()]
+    assert sum(file.stat().st_size for file in files) <= 30_000_000
+    assert sorted({file.suffix for file in files}) == [".json", ".safetensors"]
+
+
+def test_transformers_takes_it_for_a_released_model(prompt: NDArray[np.float32]) -> None:
+    """The codes that it hears are those of `MimiModel`, and the likeliest next token is `LlamaForCausalLM`'s."""
+    books = recipe.CODEC["num_quantizers"]
+    codec = streaming.load_codec("demo", num_codebooks=books)
+    state, active = codec.init_state(1), torch.ones(1, dtype=torch.bool)
+    frames = torch.from_numpy(prompt).view(-1, 1, FRAME)
+    ours = torch.cat([codec.encode(frame, state, active) for frame in frames])
+    mimi = MimiModel.from_pretrained(CODEC, dtype=torch.float32)
+    with torch.no_grad():
+        theirs = mimi.encode(torch.from_numpy(prompt)[None, None], num_quantizers=books).audio_codes[0].T
+    assert (ours == theirs).float().mean() > 0.99, "but for near-ties"
+
+    tokenizer = AutoTokenizer.from_pretrained(DECODER)
+    text = "<audio>" + "".join(f"<{code}_{book}>" for frame in theirs.tolist() for book, code in enumerate(frame))
+    ids = tokenizer(text, return_tensors="pt").input_ids
+    assert ids.shape[1] == 2 + theirs.numel()
+    llama = LlamaForCausalLM.from_pretrained(DECODER, dtype=torch.float32)
+    with torch.no_grad():
+        wanted = int(llama(ids).logits[0, -1].argmax())
+    models = load_models("demo", device="cpu")
+    step = FrameStep(models.codec, models.decoder, 1, recipe.CONTEXT_FRAMES, 0)
+    step.open(0, Sampling(temperature=0))
+    yes, no = np.ones(1, np.bool_), np.zeros(1, np.bool_)
+    for frame in prompt.reshape(-1, 1, FRAME):
+        step(frame, yes, no)
+    (said,) = step(np.zeros((1, FRAME), np.float32), no, yes).codes
+    assert tokenizer.convert_ids_to_tokens(wanted) == f"<{said[0]}_0>"
+
+
+def test_it_speaks(prompt: NDArray[np.float32]) -> None:
+    """What it said before it was trained was noise, which no voice activity detector takes for speech."""
+    with streaming.load_engine("demo", device="cpu") as engine:
+        shares = []
+        for seed in (1, 2, 3):
+            with engine.open(temperature=0.8, seed=seed) as session:
+                for frame in prompt.reshape(-1, FRAME):
+                    session.listen(frame)
+                said = np.concatenate(list(session.speak(max_frames=50)))
+            shares.append(judges.share_of_speech(said))
+            assert 0.01 < said.std() < 0.3
+    assert np.mean(shares) > 0.5, shares
