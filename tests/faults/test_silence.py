@@ -150,7 +150,9 @@ _WALL_CLOCK = {("time", "time"), ("time", "time_ns"), ("datetime", "now"), ("dat
 
 
 def test_no_module_reads_the_wall_clock() -> None:
-    """Durations are of the monotonic clock, and the package needs no date."""
+    """Durations are of the monotonic clock. A date is needed twice: OpenAI's protocol asks for it, and a file of
+    results says when they were taken.
+    """
     modules = [*PACKAGE.rglob("*.py"), PACKAGE.parent / "server.py", PACKAGE.parent / "client.py"]
     assert len(modules) > 40
     found = []
@@ -163,4 +165,4 @@ def test_no_module_reads_the_wall_clock() -> None:
                 owner = node.value.id if isinstance(node.value, ast.Name) else node.value.attr
                 if (owner, node.attr) in _WALL_CLOCK:
                     found.append((path.name, owner, node.attr))
-    assert found == [("live.py", "time", "time")], "a date that OpenAI's protocol asks for"
+    assert sorted(found) == [("live.py", "time", "time"), ("results.py", "datetime", "now")]
