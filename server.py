@@ -17,7 +17,7 @@ from contextlib import suppress
 from streaming.audio import FRAME_RATE
 from streaming.engine.engine import Engine
 from streaming.errors import StreamingError
-from streaming.loading import CONTEXT_TOKENS, DEMO, load_engine, use_threads
+from streaming.loading import CONTEXT_TOKENS, DEMO, DTYPES, load_engine, use_threads
 from streaming.options import OptionParser
 from streaming.wire import log
 from streaming.wire.access import Gatekeeper, Limits, check_bind, parse_origins, parse_proxies
@@ -40,11 +40,9 @@ def parse(arguments: list[str] | None = None, environment: Mapping[str, str] = o
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=8765, help="port; 0 takes any free one (default: 8765)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda[:N] (default: auto)")
-    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="of the decoder")
+    parser.add_argument("--dtype", choices=("auto", *DTYPES), default="auto", help="of the decoder")
     parser.add_argument("--quantize", choices=("none", "int8", "int4"), default="none", help="decoder weights")
-    parser.add_argument(
-        "--codec-dtype", choices=("float32", "bfloat16"), default="float32", help="bfloat16 changes some of its codes"
-    )
+    parser.add_argument("--codec-dtype", choices=DTYPES, default="float32", help="bfloat16 changes some of its codes")
     parser.add_argument(
         "--threads", type=int, default=0, metavar="N", help="of a CPU's work (default: all cores but one)"
     )

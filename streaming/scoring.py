@@ -25,7 +25,7 @@ from torch import Tensor
 from streaming.audio import FRAME, SAMPLE_RATE, read_audio
 from streaming.benchmark.likelihood import advance, encode_streams
 from streaming.errors import StreamingError
-from streaming.loading import DEMO, folders, load_models
+from streaming.loading import DEMO, DTYPES, folders, load_models
 from streaming.models.checkpoint import TensorSource
 from streaming.models.llama import LlamaDecoder
 from streaming.models.token_layout import TokenLayout
@@ -191,7 +191,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--model", default=DEMO, metavar="demo|HUB_ID|DIR")
     parser.add_argument("--codec", metavar="HUB_ID|DIR")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
+    parser.add_argument("--dtype", choices=("auto", *DTYPES), default="auto")
     parser.add_argument("--batch", type=int, default=8, metavar="N", help="clips at a time")
     parser.add_argument("--max-seconds", type=float, default=MAX_SECONDS, metavar="S", help="of a clip")
     parser.add_argument("--json", type=Path, metavar="FILE")

@@ -34,7 +34,7 @@ FRAME = 1920
 CODEBOOK_SIZE = 64
 CPU = torch.device("cpu")
 
-_CODEC: dict[str, object] = {
+TINY_CODEC: dict[str, object] = {
     "num_filters": 4,
     "hidden_size": 32,
     "upsample_groups": 32,
@@ -43,13 +43,12 @@ _CODEC: dict[str, object] = {
     "num_key_value_heads": 2,
     "head_dim": 16,
     "intermediate_size": 48,
-    "sliding_window": 20,
     "codebook_size": CODEBOOK_SIZE,
     "codebook_dim": 16,
     "vector_quantization_hidden_dimension": 16,
-    "num_quantizers": 8,
     "layer_scale_initial_scale": 0.5,
 }
+_CODEC = TINY_CODEC | {"sliding_window": 20, "num_quantizers": 8}
 _DECODER: dict[str, object] = {
     "hidden_size": 64,
     "num_hidden_layers": 2,

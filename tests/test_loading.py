@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from streaming import loading
-from streaming.audio import FRAME, read_audio
-from streaming.benchmark.likelihood import PROMPT
+from streaming.audio import FRAME
+from streaming.benchmark.likelihood import PROMPT, encode, speech_frames
 from streaming.config import Sampling
 from streaming.errors import StreamingError
 from streaming.frame_step import FrameStep
@@ -24,13 +24,11 @@ def test_the_demo_hears_and_speaks_in_either_kind_of_numbers(codec_dtype: str) -
     step = FrameStep(models.codec, models.decoder, 1, 40, 0)
     step.open(0, Sampling(seed=1))
     yes, no = np.ones(1, np.bool_), np.zeros(1, np.bool_)
-    speech = read_audio(PROMPT)[: 30 * FRAME].reshape(30, 1, FRAME)
-    heard = np.concatenate([step(frame, yes, no).codes for frame in speech])
+    speech = speech_frames(PROMPT, 30)
+    heard = np.concatenate([step(frame[None], yes, no).codes for frame in speech])
     spoken = np.concatenate([step(np.zeros((1, FRAME), np.float32), no, yes).pcm[0] for _ in range(10)])
     assert spoken.dtype == np.float32 and np.isfinite(spoken).all() and spoken.std() > 1e-3
-    plain = loading.load_models("demo", device="cpu").codec
-    state, active = plain.init_state(1), torch.ones(1, dtype=torch.bool)
-    wanted = np.concatenate([plain.encode(torch.from_numpy(frame), state, active).numpy() for frame in speech])
+    wanted = encode(loading.load_models("demo", device="cpu").codec, speech).numpy()
     same = (heard == wanted).mean()
     assert same == 1.0 if codec_dtype == "float32" else same > 0.6
 

@@ -9,13 +9,11 @@ from typing import Literal
 
 import numpy as np
 
-from streaming.audio import FRAME, SAMPLE_RATE
+from streaming.audio import FRAME_MS
 from streaming.benchmark.clients import Outcome
 from streaming.benchmark.load import TurnRecord
 from streaming.benchmark.report import Value
 from streaming.benchmark.target import Look, StepTimes, same_process, steps_between
-
-FRAME_MS = 1000 * FRAME / SAMPLE_RATE
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,12 @@ from typing import get_args
 
 import numpy as np
 
+from streaming.audio import FRAME_MS
 from streaming.benchmark import live
 from streaming.benchmark.figures import percentile, rounded
 from streaming.benchmark.report import Report, Value
 from streaming.benchmark.simulation import LOOK_S, POLICIES, Event, Length, Result, Scenario, simulate
-from streaming.benchmark.steps import FRAME_MS, ROOFLINES, Floats, StepCurve, StepsError, curve, erlang_b
+from streaming.benchmark.steps import ROOFLINES, Floats, StepCurve, StepsError, curve, erlang_b
 
 _TURNS = 20_000
 

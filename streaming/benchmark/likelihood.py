@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from streaming.audio import FRAME, read_audio
-from streaming.loading import DEMO
+from streaming.loading import DEMO, DTYPES
 from streaming.models.attention import FrameView
 from streaming.models.llama import DecoderState, LlamaDecoder
 from streaming.models.mimi import StreamingMimi
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default=DEMO, metavar="demo|HUB_ID|DIR")
     parser.add_argument("--codec", metavar="HUB_ID|DIR")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
+    parser.add_argument("--dtype", choices=("auto", *DTYPES), default="auto")
     parser.add_argument("--input", type=Path, default=PROMPT, metavar="WAV", help="speech; repeated if too short")
     parser.add_argument("--samples", type=int, default=64, metavar="N", help="how many places to measure at")
 

@@ -31,6 +31,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PROMPT = ROOT / "examples" / "prompt.wav"
 _SPARE_MS = 80
 _OPENAI = ("/v1/realtime", "/v1/live")
+_PASSED_ON = ("--device", "--dtype", "--quantize", "--codec-dtype", "--context-tokens")
+"""To a server of our own."""
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, max_sessions: int) -> None:
@@ -42,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, max_sessions: int) -> None
         "STREAMING_METRICS_TOKEN); without, one of its own",
     )
     server.add_argument("--model", metavar="demo|HUB_ID|DIR", help="of its own server (default: demo)")
-    for flag in ("--codec", "--device", "--dtype", "--quantize", "--codec-dtype", "--context-tokens"):
+    for flag in ("--codec", *_PASSED_ON):
         server.add_argument(flag, metavar="X", help="of its own server, as in server.py")
     server.add_argument(
         "--max-sessions",
@@ -153,9 +155,9 @@ async def target(options: argparse.Namespace, sessions: int = 1) -> AsyncIterato
         yield server
         return
     command = server_command(ROOT / "server.py", options.model or "demo", options.codec)
-    for flag in ("device", "dtype", "quantize", "codec_dtype", "context_tokens"):
-        value = getattr(options, flag)
-        command += [] if value is None else [f"--{flag.replace('_', '-')}", value]
+    for flag in _PASSED_ON:
+        value = getattr(options, flag.removeprefix("--").replace("-", "_"))
+        command += [] if value is None else [flag, value]
     command += ["--max-sessions", str(max(sessions, options.max_sessions or options.own_sessions))]
     pids: list[int] = []
     async with own_server(command, started=pids.append, said=lambda line: print(line, file=sys.stderr)) as url:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from streaming.audio import FRAME_MS
 from streaming.benchmark.report import Report
 from streaming.benchmark.simulation import LOOK_S
 from streaming.errors import StreamingError
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_FRAME_MS = 80
 _DPI = 120
 
 
@@ -123,7 +123,7 @@ def _against_load(report: Report, axes: Axes) -> None:
     failed = [(x, _number(row["audible_ms_p99"])) for x, row in zip(at, rows, strict=True) if row["verdict"] != "ok"]
     if failed:
         axes.plot(*zip(*failed, strict=True), "x", color="C3", markersize=11, markeredgewidth=2, label="not passed")
-    axes.axhline(_FRAME_MS, color="grey", linewidth=1, label="a frame, 80 ms")
+    axes.axhline(FRAME_MS, color="grey", linewidth=1, label="a frame, 80 ms")
     axes.set(xlabel=load, ylabel="ms", yscale="log")
     axes.set_xticks(sorted(set(at)), [f"{x:g}" for x in sorted(set(at))])
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -55,25 +55,22 @@ def _benchmark(name: str, *arguments: str, needs: tuple[str, ...] = ()) -> Run:
 
 
 _LIVE = ("websockets", "soundfile", "msgspec", "rich")
+_WEIGHTS: dict[str, tuple[str, ...]] = {
+    "bfloat16": (),
+    "int8": ("--quantize", "int8"),
+    "int4": ("--quantize", "int4"),
+}
 CPU_RUNS = (
     _benchmark("step demo", "step", "--model", "demo"),
     _benchmark("step mimi", "step", "--random", "mimi", "--slots", "1"),
     *(
         _benchmark(f"step 1.3b {kind}", "step", "--random", "1.3b", "--slots", "1", *flags)
-        for kind, flags in (
-            ("bfloat16", ()),
-            ("int8", ("--quantize", "int8")),
-            ("int4", ("--quantize", "int4")),
-        )
+        for kind, flags in _WEIGHTS.items()
     ),
     _benchmark("baseline mimi", "baseline", "--random", "mimi"),
     *(
         _benchmark(f"baseline 1.3b {kind}", "baseline", "--random", "1.3b", "--seconds", "60", *flags)
-        for kind, flags in (
-            ("bfloat16", ()),
-            ("int8", ("--quantize", "int8")),
-            ("int4", ("--quantize", "int4")),
-        )
+        for kind, flags in _WEIGHTS.items()
     ),
     _benchmark("latency demo", "latency", "--model", "demo", "--sessions", "1", "4", needs=_LIVE),
     _benchmark("capacity demo", "capacity", "--model", "demo", "--seconds", "30", needs=_LIVE),

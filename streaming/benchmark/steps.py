@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from streaming.audio import FRAME_MS
 from streaming.errors import StreamingError
 
-FRAME_MS = 80.0
 _STAGE = "whole step, speaking"
 """The longest that a step can be: everybody is in it, and draws tokens one codebook after another."""
 _WIDTHS = (1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024)

@@ -5,6 +5,7 @@ A row's result depends on that row alone, whatever the others in the batch hold,
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from streaming.errors import CheckpointError
+from streaming.models.checkpoint import TensorSource
 
 Quantize = Literal["none", "int8", "int4"]
 
@@ -34,6 +36,13 @@ def linear(weight: Tensor, quantize: Quantize = "none", bias: Tensor | None = No
     if quantize == "int4":
         return Int4.pack(weight)
     return Int8Cpu.pack(weight) if weight.device.type == "cpu" else Int8Gpu.pack(weight)
+
+
+def load_linear(
+    source: TensorSource, name: str, parts: Mapping[str, tuple[int, int]], quantize: Quantize = "none"
+) -> Linear:
+    """Maps of the same input as one, their outputs in order. parts: shapes [N, K], by what follows `name` on disk."""
+    return linear(torch.cat([source.load(f"{name}.{part}.weight", shape) for part, shape in parts.items()]), quantize)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from streaming.models.attention import FrameView, KeyValueRing, Rotary
 from streaming.models.checkpoint import TensorSource
 from streaming.models.kernels.choice import pick
 from streaming.models.kernels.plain import Plain
-from streaming.models.linear import Linear, Quantize, linear
+from streaming.models.linear import Linear, Quantize, linear, load_linear
 from streaming.models.sampler import Drawing, SamplerState
 from streaming.models.token_layout import TokenLayout
 
@@ -66,8 +66,7 @@ class _Layer:
         heads = {"q": config.num_heads, "k": config.num_kv_heads, "v": config.num_kv_heads}
 
         def load(parts: dict[str, tuple[int, int]]) -> Linear:
-            weights = [source.load(f"{name}.{part}.weight", shape) for part, shape in parts.items()]
-            return linear(torch.cat(weights), quantize)
+            return load_linear(source, name, parts, quantize)
 
         return _Layer(
             norm1=source.load(f"{name}.input_layernorm.weight", (hidden,)),

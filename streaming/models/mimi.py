@@ -16,7 +16,7 @@ from streaming.audio import FRAME
 from streaming.config import MimiConfig
 from streaming.models.attention import KeyValueRing, Rotary, attend, rotate
 from streaming.models.checkpoint import TensorSource
-from streaming.models.linear import Linear, linear
+from streaming.models.linear import Linear, load_linear
 from streaming.models.quantizer import SplitQuantizer
 from streaming.models.seanet import CausalConv1d, SeaNet
 
@@ -88,7 +88,7 @@ class _Layer:
             return source.load(f"{name}.{which}.weight", (hidden,)), source.load(f"{name}.{which}.bias", (hidden,))
 
         def load(parts: dict[str, tuple[int, int]]) -> Linear:
-            return linear(torch.cat([source.load(f"{name}.{part}.weight", shape) for part, shape in parts.items()]))
+            return load_linear(source, name, parts)
 
         return _Layer(
             norm1=norm("input_layernorm"),

@@ -11,23 +11,10 @@ from streaming.audio import FRAME
 from streaming.demo.codec import Codec, Config
 from streaming.demo.files import write_checkpoint
 from streaming.demo.recipe import CODEC
-from tests.reference import load_codec, relative_error, speech
+from tests.reference import TINY_CODEC, load_codec, relative_error, speech
 
 _FRAMES = 24  # more than the transformers' window
-_SMALL: Config = CODEC | {
-    "num_filters": 4,
-    "hidden_size": 32,
-    "upsample_groups": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "intermediate_size": 48,
-    "layer_scale_initial_scale": 0.5,
-    "codebook_size": 64,
-    "codebook_dim": 16,
-    "vector_quantization_hidden_dimension": 16,
-}
+_SMALL: Config = CODEC | TINY_CODEC
 
 
 def _codec(config: Config) -> Codec:

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM, MimiModel
 
 import streaming
 from streaming.audio import FRAME, read_audio
-from streaming.benchmark.likelihood import PROMPT
+from streaming.benchmark.likelihood import PROMPT, encode
 from streaming.config import Sampling
 from streaming.demo import recipe
 from streaming.engine.turn_taking import WINDOW_SAMPLES, SpeechProbability, load_vad_model
@@ -37,9 +37,7 @@ def test_transformers_takes_it_for_a_released_model(prompt: NDArray[np.float32])
     """The codes that it hears are those of `MimiModel`, and the likeliest next token is `LlamaForCausalLM`'s."""
     books = recipe.CODEC["num_quantizers"]
     codec = streaming.load_codec("demo", num_codebooks=books)
-    state, active = codec.init_state(1), torch.ones(1, dtype=torch.bool)
-    frames = torch.from_numpy(prompt).view(-1, 1, FRAME)
-    ours = torch.cat([codec.encode(frame, state, active) for frame in frames])
+    ours = encode(codec, prompt.reshape(-1, FRAME))
     mimi = MimiModel.from_pretrained(CODEC, dtype=torch.float32)
     with torch.no_grad():
         theirs = mimi.encode(torch.from_numpy(prompt)[None, None], num_quantizers=books).audio_codes[0].T
