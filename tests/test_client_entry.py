@@ -48,13 +48,13 @@ parser.add_argument("--port"), parser.add_argument("--model"), parser.add_argume
 args = parser.parse_args()
 if args.model == "broken":
     sys.exit("server.py: no such model")
-from tests.wire.fake_server import fake_server
+from tests.wire.fake_server import fake_server, half_a_turn, whole_turn
 name, _, token = os.environ["STREAMING_TOKENS"].partition(":")
 def gate(connection, request):
     known = request.headers["Authorization"] == f"Bearer {token}" and name == "client" and len(token) > 40
     return None if known else connection.respond(401, "unauthorized: no\\n")
 async def main():
-    async with fake_server(frames=100 if args.model == "long" else 3, gate=gate) as server:
+    async with fake_server(half_a_turn if args.model == "endless" else whole_turn, frames=3, gate=gate) as server:
         with open(sys.path[0] + "/pid", "w") as file:
             file.write(str(os.getpid()))
         print(f"listening on {server.url}/v1/continue", flush=True)
@@ -371,7 +371,7 @@ class TestOwnServer:
         process = subprocess.Popen(
             [
                 *(sys.executable, str(installed / "client.py")),
-                *("--input", str(speech), "--model", "long", "--output", str(output)),
+                *("--input", str(speech), "--model", "endless", "--output", str(output)),
             ],
             env=environment(),
             stdout=subprocess.PIPE,

@@ -154,6 +154,14 @@ async def fake_server(
         yield FakeServer(f"{'ws' if tls is None else 'wss'}://127.0.0.1:{port}", peers)
 
 
+async def half_a_turn(peer: Peer, message: ClientMessage) -> None:
+    """The script of a server that goes silent in the middle of its answer."""
+    if isinstance(message, Speak):
+        await peer.begin()
+        for number in range(peer.frames):
+            await peer.send_frame(peer.turn, number)
+
+
 async def never(_: Peer, __: ClientMessage) -> None:
     """The script of a server that says nothing."""
     await asyncio.sleep(0)
