@@ -10,9 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from streaming.demo.loop import Loop
+
 _SIZES = (1536, 768, 384)
 _CHANNELS = 16
 _FLOOR = 1e-4
+_SAMPLES = 9600
+_SKIPPED = 1920  # a clip cut out of its middle begins abruptly, and no code says so
+_FOOLING_WEIGHT, _LIKENESS_WEIGHT = 0.05, 0.5
 
 
 class _Judge(nn.Module):
@@ -75,3 +80,27 @@ def fooling(real: list[list[Tensor]], made: list[list[Tensor]]) -> tuple[Tensor,
     )
     assert isinstance(disbelief, Tensor) and isinstance(distance, Tensor)
     return disbelief / len(made), distance / (len(made) * (len(made[0]) - 1))
+
+
+def judged(state: Loop, made: Tensor, pcm: Tensor, at: int) -> tuple[Tensor, dict[str, float]]:
+    """Trains the loop's judges on a piece of made and recorded speech. Returns what the speaker adds to its loss.
+
+    made, pcm: [B, N]; at: where the piece begins, one of `places`.
+    """
+    judges = state.modules["judges"]
+    real, fake = (x[:, at : at + _SAMPLES] for x in (pcm, made))
+    verdict = judging(judges(real), judges(fake.detach()))
+    state.update("judges", verdict)
+    judges.requires_grad_(False)
+    disbelief, distance = fooling(judges(real), judges(fake))
+    judges.requires_grad_(True)
+    figures = {"judging": verdict, "disbelief": disbelief, "likeness": distance}
+    return (
+        _FOOLING_WEIGHT * disbelief + _LIKENESS_WEIGHT * distance,
+        {name: value.item() for name, value in figures.items()},
+    )
+
+
+def places(samples: int) -> tuple[int, int]:
+    """The range of where a piece of a crop of so many samples can begin."""
+    return _SKIPPED, samples - _SAMPLES

@@ -243,10 +243,12 @@ class ResidualQuantizer(nn.Module):
             found.append(code)
         return torch.stack(found, -1)
 
-    def latent(self, codes: Tensor) -> Tensor:
-        """codes: [B, T, books]. Returns [B, hidden, T]."""
-        total = sum(book[codes[..., number]] for number, book in enumerate(self.books()))
-        assert isinstance(total, Tensor)
+    def sum(self, codes: Tensor) -> Tensor:
+        """codes: [..., books]. Returns what they stand for, [..., dim]."""
+        return torch.stack([book[codes[..., number]] for number, book in enumerate(self.books())]).sum(0)
+
+    def latent(self, total: Tensor) -> Tensor:
+        """total: [B, T, dim], of codes. Returns [B, hidden, T]."""
         return self.output_proj(total.transpose(1, 2))  # type: ignore[no-any-return]
 
 
@@ -286,7 +288,18 @@ class Quantizer(nn.Module):
         """codes: [B, T, Q]. Returns [B, hidden, T]."""
         semantic, acoustic = self.parts()
         first = len(semantic.layers)
-        return semantic.latent(codes[..., :first]) + acoustic.latent(codes[..., first:])
+        return semantic.latent(semantic.sum(codes[..., :first])) + acoustic.latent(acoustic.sum(codes[..., first:]))
+
+    def through(self, projected: tuple[Tensor, Tensor]) -> Tensor:
+        """`decode` of the codes of what each part quantises, [B, T, dim], with a gradient that passes them by: as if
+        nothing had been rounded. Returns [B, hidden, T].
+        """
+        found = []
+        for part, x in zip(self.parts(), projected, strict=True):
+            rounded = part.sum(part.codes(x.detach()))
+            found.append(part.latent(x + (rounded - x).detach()))
+        semantic, acoustic = found
+        return semantic + acoustic
 
 
 class Codec(nn.Module):
@@ -315,7 +328,11 @@ class Codec(nn.Module):
 
     def synthesise(self, codes: Tensor) -> Tensor:
         """codes: [B, F, Q]. Returns pcm [B, 1920 F]."""
-        x = self.upsample.conv(self.quantizer.decode(codes))  # type: ignore[operator]
+        return self.speak(self.quantizer.decode(codes))
+
+    def speak(self, decoded: Tensor) -> Tensor:
+        """decoded: [B, hidden, F], of the quantiser. Returns pcm [B, 1920 F]."""
+        x = self.upsample.conv(decoded)  # type: ignore[operator]
         x = self.decoder_transformer(x[..., :-2])
         return self.decoder(x).squeeze(1)  # type: ignore[no-any-return]
 

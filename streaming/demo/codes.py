@@ -1,4 +1,4 @@
-"""Stage 7, the codes: the corpus as the encoder and the quantiser put it, clip by clip, at several levels.
+"""Stage 8, the codes: the corpus as the encoder and the quantiser put it, clip by clip, at several levels.
 
 From here on the encoder and the codebooks are held: what the language model learns, and what the decoder is refined on,
 stands on these codes.
@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from streaming.audio import FRAME
-from streaming.demo import clips, encoder
-from streaming.demo.codec import Codec
+from streaming.demo import clips, joint
 from streaming.demo.latents import Latents
 from streaming.demo.recipe import CODEC, Run
 
@@ -46,9 +45,7 @@ def make(run: Run, oracle: bool) -> None:
     oracle: of the latents themselves, for a language model that cannot wait for the encoder; they mean the same.
     """
     folder, latents = run.stages, Latents.load(run.stages)
-    codec = encoder.loop(folder).average
-    assert isinstance(codec, Codec)
-    codec.quantizer.set_books(torch.load(folder / "quantizer.pt"))
+    codec = joint.trained(folder)
     draw = np.random.default_rng(run.seed)
     for split in ("test", "train"):
         (folder / "codes" / split).mkdir(parents=True, exist_ok=True)

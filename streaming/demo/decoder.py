@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from streaming.demo import clips, encoder
-from streaming.demo.adversary import Judges, fooling, judging
+from streaming.demo import adversary, clips, encoder
+from streaming.demo.adversary import Judges
 from streaming.demo.codec import Codec
 from streaming.demo.latents import Latents
 from streaming.demo.loop import Loop
@@ -22,9 +22,6 @@ from streaming.demo.recipe import CODEC, CPU, Run
 FRAMES, _BATCH = 16, 4
 RATE = 7e-4
 DECAY = 0.999
-_JUDGED_SAMPLES = 9600
-_SKIPPED = 1920  # a clip cut out of its middle begins abruptly, and no code says so
-_FOOLING_WEIGHT, _LIKENESS_WEIGHT = 0.05, 0.5
 
 
 def loop(folder: Path, judged: bool = False, device: torch.device = CPU) -> Loop:
@@ -73,16 +70,9 @@ def train(run: Run, oracle: bool, judged: bool) -> None:
         loss = spectral(made, pcm)
         figures = {"loss": loss.item()}
         if judged:
-            judges = state.modules["judges"]
-            at = int(crops.draw.integers(_SKIPPED, pcm.shape[1] - _JUDGED_SAMPLES))
-            real, fake = (x[:, at : at + _JUDGED_SAMPLES] for x in (pcm, made))
-            verdict = judging(judges(real), judges(fake.detach()))
-            state.update("judges", verdict)
-            judges.requires_grad_(False)
-            disbelief, distance = fooling(judges(real), judges(fake))
-            judges.requires_grad_(True)
-            loss = loss + _FOOLING_WEIGHT * disbelief + _LIKENESS_WEIGHT * distance
-            figures |= {"judging": verdict.item(), "disbelief": disbelief.item(), "likeness": distance.item()}
+            at = int(crops.draw.integers(*adversary.places(pcm.shape[1])))
+            added, verdicts = adversary.judged(state, made, pcm, at)
+            loss, figures = loss + added, figures | verdicts
         figures["norm"] = state.update("codec", loss, clip=2.0)
         return figures, batch * FRAMES * 0.08
 

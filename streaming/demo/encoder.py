@@ -50,14 +50,15 @@ def train(run: Run) -> None:
 
     def step() -> tuple[dict[str, float], float]:
         pcm, prosody = crops.batch(batch)
-        loss, figures = errors(codec, latents, with_noise(pcm), pcm, prosody)
+        projected = codec.quantizer.projections(codec.latent(with_noise(pcm)))
+        loss, figures = errors(projected, latents, pcm, prosody)
         figures["norm"] = state.update("codec", loss, clip=2.0)
         return figures, batch * FRAMES * 0.08
 
     def check(average: nn.Module) -> dict[str, float]:
         assert isinstance(average, Codec)
         pcm, prosody = held_out
-        return errors(average, latents, pcm, pcm, prosody)[1]
+        return errors(average.quantizer.projections(average.latent(pcm)), latents, pcm, prosody)[1]
 
     state.run(step, check, run.minutes)
 
@@ -71,15 +72,17 @@ def with_noise(pcm: Tensor) -> Tensor:
 
 
 def errors(
-    codec: Codec, latents: Latents, heard: Tensor, pcm: Tensor, prosody: Tensor
+    seen: tuple[Tensor, Tensor], latents: Latents, pcm: Tensor, prosody: Tensor
 ) -> tuple[Tensor, dict[str, float]]:
-    """The loss, and the unexplained share of the variance of envelope, voicing and pitch."""
-    semantic, acoustic = codec.quantizer.projections(codec.latent(heard))
+    """The loss, and the unexplained share of the variance of envelope, voicing and pitch. seen: what is to be
+    quantised, [B, F, dim] each.
+    """
+    semantic, acoustic = seen
     target, shape = latents(pcm, prosody)
     level, seen_level = target[..., features.PROSODY :], semantic[..., features.PROSODY : SEMANTIC]
     voicing, pitch = prosody.split(features.WINDOWS, -1)
-    seen = semantic[..., : features.PROSODY] / (PROSODY_WEIGHT * latents.scale)
-    seen_voicing, seen_pitch = seen.split(features.WINDOWS, -1)
+    prosodic = semantic[..., : features.PROSODY] / (PROSODY_WEIGHT * latents.scale)
+    seen_voicing, seen_pitch = prosodic.split(features.WINDOWS, -1)
     missed = (seen_level - level).square().sum(-1) + (acoustic - shape).square().sum(-1)
     envelope = missed.mean() / (level.square().sum(-1) + shape.square().sum(-1)).mean()
     voiced = (seen_voicing - voicing).square().mean()

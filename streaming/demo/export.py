@@ -1,4 +1,4 @@
-"""Stage 9, export: the trained parts as two checkpoint folders in the released models' layout, small enough to ship."""
+"""Stage 10, export: the trained parts as two small checkpoint folders in the released models' layout."""
 
 from __future__ import annotations
 
@@ -7,19 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from streaming.demo import decoder, encoder, files, language
+from streaming.demo import files, joint, language
 from streaming.demo.codec import Codec
 from streaming.demo.recipe import CODEC
-
-
-def assemble(folder: Path) -> Codec:
-    """The codec of the encoder's, the quantiser's and the decoder's stages, averaged weights."""
-    codec, decoding = encoder.loop(folder).average, decoder.loop(folder).average
-    assert isinstance(codec, Codec) and isinstance(decoding, Codec)
-    codec.quantizer.set_books(torch.load(folder / "quantizer.pt"))
-    for mine, theirs in zip(codec.decoder_parts(), decoding.decoder_parts(), strict=True):
-        mine.load_state_dict(theirs.state_dict())
-    return codec.requires_grad_(False)
 
 
 def write_codec(folder: Path, codec: Codec, dtype: torch.dtype) -> None:
@@ -38,7 +28,7 @@ def write_decoder(folder: Path, model: torch.nn.Module, dtype: torch.dtype) -> N
 
 def export(folder: Path, target: Path, dtype: torch.dtype = torch.bfloat16) -> None:
     """Writes `target/codec` and, if there is one, `target/decoder`."""
-    write_codec(target / "codec", assemble(folder), dtype)
+    write_codec(target / "codec", joint.trained(folder), dtype)
     if (folder / "language.pt").is_file():
         write_decoder(target / "decoder", language.loop(folder).average, dtype)
 

@@ -1,4 +1,4 @@
-"""Stage 8, the language model: a small Llama that learns to go on, token by token, frame by frame.
+"""Stage 9, the language model: a small Llama that learns to go on, token by token, frame by frame.
 
 Crops of single clips, so that a context holds one voice, and no `</audio>`: the demo speaks until it is stopped.
 """

@@ -71,7 +71,7 @@ DECODER: dict[str, Any] = {
     "hidden_size": 256,
     "num_hidden_layers": 6,
     "num_attention_heads": 4,
-    "num_key_value_heads": 4,
+    "num_key_value_heads": 1,
     "head_dim": 64,
     "intermediate_size": 704,
     "hidden_act": "silu",

@@ -6,6 +6,7 @@ latents    the space of what a frame sounds like           seconds
 encoder    learns to see the latents                       hours
 quantiser  codebooks in the space, from what it sees       minutes
 decoder    learns to speak from codes                      hours
+joint      encoder and decoder, with each other            hours
 codes      the corpus as the encoder's codes               minutes
 language   learns to go on                                 hours
 export     two checkpoint folders                          seconds, at any time
@@ -18,10 +19,10 @@ from pathlib import Path
 
 import torch
 
-from streaming.demo import clips, codes, corpus, decoder, encoder, export, language, quantiser, recipe
+from streaming.demo import clips, codes, corpus, decoder, encoder, export, joint, language, quantiser, recipe
 from streaming.demo.latents import Latents
 
-STAGES = ("corpus", "cache", "latents", "encoder", "quantiser", "decoder", "codes", "language", "export")
+STAGES = ("corpus", "cache", "latents", "encoder", "quantiser", "decoder", "joint", "codes", "language", "export")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -36,7 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--frames", type=int, default=recipe.CONTEXT_FRAMES, help="language: of a crop")
     parser.add_argument("--source", help="corpus: only this synthesiser's voices")
     parser.add_argument("--oracle", action="store_true", help="quantiser, decoder, codes: before the encoder is there")
-    parser.add_argument("--judged", action="store_true", help="decoder: with an adversary")
+    parser.add_argument("--judged", action="store_true", help="decoder, joint: with an adversary")
     parser.add_argument("--rate", type=float, default=1.0, help="of learning, times the stage's own; less to cool down")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args(arguments)
@@ -58,6 +59,8 @@ def main(arguments: list[str] | None = None) -> None:
         quantiser.make(run, options.oracle)
     elif options.stage == "decoder":
         decoder.train(run, options.oracle, options.judged)
+    elif options.stage == "joint":
+        joint.train(run, options.judged)
     elif options.stage == "codes":
         codes.make(run, options.oracle)
     elif options.stage == "language":

@@ -44,6 +44,23 @@ def test_streaming_gives_what_the_training_graph_gives(config: Config, tmp_path:
     assert relative_error(made, codec.synthesise(codes)) < 1e-5
 
 
+def test_a_gradient_passes_the_codes_by() -> None:
+    """What is heard is what the codes give, and what is learned is as if nothing had been rounded: pins a joint
+    training in which the encoder learns nothing from the sound.
+    """
+    codec = _codec(_SMALL)
+    projected = codec.quantizer.projections(codec.latent(torch.from_numpy(speech(6)).view(1, -1)))
+    for x in projected:
+        x.requires_grad_()
+    through = codec.quantizer.through(projected)
+    assert relative_error(through.detach(), codec.quantizer.decode(codec.quantizer.codes(projected))) < 1e-6
+    weight = torch.randn_like(through)
+    (through * weight).sum().backward()
+    for part, x in zip(codec.quantizer.parts(), projected, strict=True):
+        straight = part.output_proj.weight.squeeze(-1).T @ weight
+        assert x.grad is not None and relative_error(x.grad, straight.transpose(1, 2)) < 1e-5
+
+
 def test_every_tensor_of_the_training_graph_is_one_of_mimis(codec_checkpoint: object, tmp_path: Path) -> None:
     """`transformers` reads the same file, so the names are those of the released checkpoints."""
     from transformers import MimiModel

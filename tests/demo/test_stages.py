@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from streaming.audio import FRAME
-from streaming.demo import evaluate, features, quantiser
+from streaming.demo import evaluate, features, joint, quantiser
 from streaming.demo.train import main
 from tests.reference import speech
 
@@ -59,6 +59,17 @@ def test_all_stages_run_resume_and_end_in_a_checkpoint_that_speaks(root: Path) -
         run(stage, *flags)
         assert steps(stage) > before > 0
     run("quantiser")
+    run("codes")
+    run("export")
+    assembled = joint.trained(root / "stages").state_dict()
+    for flags in ((), ("--judged",)):
+        before = steps("joint") if flags else 0
+        run("joint", *flags)
+        assert steps("joint") > before
+    refined = joint.trained(root / "stages").state_dict()
+    moved = {name.partition(".")[0] for name in assembled if not torch.equal(assembled[name], refined[name])}
+    assert {"encoder", "decoder"} <= moved
+    assert all(torch.equal(assembled[name], refined[name]) for name in assembled if "codebook" in name)
     run("codes")
     run("export")
     codec = evaluate.load_codec(root / "export" / "codec")
