@@ -6,6 +6,8 @@ Two of them are semantic and quantise pitch, voicing and level, four quantise th
 error is that of one and five (23.6 against 24.2 a frame), but one codebook for pitch and voicing alone used 8 % of its
 codes, and every one of these 40 % or more.
 The transformers' window is 1.3 s, because training clips are 1.9 s: none sees more keys than it was trained with.
+The language model's four query heads share one key head: attention over four full contexts took 23 of 59 ms of a step,
+most of it reading keys, and a third of that remains.
 Ratios 4, 5, 6, 8 instead of Mimi's 8, 6, 5, 4 halve the cost of training and lose no parameters; `compress` 1 keeps the
 residual blocks' inner channels at whole vectors.
 """

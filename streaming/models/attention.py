@@ -119,6 +119,15 @@ class KeyValueRing:
         prefix = ring.new_ones(()).expand(*ring.shape[:2], self.prefix)
         return torch.cat((prefix, ring), dim=-1).unsqueeze(1)
 
+    def keep(self, qkv: Tensor, layer: int, index: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Writes keys, rotated, and values. qkv: [B, H * G + 2 * H, T, D]; the others as for `update` and `rotate`.
+        Returns the queries, rotated, [B, H * G, T, D].
+        """
+        heads = self.keys.shape[2]
+        turned, value = rotate(qkv[:, :-heads], cos, sin), qkv[:, -heads:]
+        self.update(layer, index, turned[:, -heads:], value)
+        return turned[:, :-heads]
+
     def update(self, layer: int, index: Tensor, key: Tensor, value: Tensor) -> None:
         """Writes in place. index: [B, T]; key, value: [B, H, T, D], for the first B slots."""
         rows = torch.arange(index.shape[0], device=index.device)[:, None]

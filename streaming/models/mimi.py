@@ -14,7 +14,7 @@ from torch import Tensor
 
 from streaming.audio import FRAME
 from streaming.config import MimiConfig
-from streaming.models.attention import KeyValueRing, Rotary, attend, rotate
+from streaming.models.attention import KeyValueRing, Rotary, attend
 from streaming.models.checkpoint import TensorSource
 from streaming.models.linear import Linear, load_linear
 from streaming.models.quantizer import SplitQuantizer
@@ -123,9 +123,7 @@ class _Transformer:
         for number, layer in enumerate(self.layers):
             h = layer.qkv(F.layer_norm(x, width, *layer.norm1, config.norm_eps))
             h = h.view(batch, time, -1, config.head_dim).transpose(1, 2)
-            query, key, value = h.split((config.num_heads, config.num_kv_heads, config.num_kv_heads), dim=1)
-            ring.update(number, index, rotate(key, cos, sin), value)
-            h = attend(rotate(query, cos, sin), ring, number, visible)
+            h = attend(ring.keep(h, number, index, cos, sin), ring, number, visible)
             x = x + layer.scale1 * layer.out(h)
             h = F.layer_norm(x, width, *layer.norm2, config.norm_eps)
             x = x + layer.scale2 * layer.down(F.gelu(layer.up(h)))

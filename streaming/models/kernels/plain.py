@@ -76,11 +76,8 @@ class Plain:
         of these T tokens. Returns [B, T, H * G * D].
         """
         assert view.index is not None and view.visible is not None
-        heads, dim = ring.keys.shape[2], ring.keys.shape[4]
-        h = qkv.view(*qkv.shape[:2], -1, dim).transpose(1, 2)
-        query, key, value = h.split((h.shape[1] - 2 * heads, heads, heads), dim=1)
-        ring.update(layer, view.index, rotate(key, view.cos, view.sin), value)
-        return attend(rotate(query, view.cos, view.sin), ring, layer, view.visible)
+        h = qkv.view(*qkv.shape[:2], -1, ring.keys.shape[4]).transpose(1, 2)
+        return attend(ring.keep(h, layer, view.index, view.cos, view.sin), ring, layer, view.visible)
 
     def draw(self, logits: Tensor, book: int, state: SamplerState, frame: Drawing, few: bool) -> Tensor:
         """See `sampler.draw`."""
