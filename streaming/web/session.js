@@ -78,9 +78,12 @@ export class Session {
     this.#command("speak", { turn: this.turn });
   }
 
-  /** So much of this turn's continuation has left the loudspeaker, and so often it ran dry. */
+  /** So much of this turn's continuation has left the loudspeaker, and so often it ran dry. Said once a frame. */
   played(turn, samples, underruns) {
+    const before = this.#played;
     this.#played = { turn, samples, underruns };
+    const sameFrame = before !== null && Math.floor(before.samples / FRAME) === Math.floor(samples / FRAME);
+    if (sameFrame && before.turn === turn && before.underruns === underruns) return;
     if (this.#lostAt === null) this.#say("played", this.#played);
   }
 

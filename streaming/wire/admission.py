@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 
 from streaming.config import Sampling
 from streaming.engine.engine import Engine
 from streaming.engine.session import Listener, LiveSession
 from streaming.errors import EngineFullError, StreamingError
+from streaming.wire.mailbox import Mailbox
 
 _LOOK_AGAIN_S = 0.5
 """How often those in line look whether the machine has caught up; a slot that becomes free wakes them at once."""
@@ -34,6 +36,7 @@ class Admission:
         self._engine, self.queue = engine, queue
         self._line: deque[Callable[[int], None]] = deque()
         self._changed = asyncio.Event()
+        self._mailbox: Mailbox | None = None
         self.stopping = False
 
     @property
@@ -55,6 +58,7 @@ class Admission:
     ) -> LiveSession:
         """A slot, now or after a wait; `waiting` is told the place in line, 1 for the next, whenever it changes.
 
+        The listener is called by the loop, which is the same for all sessions.
         Raises `EngineFullError`, `OverloadedError`, `StoppingError`, `EngineStoppedError`. Cancel it to leave the line.
         """
         if not self._line:
@@ -93,4 +97,6 @@ class Admission:
             raise StoppingError("the server is about to stop; try another one, or again in a while")
         if self._engine.overloaded:
             raise OverloadedError("the machine cannot keep up with the sessions that it has; try again later")
-        return self._engine.attach(listener, sampling, slides)
+        if self._mailbox is None:
+            self._mailbox = Mailbox()
+        return self._engine.attach(partial(self._mailbox.put, listener), sampling, slides)

@@ -175,6 +175,7 @@ class ContinuationClient:
         self._line = line
         self._vad = start.turn_taking == "vad"
         self._turn = line.started.turn
+        self._reported = (0, 0, 0)  # turn, frames and underruns of the last report
         self._dropped_turn = 0
         self._meters: dict[int, _TurnMeter] = {}
         self._sent_samples = 0
@@ -263,11 +264,15 @@ class ContinuationClient:
         return turn
 
     async def played(self, turn: int, samples: int, underruns: int = 0) -> None:
-        """This much of the turn's continuation has left the loudspeaker. At least every 80 ms in realtime pace.
+        """This much of the turn's continuation has left the loudspeaker. At least every 80 ms in realtime pace; more
+        often does no harm: it is said once a frame, which is all that the server looks at.
 
         underruns: how often in this turn so far there was nothing to play when there should have been.
         """
-        await self._send(Played(turn=turn, samples=samples, underruns=underruns))
+        report = turn, samples // FRAME, underruns
+        if report != self._reported:
+            self._reported = report
+            await self._send(Played(turn=turn, samples=samples, underruns=underruns))
 
     async def interrupt(self, turn: int, heard_samples: int) -> None:
         """Stops the turn, of which only this much was heard. No more of its audio is yielded, from this call on.

@@ -16,7 +16,6 @@ import logging
 import math
 import secrets
 import time
-from contextlib import suppress
 from dataclasses import dataclass, field
 
 import msgspec
@@ -221,7 +220,7 @@ class Conversation:
             self._send(messages.SessionQueued(place=place))
 
         slides = self._start.overflow == "slide"
-        slot = asyncio.create_task(self._admission.attach(self._on_event, _sampling(self._options), slides, waiting))
+        slot = asyncio.create_task(self._admission.attach(self._take, _sampling(self._options), slides, waiting))
         left = asyncio.create_task(self._left.wait())
         try:
             await asyncio.wait((slot, left), return_when=asyncio.FIRST_COMPLETED)
@@ -266,13 +265,6 @@ class Conversation:
                 resume=self._resume,
             )
         )
-
-    # The engine's thread
-
-    def _on_event(self, event: events.Event) -> None:
-        """Called by the engine's thread."""
-        with suppress(RuntimeError):  # the loop is closed: the process is going down, nobody listens
-            self._loop.call_soon_threadsafe(self._take, event)
 
     def _take(self, event: events.Event) -> None:
         if isinstance(event, events.Heard | events.Failed):

@@ -261,3 +261,16 @@ test("a count that cannot be ends the session", (t) => {
   sockets[0].say({ type: "ack", received: 7 });
   assert.deepEqual([events.at(-1).type, events.at(-1).code], ["disconnected", 1002]);
 });
+
+test("what was played is said once a frame, and when it ran dry", (t) => {
+  const { session, sockets } = resumable(t);
+  for (const [turn, samples, underruns] of [
+    [1, 480, 0], [1, 960, 0], [1, 1919, 0], [1, 1920, 0], [1, 2400, 0], [1, 2880, 1], [1, 2880, 1], [2, 480, 1],
+  ]) {
+    session.played(turn, samples, underruns);
+  }
+  const told = sockets[0].said().filter(({ type }) => type === "played");
+  assert.deepEqual(told.map(({ turn, samples, underruns }) => [turn, samples, underruns]), [
+    [1, 480, 0], [1, 1920, 0], [1, 2880, 1], [2, 480, 1],
+  ]);
+});

@@ -26,6 +26,7 @@ from streaming.wire.messages import (
     Error,
     Interrupt,
     Interrupted,
+    Played,
     Pong,
     SamplingOptions,
     SessionClose,
@@ -202,6 +203,28 @@ class TestTurns:
                 event = await anext(client.events())
                 assert isinstance(event, Error)
                 assert event.code == "empty_prompt"
+
+        run(test())
+
+
+class TestPlayed:
+    def test_what_was_played_is_said_once_a_frame(self) -> None:
+        """Fifty reports a second were two thirds of what a server read; it looks at whole frames only."""
+
+        async def test() -> None:
+            async with fake_server(never) as server, ContinuationClient.connect(server.url) as client:
+                for turn, samples, underruns in (
+                    *((1, 480, 0), (1, 960, 0), (1, FRAME - 1, 0), (1, FRAME, 0), (1, FRAME + 480, 0)),
+                    *((1, FRAME + 960, 1), (1, FRAME + 960, 1), (2, 480, 0)),
+                ):
+                    await client.played(turn, samples, underruns)
+                await client.speak()  # after them
+                while not any(isinstance(said, Speak) for said in server.peers[0].said):
+                    await asyncio.sleep(0.01)
+                reports = [said for said in server.peers[0].said if isinstance(said, Played)]
+                assert [(said.turn, said.samples, said.underruns) for said in reports] == [
+                    *((1, 480, 0), (1, FRAME, 0), (1, FRAME + 960, 1), (2, 480, 0))
+                ]
 
         run(test())
 
