@@ -7,16 +7,24 @@ Source: `inference.py` of the published code (github.com/llm-jp/llama-mimi).
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
-from transformers import AutoTokenizer
 
 from streaming.errors import TokenLayoutError
 
 AUDIO, END_OF_AUDIO = "<audio>", "</audio>"
+_PLAIN_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
+"""Of `transformers`, which do what `tokenizer.json` says."""
+_CHANGES = frozenset(
+    {"add_bos_token", "add_eos_token", "auto_map", "extra_special_tokens", "additional_special_tokens"}
+)
+"""Settings by which they do not."""
 
 
 def unit_name(code: int, codebook: int) -> str:
@@ -40,10 +48,9 @@ class TokenLayout:
     def load(folder: Path, num_codebooks: int, codebook_size: int, vocab_size: int) -> TokenLayout:
         """Reads and verifies a checkpoint's tokenizer. Raises `TokenLayoutError` naming what is missing."""
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        except Exception as error:  # whatever the library makes of a damaged file: there is no common base
+            vocabulary, prefix = _read(folder)
+        except Exception as error:  # whatever the libraries make of a damaged file: there is no common base
             raise TokenLayoutError(f"cannot read the tokenizer in {folder}: {error}") from error
-        vocabulary: dict[str, int] = tokenizer.get_vocab()
         names = [unit_name(code, book) for book in range(num_codebooks) for code in range(codebook_size)]
         missing = [name for name in (AUDIO, END_OF_AUDIO, *names) if name not in vocabulary]
         if missing:
@@ -52,7 +59,6 @@ class TokenLayout:
                 f"the tokenizer in {folder} lacks {shown}: it is not a Llama-Mimi tokenizer for {num_codebooks} "
                 f"codebooks of {codebook_size}"
             )
-        prefix = tuple(tokenizer(AUDIO)["input_ids"])
         if prefix.count(vocabulary[AUDIO]) != 1 or prefix[-1] != vocabulary[AUDIO]:
             raise TokenLayoutError(
                 f"the tokenizer in {folder} makes {list(prefix)} of {AUDIO}: it must end in its one token"
@@ -64,3 +70,33 @@ class TokenLayout:
                 f"the tokenizer in {folder} has tokens beyond the {vocab_size} that the decoder knows"
             )
         return layout
+
+
+def _read(folder: Path) -> tuple[dict[str, int], tuple[int, ...]]:
+    """The vocabulary, and what the tokenizer makes of `<audio>`.
+
+    As `transformers` reads it, but without it where that is the same: importing it takes longer than all the rest of a
+    start.
+    """
+    if _is_plain(folder):
+        plain = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        plain.no_truncation()
+        plain.no_padding()
+        return plain.get_vocab(), tuple(plain.encode(AUDIO).ids)
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    return tokenizer.get_vocab(), tuple(tokenizer(AUDIO)["input_ids"])
+
+
+def _is_plain(folder: Path) -> bool:
+    """Whether the tokenizer is its `tokenizer.json` and nothing else."""
+    described = folder / "tokenizer_config.json"
+    if not described.is_file() or (folder / "added_tokens.json").exists():
+        return False
+    settings: dict[str, Any] = json.loads(described.read_text(encoding="utf-8"))
+    own = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["added_tokens"]
+    known = {(token["id"], token["content"]) for token in own}
+    decoder = settings.get("added_tokens_decoder", {})
+    added = {(int(number), token["content"]) for number, token in decoder.items()}
+    return settings.get("tokenizer_class") in _PLAIN_CLASSES and not _CHANGES & settings.keys() and added <= known

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,59 @@ def test_ids_are_the_tokenizers_own(tmp_path: Path) -> None:
     assert layout.end == ids["</audio>"]
     assert layout.prefix == (0, ids["<audio>"])
     assert layout.units.flatten().diff().unique().numel() > 2, "the tokenizer is in order: the test shows nothing"
+
+
+@pytest.mark.parametrize(
+    ("settings", "changes"),
+    [
+        ({}, {}),
+        ({"added_tokens_decoder": {"2": {"content": "<audio>"}}}, {}),
+        ({"bos_token": "<|begin_of_text|>", "model_max_length": 3}, {}),
+        ({}, {"truncation": {"direction": "Right", "max_length": 1, "strategy": "LongestFirst", "stride": 0}}),
+        (
+            {},
+            {
+                "padding": {
+                    "strategy": {"Fixed": 8},
+                    "direction": "Right",
+                    "pad_to_multiple_of": None,
+                    "pad_id": 1,
+                    "pad_type_id": 0,
+                    "pad_token": "<|end_of_text|>",
+                }
+            },
+        ),
+        ({"add_bos_token": False, "bos_token": "<|begin_of_text|>"}, {}),
+        ({"added_tokens_decoder": {"390": {"content": "<late>"}}}, {}),
+        ({"tokenizer_class": "LlamaTokenizerFast", "bos_token": "<|begin_of_text|>"}, {}),
+    ],
+)
+def test_ids_are_those_of_transformers(settings: dict[str, Any], changes: dict[str, Any], tmp_path: Path) -> None:
+    """The library is left out where a tokenizer is no more than its file, and nobody may notice."""
+    from transformers import AutoTokenizer
+
+    write_tokenizer(tmp_path, BOOKS)
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    edit(tmp_path, **changes)
+    reference = AutoTokenizer.from_pretrained(tmp_path)
+    vocabulary, prefix = reference.get_vocab(), tuple(reference("<audio>")["input_ids"])
+    if prefix[-1] != vocabulary["<audio>"]:
+        with pytest.raises(TokenLayoutError, match="must end in its one token"):
+            TokenLayout.load(tmp_path, BOOKS, SIZE, VOCABULARY)
+        return
+    layout = TokenLayout.load(tmp_path, BOOKS, SIZE, VOCABULARY)
+    assert layout.prefix == prefix
+    assert all(layout.units[b, c] == vocabulary[unit_name(c, b)] for b in range(BOOKS) for c in range(SIZE))
+
+
+def test_a_plain_tokenizer_needs_no_transformers() -> None:
+    """Importing it took longer than all the rest of the server's start."""
+    code = (
+        "import sys; from streaming import loading; loading.load_models('demo', device='cpu'); "
+        "assert 'transformers' not in sys.modules, 'imported'"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
 
 
 def test_without_a_bos_the_prefix_is_audio_alone(tmp_path: Path) -> None:
