@@ -74,7 +74,7 @@ def test_a_run_of_a_file_of_results_is_read(tmp_path: Path) -> None:
 
 def test_what_was_measured_is_what_the_page_says() -> None:
     steps = measured(MEASURED)
-    assert steps.name.startswith("measured") and min(map(len, steps.times_ms)) >= 30
+    assert steps.name.startswith("measured") and min(map(len, steps.times_ms)) >= 20
     medians = [float(np.median(times)) for times in steps.times_ms]
     assert medians == sorted(medians), "more sessions take longer"
     page = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
