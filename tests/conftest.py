@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from streaming.models.llama import LlamaDecoder
 from streaming.models.mimi import StreamingMimi
 from tests.reference import load_codec, load_decoder, write_codec, write_decoder
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job; what tests start would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 logging.disable_progress_bar()
 torch.set_num_threads(1)  # such tiny products lose by sharing
 settings.register_profile("repeatable", derandomize=True, deadline=None)

@@ -378,12 +378,15 @@ class TestOwnServer:
             stderr=subprocess.PIPE,
             text=True,
         )
-        assert process.stdout is not None
-        for line in process.stdout:
-            if json.loads(line)["event"] == "speaking":
-                break
-        process.send_signal(getattr(signal, name))
-        _, error = process.communicate(timeout=30)
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if json.loads(line)["event"] == "speaking":
+                    break
+            process.send_signal(getattr(signal, name))
+            _, error = process.communicate(timeout=30)
+        finally:
+            process.kill()
         assert process.returncode == status, error
         assert "Traceback" not in error
         assert not alive(int((installed / "pid").read_text()))

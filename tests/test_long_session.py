@@ -28,8 +28,8 @@ FRAMES = round(float(os.environ.get("STREAMING_LONG_SESSION_MINUTES", "20")) * 6
 TURN_FRAMES = 250
 """Of speech, and as many of its continuation: 20 s each, as often as fit."""
 CONTEXT_FRAMES = 40
-MORE_BLOCKS = FRAMES // 20
-"""Of Python's memory, over nine tenths of the time: one object in twenty frames that stays is found."""
+MORE_BLOCKS = FRAMES // 4
+"""Of Python's memory, over nine tenths of the time: one object in four frames that stays is found."""
 MORE_MIB = FRAMES * 1920 * 2 / 2**20 / 3
 """Of the process' memory: a third of all audio, and one side's is half of it."""
 
