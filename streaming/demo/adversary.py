@@ -6,6 +6,7 @@ channels, 0.4 s a step), because everything here is paid for in CPU time. After 
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -82,12 +83,12 @@ def fooling(real: list[list[Tensor]], made: list[list[Tensor]]) -> tuple[Tensor,
     return disbelief / len(made), distance / (len(made) * (len(made[0]) - 1))
 
 
-def judged(state: Loop, made: Tensor, pcm: Tensor, at: int) -> tuple[Tensor, dict[str, float]]:
-    """Trains the loop's judges on a piece of made and recorded speech. Returns what the speaker adds to its loss.
-
-    made, pcm: [B, N]; at: where the piece begins, one of `places`.
+def judged(state: Loop, made: Tensor, pcm: Tensor, draw: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+    """Trains the loop's judges on a piece, drawn, of made and recorded speech, [B, N]. Returns what the speaker adds to
+    its loss, and figures.
     """
     judges = state.modules["judges"]
+    at = int(draw.integers(_SKIPPED, pcm.shape[1] - _SAMPLES))
     real, fake = (x[:, at : at + _SAMPLES] for x in (pcm, made))
     verdict = judging(judges(real), judges(fake.detach()))
     state.update("judges", verdict)
@@ -99,8 +100,3 @@ def judged(state: Loop, made: Tensor, pcm: Tensor, at: int) -> tuple[Tensor, dic
         _FOOLING_WEIGHT * disbelief + _LIKENESS_WEIGHT * distance,
         {name: value.item() for name, value in figures.items()},
     )
-
-
-def places(samples: int) -> tuple[int, int]:
-    """The range of where a piece of a crop of so many samples can begin."""
-    return _SKIPPED, samples - _SAMPLES

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from streaming.audio import FRAME
 from streaming.demo import features
-from streaming.demo.recipe import CPU
+from streaming.demo.recipe import CPU, Run
 
 
 def build(corpus: Path, cache: Path) -> None:
@@ -102,3 +102,9 @@ class Crops:
             pcm[row] = voice.pcm[at : at + self.frames].reshape(-1).astype(np.float32) * np.float32(gain / 32768)
             prosody[row] = voice.prosody[at : at + self.frames]
         return torch.from_numpy(pcm).to(self.device), torch.from_numpy(prosody).to(self.device)
+
+
+def material(run: Run, frames: int, steps: int, held_out: int) -> tuple[Crops, tuple[Tensor, Tensor]]:
+    """Crops to train on from step `steps` on, and one batch of `held_out` of them that stays the same."""
+    crops = Crops(load(run.cache, "train"), frames, run.seed + steps, run.device)
+    return crops, Crops(load(run.cache, "test"), frames, 0, run.device).batch(held_out)

@@ -44,8 +44,7 @@ def train(run: Run, oracle: bool, judged: bool) -> None:
     """Trains, from the checkpoint on. oracle: on codes of the latents themselves; judged: with an adversary."""
     state = loop(run.stages, judged, run.device)
     state.rate *= run.rate
-    crops = clips.Crops(clips.load(run.cache, "train"), FRAMES, run.seed + state.steps, run.device)
-    held_out = clips.Crops(clips.load(run.cache, "test"), FRAMES, 0, run.device).batch(24)
+    crops, held_out = clips.material(run, FRAMES, state.steps, 24)
     latents = Latents.load(run.stages).to(run.device)
     batch = run.batch or _BATCH
     codec = state.modules["codec"]
@@ -70,8 +69,7 @@ def train(run: Run, oracle: bool, judged: bool) -> None:
         loss = spectral(made, pcm)
         figures = {"loss": loss.item()}
         if judged:
-            at = int(crops.draw.integers(*adversary.places(pcm.shape[1])))
-            added, verdicts = adversary.judged(state, made, pcm, at)
+            added, verdicts = adversary.judged(state, made, pcm, crops.draw)
             loss, figures = loss + added, figures | verdicts
         figures["norm"] = state.update("codec", loss, clip=2.0)
         return figures, batch * FRAMES * 0.08

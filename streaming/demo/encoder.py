@@ -41,8 +41,7 @@ def train(run: Run) -> None:
     """Trains, from the checkpoint on."""
     state = loop(run.stages, run.device)
     state.rate *= run.rate
-    crops = clips.Crops(clips.load(run.cache, "train"), FRAMES, run.seed + state.steps, run.device)
-    held_out = clips.Crops(clips.load(run.cache, "test"), FRAMES, 0, run.device).batch(32)
+    crops, held_out = clips.material(run, FRAMES, state.steps, 32)
     latents = Latents.load(run.stages).to(run.device)
     batch = run.batch or _BATCH
     codec = state.modules["codec"]

@@ -55,8 +55,7 @@ def train(run: Run, judged: bool) -> None:
     """Trains, from the checkpoint on. judged: with an adversary."""
     state = loop(run.stages, judged, run.device)
     state.rate *= run.rate
-    crops = clips.Crops(clips.load(run.cache, "train"), decoder.FRAMES, run.seed + state.steps, run.device)
-    held_out = clips.Crops(clips.load(run.cache, "test"), decoder.FRAMES, 0, run.device).batch(24)
+    crops, held_out = clips.material(run, decoder.FRAMES, state.steps, 24)
     latents = Latents.load(run.stages).to(run.device)
     batch = run.batch or _BATCH
     codec = state.modules["codec"]
@@ -71,8 +70,7 @@ def train(run: Run, judged: bool) -> None:
         loss = distance + _LATENTS_WEIGHT * missed
         figures = {"loss": distance.item(), "envelope": seen["envelope"], "voicing": seen["voicing"]}
         if judged:
-            at = int(crops.draw.integers(*adversary.places(pcm.shape[1])))
-            added, verdicts = adversary.judged(state, made, pcm, at)
+            added, verdicts = adversary.judged(state, made, pcm, crops.draw)
             loss, figures = loss + added, figures | verdicts
         figures["norm"] = state.update("codec", loss, clip=2.0)
         return figures, batch * decoder.FRAMES * 0.08

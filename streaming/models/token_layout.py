@@ -78,8 +78,8 @@ def _read(folder: Path) -> tuple[dict[str, int], tuple[int, ...]]:
     As `transformers` reads it, but without it where that is the same: importing it takes longer than all the rest of a
     start.
     """
-    if _is_plain(folder):
-        plain = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    plain = _plain(folder)
+    if plain is not None:
         plain.no_truncation()
         plain.no_padding()
         return plain.get_vocab(), tuple(plain.encode(AUDIO).ids)
@@ -89,14 +89,15 @@ def _read(folder: Path) -> tuple[dict[str, int], tuple[int, ...]]:
     return tokenizer.get_vocab(), tuple(tokenizer(AUDIO)["input_ids"])
 
 
-def _is_plain(folder: Path) -> bool:
-    """Whether the tokenizer is its `tokenizer.json` and nothing else."""
+def _plain(folder: Path) -> Tokenizer | None:
+    """The tokenizer, if it is its `tokenizer.json` and nothing else."""
     described = folder / "tokenizer_config.json"
     if not described.is_file() or (folder / "added_tokens.json").exists():
-        return False
+        return None
     settings: dict[str, Any] = json.loads(described.read_text(encoding="utf-8"))
-    own = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["added_tokens"]
-    known = {(token["id"], token["content"]) for token in own}
-    decoder = settings.get("added_tokens_decoder", {})
-    added = {(int(number), token["content"]) for number, token in decoder.items()}
-    return settings.get("tokenizer_class") in _PLAIN_CLASSES and not _CHANGES & settings.keys() and added <= known
+    if settings.get("tokenizer_class") not in _PLAIN_CLASSES or _CHANGES & settings.keys():
+        return None
+    plain = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    own = {number: token.content for number, token in plain.get_added_tokens_decoder().items()}
+    told = settings.get("added_tokens_decoder", {}).items()
+    return plain if all(own.get(int(number)) == token["content"] for number, token in told) else None
