@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub: no test may reach for the network
@@ -21,6 +21,7 @@ from transformers.utils import logging
 
 from streaming.models.llama import LlamaDecoder
 from streaming.models.mimi import StreamingMimi
+from streaming.models.native.library import SWITCH, library
 from tests.reference import load_codec, load_decoder, write_codec, write_decoder
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job; what tests start would inherit it
@@ -34,6 +35,15 @@ settings.load_profile("repeatable")
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def without_native(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What is loaded in this test runs in PyTorch alone, as where there is no compiler."""
+    monkeypatch.setenv(SWITCH, "0")
+    library.cache_clear()
+    yield
+    library.cache_clear()
 
 
 @pytest.fixture(scope="session")

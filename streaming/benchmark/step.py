@@ -29,7 +29,7 @@ from streaming.loading import CONTEXT_TOKENS, DEMO, DTYPES, RANDOM, REWIND_FRAME
 from streaming.models.llama import LlamaDecoder
 from streaming.models.mimi import StreamingMimi
 from streaming.models.random_weights import DECODERS, random_codec
-from streaming.models.sampler import sample
+from streaming.models.sampler import Drawing
 
 _QUALITY_FRAMES = 200
 
@@ -194,9 +194,12 @@ def _stages(models: _Models, slots: int, options: argparse.Namespace) -> list[_S
         view = decoder.begin_frame(inner.decoder_state, slots, step.context_frames, columns)
         decoder.forward(unit, inner.decoder_state, view)
 
+    flags = torch.ones(4, slots, dtype=torch.bool, device=device)
+    drawing = Drawing(inner.decoder_state.frames, ~flags[0], flags[1], codes, flags[2], flags[3])
+
     def draw() -> None:
-        for _ in range(decoder.num_codebooks):
-            sample(logits, inner.sampler, inner.decoder_state.frames, few=True)
+        for book in range(decoder.num_codebooks):
+            decoder.operations.draw(logits, book, inner.sampler, drawing, few=True)
 
     held = slots * 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * decoder.dtype.itemsize
     held *= step.context_frames * decoder.num_codebooks

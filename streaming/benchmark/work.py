@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
+from unittest.mock import patch
 
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
+
+from streaming.models.native.matrix import NativeLinear
 
 _GATHERS = ("embedding", "index.Tensor", "gather", "index_select")
 """Operations that read only what they give."""
@@ -47,7 +51,7 @@ class Work:
 def work_of(run: Callable[[], object], weights: object) -> Work:
     """weights: whatever object holds them; all tensors that can be reached from it count."""
     reads = _Reads({_place(tensor) for tensor in tensors_in(weights)})
-    with FlopCounterMode(display=False) as operations, reads:
+    with FlopCounterMode(display=False) as operations, reads, _native_products(reads):
         run()
     return Work(reads.bytes, operations.get_total_flops() + reads.more_operations)
 
@@ -71,6 +75,20 @@ def tensors_in(thing: object) -> Iterator[Tensor]:
 def _place(tensor: Tensor) -> int:
     """Where a tensor's numbers are; oneDNN's packed weights have no storage, and are themselves."""
     return id(tensor) if tensor.is_mkldnn else tensor.untyped_storage().data_ptr()
+
+
+@contextmanager
+def _native_products(reads: _Reads) -> Iterator[None]:
+    """PyTorch does not see these: they note themselves."""
+    run = NativeLinear._run
+
+    def noted(self: NativeLinear, x: Tensor, rows: int, batch: int, *rest: Any) -> Tensor:
+        reads.bytes += sum(tensor.nbytes for tensor in tensors_in(self))
+        reads.more_operations += 2 * rows * batch * self.inputs * self.outputs
+        return run(self, x, rows, batch, *rest)
+
+    with patch.object(NativeLinear, "_run", noted):
+        yield
 
 
 class _Reads(TorchDispatchMode):

@@ -161,7 +161,7 @@ class FrameView:
     def columns(self, first: int, last: int) -> FrameView:
         """The view of tokens first .. last - 1 alone."""
         part = slice(first, last)
-        return FrameView(
+        return type(self)(
             self.position[:, part],
             self.start,
             self.cos[:, :, part],

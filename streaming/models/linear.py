@@ -15,6 +15,7 @@ from torch import Tensor
 
 from streaming.errors import CheckpointError
 from streaming.models.checkpoint import TensorSource
+from streaming.models.native.matrix import NativeLinear
 
 Quantize = Literal["none", "int8", "int4"]
 
@@ -30,11 +31,16 @@ class Linear(Protocol):
 
 def linear(weight: Tensor, quantize: Quantize = "none", bias: Tensor | None = None) -> Linear:
     """From a weight [N, K] and a bias [N] on the device where they will be used. Only what is kept whole has a bias."""
+    if quantize == "none" and NativeLinear.can(weight):
+        return NativeLinear.pack(weight, bias)
     if quantize == "none":
         return Packed.pack(weight, bias) if Packed.can(weight) else Dense(weight, bias)
     assert bias is None
     if quantize == "int4":
-        return Int4.pack(weight)
+        group = _group(weight)
+        return NativeLinear.pack_int4(weight, group) if NativeLinear.can_integers(weight, group) else Int4.pack(weight)
+    if NativeLinear.can_integers(weight, 16):
+        return NativeLinear.pack_int8(weight)
     return Int8Cpu.pack(weight) if weight.device.type == "cpu" else Int8Gpu.pack(weight)
 
 
@@ -139,6 +145,15 @@ class Int8Gpu:
         return torch._weight_int8pack_mm(rows, self.weight, self.scale).view(*x.shape[:-1], -1)
 
 
+def _group(weight: Tensor) -> int:
+    """How many inputs share a scale in 4 bits."""
+    inputs = weight.shape[1]
+    group = next((size for size in _GROUPS if inputs % size == 0), 0)
+    if not group:
+        raise CheckpointError(f"a layer with {inputs} inputs cannot be kept in int4: use int8 or none")
+    return group
+
+
 @dataclass(frozen=True)
 class Int4:
     """4-bit weights, activations as they are: a scale and a zero point for each group of inputs.
@@ -153,9 +168,7 @@ class Int4:
     @staticmethod
     def pack(weight: Tensor) -> Int4:
         outputs, inputs = weight.shape
-        group = next((size for size in _GROUPS if inputs % size == 0), 0)
-        if not group:
-            raise CheckpointError(f"a layer with {inputs} inputs cannot be kept in int4: use int8 or none")
+        group = _group(weight)
         wide = weight.float().view(outputs, -1, group)
         low, high = wide.amin(dim=-1, keepdim=True), wide.amax(dim=-1, keepdim=True)
         scale = ((high - low) / 15).clamp(min=_TINY)

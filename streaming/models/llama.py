@@ -61,7 +61,9 @@ class _Layer:
     down: Linear
 
     @staticmethod
-    def load(source: TensorSource, name: str, config: LlamaConfig, quantize: Quantize) -> _Layer:
+    def load(
+        source: TensorSource, name: str, config: LlamaConfig, quantize: Quantize, activations: torch.dtype
+    ) -> _Layer:
         hidden, inner = config.hidden_size, config.intermediate_size
         heads = {"q": config.num_heads, "k": config.num_kv_heads, "v": config.num_kv_heads}
 
@@ -69,8 +71,8 @@ class _Layer:
             return load_linear(source, name, parts, quantize)
 
         return _Layer(
-            norm1=source.load(f"{name}.input_layernorm.weight", (hidden,)),
-            norm2=source.load(f"{name}.post_attention_layernorm.weight", (hidden,)),
+            norm1=source.load(f"{name}.input_layernorm.weight", (hidden,), activations),
+            norm2=source.load(f"{name}.post_attention_layernorm.weight", (hidden,), activations),
             qkv=load({f"self_attn.{part}_proj": (count * config.head_dim, hidden) for part, count in heads.items()}),
             out=load({"self_attn.o_proj": (hidden, config.num_heads * config.head_dim)}),
             gate_up=load({f"mlp.{part}_proj": (inner, hidden) for part in ("gate", "up")}),
@@ -97,11 +99,12 @@ class LlamaDecoder:
         self.num_codebooks, self.codebook_size = layout.units.shape
         self.prefix = len(layout.prefix)
         self.device, self.dtype = source.device, source.dtype
+        activations = self.operations.activations or source.dtype
         self.rotary = Rotary(config.rope, config.head_dim, source.device)
         table = (config.vocab_size, config.hidden_size)
         embedding = "model.embed_tokens.weight"
         rows = torch.cat((layout.units.flatten(), torch.tensor(layout.prefix[-1:])))
-        self._embedding = source.load_rows(embedding, table, rows)  # [Q * K + 1, hidden]
+        self._embedding = source.load_rows(embedding, table, rows).to(activations)  # [Q * K + 1, hidden]
         head = embedding if config.tied and "lm_head.weight" not in source else "lm_head.weight"
         ends = torch.full((self.num_codebooks, 1), layout.end)
         rows = torch.cat((layout.units, ends), dim=1)  # [Q, K + 1]
@@ -110,11 +113,13 @@ class LlamaDecoder:
         may = torch.zeros(rows.shape, dtype=source.dtype, device=source.device)
         may[1:, -1] = -torch.inf
         self._heads = [linear(head, bias=bias) for head, bias in zip(heads, may, strict=True)]
-        self._layers = [_Layer.load(source, f"model.layers.{i}", config, quantize) for i in range(config.num_layers)]
-        self._norm = source.load("model.norm.weight", (config.hidden_size,))
+        self._layers = [
+            _Layer.load(source, f"model.layers.{i}", config, quantize, activations) for i in range(config.num_layers)
+        ]
+        self._norm = source.load("model.norm.weight", (config.hidden_size,), activations)
         # [L, H, P, D], keys not rotated
         self.prefix_keys, self._prefix_values = self._run_prefix(
-            source.load_rows(embedding, table, torch.tensor(layout.prefix))
+            source.load_rows(embedding, table, torch.tensor(layout.prefix)).to(activations)
         )
 
     def context_frames(self, context_tokens: int) -> int:
@@ -218,7 +223,7 @@ class LlamaDecoder:
         x, pending = embeddings.unsqueeze(0), None
         position = torch.arange(count, device=self.device)[None]
         cos, sin = self.rotary(position)
-        ring = KeyValueRing.allocate(1, 1, heads, 0, self.config.head_dim, count, self.device, self.dtype)
+        ring = KeyValueRing.allocate(1, 1, heads, 0, self.config.head_dim, count, self.device, embeddings.dtype)
         causal = torch.ones(count, count, dtype=torch.bool, device=self.device).tril()[None, None]
         view = FrameView(position, position[:, :1], cos.unsqueeze(1), sin.unsqueeze(1), position, causal)
         keys, values = [], []

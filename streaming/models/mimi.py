@@ -9,13 +9,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from streaming.audio import FRAME
 from streaming.config import MimiConfig
-from streaming.models.attention import KeyValueRing, Rotary, attend
+from streaming.models.attention import KeyValueRing, Rotary
 from streaming.models.checkpoint import TensorSource
+from streaming.models.kernels.choice import pick_for_codec
+from streaming.models.kernels.plain import Plain
 from streaming.models.linear import Linear, load_linear
 from streaming.models.quantizer import SplitQuantizer
 from streaming.models.seanet import CausalConv1d, SeaNet
@@ -80,12 +81,15 @@ class _Layer:
     scale2: Tensor
 
     @staticmethod
-    def load(source: TensorSource, name: str, config: MimiConfig) -> _Layer:
+    def load(source: TensorSource, name: str, config: MimiConfig, activations: torch.dtype) -> _Layer:
         hidden, inner = config.hidden_size, config.intermediate_size
         heads = {"q": config.num_heads, "k": config.num_kv_heads, "v": config.num_kv_heads}
 
+        def vector(which: str) -> Tensor:
+            return source.load(f"{name}.{which}", (hidden,), activations)
+
         def norm(which: str) -> tuple[Tensor, Tensor]:
-            return source.load(f"{name}.{which}.weight", (hidden,)), source.load(f"{name}.{which}.bias", (hidden,))
+            return vector(f"{which}.weight"), vector(f"{which}.bias")
 
         def load(parts: dict[str, tuple[int, int]]) -> Linear:
             return load_linear(source, name, parts)
@@ -95,38 +99,34 @@ class _Layer:
             norm2=norm("post_attention_layernorm"),
             qkv=load({f"self_attn.{part}_proj": (count * config.head_dim, hidden) for part, count in heads.items()}),
             out=load({"self_attn.o_proj": (hidden, config.num_heads * config.head_dim)}),
-            scale1=source.load(f"{name}.self_attn_layer_scale.scale", (hidden,)),
+            scale1=vector("self_attn_layer_scale.scale"),
             up=load({"mlp.fc1": (inner, hidden)}),
             down=load({"mlp.fc2": (hidden, inner)}),
-            scale2=source.load(f"{name}.mlp_layer_scale.scale", (hidden,)),
+            scale2=vector("mlp_layer_scale.scale"),
         )
 
 
 class _Transformer:
     """The windowed transformer between the convolutions and the quantizer, the same on both sides."""
 
-    def __init__(self, source: TensorSource, name: str, config: MimiConfig) -> None:
+    def __init__(self, source: TensorSource, name: str, config: MimiConfig, activations: torch.dtype) -> None:
         self.config = config
         self.rotary = Rotary(config.rope, config.head_dim, source.device)
-        self.layers = [_Layer.load(source, f"{name}.layers.{index}", config) for index in range(config.num_layers)]
+        names = [f"{name}.layers.{index}" for index in range(config.num_layers)]
+        self.layers = [_Layer.load(source, layer, config, activations) for layer in names]
 
-    def __call__(self, x: Tensor, frames: Tensor, ring: KeyValueRing) -> Tensor:
+    def __call__(self, x: Tensor, frames: Tensor, ring: KeyValueRing, operations: Plain) -> Tensor:
         """x: [B, 2, hidden]; frames: [B], the streams' positions. Returns [B, 2, hidden]."""
-        config = self.config
-        batch, time, _ = x.shape
-        position = frames[:, None] * _STEPS + torch.arange(time, device=x.device)
-        start = (position - (config.window - 1)).clamp(min=0)
-        visible = ring.visible(position, start, ring.keys.shape[3])
-        index = ring.index(position)
-        cos, sin = (t.unsqueeze(1) for t in self.rotary(position))
-        width = (x.shape[-1],)
+        window, eps = self.config.window, self.config.norm_eps
+        position = frames[:, None] * _STEPS + torch.arange(x.shape[1], device=x.device)
+        start = (position - (window - 1)).clamp(min=0)
+        view = operations.view(position, start, ring, self.rotary, ring.keys.shape[3])
         for number, layer in enumerate(self.layers):
-            h = layer.qkv(F.layer_norm(x, width, *layer.norm1, config.norm_eps))
-            h = h.view(batch, time, -1, config.head_dim).transpose(1, 2)
-            h = attend(ring.keep(h, number, index, cos, sin), ring, number, visible)
-            x = x + layer.scale1 * layer.out(h)
-            h = F.layer_norm(x, width, *layer.norm2, config.norm_eps)
-            x = x + layer.scale2 * layer.down(F.gelu(layer.up(h)))
+            h = operations.linear(operations.layer_norm(x, *layer.norm1, eps), layer.qkv)
+            h = operations.attend(h, ring, number, view)
+            x = operations.add_linear(x, layer.scale1, h, layer.out)
+            h = operations.linear_gelu(operations.layer_norm(x, *layer.norm2, eps), layer.up)
+            x = operations.add_linear(x, layer.scale2, h, layer.down)
         return x
 
 
@@ -138,18 +138,24 @@ class StreamingMimi:
     so that shapes stay static: their state does not change in any way that can be observed.
     """
 
-    def __init__(self, source: TensorSource, config: MimiConfig, num_codebooks: int) -> None:
+    def __init__(
+        self, source: TensorSource, config: MimiConfig, num_codebooks: int, operations: Plain | None = None
+    ) -> None:
+        """operations: what runs around the matrix products; by default, what suits the device."""
         self.config = config
         self.num_codebooks = num_codebooks
         self.device, self.dtype = source.device, source.dtype
-        self.quantizer = SplitQuantizer.load(source, config, num_codebooks)
+        self.operations = pick_for_codec(config, source.device) if operations is None else operations
+        self.activations = self.operations.activations or source.dtype
+        self.quantizer = SplitQuantizer.load(source, config, num_codebooks, self.activations)
         self._encoder = SeaNet.load_encoder(source, config)
-        self._encoder_transformer = _Transformer(source, "encoder_transformer", config)
+        self._encoder_transformer = _Transformer(source, "encoder_transformer", config, self.activations)
         hidden = config.hidden_size
         shape = (hidden, hidden, 2 * _STEPS)
         self._downsample = CausalConv1d.load(source, "downsample", shape, stride=_STEPS, bias=False)
-        self._upsample = source.load("upsample.conv.weight", (hidden, 1, 2 * _STEPS)).squeeze(1)  # depthwise
-        self._decoder_transformer = _Transformer(source, "decoder_transformer", config)
+        shape = (hidden, 1, 2 * _STEPS)  # depthwise
+        self._upsample = source.load("upsample.conv.weight", shape, self.activations).squeeze(1)
+        self._decoder_transformer = _Transformer(source, "decoder_transformer", config, self.activations)
         self._decoder = SeaNet.load_decoder(source, config)
         self._encoder_shapes = [(c.context, c.channels) for c in (*self._encoder.convolutions(), self._downsample)]
         self._decoder_shapes = [(1, hidden), *((c.context, c.channels) for c in self._decoder.convolutions())]
@@ -168,10 +174,10 @@ class StreamingMimi:
                 config.head_dim,
                 0,
                 self.device,
-                self.dtype,
+                self.activations,
             )
             width = sum(steps * channels for steps, channels in shapes)
-            contexts = torch.zeros(batch_size, depth, width, device=self.device, dtype=self.dtype)
+            contexts = torch.zeros(batch_size, depth, width, device=self.device, dtype=self.activations)
             halves.append(HalfState(torch.zeros(batch_size, dtype=torch.int64, device=self.device), contexts, ring))
         return MimiState(halves[0], halves[1], rewind_frames)
 
@@ -190,11 +196,11 @@ class StreamingMimi:
         half = state.encoder
         frames = half.frames[: pcm.shape[0]]
         contexts = self._contexts(half, frames, self._encoder_shapes)
-        x, new = self._encoder(pcm.to(self.dtype).unsqueeze(-1), contexts)
-        x = self._encoder_transformer(x, frames, half.ring)
+        x, new = self._encoder(pcm.to(self.activations).unsqueeze(-1), contexts, self.operations)
+        x = self._encoder_transformer(x, frames, half.ring, self.operations)
         # The checkpoint's only replicated padding: the first frame of a stream stands before itself.
         context = torch.where((frames == 0)[:, None, None], x[:, :1], next(contexts))
-        x, last = self._downsample(x, context)
+        x, last = self._downsample(x, context, self.operations)
         self._advance(half, frames, [*new, last], active)
         return x.squeeze(1)
 
@@ -210,8 +216,8 @@ class StreamingMimi:
         latent = self.quantizer.decode(codes).unsqueeze(1)  # [B, 1, hidden]
         taps = self._upsample.T  # [2 * _STEPS, hidden]: the latest latent's taps, then the one's before it
         x = latent * taps[:_STEPS] + next(contexts) * taps[_STEPS:]
-        x = self._decoder_transformer(x, frames, half.ring)
-        x, new = self._decoder(x, contexts)
+        x = self._decoder_transformer(x, frames, half.ring, self.operations)
+        x, new = self._decoder(x, contexts, self.operations)
         self._advance(half, frames, [latent, *new], active)
         return x.squeeze(-1)
 

@@ -35,8 +35,13 @@ class SplitQuantizer:
     num_semantic: int
 
     @staticmethod
-    def load(source: TensorSource, config: MimiConfig, num_codebooks: int) -> SplitQuantizer:
-        """Loads the first `num_codebooks` codebooks. Raises `CheckpointError` if the codec has fewer."""
+    def load(
+        source: TensorSource, config: MimiConfig, num_codebooks: int, activations: torch.dtype | None = None
+    ) -> SplitQuantizer:
+        """Loads the first `num_codebooks` codebooks. activations: the type of latents, by default the source's.
+
+        Raises `CheckpointError` if the codec has fewer.
+        """
         if not config.num_semantic < num_codebooks <= config.num_codebooks:
             raise CheckpointError(
                 f"{num_codebooks} codebooks asked of a codec that has {config.num_codebooks}, {config.num_semantic} of "
@@ -62,7 +67,7 @@ class SplitQuantizer:
             projections=tuple(projections),
             codebooks=stacked,
             nearness=tuple(linear(book, bias=book.square().sum(-1) / -2) for book in codebooks),
-            latents=torch.stack(latents).to(source.dtype),
+            latents=torch.stack(latents).to(activations or source.dtype),
             num_semantic=config.num_semantic,
         )
 

@@ -19,17 +19,10 @@ from torch import Tensor
 
 from streaming.config import MimiConfig
 from streaming.models.checkpoint import TensorSource
+from streaming.models.kernels.plain import Plain
 from streaming.models.linear import Linear, linear
 
 Shape = tuple[int, int, int]
-
-
-def elu(x: Tensor) -> Tensor:
-    """x where positive, e^x - 1 elsewhere, to 6e-8 of `torch.nn.functional.elu`.
-
-    That one goes through `expm1`, which takes a CPU five times as long (docs/decisions.md).
-    """
-    return torch.maximum(x, x.clamp(max=0).exp_().sub_(1))
 
 
 @dataclass(frozen=True)
@@ -77,20 +70,17 @@ class CausalConv1d:
     def context(self) -> int:
         return (self.kernel - 1) * self.dilation + 1 - self.stride
 
-    def __call__(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, x: Tensor, context: Tensor, operations: Plain) -> tuple[Tensor, Tensor]:
         """x: [B, T, C_in], T a multiple of the stride; context: [B, context, C_in].
 
         Returns the output [B, T / stride * upsample, C_out] and the context for the next frame.
         """
-        batch, time, channels = x.shape
-        steps = time // self.stride
+        batch, time, _ = x.shape
         if self.kernel > 1:
             x = torch.cat((context, x), dim=1)
             context = x[:, x.shape[1] - self.context :]
-        row, step, _ = x.stride()
-        strides = (row, self.stride * step, self.dilation * step, 1)
-        unfolded = x.as_strided((batch, steps, self.kernel, channels), strides).reshape(batch * steps, -1)
-        return self.product(unfolded).view(batch, steps * self.upsample, -1), context
+        y = operations.windows(x, self.product, self.kernel, self.stride, self.dilation)
+        return y.view(batch, time // self.stride * self.upsample, -1), context
 
 
 @dataclass(frozen=True)
@@ -161,15 +151,16 @@ class SeaNet:
             else:
                 yield layer
 
-    def __call__(self, x: Tensor, contexts: Iterator[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    def __call__(self, x: Tensor, contexts: Iterator[Tensor], operations: Plain) -> tuple[Tensor, list[Tensor]]:
         """x: [B, T, C]; contexts as `convolutions` orders them. Returns the output and the next frame's contexts."""
         new: list[Tensor] = []
 
         def run(conv: CausalConv1d, x: Tensor) -> Tensor:
-            y, context = conv(x, next(contexts))
+            y, context = conv(x, next(contexts), operations)
             new.append(context)
             return y
 
+        elu = operations.elu
         for position, layer in enumerate(self.layers):
             if isinstance(layer, ResidualBlock):
                 x = x + run(layer.second, elu(run(layer.first, elu(x))))

@@ -1,4 +1,6 @@
-"""Quantised linear maps against the plain one, and each row against its neighbours."""
+"""Linear maps, quantised or not, against the plain product, and each row against its neighbours; in native code where
+there is any, and in PyTorch's.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +9,22 @@ import torch
 from torch import Tensor
 
 from streaming.models.linear import Dense, Packed, Quantize, linear
+from streaming.models.native.library import library
+from streaming.models.native.matrix import NativeLinear
 
 KINDS: list[Quantize] = ["none", "int8", "int4"]
 ERROR = {"none": 0.0, "int8": 0.02, "int4": 0.12}
 """Relative, on normally distributed numbers: half a step of 1/127, of 1/15 of a group's range."""
+
+
+@pytest.fixture(autouse=True, params=["native", "torch"])
+def made_of(request: pytest.FixtureRequest) -> str:
+    """Whose products they are."""
+    if request.param == "torch":
+        request.getfixturevalue("without_native")
+    elif library() is None:
+        pytest.skip("no native operations here")
+    return str(request.param)
 
 
 def weight(outputs: int = 96, inputs: int = 128) -> Tensor:
@@ -63,18 +77,17 @@ def test_nothing_but_zeros(kind: Quantize) -> None:
     assert linear(torch.zeros(96, 128), kind)(torch.randn(2, 128)).abs().max() < 1e-6
 
 
-@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="no oneDNN on this processor")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("biased", [False, True])
-def test_weights_are_packed_on_a_cpu_and_give_the_same(dtype: torch.dtype, biased: bool) -> None:
+def test_weights_are_packed_on_a_cpu_and_give_the_same(dtype: torch.dtype, biased: bool, made_of: str) -> None:
     """For any number of rows: packing is told of none. Minus infinity in the bias is how `</audio>` is kept out."""
     matrix, bias = weight(300, 200).to(dtype), torch.randn(300).to(dtype) if biased else None
     if bias is not None:
         bias[-1] = -torch.inf
-    if dtype is torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        pytest.skip("no bfloat16 on this processor")
+    if made_of == "torch" and not Packed.can(matrix):
+        pytest.skip("no oneDNN for these numbers on this processor")
     apply = linear(matrix, bias=bias)
-    assert isinstance(apply, Packed)
+    assert isinstance(apply, NativeLinear if made_of == "native" else Packed)
     for rows in (1, 2, 3, 17, 64):
         x = torch.randn(rows, 200).to(dtype)
         wanted = torch.nn.functional.linear(x.float(), matrix.float(), None if bias is None else bias.float())
@@ -84,14 +97,13 @@ def test_weights_are_packed_on_a_cpu_and_give_the_same(dtype: torch.dtype, biase
         torch.testing.assert_close(apply(x)[1:].float(), wanted[1:], rtol=rtol, atol=atol)
 
 
-@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="no oneDNN on this processor")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(768, 256), (512, 2048), (2049, 2048), (64, 64), (64, 7), (1, 192), (256, 3072)])
 def test_a_row_is_the_same_to_the_last_bit_in_any_company(shape: tuple[int, int], dtype: torch.dtype) -> None:
     """Alone it was summed in another order: at a near-tie, what one session said depended on another's speaking."""
     apply = linear(weight(*shape).to(dtype), bias=torch.randn(shape[0]).to(dtype))
-    if not isinstance(apply, Packed):
-        pytest.skip("no bfloat16 on this processor")
+    if isinstance(apply, Dense):
+        pytest.skip("no oneDNN for these numbers on this processor")
     x = torch.randn(40, shape[1]).to(dtype)
     together = apply(x)
     for rows in (1, 2, 3, 5, 8, 17):
@@ -100,5 +112,5 @@ def test_a_row_is_the_same_to_the_last_bit_in_any_company(shape: tuple[int, int]
 
 
 def test_what_cannot_be_packed_is_left_as_it_is() -> None:
-    """A kind of number that oneDNN does not multiply."""
+    """A kind of number that is multiplied neither here nor by oneDNN."""
     assert isinstance(linear(weight(300, 200).double()), Dense)

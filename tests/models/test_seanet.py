@@ -13,18 +13,24 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from streaming.models.checkpoint import TensorSource
+from streaming.models.kernels.plain import Plain
 from streaming.models.linear import linear
+from streaming.models.native.library import library
+from streaming.models.native.operations import Native
 from streaming.models.seanet import CausalConv1d
 
 CPU = torch.device("cpu")
 
 
-def in_pieces(conv: CausalConv1d, x: Tensor, sizes: list[int]) -> Tensor:
+OPERATIONS = [Plain(), *([Native()] if library() else [])]
+
+
+def in_pieces(conv: CausalConv1d, x: Tensor, sizes: list[int], operations: Plain) -> Tensor:
     """x: [B, T, C], piece by piece from an empty context."""
     context = torch.zeros(len(x), conv.context, conv.channels)
     out = []
     for piece in x.split(sizes, dim=1):
-        y, context = conv(piece, context)
+        y, context = conv(piece, context, operations)
         assert context.shape == (len(x), conv.context, conv.channels)
         out.append(y)
     return torch.cat(out, dim=1)
@@ -53,7 +59,8 @@ def test_pieces_of_any_size_equal_the_whole(steps: list[int], kernel: int, strid
     x = torch.randn(2, sum(sizes), channels)
     padded = F.pad(x.transpose(1, 2), (conv.context, 0))
     wanted = F.conv1d(padded, weight, bias, stride, dilation=dilation).transpose(1, 2)
-    torch.testing.assert_close(in_pieces(conv, x, sizes), wanted, rtol=1e-4, atol=1e-5)
+    for operations in OPERATIONS:
+        torch.testing.assert_close(in_pieces(conv, x, sizes, operations), wanted, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("kernel", "stride"), [(4, 2), (16, 8), (5, 2), (3, 3), (2, 3), (7, 3)])
@@ -68,4 +75,5 @@ def test_a_transposed_convolution_equals_torch_trimmed_on_the_right(tmp_path: Pa
     wanted = F.pad(wanted, (0, max(0, 6 * stride - wanted.shape[-1])))[..., : 6 * stride].transpose(1, 2)
     if kernel < stride:  # where no tap reaches, torch's whole output ends early: the bias is still there
         wanted[:, -(stride - kernel) :] = bias
-    torch.testing.assert_close(in_pieces(conv, x, [1, 3, 2]), wanted, rtol=1e-4, atol=1e-5)
+    for operations in OPERATIONS:
+        torch.testing.assert_close(in_pieces(conv, x, [1, 3, 2], operations), wanted, rtol=1e-4, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Which operations a decoder runs with: the kernels where they can be compiled, the reference everywhere else."""
+"""Which operations a model runs with: what can be compiled for the device, the reference everywhere else."""
 
 from __future__ import annotations
 
@@ -7,19 +7,22 @@ import subprocess
 
 import torch
 
-from streaming.config import LlamaConfig
+from streaming.config import LlamaConfig, MimiConfig
 from streaming.models.attention import KeyValueRing, Rotary
 from streaming.models.kernels.plain import Plain
 from streaming.models.linear import Dense
+from streaming.models.native.operations import Native
 from streaming.models.sampler import Drawing, SamplerState
 
 _LOG = logging.getLogger(__name__)
 
 
 def pick(config: LlamaConfig, device: torch.device, dtype: torch.dtype) -> Plain:
-    """The kernels on CUDA, if Triton is there and compiles them for this decoder; else the reference, and a line in the
-    log says why.
+    """Kernels on CUDA, if Triton is there and compiles them for this decoder, native operations on a CPU; else the
+    reference, and a line in the log says why.
     """
+    if Native.can(device, config.hidden_size, config.head_dim):
+        return Native()
     if device.type != "cuda":
         return Plain()
     if config.head_dim < 16 or config.head_dim & (config.head_dim - 1):
@@ -42,6 +45,11 @@ def pick(config: LlamaConfig, device: torch.device, dtype: torch.dtype) -> Plain
         _LOG.warning("decoding without Triton kernels: %s", " ".join(str(error).split())[:500])
         return Plain()
     return operations
+
+
+def pick_for_codec(config: MimiConfig, device: torch.device) -> Plain:
+    """The native operations on a CPU, if they are to be had for this codec; else the reference."""
+    return Native() if Native.can(device, config.hidden_size, config.head_dim) else Plain()
 
 
 @torch.inference_mode()

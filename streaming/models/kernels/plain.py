@@ -17,6 +17,8 @@ class Plain:
 
     bounded = False
     """Whether attention reads only what a slot holds, so that a step need not be told how many entries to look at."""
+    activations: torch.dtype | None = None
+    """What runs between the matrices; None: the type in which the weights are kept."""
 
     def begin_frame(
         self,
@@ -38,6 +40,12 @@ class Plain:
         cos, sin = cos[:, None, None], sin[:, None, None]
         ring.keys[: len(frames), :, :, : ring.prefix] = rotate(prefix_keys, cos, sin)
         position = ring.prefix - 1 + frames * books + torch.arange(books, device=frames.device)
+        return self.view(position, start, ring, rotary, columns)
+
+    def view(self, position: Tensor, start: Tensor, ring: KeyValueRing, rotary: Rotary, columns: int) -> FrameView:
+        """What `attend` wants to know of tokens at `position` [B, T], whose windows begin at `start` [B, T] or [B, 1];
+        the latter, if the ring has a prefix.
+        """
         cos, sin = rotary(position)
         index, visible = ring.index(position), ring.visible(position, start, columns)
         return FrameView(position, start, cos.unsqueeze(1), sin.unsqueeze(1), index, visible)
@@ -48,6 +56,10 @@ class Plain:
         wide = x.float()
         return x, weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
 
+    def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        """x: [..., hidden]."""
+        return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
+
     def gate(self, both: Tensor) -> Tensor:
         """both: [B, T, 2 * I], the gate first. Returns [B, T, I]."""
         gate, up = both.chunk(2, dim=-1)
@@ -56,6 +68,14 @@ class Plain:
     def linear(self, x: Tensor, weight: Linear) -> Tensor:
         """weight: from K to N. Returns [B, T, N]."""
         return weight(x)
+
+    def linear_gelu(self, x: Tensor, weight: Linear) -> Tensor:
+        """`linear`, and GELU by the error function."""
+        return F.gelu(self.linear(x, weight))
+
+    def add_linear(self, residual: Tensor, scale: Tensor, x: Tensor, weight: Linear) -> Tensor:
+        """Returns residual + scale * linear(x). residual: [B, T, N]; scale: [N]."""
+        return residual + scale * self.linear(x, weight)
 
     def project(
         self, x: Tensor, pending: Tensor | None, norm: Tensor, eps: float, weight: Linear
@@ -78,6 +98,24 @@ class Plain:
         assert view.index is not None and view.visible is not None
         h = qkv.view(*qkv.shape[:2], -1, ring.keys.shape[4]).transpose(1, 2)
         return attend(ring.keep(h, layer, view.index, view.cos, view.sin), ring, layer, view.visible)
+
+    def elu(self, x: Tensor) -> Tensor:
+        """x where positive, e^x - 1 elsewhere, to 6e-8 of `torch.nn.functional.elu`.
+
+        That one goes through `expm1`, which takes a CPU five times as long (docs/decisions.md).
+        """
+        return torch.maximum(x, x.clamp(max=0).exp_().sub_(1))
+
+    def windows(self, x: Tensor, product: Linear, kernel: int, stride: int, dilation: int) -> Tensor:
+        """A convolution as a product: of every window of `kernel` steps, `dilation` steps apart, one in `stride` steps.
+
+        x: [B, T, C]; product: from kernel * C to N. Returns [B, windows, N].
+        """
+        batch, time, channels = x.shape
+        count = (time - (kernel - 1) * dilation - 1) // stride + 1
+        row, step, one = x.stride()
+        unfolded = x.as_strided((batch, count, kernel, channels), (row, stride * step, dilation * step, one))
+        return product(unfolded.reshape(batch * count, -1)).view(batch, count, -1)
 
     def draw(self, logits: Tensor, book: int, state: SamplerState, frame: Drawing, few: bool) -> Tensor:
         """See `sampler.draw`."""

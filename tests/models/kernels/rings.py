@@ -11,7 +11,7 @@ from streaming.models.attention import KeyValueRing
 def poisoned_ring(
     position: Tensor, start: Tensor, layers: int, heads: int, size: int, dim: int, prefix: int, dtype: torch.dtype
 ) -> KeyValueRing:
-    """position: [B, T], the tokens that are fed next; start: [B, 1]. One slot more than B, that holds nothing."""
+    """position: [B, T], the tokens that are fed next; start: [B, 1] or [B, T]. One slot more than B, which is empty."""
     slots = len(position) + 1
     shape = (slots, layers, heads, prefix + size, dim)
     ring = KeyValueRing(torch.full(shape, torch.nan), torch.full(shape, torch.nan), prefix)
@@ -19,7 +19,7 @@ def poisoned_ring(
         memory[:-1, :, :, :prefix] = torch.randn(slots - 1, layers, heads, prefix, dim)
         for slot in range(slots - 1):
             newest = int(position[slot, 0])
-            held = ring.index(torch.arange(min(int(start[slot]), newest), newest)[None])[0]
+            held = ring.index(torch.arange(min(int(start[slot, 0]), newest), newest)[None])[0]
             memory[slot, :, :, held] = torch.randn(layers, heads, len(held), dim)
     device = position.device
     return KeyValueRing(ring.keys.to(device, dtype), ring.values.to(device, dtype), prefix)

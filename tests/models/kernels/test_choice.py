@@ -12,12 +12,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from triton.compiler.errors import CompilationError
 from triton.runtime.errors import OutOfResources
 
-from streaming.models.kernels.choice import pick
+from streaming.models.kernels.choice import pick, pick_for_codec
 from streaming.models.kernels.fused import Fused
 from streaming.models.kernels.plain import Plain
+from streaming.models.native.library import library
+from streaming.models.native.operations import Native
 from streaming.models.random_weights import LLAMA_MIMI_1_3B as CONFIG
+from streaming.models.random_weights import MIMI
 
-CUDA = torch.device("cuda:0")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
 
 
 @pytest.fixture(autouse=True)
@@ -28,8 +31,23 @@ def _fake_gpu() -> Iterator[None]:
 
 def test_a_gpu_gets_the_kernels_and_a_cpu_does_not(caplog: pytest.LogCaptureFixture) -> None:
     assert type(pick(CONFIG, CUDA, torch.bfloat16)) is Fused
-    assert type(pick(CONFIG, torch.device("cpu"), torch.float32)) is Plain
+    assert type(pick(CONFIG, torch.device("cpu"), torch.float32)) is not Fused
+    assert type(pick_for_codec(MIMI, CUDA)) is Plain
     assert not caplog.records
+
+
+@pytest.mark.skipif(library() is None, reason="no native operations here")
+def test_a_cpu_gets_the_native_operations_where_they_fit() -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        assert type(pick(CONFIG, CPU, dtype)) is Native
+        assert type(pick(replace(CONFIG, head_dim=4), CPU, dtype)) is Plain
+    assert type(pick_for_codec(MIMI, CPU)) is Native
+    assert type(pick_for_codec(replace(MIMI, hidden_size=20), CPU)) is Plain
+
+
+@pytest.mark.usefixtures("without_native")
+def test_a_cpu_without_a_compiler_runs_plain() -> None:
+    assert type(pick(CONFIG, CPU, torch.float32)) is type(pick_for_codec(MIMI, CPU)) is Plain
 
 
 @pytest.mark.parametrize(

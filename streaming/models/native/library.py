@@ -1,0 +1,122 @@
+"""Compiles `kernels.c` with the system's C compiler, once for each processor and compiler, and opens it.
+
+It shares PyTorch's threads: it is linked with the OpenMP library that PyTorch has loaded. Two pools of threads, each
+waiting for work in a loop, would take the processor from each other.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from ctypes import c_float, c_int, c_int64, c_void_p
+from pathlib import Path
+
+_LOG = logging.getLogger(__name__)
+_SOURCE = Path(__file__).with_name("kernels.c")
+_FLAGS = ("-std=gnu11", "-O3", "-march=native", "-fopenmp", "-fPIC")
+_SECONDS = 120
+"""Longest that the compiler may take."""
+SWITCH = "STREAMING_NATIVE"
+"""In the environment: 0 for PyTorch's operations alone."""
+
+_ARGUMENTS: dict[str, tuple[type, ...]] = {
+    "native_lanes": (),
+    "native_block": (),
+    "native_integers": (),
+    "native_width": (c_int64,),
+    "native_product": (c_void_p, c_void_p, c_void_p, c_void_p, c_int),
+    "native_rms_norm": (c_void_p, c_void_p, c_void_p, c_float, c_int64, c_int64, c_void_p, c_void_p),
+    "native_layer_norm": (c_void_p, c_void_p, c_void_p, c_float, c_int64, c_int64, c_void_p),
+    "native_elu": (c_void_p, c_void_p, c_int64, c_int),
+    "native_draw": (c_void_p, c_void_p, *[c_int64] * 4, c_void_p),
+    "native_attend": (c_void_p, c_void_p, c_void_p, *[c_int64] * 5, c_void_p, c_int),
+}
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The compiled operations, or None where they cannot be had; a line in the log says why."""
+    if os.environ.get(SWITCH) == "0":
+        return None
+    try:
+        return _compiled()
+    except (OSError, subprocess.SubprocessError, _NotHereError) as error:
+        reason = getattr(error, "stderr", None) or str(error)
+        _LOG.warning("running without native operations, slower: %s", " ".join(reason.split())[:500])
+        return None
+
+
+class _NotHereError(Exception):
+    """This system lacks what is needed."""
+
+
+def _compiled() -> ctypes.CDLL:
+    """From the cache, if this processor, this compiler and these threads have had it before."""
+    if platform.system() != "Linux":
+        raise _NotHereError(f"they are for Linux, this is {platform.system()}")
+    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        raise _NotHereError("there is no C compiler (Debian: apt install gcc libc6-dev)")
+    threads = _openmp()
+    parts = (_SOURCE.read_text(encoding="utf-8"), _run(compiler, "--version"), *_FLAGS, str(threads), _processor())
+    name = f"native-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:24]}.so"
+    cache = _cache()
+    if cache is not None and (cache / name).exists():
+        return _open(cache / name)
+    with tempfile.TemporaryDirectory(dir=cache) as folder:
+        objects, built = Path(folder) / "kernels.o", Path(folder) / name
+        _run(compiler, *_FLAGS, "-c", str(_SOURCE), "-o", str(objects))
+        _run(compiler, "-shared", str(objects), str(threads), "-lm", "-o", str(built))
+        opened = _open(built)  # and once open, its file may be moved, or deleted with its folder
+        if cache is not None:
+            built.replace(cache / name)
+        return opened
+
+
+def _run(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=_SECONDS).stdout
+
+
+def _open(path: Path) -> ctypes.CDLL:
+    opened = ctypes.CDLL(str(path))
+    for name, arguments in _ARGUMENTS.items():
+        function = getattr(opened, name)
+        function.argtypes, function.restype = arguments, c_int64
+    return opened
+
+
+def _openmp() -> Path:
+    """The OpenMP library of this process, which PyTorch has brought."""
+    with open("/proc/self/maps", encoding="utf-8") as maps:
+        paths = [Path(line.split(maxsplit=5)[-1].strip()) for line in maps]
+    for path in paths:
+        if path.name.startswith(("libgomp", "libiomp", "libomp")):
+            return path
+    raise _NotHereError("PyTorch has no OpenMP library here")
+
+
+def _processor() -> str:
+    """What tells one kind of processor from another."""
+    with open("/proc/cpuinfo", encoding="utf-8") as file:
+        lines = file.read().split("\n\n", maxsplit=1)[0].splitlines()
+    return "\n".join(line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part")))
+
+
+def _cache() -> Path | None:
+    """A folder that is ours alone, for what lies in it is run; None where there can be none."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    folder = Path(base) / "streaming-continuation"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.stat()
+    except OSError:  # no home, or not to be written to
+        return None
+    ours = found.st_uid == os.getuid() and not found.st_mode & 0o022
+    return folder if ours and os.access(folder, os.W_OK) else None
