@@ -127,7 +127,8 @@ INLINE vf gelu(vf x) {
 }
 
 /* Matrices. Weights lie in blocks of outputs, each of them input by input: [outputs / BLOCK][inputs][BLOCK]; a last
- * block of few outputs is 1 or 2 vectors wide. Integers lie in fours of inputs, as they are multiplied:
+ * block of few outputs is 1 or 2 vectors wide. Two vectors of bfloat16 lie as one of words, the first in the lower halves,
+ * which takes two operations to take apart instead of four. Integers lie in fours of inputs, as they are multiplied:
  * int8 [outputs / 64][inputs / 4][64][4]; int4 [outputs / 64][inputs / 8][64][4], the first four inputs in the lower
  * halves of the bytes and the next in the upper; their scales are [outputs / 64][2][64], a float32 scale and, int32, 128
  * times the sum of the output's weights, and bfloat16 [outputs / 64][inputs / group][2][64], a scale and the least value.
@@ -163,8 +164,16 @@ INLINE void tile(const int kind, const int R, const int J, const void *weight, c
     const uint16_t *w16 = weight;
     for (int64_t k = 0; k < inputs; k++) {
         vf w[WIDE];
-        UNROLL for (int j = 0; j < J; j++)
-            w[j] = kind == FLOAT32 ? load(w32 + (k * J + j) * LANES) : widen(w16 + (k * J + j) * LANES);
+        if (kind == FLOAT32)
+            UNROLL for (int j = 0; j < J; j++) w[j] = load(w32 + (k * J + j) * LANES);
+        else if (J == 1)
+            w[0] = widen(w16 + k * LANES);
+        else
+            UNROLL for (int j = 0; j < J; j += 2) {
+                vi both;
+                memcpy(&both, w16 + (k * J + j) * LANES, sizeof both);
+                w[j] = (vf)(both << 16), w[j + 1] = (vf)(both & -65536);
+            }
         UNROLL for (int r = 0; r < R; r++) {
             float a = x[r][k];
             UNROLL for (int j = 0; j < J; j++) sum[r][j] += w[j] * a;

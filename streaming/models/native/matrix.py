@@ -81,17 +81,31 @@ class NativeLinear:
 
     @staticmethod
     def pack(weight: Tensor, bias: Tensor | None = None) -> NativeLinear:
-        """weight: [outputs, inputs] float32 or bfloat16; bias: [outputs]."""
+        """weight: [outputs, inputs] float32 or bfloat16; bias: [outputs].
+
+        Weights that came from a checkpoint in bfloat16 go back to it: the same numbers, so the same results, in half of
+        the bytes.
+        """
         opened = library()
         assert opened is not None
+        low = weight.bfloat16()
+        if torch.equal(low.float(), weight.float()):
+            weight = low
         outputs, inputs = weight.shape
-        block = int(opened.native_block())
-        whole = outputs // block * block
-        parts = [weight[:whole].view(-1, block, inputs).transpose(1, 2).reshape(-1)]
-        if whole < outputs:
-            rest = F.pad(weight[whole:], (0, 0, 0, int(opened.native_width(outputs - whole)) - (outputs - whole)))
-            parts.append(rest.T.reshape(-1))
-        return NativeLinear(_FLOATS[weight.dtype], (outputs, inputs), torch.cat(parts), bias=bias)
+        block, lanes = int(opened.native_block()), int(opened.native_lanes())
+        whole, rest = outputs // block * block, outputs % block
+
+        def by_input(blocks: Tensor) -> Tensor:  # [blocks, outputs, inputs]
+            columns = blocks.transpose(1, 2)
+            if weight.dtype == torch.bfloat16 and columns.shape[2] > lanes:
+                columns = columns.unflatten(2, (-1, 2, lanes)).transpose(3, 4)
+            return columns.flatten()
+
+        packed = by_input(weight[:whole].view(-1, block, inputs))
+        if rest:
+            filled = F.pad(weight[whole:], (0, 0, 0, int(opened.native_width(rest)) - rest))
+            packed = torch.cat((packed, by_input(filled[None])))
+        return NativeLinear(_FLOATS[weight.dtype], (outputs, inputs), packed, bias=bias)
 
     @staticmethod
     def pack_int8(weight: Tensor) -> NativeLinear:
