@@ -20,8 +20,15 @@ from streaming.frame_step import Bucket, DeviceStep, FrameStep
 from streaming.models.kernels.plain import Plain
 from streaming.models.llama import LlamaDecoder
 from streaming.models.mimi import StreamingMimi
-from streaming.models.random_weights import LLAMA_MIMI_1_3B, LLAMA_MIMI_8B, MIMI, random_codec, random_decoder
-from tests.reference import load_decoder
+from streaming.models.random_weights import (
+    LLAMA_MIMI_1_3B,
+    LLAMA_MIMI_8B,
+    MIMI,
+    RandomSource,
+    random_codec,
+    random_decoder,
+)
+from tests.reference import load_codec, load_decoder
 
 CUDA = torch.device("cuda:0")
 KINDS = {"listen": (True, False, True), "speak": (False, True, True), "both": (True, True, True)}
@@ -118,6 +125,25 @@ def test_a_layer_is_ten_launches_a_pass(kind: str, width: int, runs: str, launch
     assert two - one == launches
 
 
+@pytest.mark.parametrize(("runs", "layer", "frame"), [("fused", 12, 343), ("plain", 19, 583)])
+def test_a_codec_s_frame_is_so_many_launches(runs: str, layer: int, frame: int) -> None:
+    """Both ways, for one session; the figures are those of docs/performance.md."""
+    fused = pytest.importorskip("streaming.models.kernels.fused", exc_type=ImportError)
+    operations = {"plain": Plain(), "fused": fused.Fused()}[runs]
+    counts = []
+    for layers in (1, 2, MIMI.num_layers):
+        with FakeTensorMode():
+            source, shape = RandomSource(CUDA, torch.float32), replace(MIMI, num_layers=layers)
+            codec = StreamingMimi(source, shape, 4, operations)
+            state, active = codec.init_state(1), torch.ones(1, dtype=torch.bool, device=CUDA)
+            pcm = torch.zeros(1, 1920, device=CUDA)
+            with Watch(CUDA) as watch:
+                codes = codec.encode(pcm, state, active)
+                codec.decode(codes, state, active)
+        counts.append(watch.launches)
+    assert (counts[1] - counts[0], counts[2]) == (2 * layer, frame)
+
+
 def _tensors(thing: object, path: str = "") -> Iterator[tuple[str, Tensor]]:
     """Every tensor that an object holds on to, by its path."""
     if isinstance(thing, Tensor):
@@ -130,8 +156,15 @@ def _tensors(thing: object, path: str = "") -> Iterator[tuple[str, Tensor]]:
             yield from _tensors(getattr(thing, name), f"{path}.{name}")
 
 
-def test_state_keeps_its_storage(codec: StreamingMimi, decoder: LlamaDecoder) -> None:
+@pytest.fixture
+def plain(without_native: None, codec_dir: Path, decoder_dir: Path) -> tuple[StreamingMimi, LlamaDecoder]:
+    """Both models in PyTorch, whose operations can be watched."""
+    return load_codec(codec_dir), load_decoder(decoder_dir)
+
+
+def test_state_keeps_its_storage(plain: tuple[StreamingMimi, LlamaDecoder]) -> None:
     """A graph writes where it was recorded to write: a state that is rebound is stale from then on."""
+    codec, decoder = plain
     step = FrameStep(codec, decoder, 2, WINDOW, REWIND)
     before = {path: tensor.untyped_storage().data_ptr() for path, tensor in _tensors(step._device)}
     assert len(before) >= 14
@@ -150,11 +183,12 @@ def test_state_keeps_its_storage(codec: StreamingMimi, decoder: LlamaDecoder) ->
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_bucket_is_the_same_operations_wherever_its_streams_stand(
-    codec: StreamingMimi, decoder: LlamaDecoder, kind: str
+    plain: tuple[StreamingMimi, LlamaDecoder], kind: str
 ) -> None:
     """What is recorded once is replayed at every position: at the beginning, in the middle, and when the window
     slides.
     """
+    codec, decoder = plain
     step = DeviceStep(codec, decoder, 3, WINDOW, REWIND, encoder_follows=True)
     bucket = Bucket(3, decoder.columns_for(step.decoder_state, 1000), *KINDS[kind])
     step.inputs[:, -2] = float(bucket.listening)

@@ -109,7 +109,7 @@ class Roofline:
     bytes_per_s: float = 0.9 * 3.35e12
     flop_per_s: float = 0.5 * 989e12
     launch_s: float = 1.75e-6
-    codec_launches: int = 610
+    codec_launches: int = 345
     codec_weight_bytes: float = 0.32e9
     codec_bytes: float = 16.4e6
     codec_flop: float = 0.86e9

@@ -145,7 +145,7 @@ class StreamingMimi:
         self.config = config
         self.num_codebooks = num_codebooks
         self.device, self.dtype = source.device, source.dtype
-        self.operations = pick_for_codec(config, source.device) if operations is None else operations
+        self.operations = pick_for_codec(config, source.device, source.dtype) if operations is None else operations
         self.activations = self.operations.activations or source.dtype
         self.quantizer = SplitQuantizer.load(source, config, num_codebooks, self.activations)
         self._encoder = SeaNet.load_encoder(source, config)

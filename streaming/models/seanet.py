@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -70,15 +69,15 @@ class CausalConv1d:
     def context(self) -> int:
         return (self.kernel - 1) * self.dilation + 1 - self.stride
 
-    def __call__(self, x: Tensor, context: Tensor, operations: Plain) -> tuple[Tensor, Tensor]:
-        """x: [B, T, C_in], T a multiple of the stride; context: [B, context, C_in].
+    def __call__(self, x: Tensor, context: Tensor, operations: Plain, activate: bool = False) -> tuple[Tensor, Tensor]:
+        """x: [B, T, C_in], T a multiple of the stride; context: [B, context, C_in]. activate: whether an ELU stands
+        before the convolution; contexts have it behind them.
 
         Returns the output [B, T / stride * upsample, C_out] and the context for the next frame.
         """
         batch, time, _ = x.shape
-        if self.kernel > 1:
-            x = torch.cat((context, x), dim=1)
-            context = x[:, x.shape[1] - self.context :]
+        x = operations.extend(context, x, activate)
+        context = x[:, x.shape[1] - self.context :]
         y = operations.windows(x, self.product, self.kernel, self.stride, self.dilation)
         return y.view(batch, time // self.stride * self.upsample, -1), context
 
@@ -155,15 +154,14 @@ class SeaNet:
         """x: [B, T, C]; contexts as `convolutions` orders them. Returns the output and the next frame's contexts."""
         new: list[Tensor] = []
 
-        def run(conv: CausalConv1d, x: Tensor) -> Tensor:
-            y, context = conv(x, next(contexts), operations)
+        def run(conv: CausalConv1d, x: Tensor, activate: bool = True) -> Tensor:
+            y, context = conv(x, next(contexts), operations, activate)
             new.append(context)
             return y
 
-        elu = operations.elu
         for position, layer in enumerate(self.layers):
             if isinstance(layer, ResidualBlock):
-                x = x + run(layer.second, elu(run(layer.first, elu(x))))
+                x = x + run(layer.second, run(layer.first, x))
             else:
-                x = run(layer, elu(x) if position else x)
+                x = run(layer, x, activate=position > 0)
         return x, new

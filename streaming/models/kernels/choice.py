@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import subprocess
+from collections.abc import Callable
 
 import torch
 
@@ -18,38 +19,48 @@ _LOG = logging.getLogger(__name__)
 
 
 def pick(config: LlamaConfig, device: torch.device, dtype: torch.dtype) -> Plain:
-    """Kernels on CUDA, if Triton is there and compiles them for this decoder, native operations on a CPU; else the
+    """For a decoder: kernels on CUDA, if Triton is there and compiles them for it, native operations on a CPU; else the
     reference, and a line in the log says why.
     """
-    if Native.can(device, config.hidden_size, config.head_dim):
+    return _pick(
+        (config.hidden_size, config.head_dim), device, "decoding", lambda o: rehearse(o, config, device, dtype)
+    )
+
+
+def pick_for_codec(config: MimiConfig, device: torch.device, dtype: torch.dtype) -> Plain:
+    """The same for a codec."""
+    return _pick(
+        (config.hidden_size, config.head_dim), device, "coding", lambda o: rehearse_codec(o, config, device, dtype)
+    )
+
+
+def _pick(sizes: tuple[int, int], device: torch.device, doing: str, rehearsal: Callable[[Plain], None]) -> Plain:
+    """sizes: of activations and of a head."""
+    if Native.can(device, *sizes):
         return Native()
     if device.type != "cuda":
         return Plain()
-    if config.head_dim < 16 or config.head_dim & (config.head_dim - 1):
-        _LOG.warning("decoding without Triton kernels: heads of %d are not a power of two", config.head_dim)
+    _, head_dim = sizes
+    if head_dim < 16 or head_dim & (head_dim - 1):
+        _LOG.warning("%s without Triton kernels: heads of %d are not a power of two", doing, head_dim)
         return Plain()
     try:
         from triton.errors import TritonError
 
         from streaming.models.kernels.fused import Fused
     except ImportError as error:
-        _LOG.warning("decoding without Triton kernels: %s", error)
+        _LOG.warning("%s without Triton kernels: %s", doing, error)
         return Plain()
     operations = Fused()
     try:
-        rehearse(operations, config, device, dtype)
+        rehearsal(operations)
     except (torch.AcceleratorError, torch.OutOfMemoryError):
         raise  # the device's fault, which no other kernel mends
     # No C compiler, a compiler that fails on this GPU, a launch that asks for more than it has.
     except (TritonError, RuntimeError, OSError, subprocess.SubprocessError) as error:
-        _LOG.warning("decoding without Triton kernels: %s", " ".join(str(error).split())[:500])
+        _LOG.warning("%s without Triton kernels: %s", doing, " ".join(str(error).split())[:500])
         return Plain()
     return operations
-
-
-def pick_for_codec(config: MimiConfig, device: torch.device) -> Plain:
-    """The native operations on a CPU, if they are to be had for this codec; else the reference."""
-    return Native() if Native.can(device, config.hidden_size, config.head_dim) else Plain()
 
 
 @torch.inference_mode()
@@ -81,3 +92,18 @@ def rehearse(operations: Plain, config: LlamaConfig, device: torch.device, dtype
     drawing = Drawing(frames, flags[0], flags[0], codes, flags[1], flags[2])
     operations.draw(zeros(1, 2049), 0, SamplerState.allocate(1, device), drawing, few=True)
     operations.draw(zeros(1, 2049), 0, SamplerState.allocate(1, device), drawing, few=False)
+
+
+@torch.inference_mode()
+def rehearse_codec(operations: Plain, config: MimiConfig, device: torch.device, dtype: torch.dtype) -> None:
+    """The same in a codec's shapes."""
+    heads, dim = config.num_kv_heads, config.head_dim
+    ring = KeyValueRing.allocate(1, 1, heads, config.window + 4, dim, 0, device, dtype)
+    position = torch.arange(2, device=device)[None]
+    view = operations.view(position, position, ring, Rotary(config.rope, dim, device), config.window + 4)
+    operations.attend(
+        torch.zeros(1, 2, (config.num_heads + 2 * heads) * dim, device=device, dtype=dtype), ring, 0, view
+    )
+    x = torch.zeros(1, 2, config.hidden_size, device=device, dtype=dtype)
+    for activate in (False, True):
+        operations.extend(x, x, activate)

@@ -28,13 +28,14 @@ def _attend(
     keys,  # [S, H, prefix + size, D]
     values,
     position,  # [B, T]
-    start,  # [B, 1]
+    start,  # [B, 1], or [B, T] where windows begin per query
     out,  # [B, T, H * G, D], if there is one split
     parts,  # [B, H, splits, T * G, D] float32, if there are more: sums of values by weight
     weights,  # [B, H, splits, T * G, 2] float32: the largest score, and the sum of weights
     slot_stride,
     head_stride,
     position_stride,
+    start_stride,
     prefix,
     size,
     scale,  # of the scores, in powers of two
@@ -45,15 +46,18 @@ def _attend(
     dim: tl.constexpr,
     block: tl.constexpr,
     splits: tl.constexpr,
+    per_query: tl.constexpr,
 ):
     slot, head, split = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64), tl.program_id(2)
     row = tl.arange(0, rows)
     used = row < time * groups
     column = tl.arange(0, dim)
-    opened = tl.load(start + slot)
+    opened = tl.load(start + slot * start_stride)  # the oldest in any query's window
     here = tl.load(position + slot * position_stride + row // groups, mask=used, other=0)
     seen = (here - opened + 1).to(tl.int32)  # of the window, by each query: none if it stands before it
     total = prefix + tl.maximum(tl.max(tl.where(used, seen, 0), axis=0), 0)
+    if per_query:
+        skipped = (tl.load(start + slot * start_stride + row // groups, mask=used, other=0) - opened).to(tl.int32)
     oldest = ((opened - prefix) % size).to(tl.int32)
     share = tl.cdiv(tl.cdiv(total, splits), block) * block
     first, last = split * share, tl.minimum(split * share + share, total)
@@ -76,6 +80,8 @@ def _attend(
         v = tl.load(values + tile, mask=there[:, None], other=0.0)
         score = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
         visible = (number[None, :] < prefix) | (number[None, :] - prefix < seen[:, None])
+        if per_query:
+            visible = visible & (number[None, :] - prefix >= skipped[:, None])
         score = tl.where(visible & there[None, :], score, float("-inf"))
         now = tl.maximum(most, tl.max(score, axis=1))
         base = tl.where(now == float("-inf"), 0.0, now)
@@ -132,13 +138,15 @@ def decode_attention(
     query: Tensor, keys: Tensor, values: Tensor, position: Tensor, start: Tensor, prefix: int, splits: int
 ) -> Tensor:
     """query: [B, T, H * G, D], rotated; keys, values: one layer's, [S, H, prefix + size, D]; position: [B, T],
-    ascending and written; start: [B, 1], the oldest position of the window, the prefix aside. Returns [B, T, H * G, D].
+    ascending and written; start: the oldest position of the window, the prefix aside: [B, 1], or, without a prefix,
+    [B, T]. Returns [B, T, H * G, D].
 
     One launch, or two if `splits` (`splits_for`) is more than 1.
     """
     batch, time, query_heads, dim = query.shape
     _, heads, entries, _ = keys.shape
     groups = query_heads // heads
+    assert start.shape[1] == 1 or (prefix == 0 and start.shape == position.shape and start.stride(1) == 1)
     assert query.is_contiguous() and keys.stride() == values.stride() and keys.stride()[2:] == (dim, 1)
     out = torch.empty_like(query)
     parts = weights = out
@@ -157,6 +165,7 @@ def decode_attention(
         keys.stride(0),
         keys.stride(1),
         position.stride(0),
+        start.stride(0),
         prefix,
         entries - prefix,
         math.log2(math.e) / math.sqrt(dim),
@@ -167,6 +176,7 @@ def decode_attention(
         dim,
         _BLOCK,
         splits,
+        start.shape[1] > 1,
         num_warps=4,
         num_stages=2,
     )

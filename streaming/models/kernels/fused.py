@@ -12,6 +12,7 @@ from streaming.models.kernels.add_norm import add_norm, norm
 from streaming.models.kernels.begin_frame import begin_frame
 from streaming.models.kernels.decode_attention import decode_attention, splits_for
 from streaming.models.kernels.draw import draw
+from streaming.models.kernels.extend import extend
 from streaming.models.kernels.gate import gate
 from streaming.models.kernels.matvec import MOST_ROWS, matvec
 from streaming.models.kernels.plain import Plain
@@ -74,6 +75,13 @@ class Fused(Plain):
 
     def _few(self, x: Tensor) -> bool:
         return x.shape[0] * x.shape[1] <= self._matvec_rows
+
+    def view(self, position: Tensor, start: Tensor, ring: KeyValueRing, rotary: Rotary, columns: int) -> FrameView:
+        cos, sin = rotary(position)
+        return FrameView(position, start, cos.unsqueeze(1), sin.unsqueeze(1), None, None)
+
+    def extend(self, context: Tensor, x: Tensor, activate: bool) -> Tensor:
+        return extend(context, x, activate)
 
     def attend(self, qkv: Tensor, ring: KeyValueRing, layer: int, view: FrameView) -> Tensor:
         keys, values = ring.keys[:, layer], ring.values[:, layer]

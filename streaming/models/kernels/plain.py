@@ -75,7 +75,7 @@ class Plain:
 
     def add_linear(self, residual: Tensor, scale: Tensor, x: Tensor, weight: Linear) -> Tensor:
         """Returns residual + scale * linear(x). residual: [B, T, N]; scale: [N]."""
-        return residual + scale * self.linear(x, weight)
+        return torch.addcmul(residual, scale, self.linear(x, weight))
 
     def project(
         self, x: Tensor, pending: Tensor | None, norm: Tensor, eps: float, weight: Linear
@@ -99,12 +99,15 @@ class Plain:
         h = qkv.view(*qkv.shape[:2], -1, ring.keys.shape[4]).transpose(1, 2)
         return attend(ring.keep(h, layer, view.index, view.cos, view.sin), ring, layer, view.visible)
 
-    def elu(self, x: Tensor) -> Tensor:
-        """x where positive, e^x - 1 elsewhere, to 6e-8 of `torch.nn.functional.elu`.
+    def extend(self, context: Tensor, x: Tensor, activate: bool) -> Tensor:
+        """What a convolution reads: its context [B, C, N], and x [B, T, N], by its ELU if `activate`, behind it.
 
-        That one goes through `expm1`, which takes a CPU five times as long (docs/decisions.md).
+        ELU to 6e-8 of `torch.nn.functional.elu`, which goes through `expm1` and takes a CPU five times as long
+        (docs/decisions.md).
         """
-        return torch.maximum(x, x.clamp(max=0).exp_().sub_(1))
+        if activate:
+            x = torch.maximum(x, x.clamp(max=0).exp_().sub_(1))
+        return torch.cat((context, x), dim=1)
 
     def windows(self, x: Tensor, product: Linear, kernel: int, stride: int, dilation: int) -> Tensor:
         """A convolution as a product: of every window of `kernel` steps, `dilation` steps apart, one in `stride` steps.

@@ -429,18 +429,30 @@ void native_layer_norm(const float *x, const float *weight, const float *bias, f
     }
 }
 
-/* x where positive, e^x - 1 elsewhere. */
-void native_elu(const float *x, float *out, int64_t count, int threads) {
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1 && count > 1 << 15)
-    for (int64_t part = 0; part < (count + 4095) / 4096; part++) {
-        int64_t until = count - part * 4096 < 4096 ? count : (part + 1) * 4096, n = part * 4096;
+/* out [batch, old + new]: `old` elements of context, `stride` apart those of two rows, then `new` of x, by their ELU (x
+ * where positive, e^x - 1 elsewhere) if `activate`.
+ */
+void native_extend(const float *context, int64_t stride, int64_t old, const float *x, int64_t new, int64_t batch,
+                   int activate, float *out, int threads) {
+    enum { PART = 4096 };
+    int64_t parts = (new + PART - 1) / PART;
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1 && batch * new > 1 << 15)
+    for (int64_t task = 0; task < batch * parts; task++) {
+        int64_t row = task / parts, from = task % parts * PART, until = from + PART < new ? from + PART : new, n = from;
+        const float *in = x + row * new;
+        float *to = out + row * (old + new) + old;
+        if (from == 0) memcpy(to - old, context + row * stride, old * sizeof(float));
+        if (!activate) {
+            memcpy(to + from, in + from, (until - from) * sizeof(float));
+            continue;
+        }
         for (; n + LANES <= until; n += LANES) {
-            vf v = load(x + n), e = exponential(least(v, (vf){})) - 1.0f;
-            store(out + n, most(v, e));
+            vf v = load(in + n);
+            store(to + n, most(v, exponential(least(v, (vf){})) - 1.0f));
         }
         for (; n < until; n++) {
-            vf v = spread(x[n]), e = exponential(least(v, (vf){})) - 1.0f;
-            out[n] = most(v, e)[0];
+            vf v = spread(in[n]);
+            to[n] = most(v, exponential(least(v, (vf){})) - 1.0f)[0];
         }
     }
 }

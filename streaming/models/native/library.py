@@ -34,7 +34,7 @@ _ARGUMENTS: dict[str, tuple[type, ...]] = {
     "native_product": (c_void_p, c_void_p, c_void_p, c_void_p, c_int),
     "native_rms_norm": (c_void_p, c_void_p, c_void_p, c_float, c_int64, c_int64, c_void_p, c_void_p),
     "native_layer_norm": (c_void_p, c_void_p, c_void_p, c_float, c_int64, c_int64, c_void_p),
-    "native_elu": (c_void_p, c_void_p, c_int64, c_int),
+    "native_extend": (c_void_p, c_int64, c_int64, c_void_p, c_int64, c_int64, c_int, c_void_p, c_int),
     "native_draw": (c_void_p, c_void_p, *[c_int64] * 4, c_void_p),
     "native_attend": (c_void_p, c_void_p, c_void_p, *[c_int64] * 5, c_void_p, c_int),
 }

@@ -141,10 +141,22 @@ class Native(Plain):
             raise MemoryError(f"no memory for the scores of {batch} slots")
         return out
 
-    def elu(self, x: Tensor) -> Tensor:
-        x = x.contiguous()
-        out = torch.empty_like(x)
-        self._library.native_elu(pointer(x), pointer(out), x.numel(), torch.get_num_threads())
+    def extend(self, context: Tensor, x: Tensor, activate: bool) -> Tensor:
+        batch, old, channels = context.shape
+        new, x = x.shape[1], x.contiguous()
+        assert not old or context.stride()[1:] == (channels, 1)
+        out = torch.empty(batch, old + new, channels)
+        self._library.native_extend(
+            context.data_ptr(),
+            context.stride(0),
+            old * channels,
+            pointer(x),
+            new * channels,
+            batch,
+            activate,
+            pointer(out),
+            torch.get_num_threads(),
+        )
         return out
 
     def windows(self, x: Tensor, product: Linear, kernel: int, stride: int, dilation: int) -> Tensor:

@@ -17,10 +17,11 @@ from streaming.models.kernels.add_norm import add_norm, norm
 from streaming.models.kernels.begin_frame import _begin_frame
 from streaming.models.kernels.decode_attention import decode_attention, splits_for
 from streaming.models.kernels.draw import draw
+from streaming.models.kernels.extend import extend
 from streaming.models.kernels.gate import gate
 from streaming.models.kernels.matvec import matvec
 from streaming.models.kernels.rotation import rotate_and_keep
-from streaming.models.random_weights import LLAMA_MIMI_1_3B
+from streaming.models.random_weights import LLAMA_MIMI_1_3B, MIMI
 
 
 class _H100:
@@ -62,6 +63,16 @@ if __name__ == "__main__":
         for splits in (1, splits_for(slots, heads, 1094)):
             query, start = _empty(slots, time, query_heads, dim), _empty(slots, 1, dtype=whole)
             decode_attention._init_fn(query, ring, ring, position, start, prefix, splits)
+    codec, exact = MIMI, torch.float32
+    memory = _empty(slots, codec.num_layers, codec.num_kv_heads, codec.window + 36, codec.head_dim, dtype=exact)
+    position, ring = _empty(slots, 2, dtype=whole), memory[:, 0]
+    angles = _empty(slots, 1, 2, codec.head_dim, dtype=exact)
+    qkv = _empty(slots, 2, 3 * codec.hidden_size, dtype=exact)
+    query = rotate_and_keep._init_fn(qkv, angles, angles, position, ring, ring, 0)
+    for splits in (1, splits_for(slots, codec.num_kv_heads, memory.shape[3])):
+        decode_attention._init_fn(query, ring, ring, position, position, 0, splits)
+    for activate in (False, True):
+        extend._init_fn(_empty(slots, 6, 64, dtype=exact), _empty(slots, 1920, 64, dtype=exact), activate)
     x, weight = _empty(slots, 1, hidden), _empty(hidden)
     add_norm._init_fn(x, x, weight, config.norm_eps)
     norm._init_fn(x, weight, config.norm_eps)

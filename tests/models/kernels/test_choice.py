@@ -32,7 +32,7 @@ def _fake_gpu() -> Iterator[None]:
 def test_a_gpu_gets_the_kernels_and_a_cpu_does_not(caplog: pytest.LogCaptureFixture) -> None:
     assert type(pick(CONFIG, CUDA, torch.bfloat16)) is Fused
     assert type(pick(CONFIG, torch.device("cpu"), torch.float32)) is not Fused
-    assert type(pick_for_codec(MIMI, CUDA)) is Plain
+    assert type(pick_for_codec(MIMI, CUDA, torch.float32)) is Fused
     assert not caplog.records
 
 
@@ -41,13 +41,13 @@ def test_a_cpu_gets_the_native_operations_where_they_fit() -> None:
     for dtype in (torch.float32, torch.bfloat16):
         assert type(pick(CONFIG, CPU, dtype)) is Native
         assert type(pick(replace(CONFIG, head_dim=4), CPU, dtype)) is Plain
-    assert type(pick_for_codec(MIMI, CPU)) is Native
-    assert type(pick_for_codec(replace(MIMI, hidden_size=20), CPU)) is Plain
+    assert type(pick_for_codec(MIMI, CPU, torch.float32)) is Native
+    assert type(pick_for_codec(replace(MIMI, hidden_size=20), CPU, torch.float32)) is Plain
 
 
 @pytest.mark.usefixtures("without_native")
 def test_a_cpu_without_a_compiler_runs_plain() -> None:
-    assert type(pick(CONFIG, CPU, torch.float32)) is type(pick_for_codec(MIMI, CPU)) is Plain
+    assert type(pick(CONFIG, CPU, torch.float32)) is type(pick_for_codec(MIMI, CPU, torch.float32)) is Plain
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_a_cpu_without_a_compiler_runs_plain() -> None:
     ],
     ids=lambda error: type(error).__name__,
 )
-@pytest.mark.parametrize("operation", ["begin_frame", "attend", "gate", "draw"])
+@pytest.mark.parametrize("operation", ["begin_frame", "attend", "extend", "gate", "draw"])
 def test_a_kernel_that_does_not_compile_costs_speed_and_not_the_server(
     error: Exception, operation: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -70,10 +70,14 @@ def test_a_kernel_that_does_not_compile_costs_speed_and_not_the_server(
         raise error
 
     monkeypatch.setattr(Fused, operation, broken)
-    assert type(pick(CONFIG, CUDA, torch.bfloat16)) is Plain
-    (record,) = caplog.records
-    assert "without Triton kernels" in record.message
-    assert "\n" not in record.message
+    if operation != "extend":
+        assert type(pick(CONFIG, CUDA, torch.bfloat16)) is Plain
+    if operation in ("attend", "extend"):
+        assert type(pick_for_codec(MIMI, CUDA, torch.float32)) is Plain
+    assert len(caplog.records) == 1 + (operation == "attend")
+    for record in caplog.records:
+        assert "without Triton kernels" in record.message
+        assert "\n" not in record.message
 
 
 def test_a_machine_without_triton_runs_plain(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

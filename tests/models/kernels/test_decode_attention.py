@@ -77,6 +77,30 @@ def test_a_window_of_one_frame_sees_the_prefix_at_its_first_token(device: torch.
     torch.testing.assert_close(Fused().attend(qkv, ring, 0, view), Plain().attend(qkv, reference, 0, view))
 
 
+@pytest.mark.parametrize("splits", [1, 4])
+def test_windows_may_begin_per_query(
+    device: torch.device, dtype: torch.dtype, splits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the codec's do, whose rings have no prefix. Pins the first query's window taken for all: the oldest entry
+    would be seen by those who have left it behind.
+    """
+    monkeypatch.setattr(fused, "splits_for", lambda slots, heads, entries: splits)
+    window, time, dim, heads = 20, 3, 16, 2
+    position = torch.tensor([0, 7, window - 2, 3 * window, 90_000], device=device)[:, None]
+    position = position + torch.arange(time, device=device)
+    start = (position - (window - 1)).clamp(min=0)
+    ring = poisoned_ring(position, start, 1, heads, window + 6, dim, 0, dtype)
+    reference, rotary = cleaned(ring), Rotary(Rope(10_000.0), dim, device)
+    qkv = torch.randn(len(position), time, 3 * heads * dim).to(device, dtype)
+    ours, wanted = (
+        operations.attend(qkv, held, 0, operations.view(position, start, held, rotary, window + 6))
+        for operations, held in ((Fused(), ring), (Plain(), reference))
+    )
+    tolerance = 1e-5 if dtype == torch.float32 else 2**-5
+    torch.testing.assert_close(ours, wanted, rtol=tolerance, atol=tolerance)
+    assert_same_ring(ring, reference, tolerance)
+
+
 @pytest.mark.parametrize(("slots", "splits"), [(1, 16), (2, 16), (4, 8), (16, 2), (32, 1), (512, 1)])
 def test_few_slots_are_split_until_they_fill_a_gpu(slots: int, splits: int) -> None:
     """Pins one session that runs on 8 of 132 multiprocessors, and many that pay for a second launch."""

@@ -86,15 +86,25 @@ def test_what_follows_a_product(processor: str) -> None:
 def test_curves_hold_everywhere(processor: str) -> None:
     """Pins an exponential that wraps around where it is too large or too small, and what is not a number made one."""
     values = torch.cat((torch.linspace(-100, 100, 20_001), torch.tensor([0.0, -0.0, 1e-30, -1e-30, torch.inf])))
-    near(Native().elu(values), F.elu(values), 2e-7)
+    nothing = torch.zeros(1, 0, 1)
+    near(Native().extend(nothing, values[None, :, None], True)[0, :, 0], F.elu(values), 2e-7)
     identity = NativeLinear.pack(torch.eye(1))
     near(identity.run(values[:-1, None], "gelu")[:, 0], F.gelu(values[:-1].double()), 7e-7)
     gates = NativeLinear.pack(torch.cat((torch.ones(256, 1), torch.zeros(256, 1))), torch.ones(512))
     near(gates.run(values[:-1, None] - 1, "gated")[:, 0], F.silu(values[:-1].double()), 1e-6)
     broken = torch.tensor([[torch.nan]])
     assert identity.run(broken, "gelu").isnan().all()
-    assert Native().elu(broken).isnan().all()
+    assert Native().extend(nothing, broken[None], True).isnan().all()
     assert gates.run(broken, "gated").isnan().all()
+
+
+@pytest.mark.parametrize("activate", [False, True])
+@pytest.mark.parametrize(("old", "new", "channels"), [(0, 5, 3), (6, 1920, 1), (2, 1, 7), (2, 1920, 40)])
+def test_what_a_convolution_reads(activate: bool, old: int, new: int, channels: int) -> None:
+    """Contexts are columns of one tensor for all layers."""
+    x, contexts = torch.randn(3, new, channels), torch.randn(3, 5 + old * channels)
+    context = contexts[:, 5:].view(3, old, channels)
+    near(Native().extend(context, x, activate), Plain().extend(context, x, activate), 2e-7)
 
 
 @pytest.mark.parametrize("rows", [1, 5])
