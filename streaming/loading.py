@@ -13,6 +13,7 @@ from streaming.engine.engine import Engine
 from streaming.errors import StreamingError
 from streaming.frame_step import FrameStep
 from streaming.models.checkpoint import TensorSource, locate, read_config
+from streaming.models.kernels.plain import Plain
 from streaming.models.linear import Quantize
 from streaming.models.llama import LlamaDecoder
 from streaming.models.mimi import StreamingMimi
@@ -74,12 +75,13 @@ def load_models(
     dtype: str = "auto",
     quantize: Quantize = "none",
     codec_dtype: str = "float32",
+    operations: Plain | None = None,
 ) -> Models:
     """A decoder and its codec, from hub ids, folders, `"demo"`, or random weights (`"random:1.3b"`, `"random:8b"`).
 
     device: `auto` (CUDA if there is any), `cpu`, `cuda`, `cuda:N`. dtype: of the decoder; `auto` is bfloat16 on CUDA
     and float32 elsewhere. quantize: how the decoder's layers keep their weights. codec_dtype: its codes are the prompt,
-    and in bfloat16 some of them are others.
+    and in bfloat16 some of them are others. operations: of the decoder; by default, what suits the device.
     Raises `CheckpointError`, `HubUnreachableError`, `TokenLayoutError`; `StreamingError` for a device that is not
     there.
     """
@@ -92,23 +94,28 @@ def load_models(
     decoder_kind = DTYPES.get(dtype, torch.bfloat16 if where.type == "cuda" else torch.float32)
     codec_kind = DTYPES.get(codec_dtype, torch.float32)
     if str(model).startswith(RANDOM):
-        return _random_models(str(model), where, decoder_kind, quantize, codec_kind)
+        return _random_models(str(model), where, decoder_kind, quantize, codec_kind, operations)
     folder, codec_folder = folders(model, codec)
     config = LlamaConfig.from_dict(read_config(folder))
     mimi = load_codec(codec_folder, config.num_codebooks, where, codec_kind)
     layout = TokenLayout.load(folder, config.num_codebooks, mimi.config.codebook_size, config.vocab_size)
-    decoder = LlamaDecoder(TensorSource(folder, where, decoder_kind), config, layout, quantize)
+    decoder = LlamaDecoder(TensorSource(folder, where, decoder_kind), config, layout, quantize, operations)
     return Models(str(model), mimi, decoder, _DEMO_NOTICE if model == DEMO else None)
 
 
 def _random_models(
-    name: str, device: torch.device, dtype: torch.dtype, quantize: Quantize, codec_dtype: torch.dtype
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    quantize: Quantize,
+    codec_dtype: torch.dtype,
+    operations: Plain | None,
 ) -> Models:
     config = DECODERS.get(name.removeprefix(RANDOM))
     if config is None:
         raise StreamingError(f"{name}: random weights come in the sizes {', '.join(DECODERS)}")
     codec = random_codec(config.num_codebooks, device, codec_dtype)
-    return Models(name, codec, random_decoder(config, device, dtype, quantize), _RANDOM_NOTICE)
+    return Models(name, codec, random_decoder(config, device, dtype, quantize, operations), _RANDOM_NOTICE)
 
 
 def folders(model: str | Path = DEMO, codec: str | Path | None = None) -> tuple[Path, Path]:

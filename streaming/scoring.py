@@ -27,6 +27,7 @@ from streaming.benchmark.likelihood import advance, encode_streams
 from streaming.errors import StreamingError
 from streaming.loading import DEMO, DTYPES, folders, load_models
 from streaming.models.checkpoint import TensorSource
+from streaming.models.linear import Linear, linear
 from streaming.models.llama import LlamaDecoder
 from streaming.models.token_layout import TokenLayout
 
@@ -95,9 +96,9 @@ def _frames(path: str, max_seconds: float) -> NDArray[np.float32]:
 
 @dataclass(frozen=True)
 class _Head:
-    """The whole output layer; the engine keeps only what it may emit. rows: [V, hidden]; units: [Q, K] ids."""
+    """The whole output layer; the engine keeps only what it may emit. rows: from hidden to V; units: [Q, K] ids."""
 
-    rows: Tensor
+    rows: Linear
     units: Tensor
     end: int
 
@@ -108,13 +109,12 @@ class _Head:
         source = TensorSource(folder, decoder.device, decoder.dtype)
         name = "lm_head.weight" if "lm_head.weight" in source else "model.embed_tokens.weight"
         layout = TokenLayout.load(folder, decoder.num_codebooks, decoder.codebook_size, config.vocab_size)
-        return _Head(
-            source.load(name, (config.vocab_size, config.hidden_size)), layout.units.to(decoder.device), layout.end
-        )
+        rows = linear(source.load(name, (config.vocab_size, config.hidden_size)))
+        return _Head(rows, layout.units.to(decoder.device), layout.end)
 
     def losses(self, hidden: Tensor, ids: Tensor) -> Tensor:
         """hidden: [N, hidden]; ids: [N]. Returns the negative log-likelihoods, [N]."""
-        return F.cross_entropy(F.linear(hidden, self.rows).float(), ids, reduction="none")
+        return F.cross_entropy(self.rows(hidden).float(), ids, reduction="none")
 
 
 @torch.inference_mode()

@@ -26,6 +26,7 @@ from streaming import config
 from streaming.demo.files import unit_tokenizer
 from streaming.models.checkpoint import TensorSource, read_config
 from streaming.models.kernels.plain import Plain
+from streaming.models.linear import Quantize
 from streaming.models.llama import LlamaDecoder
 from streaming.models.mimi import StreamingMimi
 from streaming.models.token_layout import AUDIO, END_OF_AUDIO, TokenLayout, unit_name
@@ -160,11 +161,12 @@ def load_decoder(
     dtype: torch.dtype = torch.float32,
     device: torch.device = CPU,
     operations: Plain | None = None,
+    quantize: Quantize = "none",
 ) -> LlamaDecoder:
     """The decoder under test."""
     shape = config.LlamaConfig.from_dict(read_config(folder))
     layout = TokenLayout.load(folder, shape.num_codebooks, codebook_size, shape.vocab_size)
-    return LlamaDecoder(TensorSource(folder, device, dtype), shape, layout, operations=operations)
+    return LlamaDecoder(TensorSource(folder, device, dtype), shape, layout, quantize, operations)
 
 
 def speech(frames: int, seed: int = 0) -> NDArray[np.float32]:

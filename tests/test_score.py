@@ -69,6 +69,14 @@ def test_a_score_is_the_loss_that_transformers_gives(
         assert entry.semantic == pytest.approx(semantic, abs=1e-4)
 
 
+def test_bfloat16_is_near(recordings: list[Path], codec_dir: Path, decoder_dir: Path) -> None:
+    """The output layer stood in bfloat16 beside activations in float32, and could not be multiplied."""
+    exact, low = (
+        score(recordings, decoder_dir, codec_dir, device="cpu", dtype=kind) for kind in ("float32", "bfloat16")
+    )
+    assert [entry.nats for entry in low] == pytest.approx([entry.nats for entry in exact], abs=0.05)
+
+
 def test_batches_and_the_order_of_the_clips_change_nothing(
     recordings: list[Path], codec_dir: Path, decoder_dir: Path
 ) -> None:

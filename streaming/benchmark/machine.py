@@ -42,11 +42,9 @@ def captured(work: Callable[[], object], device: torch.device) -> Callable[[], o
     return graph.replay
 
 
-def bandwidth(device: torch.device, tries: int = 7) -> float:
-    """Bytes read per second, the best of several times through a block that no cache holds."""
-    block = torch.ones(_READ_BYTES[device.type] // 4, device=device)
-    best = min(milliseconds(block.sum, device) for _ in range(tries))
-    return block.nbytes / best * 1e3
+def block_to_read(device: torch.device) -> torch.Tensor:
+    """More than any cache holds: bytes read per second are its size by the time of its `sum`, at its best."""
+    return torch.ones(_READ_BYTES[device.type] // 4, device=device)
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype, tries: int = 7) -> float:

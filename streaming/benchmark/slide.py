@@ -32,9 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def measure(options: argparse.Namespace) -> Report:
     """`slide`: see the module. Raises as loading does."""
-    models = load_models(options.model, options.codec, options.device, options.dtype)
+    # One of the policies takes a mask, which only the reference knows.
+    models = load_models(options.model, options.codec, options.device, options.dtype, operations=Plain())
     decoder = models.decoder
-    decoder.operations = Plain()  # one of the policies takes a mask
     window = decoder.context_frames(options.context_tokens)
     # Two windows to fill the first and turn it over once; from there on everything that is cached has slid.
     places = torch.linspace(2 * window, 5 * window, options.samples).round().long().unique()

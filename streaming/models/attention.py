@@ -147,7 +147,8 @@ class KeyValueRing:
 class FrameView:
     """What the Q sub-steps of one frame have in common, for the first B slots.
 
-    position: [B, Q] of the tokens to be fed; start: [B, 1], the oldest position in the window; cos, sin: [B, 1, Q, D].
+    position: [B, Q] of the tokens to be fed; start: the oldest position in the window, [B, 1], or [B, Q] where windows
+    begin per token; cos, sin: [B, 1, Q, D].
     index: [B, Q], where they go; visible: [B, 1, Q, C]: left out where kernels compute both from the position.
     """
 
@@ -163,7 +164,7 @@ class FrameView:
         part = slice(first, last)
         return type(self)(
             self.position[:, part],
-            self.start,
+            self.start if self.start.shape[1] == 1 else self.start[:, part],
             self.cos[:, :, part],
             self.sin[:, :, part],
             None if self.index is None else self.index[:, part],

@@ -173,13 +173,15 @@ class Int4:
         low, high = wide.amin(dim=-1, keepdim=True), wide.amax(dim=-1, keepdim=True)
         scale = ((high - low) / 15).clamp(min=_TINY)
         four = ((wide - low) / scale).round().clamp(0, 15).to(torch.int32).view(outputs, inputs)
-        scales = torch.cat((scale, low + 8 * scale), dim=-1).transpose(0, 1).contiguous().to(weight.dtype)
+        scales = torch.cat((scale, low + 8 * scale), dim=-1).transpose(0, 1).contiguous()
         if weight.device.type == "cpu":
             return Int4(torch._convert_weight_to_int4pack_for_cpu(four, 1), scales, group)
+        scales = scales.to(weight.dtype)
         pairs = (four[:, ::2] << 4 | four[:, 1::2]).to(torch.uint8)
         return Int4(torch._convert_weight_to_int4pack(pairs, 8), scales, group)
 
     def __call__(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
         multiply = torch._weight_int4pack_mm_for_cpu if x.device.type == "cpu" else torch._weight_int4pack_mm
-        return multiply(rows, self.weight, self.group, self.scales).view(*x.shape[:-1], -1)
+        out = multiply(rows.to(self.scales.dtype), self.weight, self.group, self.scales)
+        return out.view(*x.shape[:-1], -1).to(x.dtype)

@@ -38,6 +38,7 @@ def test_in_a_single_layer_a_slide_costs_nothing_but_leaving_the_prefix_does(
     """There, keys and values depend on their token alone: sliding with the prefix moved along is a full re-prefill."""
     decoder = decoder_checkpoint(num_hidden_layers=1)
     flags = ("--model", str(decoder), "--codec", str(codec_dir), "--input", str(recording))
+    _rows("slide", tmp_path, *flags, "--context-tokens", "42", "--samples", "2", "--dtype", "bfloat16")
     rows = _rows("slide", tmp_path, *flags, "--context-tokens", "42", "--samples", "6")
     assert rows["re-prefill, every frame"]["difference"] == 0
     assert abs(rows["slide by a frame, prefix moved along (engine)"]["difference"]) < 1e-4

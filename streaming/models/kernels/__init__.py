@@ -1,5 +1,6 @@
-"""The decoder's operations around its matrix products: plain PyTorch (`plain.py`, the reference), or Triton kernels.
+"""What runs around both models' matrix products: plain PyTorch (`plain.py`, the reference), or Triton kernels. For a
+CPU there is `streaming.models.native`.
 
-`choice.py` says which of the two a decoder gets. Each kernel has a file, and is a `torch.library` operation, so that
+`choice.py` says which of them a model gets. Each kernel has a file, and is a `torch.library` operation, so that
 the step can also be walked on a fake device, where nothing runs and everything is counted.
 """

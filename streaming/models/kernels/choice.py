@@ -19,24 +19,24 @@ _LOG = logging.getLogger(__name__)
 
 
 def pick(config: LlamaConfig, device: torch.device, dtype: torch.dtype) -> Plain:
-    """For a decoder: kernels on CUDA, if Triton is there and compiles them for it, native operations on a CPU; else the
-    reference, and a line in the log says why.
+    """For a decoder: kernels on CUDA, if Triton is there and compiles them for it, native operations on a CPU, if there
+    are any and its sizes are whole vectors; else the reference. Where none can be compiled, a line in the log says so.
     """
-    return _pick(
-        (config.hidden_size, config.head_dim), device, "decoding", lambda o: rehearse(o, config, device, dtype)
-    )
+    sizes = config.hidden_size, config.head_dim
+    return _pick(sizes, device, dtype, "decoding", lambda made: rehearse(made, config, device, dtype))
 
 
 def pick_for_codec(config: MimiConfig, device: torch.device, dtype: torch.dtype) -> Plain:
     """The same for a codec."""
-    return _pick(
-        (config.hidden_size, config.head_dim), device, "coding", lambda o: rehearse_codec(o, config, device, dtype)
-    )
+    sizes = config.hidden_size, config.head_dim
+    return _pick(sizes, device, dtype, "coding", lambda made: rehearse_codec(made, config, device, dtype))
 
 
-def _pick(sizes: tuple[int, int], device: torch.device, doing: str, rehearsal: Callable[[Plain], None]) -> Plain:
+def _pick(
+    sizes: tuple[int, int], device: torch.device, dtype: torch.dtype, doing: str, rehearsal: Callable[[Plain], None]
+) -> Plain:
     """sizes: of activations and of a head."""
-    if Native.can(device, *sizes):
+    if Native.can(device, dtype, *sizes):
         return Native()
     if device.type != "cuda":
         return Plain()

@@ -1,4 +1,4 @@
-"""The decoder's operations as Triton kernels, with the reference's signatures.
+"""Both models' operations as Triton kernels, with the reference's signatures.
 
 What no kernel covers, the reference does.
 """

@@ -1,4 +1,4 @@
-"""The decoder's operations in plain PyTorch: what runs on a CPU, and what every kernel is measured against."""
+"""Both models' operations in plain PyTorch: what runs anywhere, and what every kernel is measured against."""
 
 from __future__ import annotations
 

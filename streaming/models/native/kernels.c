@@ -30,9 +30,12 @@
 #elif defined(__AVX__)
 #define LANES 8
 #define WIDE 2
-#else
+#elif defined(__aarch64__)
 #define LANES 4
 #define WIDE 4
+#else
+#define LANES 4
+#define WIDE 2
 #endif
 #define ROWS 6
 #define BLOCK (LANES * WIDE)
@@ -346,7 +349,7 @@ INLINE void finish(const Matrix *m, const After *after, int64_t first, int64_t c
 /* out [batch * rows, outputs] = after(x W + bias). GATED: half of the outputs, silu of the first times the second.
  * Returns 0, or -1 for want of memory.
  */
-int native_product(const Matrix *m, const Rows *x, const After *after, float *out, int threads) {
+int64_t native_product(const Matrix *m, const Rows *x, const After *after, float *out, int threads) {
     int64_t rows = x->batch * x->rows, width = after->activation == GATED ? m->outputs / 2 : m->outputs;
     int64_t blocks = (width + BLOCK - 1) / BLOCK, parts = (rows + MANY_ROWS - 1) / MANY_ROWS;
     int64_t bytes = m->inputs * m->outputs * (m->kind == FLOAT32 ? 8 : m->kind == BFLOAT16 ? 4 : m->kind == INT8 ? 2 : 1) / 2;
@@ -603,7 +606,7 @@ INLINE void attend(const int kind, const Ring *ring, const View *view, const flo
  * qkv [batch, time, (heads * groups + 2 * heads) * dim]. Windows that begin per query need a ring without a prefix.
  * Returns 0, or -1 for want of memory.
  */
-int native_attend(const Ring *ring, const View *view, const float *qkv, int64_t batch, int64_t time, int64_t heads,
+int64_t native_attend(const Ring *ring, const View *view, const float *qkv, int64_t batch, int64_t time, int64_t heads,
                   int64_t groups, int64_t dim, float *out, int threads) {
     int64_t span = 0, width = (heads * groups + 2 * heads) * dim;
     for (int64_t b = 0; b < batch; b++) {
@@ -686,7 +689,7 @@ INLINE void rank(const float *logits, int64_t size, int64_t count, int64_t *orde
 }
 
 /* `sampler.draw` for slots whose top_k is from 1 to FEW. logits: [batch, size]; units: [batch]. */
-int native_draw(const float *logits, const Drawing *d, int64_t batch, int64_t size, int64_t book, int64_t books,
+void native_draw(const float *logits, const Drawing *d, int64_t batch, int64_t size, int64_t book, int64_t books,
                 int64_t *units) {
     for (int64_t b = 0; b < batch; b++, logits += size) {
         int64_t count = d->temperature[b] <= 0 ? 1 : d->top_k[b] < 1 ? 1 : d->top_k[b] > FEW ? FEW : d->top_k[b];
@@ -717,5 +720,4 @@ int native_draw(const float *logits, const Drawing *d, int64_t batch, int64_t si
         if (!d->listening[b * d->flag_stride]) d->codes[b * books + book] = drawn < size - 1 ? drawn : size - 2;
         units[b] = d->codes[b * books + book] + book * (size - 1);
     }
-    return 0;
 }

@@ -12,6 +12,7 @@ import hashlib
 import logging
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -26,18 +27,19 @@ _SECONDS = 120
 SWITCH = "STREAMING_NATIVE"
 """In the environment: 0 for PyTorch's operations alone."""
 
-_ARGUMENTS: dict[str, tuple[type, ...]] = {
-    "native_lanes": (),
-    "native_block": (),
-    "native_integers": (),
-    "native_width": (c_int64,),
-    "native_product": (c_void_p, c_void_p, c_void_p, c_void_p, c_int),
-    "native_rms_norm": (c_void_p, c_void_p, c_void_p, c_float, c_int64, c_int64, c_void_p, c_void_p),
-    "native_layer_norm": (c_void_p, c_void_p, c_void_p, c_float, c_int64, c_int64, c_void_p),
-    "native_extend": (c_void_p, c_int64, c_int64, c_void_p, c_int64, c_int64, c_int, c_void_p, c_int),
-    "native_draw": (c_void_p, c_void_p, *[c_int64] * 4, c_void_p),
-    "native_attend": (c_void_p, c_void_p, c_void_p, *[c_int64] * 5, c_void_p, c_int),
+_FUNCTIONS: dict[str, tuple[type | None, tuple[type, ...]]] = {
+    "native_lanes": (c_int64, ()),
+    "native_block": (c_int64, ()),
+    "native_integers": (c_int64, ()),
+    "native_width": (c_int64, (c_int64,)),
+    "native_product": (c_int64, (c_void_p, c_void_p, c_void_p, c_void_p, c_int)),
+    "native_rms_norm": (None, (c_void_p, c_void_p, c_void_p, c_float, c_int64, c_int64, c_void_p, c_void_p)),
+    "native_layer_norm": (None, (c_void_p, c_void_p, c_void_p, c_float, c_int64, c_int64, c_void_p)),
+    "native_extend": (None, (c_void_p, c_int64, c_int64, c_void_p, c_int64, c_int64, c_int, c_void_p, c_int)),
+    "native_draw": (None, (c_void_p, c_void_p, *[c_int64] * 4, c_void_p)),
+    "native_attend": (c_int64, (c_void_p, c_void_p, c_void_p, *[c_int64] * 5, c_void_p, c_int)),
 }
+"""What they give and take."""
 
 
 @functools.cache
@@ -47,8 +49,9 @@ def library() -> ctypes.CDLL | None:
         return None
     try:
         return _compiled()
-    except (OSError, subprocess.SubprocessError, _NotHereError) as error:
-        reason = getattr(error, "stderr", None) or str(error)
+    except (OSError, ValueError, AttributeError, subprocess.SubprocessError, _NotHereError) as error:
+        said = getattr(error, "stderr", None)
+        reason = said if isinstance(said, str) and said else str(error)
         _LOG.warning("running without native operations, slower: %s", " ".join(reason.split())[:500])
         return None
 
@@ -61,40 +64,47 @@ def _compiled() -> ctypes.CDLL:
     """From the cache, if this processor, this compiler and these threads have had it before."""
     if platform.system() != "Linux":
         raise _NotHereError(f"they are for Linux, this is {platform.system()}")
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
+    compiler = shlex.split(os.environ.get("CC", "")) or [shutil.which("gcc") or shutil.which("cc") or ""]
+    if compiler == [""]:
         raise _NotHereError("there is no C compiler (Debian: apt install gcc libc6-dev)")
     threads = _openmp()
-    parts = (_SOURCE.read_text(encoding="utf-8"), _run(compiler, "--version"), *_FLAGS, str(threads), _processor())
-    name = f"native-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:24]}.so"
+    parts = (_SOURCE.read_text(encoding="utf-8"), _run(*compiler, "--version"), *_FLAGS, str(threads), _processor())
+    name = f"native-{hashlib.sha256(chr(0).join(parts).encode(errors='replace')).hexdigest()[:24]}.so"
     cache = _cache()
     if cache is not None and (cache / name).exists():
-        return _open(cache / name)
+        try:
+            return _open(cache / name)
+        except (OSError, AttributeError):
+            pass  # a disk that was full, a machine that died: made anew
     with tempfile.TemporaryDirectory(dir=cache) as folder:
         objects, built = Path(folder) / "kernels.o", Path(folder) / name
-        _run(compiler, *_FLAGS, "-c", str(_SOURCE), "-o", str(objects))
-        _run(compiler, "-shared", str(objects), str(threads), "-lm", "-o", str(built))
+        _run(*compiler, *_FLAGS, "-c", str(_SOURCE), "-o", str(objects))
+        _run(*compiler, "-shared", str(objects), str(threads), "-lm", "-o", str(built))
         opened = _open(built)  # and once open, its file may be moved, or deleted with its folder
         if cache is not None:
+            built.chmod(0o700)
             built.replace(cache / name)
         return opened
 
 
 def _run(*command: str) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=_SECONDS).stdout
+    environment = {**os.environ, "LC_ALL": "C"}
+    return subprocess.run(
+        command, capture_output=True, text=True, errors="replace", check=True, timeout=_SECONDS, env=environment
+    ).stdout
 
 
 def _open(path: Path) -> ctypes.CDLL:
     opened = ctypes.CDLL(str(path))
-    for name, arguments in _ARGUMENTS.items():
+    for name, (gives, takes) in _FUNCTIONS.items():
         function = getattr(opened, name)
-        function.argtypes, function.restype = arguments, c_int64
+        function.argtypes, function.restype = takes, gives
     return opened
 
 
 def _openmp() -> Path:
     """The OpenMP library of this process, which PyTorch has brought."""
-    with open("/proc/self/maps", encoding="utf-8") as maps:
+    with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:
         paths = [Path(line.split(maxsplit=5)[-1].strip()) for line in maps]
     for path in paths:
         if path.name.startswith(("libgomp", "libiomp", "libomp")):
@@ -112,11 +122,15 @@ def _processor() -> str:
 def _cache() -> Path | None:
     """A folder that is ours alone, for what lies in it is run; None where there can be none."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    folder = Path(base) / "streaming-continuation"
+    folder = Path(base) / "streaming-continuation" / "native"
+    if not folder.is_absolute():
+        return None
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = folder.stat()
     except OSError:  # no home, or not to be written to
         return None
-    ours = found.st_uid == os.getuid() and not found.st_mode & 0o022
-    return folder if ours and os.access(folder, os.W_OK) else None
+    if found.st_uid != os.getuid() or found.st_mode & 0o022:
+        _LOG.warning("%s is not used, since others could write to it: the native operations are compiled anew", folder)
+        return None
+    return folder if os.access(folder, os.W_OK) else None

@@ -17,7 +17,7 @@ from streaming.models.native.library import library
 
 Activation = Literal["none", "gelu", "gated"]
 
-_FLOATS = {torch.float32: 0, torch.bfloat16: 1}
+FLOATS = {torch.float32: 0, torch.bfloat16: 1}
 _INT8, _INT4 = 2, 3
 _ACTIVATIONS: dict[Activation, int] = {"none": 0, "gelu": 1, "gated": 2}
 _TINY = 1e-30
@@ -39,7 +39,7 @@ class _After(ctypes.Structure):
 
 
 def pointer(tensor: Tensor | None) -> int | None:
-    """Of a tensor that lies in one piece, or null."""
+    """Of a tensor that lies in one piece, or null. Of its type and size the caller must be sure."""
     assert tensor is None or tensor.is_contiguous()
     return None if tensor is None else tensor.data_ptr()
 
@@ -71,7 +71,7 @@ class NativeLinear:
     @staticmethod
     def can(weight: Tensor) -> bool:
         """Whether a weight can be packed here as it is."""
-        return weight.device.type == "cpu" and weight.dtype in _FLOATS and library() is not None
+        return weight.device.type == "cpu" and weight.dtype in FLOATS and library() is not None
 
     @staticmethod
     def can_integers(weight: Tensor, group: int) -> bool:
@@ -105,23 +105,22 @@ class NativeLinear:
         if rest:
             filled = F.pad(weight[whole:], (0, 0, 0, int(opened.native_width(rest)) - rest))
             packed = torch.cat((packed, by_input(filled[None])))
-        return NativeLinear(_FLOATS[weight.dtype], (outputs, inputs), packed, bias=bias)
+        return NativeLinear(FLOATS[weight.dtype], (outputs, inputs), packed, bias=bias)
 
     @staticmethod
     def pack_int8(weight: Tensor) -> NativeLinear:
         """Weights in 8 bits with a scale for each output; activations too, with a scale for each row."""
         opened = library()
         assert opened is not None
+        outputs, inputs = weight.shape
         wide = weight.float()
         scale = wide.abs().amax(dim=1, keepdim=True).clamp(min=_TINY) / 127
         eight = (wide / scale).round().to(torch.int8)
         shift = 128 * eight.sum(dim=1, keepdim=True, dtype=torch.int32)
         block = int(opened.native_block())
         scales = _blocks(torch.cat((scale.view(torch.int32), shift), dim=1), block)  # [outputs / block, block, 2]
-        packed = _blocks(eight, block).view(-1, block, weight.shape[1] // 4, 4).transpose(1, 2)
-        return NativeLinear(
-            _INT8, _shape(weight), packed.contiguous(), scales.transpose(1, 2).contiguous(), group=weight.shape[1]
-        )
+        packed = _blocks(eight, block).view(-1, block, inputs // 4, 4).transpose(1, 2).contiguous()
+        return NativeLinear(_INT8, (outputs, inputs), packed, scales.transpose(1, 2).contiguous(), group=inputs)
 
     @staticmethod
     def pack_int4(weight: Tensor, group: int) -> NativeLinear:
@@ -161,14 +160,14 @@ class NativeLinear:
         assert x.shape[-1] == self.inputs
         return self._run(x, x.numel() // self.inputs, 1, x.shape[:-1], 0, self.inputs, activation, scale, residual)
 
-    def windows(self, x: Tensor, channels: int, stride: int, residual: Tensor | None = None) -> Tensor:
+    def windows(self, x: Tensor, channels: int, stride: int) -> Tensor:
         """Every window of `inputs / channels` steps, `stride` steps apart, as a row.
 
         x: [B, T, channels] float32 in one piece. Returns [B, windows, outputs].
         """
         batch, time, _ = x.shape
         rows = (time * channels - self.inputs) // (stride * channels) + 1
-        return self._run(x, rows, batch, (batch, rows), time * channels, stride * channels, "none", None, residual)
+        return self._run(x, rows, batch, (batch, rows), time * channels, stride * channels, "none", None, None)
 
     def _run(
         self,
@@ -184,16 +183,13 @@ class NativeLinear:
     ) -> Tensor:
         assert x.dtype == torch.float32 and (activation != "gated" or self.gates)
         out = torch.empty(*shape, self.outputs // 2 if activation == "gated" else self.outputs)
-        assert residual is None or residual.numel() == out.numel()
+        assert scale is None or (scale.dtype == torch.float32 and scale.numel() == self.outputs)
+        assert residual is None or (residual.dtype == torch.float32 and residual.numel() == out.numel())
         given = _Rows(pointer(x), batch, rows, batch_stride, row_stride)
         after = _After(_ACTIVATIONS[activation], pointer(scale), pointer(residual))
         if self._product(self._matrix_at, byref(given), byref(after), out.data_ptr(), torch.get_num_threads()):
             raise MemoryError(f"no memory for {rows * batch} rows of {self.inputs} activations")
         return out
-
-
-def _shape(weight: Tensor) -> tuple[int, int]:
-    return weight.shape[0], weight.shape[1]
 
 
 def _blocks(rows: Tensor, block: int) -> Tensor:

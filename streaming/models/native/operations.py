@@ -14,10 +14,8 @@ from streaming.models.attention import FrameView, KeyValueRing, Rotary
 from streaming.models.kernels.plain import Plain
 from streaming.models.linear import Linear
 from streaming.models.native.library import library
-from streaming.models.native.matrix import NativeLinear, pointer
+from streaming.models.native.matrix import FLOATS, NativeLinear, pointer
 from streaming.models.sampler import Drawing, SamplerState
-
-_KINDS = {torch.float32: 0, torch.bfloat16: 1}
 
 
 class _Ring(ctypes.Structure):
@@ -67,9 +65,9 @@ class Native(Plain):
         self._library = opened
 
     @staticmethod
-    def can(device: torch.device, *sizes: int) -> bool:
-        """Whether this processor has them, for activations and heads of these sizes."""
-        opened = library() if device.type == "cpu" else None
+    def can(device: torch.device, dtype: torch.dtype, *sizes: int) -> bool:
+        """Whether this processor has them, for weights of this type, and activations and heads of these sizes."""
+        opened = library() if device.type == "cpu" and dtype in FLOATS else None
         return opened is not None and all(size % int(opened.native_lanes()) == 0 for size in sizes)
 
     def view(self, position: Tensor, start: Tensor, ring: KeyValueRing, rotary: Rotary, columns: int) -> FrameView:
@@ -114,11 +112,13 @@ class Native(Plain):
         batch, time, width = qkv.shape
         keys, heads, dim = ring.keys, ring.keys.shape[2], ring.keys.shape[4]
         groups = width // dim // heads - 2
+        assert view.start.shape[1] == 1 or ring.prefix == 0
+        assert keys.is_contiguous() and ring.values.shape == keys.shape and ring.values.is_contiguous()
         out = torch.empty(batch, time, heads * groups * dim)
         slot, step, head, _, _ = keys.stride()
         offset = layer * step * keys.itemsize
         native_ring = _Ring(
-            _KINDS[keys.dtype],
+            FLOATS[keys.dtype],
             ring.prefix,
             ring.size,
             slot,

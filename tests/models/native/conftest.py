@@ -36,7 +36,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A cache of its own, empty, and nothing loaded yet."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     native.library.cache_clear()
-    yield tmp_path / "streaming-continuation"
+    yield tmp_path / "streaming-continuation" / "native"
     native.library.cache_clear()
 
 

@@ -41,12 +41,54 @@ def test_what_differs_is_compiled_anew(cache: Path, monkeypatch: pytest.MonkeyPa
     assert len(list(cache.iterdir())) == 3
 
 
-def test_a_folder_that_others_can_write_to_is_not_trusted(cache: Path, tmp_path: Path) -> None:
+def test_what_others_cannot_write_to_is_kept(cache: Path) -> None:
+    """Pins a library that its group may change, under a lax umask or in a folder that a recipe of the demo had made."""
+    before = os.umask(0)
+    try:
+        cache.parent.mkdir()
+        assert native.library() is not None
+    finally:
+        os.umask(before)
+    (made,) = cache.iterdir()
+    assert made.stat().st_mode & 0o777 == cache.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("content", [b"", b"rubbish"], ids=["empty", "rubbish"])
+def test_a_damaged_library_is_made_anew(cache: Path, content: bytes) -> None:
+    """As a full disk or a machine that lost its power leaves it: every later start was slow."""
+    assert native.library() is not None
+    (made,) = cache.iterdir()
+    made.unlink()
+    made.write_bytes(content)
+    native.library.cache_clear()
+    assert native.library() is not None
+    assert made.stat().st_size > 1000
+
+
+def test_a_compiler_may_have_arguments(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "env gcc -g0")
+    assert native.library() is not None
+
+
+def test_a_compiler_that_hangs_is_given_up(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With a warning on its lips: what was said until then comes as bytes, and was joined as text."""
+    (tmp_path / "cc").write_text('#!/bin/sh\n[ "$1" = --version ] || { echo warning >&2; exec sleep 60; }\n')
+    (tmp_path / "cc").chmod(0o755)
+    monkeypatch.setenv("CC", str(tmp_path / "cc"))
+    monkeypatch.setattr(native, "_SECONDS", 1)
+    assert native.library() is None
+    assert "timed out" in caplog.text
+
+
+def test_a_folder_that_others_can_write_to_is_not_trusted(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
     """What lies in it would be run."""
-    cache.mkdir()
+    cache.mkdir(parents=True)
     cache.chmod(0o777)
     assert native.library() is not None
     assert not list(cache.iterdir())
+    assert "others could write to it" in caplog.text
 
 
 def test_a_home_that_cannot_be_written_to_costs_a_compilation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

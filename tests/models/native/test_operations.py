@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -100,7 +100,7 @@ def test_curves_hold_everywhere(processor: str) -> None:
 
 @pytest.mark.parametrize("activate", [False, True])
 @pytest.mark.parametrize(("old", "new", "channels"), [(0, 5, 3), (6, 1920, 1), (2, 1, 7), (2, 1920, 40)])
-def test_what_a_convolution_reads(activate: bool, old: int, new: int, channels: int) -> None:
+def test_what_a_convolution_reads(processor: str, activate: bool, old: int, new: int, channels: int) -> None:
     """Contexts are columns of one tensor for all layers."""
     x, contexts = torch.randn(3, new, channels), torch.randn(3, 5 + old * channels)
     context = contexts[:, 5:].view(3, old, channels)
@@ -135,8 +135,17 @@ def test_norms(processor: str, rows: int) -> None:
     low=st.booleans(),
     dim=st.sampled_from([16, 64, 80]),
 )
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])  # `processor` is the same for all examples
 def test_attention_reads_what_is_visible_and_nothing_else(
-    time: int, heads: int, groups: int, prefix: int, window: int, lengths: list[int], low: bool, dim: int
+    processor: str,
+    time: int,
+    heads: int,
+    groups: int,
+    prefix: int,
+    window: int,
+    lengths: list[int],
+    low: bool,
+    dim: int,
 ) -> None:
     """Rings that wrapped and rings that are almost empty, with NaN wherever nothing may be read; windows that begin per
     query where there is no prefix, as the codec's do.
@@ -236,6 +245,23 @@ def test_draws_among_equal_forbidden_and_broken_logits() -> None:
     assert torch.equal(unit[healthy], undisturbed[healthy])
     assert (ours.codes >= 0).all()
     assert (ours.codes < 64).all()
+
+
+def test_int4_goes_through_pytorch_where_this_processor_multiplies_no_integers(
+    decoder_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with AVX2 alone: activations are float32 there, too, and met scales in bfloat16."""
+    monkeypatch.setattr(NativeLinear, "can_integers", staticmethod(lambda weight, group: False))
+    for quantize in ("int4", "int8"):
+        decoder = load_decoder(decoder_dir, dtype=torch.bfloat16, quantize=quantize)
+        assert decoder.prefix_keys.isfinite().all()
+
+
+def test_numbers_that_are_not_native_run_plain(codec_dir: Path) -> None:
+    codec = load_codec(codec_dir, dtype=torch.float64)
+    assert type(codec.operations) is Plain
+    state, active = codec.init_state(1), torch.ones(1, dtype=torch.bool)
+    assert codec.encode(torch.zeros(1, 1920), state, active).shape == (1, codec.num_codebooks)
 
 
 def test_a_step_says_what_a_plain_step_says(codec_dir: Path, decoder_dir: Path, without_native: None) -> None:
