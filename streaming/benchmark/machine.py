@@ -43,7 +43,7 @@ def captured(work: Callable[[], object], device: torch.device) -> Callable[[], o
 
 
 def block_to_read(device: torch.device) -> torch.Tensor:
-    """More than any cache holds: bytes read per second are its size by the time of its `sum`, at its best."""
+    """More than any cache holds: bytes read per second are its size by the time of its `sum`."""
     return torch.ones(_READ_BYTES[device.type] // 4, device=device)
 
 
