@@ -501,66 +501,125 @@ INLINE vf element(const int kind, const void *where, int64_t at) {
 
 enum { KEYS_AT_ONCE = 64 }; /* so many stay in the nearest cache for all queries */
 
-/* Entries first .. first + count - 1 of a head: their scores for `queries` queries [dim], `span` floats apart. */
-INLINE void score(const int kind, const void *keys, int64_t first, int64_t count, int64_t dim, const float *query,
-                  int64_t queries, float *scores, int64_t span) {
-    for (int64_t block = 0; block < count; block += KEYS_AT_ONCE) {
-        int64_t until = block + KEYS_AT_ONCE < count ? block + KEYS_AT_ONCE : count;
-        for (int64_t q = 0; q < queries; q++)
-            for (int64_t n = block; n < until; n++) {
-                vf sum = (vf){};
-                for (int64_t i = 0; i < dim; i += LANES)
-                    sum += load(query + q * dim + i) * element(kind, keys, (first + n) * dim + i);
-                scores[q * span + n] = total(sum);
-            }
+/* The sums of `count` (1, 2 or 4) vectors: halves, then quarters of two vectors are added as one. Each is summed as
+ * `total` sums it, whatever the others are.
+ */
+INLINE void totals(const int count, const vf *v, float *out) {
+    if (count == 1) {
+        out[0] = total(v[0]);
+        return;
+    }
+#if LANES == 16
+#define PAIR(a, b)                                                                                                     \
+    (__builtin_shuffle(a, b, (vi){0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23}) +                           \
+     __builtin_shuffle(a, b, (vi){8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31}))
+    vf two = PAIR(v[0], v[1]), other = count == 4 ? PAIR(v[2], v[3]) : two;
+    vf four = __builtin_shuffle(two, other, (vi){0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27}) +
+              __builtin_shuffle(two, other, (vi){4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31});
+    four += __builtin_shuffle(four, (vi){2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13});
+    four += __builtin_shuffle(four, (vi){1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14});
+#elif LANES == 8
+#define PAIR(a, b)                                                                                                     \
+    (__builtin_shuffle(a, b, (vi){0, 1, 2, 3, 8, 9, 10, 11}) + __builtin_shuffle(a, b, (vi){4, 5, 6, 7, 12, 13, 14, 15}))
+    vf two = PAIR(v[0], v[1]), other = count == 4 ? PAIR(v[2], v[3]) : two;
+    vf four = __builtin_shuffle(two, other, (vi){0, 1, 4, 5, 8, 9, 12, 13}) +
+              __builtin_shuffle(two, other, (vi){2, 3, 6, 7, 10, 11, 14, 15});
+    four += __builtin_shuffle(four, (vi){1, 0, 3, 2, 5, 4, 7, 6});
+#else
+#define PAIR(a, b) (__builtin_shuffle(a, b, (vi){0, 1, 4, 5}) + __builtin_shuffle(a, b, (vi){2, 3, 6, 7}))
+    vf two = PAIR(v[0], v[1]), other = count == 4 ? PAIR(v[2], v[3]) : two;
+    vf four = __builtin_shuffle(two, other, (vi){0, 2, 4, 6}) + __builtin_shuffle(two, other, (vi){1, 3, 5, 7});
+#endif
+    UNROLL for (int i = 0; i < count; i++) out[i] = four[i * LANES / 4];
+}
+
+/* Entries first .. first + count - 1 of a head: their scores for Q (1, 2 or 4) queries [dim], `span` floats apart. */
+INLINE void score(const int kind, const int Q, const void *keys, int64_t first, int64_t count, int64_t dim,
+                  const float *query, float *scores, int64_t span) {
+    for (int64_t n = 0; n < count; n++) {
+        vf sum[4];
+        float result[4];
+        UNROLL for (int q = 0; q < Q; q++) sum[q] = (vf){};
+        for (int64_t i = 0; i < dim; i += LANES) {
+            vf key = element(kind, keys, (first + n) * dim + i);
+            UNROLL for (int q = 0; q < Q; q++) sum[q] += load(query + q * dim + i) * key;
+        }
+        totals(Q, sum, result);
+        UNROLL for (int q = 0; q < Q; q++) scores[q * span + n] = result[q];
     }
 }
 
-/* Adds the entries' values, times their weights, to out [queries, dim], some vectors of them at a time. */
-INLINE void gather(const int kind, const void *values, int64_t first, int64_t count, int64_t dim, const float *weights,
-                   int64_t span, int64_t queries, float *out) {
-    enum { AT_ONCE = 4 };
-    for (int64_t block = 0; block < count; block += KEYS_AT_ONCE) {
-        int64_t until = block + KEYS_AT_ONCE < count ? block + KEYS_AT_ONCE : count;
-        for (int64_t q = 0; q < queries; q++) {
-            float *to = out + q * dim;
-            const float *weight = weights + q * span;
-            int64_t i = 0;
-            for (; i + AT_ONCE * LANES <= dim; i += AT_ONCE * LANES) {
-                vf sum[AT_ONCE];
-                UNROLL for (int j = 0; j < AT_ONCE; j++) sum[j] = load(to + i + j * LANES);
-                for (int64_t n = block; n < until; n++)
-                    UNROLL for (int j = 0; j < AT_ONCE; j++)
-                        sum[j] += element(kind, values, (first + n) * dim + i + j * LANES) * weight[n];
-                UNROLL for (int j = 0; j < AT_ONCE; j++) store(to + i + j * LANES, sum[j]);
-            }
-            for (; i < dim; i += LANES) {
-                vf sum = load(to + i);
-                for (int64_t n = block; n < until; n++) sum += element(kind, values, (first + n) * dim + i) * weight[n];
-                store(to + i, sum);
+/* Adds the entries' values, times their weights, to out [Q, dim], some vectors of them at a time. */
+INLINE void gather(const int kind, const int Q, const void *values, int64_t first, int64_t count, int64_t dim,
+                   const float *weights, int64_t span, float *out) {
+    enum { AT_ONCE = LANES == 16 ? 4 : 2 };
+    int64_t i = 0;
+    for (; i + AT_ONCE * LANES <= dim; i += AT_ONCE * LANES) {
+        vf sum[4][AT_ONCE];
+        UNROLL for (int q = 0; q < Q; q++)
+            UNROLL for (int j = 0; j < AT_ONCE; j++) sum[q][j] = load(out + q * dim + i + j * LANES);
+        for (int64_t n = 0; n < count; n++) {
+            vf value[AT_ONCE];
+            UNROLL for (int j = 0; j < AT_ONCE; j++) value[j] = element(kind, values, (first + n) * dim + i + j * LANES);
+            UNROLL for (int q = 0; q < Q; q++) {
+                float weight = weights[q * span + n];
+                UNROLL for (int j = 0; j < AT_ONCE; j++) sum[q][j] += value[j] * weight;
             }
         }
+        UNROLL for (int q = 0; q < Q; q++)
+            UNROLL for (int j = 0; j < AT_ONCE; j++) store(out + q * dim + i + j * LANES, sum[q][j]);
     }
+    for (; i < dim; i += LANES)
+        UNROLL for (int q = 0; q < Q; q++) {
+            vf sum = load(out + q * dim + i);
+            for (int64_t n = 0; n < count; n++)
+                sum += element(kind, values, (first + n) * dim + i) * weights[q * span + n];
+            store(out + q * dim + i, sum);
+        }
 }
 
-/* scores[from .. until - 1] to weights that sum to 1; what stands beside them, up to `span`, to 0. */
+/* `score` or `gather` of a run of entries for any number of queries, so many entries at a time as the cache holds. */
+#define FOR_ALL_QUERIES(KIND, CALL)                                                                                    \
+    for (int64_t block = 0; block < count; block += KEYS_AT_ONCE) {                                                    \
+        int64_t held = count - block < KEYS_AT_ONCE ? count - block : KEYS_AT_ONCE, q = 0;                             \
+        for (; q + 4 <= queries; q += 4) CALL(KIND, 4);                                                                \
+        for (; q + 2 <= queries; q += 2) CALL(KIND, 2);                                                                \
+        if (q < queries) CALL(KIND, 1);                                                                                \
+    }
+
+INLINE void score_all(const int kind, const void *keys, int64_t first, int64_t count, int64_t dim, const float *query,
+                      int64_t queries, float *scores, int64_t span) {
+#define SCORE(KIND, Q)                                                                                                 \
+    score(KIND, Q, keys, first + block, held, dim, query + q * dim, scores + q * span + block, span)
+    FOR_ALL_QUERIES(kind, SCORE)
+}
+
+INLINE void gather_all(const int kind, const void *values, int64_t first, int64_t count, int64_t dim,
+                       const float *weights, int64_t span, int64_t queries, float *out) {
+#define GATHER(KIND, Q)                                                                                                \
+    gather(KIND, Q, values, first + block, held, dim, weights + q * span + block, span, out + q * dim)
+    FOR_ALL_QUERIES(kind, GATHER)
+}
+
+/* scores[from .. until - 1] to weights that sum to 1; what stands beside them, up to `span`, to 0. There is room for a
+ * vector behind.
+ */
 static void softmax(float *scores, int64_t from, int64_t until, int64_t span) {
-    float largest = -INFINITY;
-    for (int64_t n = from; n < until; n++) largest = scores[n] > largest ? scores[n] : largest;
-    memset(scores, 0, from * 4);
-    vf sum = (vf){};
+    for (int64_t n = until; n < until + LANES; n++) scores[n] = -INFINITY;
+    vf highest = spread(-INFINITY), sum = (vf){};
+    for (int64_t n = from; n < until; n += LANES) highest = most(highest, load(scores + n));
+    float largest = highest[0];
+    UNROLL for (int i = 1; i < LANES; i++) largest = highest[i] > largest ? highest[i] : largest;
     for (int64_t n = from; n < until; n += LANES) {
-        float part[LANES];
-        int64_t left = until - n < LANES ? until - n : LANES;
-        for (int64_t i = 0; i < LANES; i++) part[i] = i < left ? scores[n + i] : -INFINITY;
-        store(part, exponential(load(part) - largest));
-        memset(part + left, 0, (LANES - left) * 4);
-        sum += load(part);
-        memcpy(scores + n, part, left * 4);
+        vf score = load(scores + n);
+        vf weight = pick(score == -INFINITY, (vf){}, exponential(score - largest));
+        sum += weight;
+        store(scores + n, weight);
     }
     float factor = 1.0f / total(sum);
     for (int64_t n = from; n < until; n++) scores[n] *= factor;
-    memset(scores + until, 0, (span - until) * 4);
+    memset(scores, 0, from * sizeof(float));
+    memset(scores + until, 0, (span - until) * sizeof(float));
 }
 
 INLINE void attend(const int kind, const Ring *ring, const View *view, const float *qkv, int64_t time, int64_t heads,
@@ -584,7 +643,7 @@ INLINE void attend(const int kind, const Ring *ring, const View *view, const flo
     if (before > held) before = held;
     struct { int64_t first, count; } runs[3] = {{0, ring->prefix}, {first, before}, {ring->prefix, held - before}};
     float *to = scores;
-    for (int i = 0; i < 3; to += runs[i++].count) score(kind, keys, runs[i].first, runs[i].count, dim, query, queries, to, span);
+    for (int i = 0; i < 3; to += runs[i++].count) score_all(kind, keys, runs[i].first, runs[i].count, dim, query, queries, to, span);
     int64_t filled = ring->prefix + held;
     for (int64_t q = 0; q < queries; q++) {
         int64_t t = q % time, from = start[t * view->start_step] - oldest, until = position[t] + 1 - oldest;
@@ -596,7 +655,7 @@ INLINE void attend(const int kind, const Ring *ring, const View *view, const flo
     }
     memset(result, 0, queries * dim * 4);
     to = scores;
-    for (int i = 0; i < 3; to += runs[i++].count) gather(kind, values, runs[i].first, runs[i].count, dim, to, span, queries, result);
+    for (int i = 0; i < 3; to += runs[i++].count) gather_all(kind, values, runs[i].first, runs[i].count, dim, to, span, queries, result);
     for (int64_t q = 0; q < queries; q++)
         memcpy(out + ((slot * time + q % time) * heads * groups + head * groups + group + q / time) * dim, result + q * dim,
                dim * 4);
@@ -625,8 +684,10 @@ int64_t native_attend(const Ring *ring, const View *view, const float *qkv, int6
             }
     }
     span += ring->prefix + LANES;
-    /* A unit of work is a head with all its queries, so that keys are read once; if those are few, one query head. */
-    int64_t count = batch * heads >= 2 * threads ? groups : 1, units = batch * heads * (groups / count), failed = 0;
+    /* A unit of work is a head with all its queries, so that keys are read once; with part of them, if threads want work. */
+    int64_t count = groups, failed = 0;
+    while (count % 2 == 0 && batch * heads * (groups / count) < threads) count /= 2;
+    int64_t units = batch * heads * (groups / count);
     int64_t size = count * time * (2 * dim + span) * sizeof(float);
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1 && units > 1 && span * units * count * time > 4096)
     for (int64_t unit = 0; unit < units; unit++) {

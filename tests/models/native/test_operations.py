@@ -172,6 +172,28 @@ def test_attention_reads_what_is_visible_and_nothing_else(
     assert_same_ring(ring, wide, 0.01 if low else 1e-5)
 
 
+@pytest.mark.parametrize("groups", [1, 2, 3, 4, 7])
+def test_attention_of_a_slot_is_the_same_to_the_last_bit_in_any_company(processor: str, groups: int) -> None:
+    """How many queries are scored together depends on how many slots and threads there are."""
+    position = torch.tensor([[70], [3], [250]])
+    start = (position - 60).clamp(min=2)
+    ring = poisoned_ring(position, start, 1, 1, 64, 32, 2, torch.float32)
+    rotary, qkv = Rotary(Rope(10_000.0), 32, torch.device("cpu")), torch.randn(3, 1, (groups + 2) * 32)
+
+    def attend(slots: int, threads: int) -> Tensor:
+        view = Native().view(position[:slots], start[:slots], ring, rotary, 66)
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            return Native().attend(qkv[:slots], ring, 0, view)
+        finally:
+            torch.set_num_threads(before)
+
+    together = attend(3, 1)
+    for slots, threads in ((1, 1), (1, 2), (2, 2), (3, 2), (1, 4)):
+        assert torch.equal(attend(slots, threads), together[:slots])
+
+
 def test_a_part_of_a_frame_has_its_own_angles() -> None:
     """Pins columns of a view read as if they stood alone: tokens of the second slot at the first one's angles."""
     position = torch.tensor([[40, 41, 42, 43], [7, 8, 9, 10]])
