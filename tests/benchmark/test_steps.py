@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from streaming.benchmark import machine
 from streaming.benchmark.__main__ import main
@@ -51,7 +52,7 @@ def test_a_file_without_step_times_is_refused(text: str, tmp_path: Path) -> None
 
 def test_what_step_writes_is_what_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stage that gets another name there has no times here."""
-    monkeypatch.setattr(machine, "bandwidth", lambda *_: 1e10)
+    monkeypatch.setattr(machine, "block_to_read", lambda _: torch.ones(1000))
     monkeypatch.setattr(machine, "matrix_rate", lambda *_: 1e11)
     path = tmp_path / "steps.json"
     assert main(["step", "--slots", "1", "2", "--seconds", "0.01", "--json", str(path)]) == 0
