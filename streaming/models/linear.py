@@ -15,12 +15,11 @@ from torch import Tensor
 
 from streaming.errors import CheckpointError
 from streaming.models.checkpoint import TensorSource
-from streaming.models.native.matrix import NativeLinear
+from streaming.models.native.matrix import TINY, NativeLinear
 
 Quantize = Literal["none", "int8", "int4"]
 
 _GROUPS = (64, 32)
-_TINY = 1e-30
 
 
 class Linear(Protocol):
@@ -40,7 +39,7 @@ def linear(weight: Tensor, quantize: Quantize = "none", bias: Tensor | None = No
         group = _group(weight)
         return NativeLinear.pack_int4(weight, group) if NativeLinear.can_integers(weight, group) else Int4.pack(weight)
     if NativeLinear.can_integers(weight, 16):
-        return NativeLinear.pack_int8(weight)
+        return NativeLinear.pack_int8(*_eight_bits(weight))
     return Int8Cpu.pack(weight) if weight.device.type == "cpu" else Int8Gpu.pack(weight)
 
 
@@ -96,7 +95,7 @@ class Packed:
 def _eight_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Symmetric, a scale for each output: int8 [N, K] and float32 [N]."""
     wide = weight.float()
-    scale = wide.abs().amax(dim=1).clamp(min=_TINY) / 127
+    scale = wide.abs().amax(dim=1).clamp(min=TINY) / 127
     return (wide / scale[:, None]).round().to(torch.int8), scale
 
 
@@ -120,7 +119,7 @@ class Int8Cpu:
 
     def __call__(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1]).float()
-        scale = rows.abs().amax(dim=1, keepdim=True).clamp(min=_TINY) / 127  # not finite where a row is not,
+        scale = rows.abs().amax(dim=1, keepdim=True).clamp(min=TINY) / 127  # not finite where a row is not,
         eight = (rows / scale).nan_to_num_(0.0, 0.0, 0.0).round_().add_(128).to(torch.uint8)
         out: Tensor = torch.ops.onednn.qlinear_pointwise(
             eight, 1.0, 128, self.weight, self.scale, self.zero, None, 1.0, 0, torch.float32, "none", [], ""
@@ -171,7 +170,7 @@ class Int4:
         group = _group(weight)
         wide = weight.float().view(outputs, -1, group)
         low, high = wide.amin(dim=-1, keepdim=True), wide.amax(dim=-1, keepdim=True)
-        scale = ((high - low) / 15).clamp(min=_TINY)
+        scale = ((high - low) / 15).clamp(min=TINY)
         four = ((wide - low) / scale).round().clamp(0, 15).to(torch.int32).view(outputs, inputs)
         scales = torch.cat((scale, low + 8 * scale), dim=-1).transpose(0, 1).contiguous()
         if weight.device.type == "cpu":

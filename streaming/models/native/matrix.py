@@ -20,7 +20,8 @@ Activation = Literal["none", "gelu", "gated"]
 FLOATS = {torch.float32: 0, torch.bfloat16: 1}
 _INT8, _INT4 = 2, 3
 _ACTIVATIONS: dict[Activation, int] = {"none": 0, "gelu": 1, "gated": 2}
-_TINY = 1e-30
+TINY = 1e-30
+"""The least that a scale may be."""
 
 
 class _Matrix(ctypes.Structure):
@@ -108,17 +109,18 @@ class NativeLinear:
         return NativeLinear(FLOATS[weight.dtype], (outputs, inputs), packed, bias=bias)
 
     @staticmethod
-    def pack_int8(weight: Tensor) -> NativeLinear:
-        """Weights in 8 bits with a scale for each output; activations too, with a scale for each row."""
+    def pack_int8(eight: Tensor, scale: Tensor) -> NativeLinear:
+        """Weights in 8 bits [outputs, inputs] with a scale for each output; activations too, with a scale for each
+        row.
+        """
         opened = library()
         assert opened is not None
-        outputs, inputs = weight.shape
-        wide = weight.float()
-        scale = wide.abs().amax(dim=1, keepdim=True).clamp(min=_TINY) / 127
-        eight = (wide / scale).round().to(torch.int8)
+        outputs, inputs = eight.shape
         shift = 128 * eight.sum(dim=1, keepdim=True, dtype=torch.int32)
         block = int(opened.native_block())
-        scales = _blocks(torch.cat((scale.view(torch.int32), shift), dim=1), block)  # [outputs / block, block, 2]
+        scales = _blocks(
+            torch.cat((scale[:, None].view(torch.int32), shift), dim=1), block
+        )  # [outputs / block, block, 2]
         packed = _blocks(eight, block).view(-1, block, inputs // 4, 4).transpose(1, 2).contiguous()
         return NativeLinear(_INT8, (outputs, inputs), packed, scales.transpose(1, 2).contiguous(), group=inputs)
 
@@ -132,7 +134,7 @@ class NativeLinear:
         outputs, inputs = weight.shape
         wide = weight.float().view(outputs, -1, group)
         low, high = wide.amin(dim=-1, keepdim=True).bfloat16(), wide.amax(dim=-1, keepdim=True)
-        scale = ((high - low.float()) / 15).clamp(min=_TINY).bfloat16()
+        scale = ((high - low.float()) / 15).clamp(min=TINY).bfloat16()
         four = ((wide - low.float()) / scale.float()).round().clamp(0, 15).to(torch.uint8).view(outputs, inputs)
         block = int(opened.native_block())
         eights = _blocks(four, block).view(-1, block, inputs // 8, 2, 4)

@@ -6,54 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
 
-from streaming.config import Sampling
 from streaming.models.kernels.fused import Fused
-from streaming.models.kernels.plain import Plain
-from streaming.models.sampler import Drawing, SamplerState, uniform
-
-OPTIONS = [
-    Sampling(),
-    Sampling(temperature=0.0),
-    Sampling(temperature=1.3, top_k=64, top_p=0.9, seed=2**63 - 1),
-    Sampling(temperature=1e-30, top_k=5, seed=4),
-    Sampling(temperature=10.0, top_k=1, seed=5),
-    Sampling(temperature=0.7, top_k=64, top_p=1e-6, seed=6),
-    Sampling(temperature=2.5, top_k=63, top_p=0.5, seed=7),
-]
-
-
-def options(count: int, device: torch.device) -> SamplerState:
-    state = SamplerState.allocate(count, device)
-    for slot in range(count):
-        sampling = OPTIONS[slot % len(OPTIONS)]
-        state.set(slot, replace(sampling, seed=sampling.seed + slot % 5 if sampling.seed < 2**62 else sampling.seed))
-    return state
-
-
-def drawing(count: int, books: int, device: torch.device, seed: int = 0) -> Drawing:
-    """Slots of which a third listens, a third speaks and a third does neither."""
-    generator = torch.Generator().manual_seed(seed)
-    doing = torch.arange(count) % 3
-    flags = torch.stack((doing == 0, doing == 1), dim=1).to(device)  # as the step has them: columns of one tensor
-    return Drawing(
-        torch.randint(10**6, (count,), generator=generator).to(device),
-        flags[:, 0],
-        flags[:, 1],
-        torch.randint(7, (count, books), generator=generator).to(device),
-        torch.zeros(count, dtype=torch.bool, device=device),
-        torch.ones(count, dtype=torch.bool, device=device),
-    )
-
-
-def assert_same_draws(logits: Tensor, state: SamplerState, book: int, seed: int = 0) -> Drawing:
-    ours, wanted = (drawing(len(logits), 4, logits.device, seed) for _ in range(2))
-    unit = Fused().draw(logits, book, state, ours, few=True)
-    assert torch.equal(unit, Plain().draw(logits, book, state, wanted, few=True))
-    for name in ("codes", "ended", "finite"):
-        assert torch.equal(getattr(ours, name), getattr(wanted, name)), name
-    return ours
+from streaming.models.sampler import SamplerState, uniform
+from tests.models.kernels.draws import OPTIONS, assert_same_draws, drawing, options
 
 
 @pytest.mark.parametrize(("size", "book", "count"), [(17, 2, 7), (65, 0, 7), (2049, 0, 1)])
@@ -62,7 +18,7 @@ def test_codes_are_the_reference_s(device: torch.device, dtype: torch.dtype, siz
     logits = (2 * torch.randn(count, size)).to(device, dtype)
     if book:
         logits[:, -1] = -torch.inf
-    drawn = assert_same_draws(logits, options(count, device), book)
+    drawn = assert_same_draws(Fused(), logits, options(count, device), book)
     assert drawn.finite.all()
 
 
@@ -72,14 +28,14 @@ def test_equal_logits_minus_zero_and_forbidden_ones(device: torch.device, dtype:
     logits = torch.randint(-1, 2, (count, 65)).float()
     logits[:, ::7], logits[:, 3::7] = -0.0, 0.0
     logits[1::2, 5:] = -torch.inf
-    assert_same_draws(logits.to(device, dtype), options(count, device), 1)
+    assert_same_draws(Fused(), logits.to(device, dtype), options(count, device), 1)
 
 
 def test_speech_ends_where_the_end_is_likeliest_and_the_slot_speaks(device: torch.device, dtype: torch.dtype) -> None:
     """Pins an end drawn by a slot that listens, and a code beyond the codebook written for it."""
     logits = torch.randn(3, 65)
     logits[:, -1] = 100.0
-    drawn = assert_same_draws(logits.to(device, dtype), options(3, device), 0)
+    drawn = assert_same_draws(Fused(), logits.to(device, dtype), options(3, device), 0)
     assert torch.equal(drawn.ended, drawn.speaking)
     assert int(drawn.codes.max()) == 63
 
@@ -102,7 +58,7 @@ def test_draws_from_flat_chances_agree(device: torch.device) -> None:
     """Where a sum that was off by a rounding would show soonest. On a GPU, 20,000 draws."""
     count = 7 if device.type == "cpu" else 20_000
     logits = (torch.randn(1, 65, device=device) / 50).repeat(count, 1)
-    drawn = assert_same_draws(logits, options(count, device), 0, seed=3)
+    drawn = assert_same_draws(Fused(), logits, options(count, device), 0, seed=3)
     assert len(drawn.codes[:, 0].unique()) > 2
 
 

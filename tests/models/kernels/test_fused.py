@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
-from streaming.config import Sampling
 from streaming.frame_step import FrameStep
 from streaming.models.kernels.fused import Fused
 from streaming.models.kernels.plain import Plain
+from tests.models.kernels.steps import assert_same_steps
 from tests.models.test_llama import CODEBOOK_SIZE, assert_near, feed, judge
-from tests.reference import load_codec, load_decoder, speech
+from tests.reference import load_codec, load_decoder
 
 
 def codes(*shape: int) -> torch.Tensor:
@@ -58,17 +57,5 @@ def test_a_step_on_kernels_says_what_a_plain_step_says(
         FrameStep(codec, load_decoder(decoder_dir, device=device, operations=each), 2, 3, 1)
         for each in (Fused(), Plain())
     )
-    for step in (fused, plain):
-        step.open(0, Sampling(temperature=0.0))
-        step.open(1, Sampling(seed=2**62 + 5))
-    for number, doing in enumerate(["ll", "sl", "ss"] if device.type == "cpu" else ["ll", "sl", "ss", "-s"] * 8):
-        pcm = speech(2, seed=number).reshape(2, -1)
-        listening, speaking = (np.array([what == kind for what in doing]) for kind in "ls")
-        ours, wanted = (step(pcm, listening, speaking) for step in (fused, plain))
-        part = listening | speaking
-        assert np.array_equal(ours.ended[part], wanted.ended[part])
-        assert not ours.broken.any()
-        alive = part & ~wanted.ended
-        assert np.array_equal(ours.codes[alive], wanted.codes[alive])
-        np.testing.assert_allclose(ours.pcm[alive], wanted.pcm[alive], atol=1e-4)
+    assert_same_steps(fused, plain, ["ll", "sl", "ss"] if device.type == "cpu" else ["ll", "sl", "ss", "-s"] * 8)
     assert [fused.frames(slot) for slot in (0, 1)] == [plain.frames(slot) for slot in (0, 1)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from streaming.config import Rope, Sampling
+from streaming.config import Rope
 from streaming.frame_step import FrameStep
 from streaming.models.attention import Rotary
 from streaming.models.kernels.plain import Plain
@@ -20,13 +19,15 @@ from streaming.models.linear import Dense
 from streaming.models.native.library import library
 from streaming.models.native.matrix import NativeLinear
 from streaming.models.native.operations import Native
-from streaming.models.sampler import Drawing, SamplerState
+from tests.models.kernels.draws import OPTIONS, assert_same_draws, drawing, options
 from tests.models.kernels.rings import assert_same_ring, cleaned, poisoned_ring
-from tests.reference import load_codec, load_decoder, speech
+from tests.models.kernels.steps import assert_same_steps
+from tests.reference import load_codec, load_decoder
 
 if library() is None:
     pytest.skip("no native operations here", allow_module_level=True)
 
+CPU = torch.device("cpu")
 SHAPES = [(64, 64), (100, 37), (2049, 256), (32, 192), (1, 192), (17, 5), (130, 2048)]
 ROWS = (1, 2, 3, 5, 6, 7, 50, 97)
 
@@ -159,7 +160,7 @@ def test_attention_reads_what_is_visible_and_nothing_else(
     ring = poisoned_ring(position, start, 2, heads, window + time + 4, dim, prefix, dtype)
     wide = cleaned(ring)
     wide.keys, wide.values = wide.keys.float(), wide.values.float()
-    rotary = Rotary(Rope(10_000.0), dim, torch.device("cpu"))
+    rotary = Rotary(Rope(10_000.0), dim, CPU)
     qkv = torch.randn(len(lengths), time, (heads * groups + 2 * heads) * dim)
     columns = ring.keys.shape[3]
     ours = Native().attend(qkv, ring, 1, Native().view(position, start, ring, rotary, columns))
@@ -178,7 +179,7 @@ def test_attention_of_a_slot_is_the_same_to_the_last_bit_in_any_company(processo
     position = torch.tensor([[70], [3], [250]])
     start = (position - 60).clamp(min=2)
     ring = poisoned_ring(position, start, 1, 1, 64, 32, 2, torch.float32)
-    rotary, qkv = Rotary(Rope(10_000.0), 32, torch.device("cpu")), torch.randn(3, 1, (groups + 2) * 32)
+    rotary, qkv = Rotary(Rope(10_000.0), 32, CPU), torch.randn(3, 1, (groups + 2) * 32)
 
     def attend(slots: int, threads: int) -> Tensor:
         view = Native().view(position[:slots], start[:slots], ring, rotary, 66)
@@ -200,44 +201,12 @@ def test_a_part_of_a_frame_has_its_own_angles() -> None:
     start = torch.tensor([[10], [2]])
     ring = poisoned_ring(position, start, 1, 2, 60, 16, 2, torch.float32)
     other = cleaned(ring)
-    rotary = Rotary(Rope(10_000.0), 16, torch.device("cpu"))
+    rotary = Rotary(Rope(10_000.0), 16, CPU)
     native, plain = Native().view(position, start, ring, rotary, 62), Plain().view(position, start, other, rotary, 62)
     for token in range(4):
         qkv = torch.randn(2, 1, 8 * 16)
         ours = Native().attend(qkv, ring, 0, native.columns(token, token + 1))
         near(ours, Plain().attend(qkv, other, 0, plain.columns(token, token + 1)))
-
-
-OPTIONS = [
-    Sampling(),
-    Sampling(temperature=0.0),
-    Sampling(temperature=1.3, top_k=64, top_p=0.9, seed=2**63 - 1),
-    Sampling(temperature=1e-30, top_k=5, seed=4),
-    Sampling(temperature=10.0, top_k=1, seed=5),
-    Sampling(temperature=0.7, top_k=64, top_p=1e-6, seed=6),
-    Sampling(temperature=2.5, top_k=63, top_p=0.5, seed=7),
-]
-
-
-def drawing(count: int) -> Drawing:
-    """Slots of which a third listens, a third speaks and a third does neither."""
-    generator, doing = torch.Generator().manual_seed(0), torch.arange(count) % 3
-    flags = torch.stack((doing == 0, doing == 1), dim=1)  # as the step has them: columns of one tensor
-    frames, codes = (torch.randint(10**6, shape, generator=generator) for shape in ((count,), (count, 4)))
-    none, all_of_them = torch.zeros(count, dtype=torch.bool), torch.ones(count, dtype=torch.bool)
-    return Drawing(frames, flags[:, 0], flags[:, 1], codes % 7, none, all_of_them)
-
-
-def assert_same_draws(logits: Tensor, book: int) -> Drawing:
-    state = SamplerState.allocate(len(logits), torch.device("cpu"))
-    for slot in range(len(logits)):
-        state.set(slot, OPTIONS[slot % len(OPTIONS)])
-    ours, wanted = drawing(len(logits)), drawing(len(logits))
-    unit = Native().draw(logits, book, state, ours, few=True)
-    assert torch.equal(unit, Plain().draw(logits, book, state, wanted, few=True))
-    for name in ("codes", "ended", "finite"):
-        assert torch.equal(getattr(ours, name), getattr(wanted, name)), name
-    return ours
 
 
 @pytest.mark.parametrize(("size", "book"), [(17, 2), (65, 0), (2049, 0), (2049, 3)])
@@ -246,8 +215,9 @@ def test_draws_are_the_reference_s(processor: str, size: int, book: int) -> None
     logits = 2 * torch.randn(50 * len(OPTIONS), size)
     if book:
         logits[:, -1] = -torch.inf
-    assert assert_same_draws(logits, book).finite.all()
-    assert_same_draws(logits.round(), book)
+    state = options(len(logits), CPU)
+    assert assert_same_draws(Native(), logits, state, book).finite.all()
+    assert_same_draws(Native(), logits.round(), state, book)
 
 
 def test_draws_among_equal_forbidden_and_broken_logits() -> None:
@@ -256,11 +226,9 @@ def test_draws_among_equal_forbidden_and_broken_logits() -> None:
     logits[:, ::7], logits[:, 3::7] = -0.0, 0.0
     logits[1::2, 5:] = -torch.inf
     logits[:, -1] = -torch.inf
-    state, ours = SamplerState.allocate(len(OPTIONS), torch.device("cpu")), drawing(len(OPTIONS))
-    for slot, sampling in enumerate(OPTIONS):
-        state.set(slot, sampling)
+    state, ours = options(len(OPTIONS), CPU), drawing(len(OPTIONS), 4, CPU)
     healthy = torch.arange(len(OPTIONS)) % 2 == 0
-    undisturbed = Native().draw(logits, 1, state, drawing(len(OPTIONS)), few=True)
+    undisturbed = Native().draw(logits, 1, state, drawing(len(OPTIONS), 4, CPU), few=True)
     logits[1::2] = torch.nan
     unit = Native().draw(logits, 1, state, ours, few=True)
     assert torch.equal(ours.finite, healthy)
@@ -294,16 +262,4 @@ def test_a_step_says_what_a_plain_step_says(codec_dir: Path, decoder_dir: Path, 
         patch.delenv("STREAMING_NATIVE")
         native = FrameStep(load_codec(codec_dir), load_decoder(decoder_dir), 2, 3, 1)
     assert type(native._device.codec.operations) is Native
-    for step in (native, plain):
-        step.open(0, Sampling(temperature=0.0))
-        step.open(1, Sampling(seed=2**62 + 5))
-    for number, doing in enumerate(["ll", "sl", "ss", "-s"] * 8):
-        pcm = speech(2, seed=number).reshape(2, -1)
-        listening, speaking = (np.array([what == kind for what in doing]) for kind in "ls")
-        ours, wanted = (step(pcm, listening, speaking) for step in (native, plain))
-        part = listening | speaking
-        assert np.array_equal(ours.ended[part], wanted.ended[part])
-        assert not ours.broken.any()
-        alive = part & ~wanted.ended
-        assert np.array_equal(ours.codes[alive], wanted.codes[alive])
-        np.testing.assert_allclose(ours.pcm[alive], wanted.pcm[alive], atol=1e-4)
+    assert_same_steps(native, plain, ["ll", "sl", "ss", "-s"] * 8)
