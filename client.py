@@ -24,21 +24,21 @@ from typing import Any
 from rich.console import Console
 
 from streaming.audio import AudioReader, WavWriter
-from streaming.console.conversation import Conversation
-from streaming.console.devices import Device, Microphone, Speaker, device_table, find_device, list_devices
-from streaming.console.echo import EchoCanceller
-from streaming.console.jitter_buffer import JitterBuffer
-from streaming.console.keyboard import Keyboard, key_by_key
-from streaming.console.loudspeaker import SimulatedLoudspeaker
-from streaming.console.own_server import own_server, server_command
-from streaming.console.recording import Recording
-from streaming.console.sources import file_pieces
-from streaming.console.view import Meters, TurnReport, View, choose_view
+from streaming.client.client import ContinuationClient
+from streaming.client.connection import RefusedError, SessionLostError, is_loopback
 from streaming.errors import ContinuationError, StreamingError
-from streaming.wire.client import ContinuationClient
-from streaming.wire.line import RefusedError, SessionLostError, is_loopback
-from streaming.wire.messages import SamplingOptions, SessionStart
-from streaming.wire.opus import opus_available
+from streaming.protocol.messages import SamplingOptions, SessionStart
+from streaming.protocol.opus import opus_available
+from streaming.terminal.conversation import Conversation
+from streaming.terminal.devices import Device, Microphone, Speaker, device_table, find_device, list_devices
+from streaming.terminal.echo import EchoCanceller
+from streaming.terminal.jitter_buffer import JitterBuffer
+from streaming.terminal.keyboard import Keyboard, key_by_key
+from streaming.terminal.loudspeaker import SimulatedLoudspeaker
+from streaming.terminal.own_server import own_server, server_command
+from streaming.terminal.recording import Recording
+from streaming.terminal.sources import file_pieces
+from streaming.terminal.view import Meters, TurnReport, View, choose_view
 
 # The server runs at most this far ahead of playback. The jitter buffer stays below it by a frame and by what playback
 # reports lag behind; otherwise it would wait for audio that the server holds back.

@@ -19,10 +19,10 @@ from streaming.engine.engine import Engine
 from streaming.errors import StreamingError
 from streaming.loading import CONTEXT_TOKENS, DEMO, DTYPES, load_engine, use_threads
 from streaming.options import OptionParser
-from streaming.wire import log
-from streaming.wire.access import Gatekeeper, Limits, check_bind, parse_origins, parse_proxies
-from streaming.wire.server import ServerOptions, Shutdown, check_address, load_tls, run_server
-from streaming.wire.tokens import load_tokens
+from streaming.server.door.access import Gatekeeper, Limits, check_bind, parse_origins, parse_proxies
+from streaming.server.door.tokens import load_tokens
+from streaming.server.server import ServerOptions, Shutdown, check_address, load_tls, run_server
+from streaming.server.watch import log
 
 _LOG = logging.getLogger("streaming.server")
 

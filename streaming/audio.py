@@ -29,6 +29,8 @@ FRAME = 1_920
 """Samples in one frame."""
 FRAME_RATE = 12.5
 """Frames a second."""
+SPEECH_WINDOW = 768
+"""Samples whose probability of speech is judged at a time: 32 ms."""
 FRAME_MS = 1000 * FRAME / SAMPLE_RATE
 """How long a frame lasts: what a step has time for."""
 SILENCE_DBFS = -96.0

@@ -13,10 +13,10 @@ from streaming.engine.engine import Engine
 from streaming.errors import StreamingError
 from streaming.frame_step import FrameStep
 from streaming.models.checkpoint import TensorSource, locate, read_config
-from streaming.models.kernels.plain import Plain
 from streaming.models.linear import Quantize
 from streaming.models.llama import LlamaDecoder
 from streaming.models.mimi import StreamingMimi
+from streaming.models.operations.torch import Plain
 from streaming.models.random_weights import DECODERS, random_codec, random_decoder
 from streaming.models.token_layout import TokenLayout
 

@@ -21,7 +21,7 @@ from transformers.utils import logging
 
 from streaming.models.llama import LlamaDecoder
 from streaming.models.mimi import StreamingMimi
-from streaming.models.native.library import SWITCH, library
+from streaming.models.operations.native.library import SWITCH, library
 from tests.reference import load_codec, load_decoder, write_codec, write_decoder
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job; what tests start would inherit it

@@ -20,15 +20,15 @@ import soundfile
 
 import client
 from streaming.audio import FRAME
-from streaming.console.keyboard import Key
 from streaming.engine.engine import Engine
-from streaming.wire.opus import opus_available
-from tests.console.fake_sounddevice import install
-from tests.console.witness import Witness
+from streaming.protocol.opus import opus_available
+from streaming.terminal.keyboard import Key
+from tests.client.fake_server import STARTED, Script, fake_server, never, whole_turn
 from tests.engine.stub_step import StubStep
-from tests.wire.cut_proxy import cut_proxy
-from tests.wire.fake_server import STARTED, Script, fake_server, never, whole_turn
-from tests.wire.live_server import serving
+from tests.server.cut_proxy import cut_proxy
+from tests.server.live_server import serving
+from tests.terminal.fake_sounddevice import install
+from tests.terminal.witness import Witness
 
 ROOT = Path(client.__file__).parent
 WITHOUT_TORCH = """
@@ -48,7 +48,7 @@ parser.add_argument("--port"), parser.add_argument("--model"), parser.add_argume
 args = parser.parse_args()
 if args.model == "broken":
     sys.exit("server.py: no such model")
-from tests.wire.fake_server import fake_server, half_a_turn, whole_turn
+from tests.client.fake_server import fake_server, half_a_turn, whole_turn
 name, _, token = os.environ["STREAMING_TOKENS"].partition(":")
 def gate(connection, request):
     known = request.headers["Authorization"] == f"Bearer {token}" and name == "client" and len(token) > 40

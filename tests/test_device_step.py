@@ -17,9 +17,9 @@ from torch.utils._pytree import tree_leaves
 
 from streaming.config import LlamaConfig, Sampling
 from streaming.frame_step import Bucket, DeviceStep, FrameStep
-from streaming.models.kernels.plain import Plain
 from streaming.models.llama import LlamaDecoder
 from streaming.models.mimi import StreamingMimi
+from streaming.models.operations.torch import Plain
 from streaming.models.random_weights import (
     LLAMA_MIMI_1_3B,
     LLAMA_MIMI_8B,
@@ -119,7 +119,7 @@ def test_a_layer_is_ten_launches_a_pass(kind: str, width: int, runs: str, launch
     """Launches are what the step of a few slots is made of, and they creep in one `unsqueeze().float()` at a time. The
     figures are those of docs/performance.md.
     """
-    fused = pytest.importorskip("streaming.models.kernels.fused", exc_type=ImportError)
+    fused = pytest.importorskip("streaming.models.operations.triton.operations", exc_type=ImportError)
     operations = {"plain": Plain(), "fused": fused.Fused(), "matvec": fused.Fused(matvec_rows=4)}[runs]
     one, two = (_launches(layers, width, kind, operations) for layers in (1, 2))
     assert two - one == launches
@@ -128,7 +128,7 @@ def test_a_layer_is_ten_launches_a_pass(kind: str, width: int, runs: str, launch
 @pytest.mark.parametrize(("runs", "layer", "frame"), [("fused", 12, 343), ("plain", 19, 583)])
 def test_a_codec_s_frame_is_so_many_launches(runs: str, layer: int, frame: int) -> None:
     """Both ways, for one session; the figures are those of docs/performance.md."""
-    fused = pytest.importorskip("streaming.models.kernels.fused", exc_type=ImportError)
+    fused = pytest.importorskip("streaming.models.operations.triton.operations", exc_type=ImportError)
     operations = {"plain": Plain(), "fused": fused.Fused()}[runs]
     counts = []
     for layers in (1, 2, MIMI.num_layers):
@@ -229,7 +229,7 @@ def test_one_length_of_context_is_captured_where_attention_reads_what_is_held(
     codec: StreamingMimi, decoder_dir: Path
 ) -> None:
     """Pins three graphs for what is the same work."""
-    fused = pytest.importorskip("streaming.models.kernels.fused", exc_type=ImportError)
+    fused = pytest.importorskip("streaming.models.operations.triton.operations", exc_type=ImportError)
     found = []
     for operations in (fused.Fused(), Plain()):
         step = FrameStep(codec, load_decoder(decoder_dir, operations=operations), 4, 255, 2)

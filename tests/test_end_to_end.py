@@ -18,10 +18,10 @@ from streaming.audio import FRAME, to_float, to_int16
 from streaming.config import Sampling
 from streaming.engine.engine import Engine
 from streaming.frame_step import FrameStep, StepResult
-from streaming.wire import messages
-from streaming.wire.messages import SamplingOptions, SessionStart
+from streaming.protocol import messages
+from streaming.protocol.messages import SamplingOptions, SessionStart
 from tests.reference import load_codec, load_decoder, published_pipeline, speech
-from tests.wire.live_server import Client, LiveServer, client, run, serving
+from tests.server.live_server import Client, LiveServer, client, run, serving
 
 CONTEXT_FRAMES = 60
 GREEDY = SamplingOptions(temperature=0.0, seed=1)

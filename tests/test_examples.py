@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from streaming.audio import FRAME
 from streaming.engine.engine import Engine
-from streaming.wire.access import Gatekeeper, check_bind
-from streaming.wire.messages import SessionStart
-from streaming.wire.tokens import Tokens
+from streaming.protocol.messages import SessionStart
+from streaming.server.door.access import Gatekeeper, check_bind
+from streaming.server.door.tokens import Tokens
 from tests.engine.stub_step import StubStep
-from tests.wire.live_server import LiveServer, client, run, serving
+from tests.server.live_server import LiveServer, client, run, serving
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 TOKEN = "a-token-of-24-characters"  # noqa: S105
@@ -74,7 +74,7 @@ def samples(path: Path) -> NDArray[np.int16]:
 def server() -> Iterator[LiveServer]:
     tokens = Tokens.from_text(f"ann:{TOKEN}")
     keeper = Gatekeeper(check_bind("127.0.0.1", tokens, tls=False, insecure_plaintext=False), tokens)
-    same_seed = mock.patch("streaming.wire.conversation.secrets.randbits", return_value=7)
+    same_seed = mock.patch("streaming.server.conversation.secrets.randbits", return_value=7)
     with same_seed, Engine(StubStep(2, context_frames=256), "stub") as engine, serving(engine, keeper) as live:
         yield live
 

@@ -18,11 +18,11 @@ from torch import Tensor
 from streaming.audio import FRAME, to_int16
 from streaming.engine.engine import Engine
 from streaming.frame_step import FrameStep
-from streaming.wire import messages
-from streaming.wire.messages import SamplingOptions, SessionStart
+from streaming.protocol import messages
+from streaming.protocol.messages import SamplingOptions, SessionStart
 from tests.faults.harness import resident_mib
 from tests.reference import load_codec, load_decoder, speech
-from tests.wire.live_server import client, run, serving
+from tests.server.live_server import client, run, serving
 
 FRAMES = round(float(os.environ.get("STREAMING_LONG_SESSION_MINUTES", "20")) * 60 * 12.5)
 TURN_FRAMES = 250

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from streaming.audio import FRAME
-from streaming.wire import messages
-from streaming.wire.messages import SessionStart
-from tests.wire.live_server import client, run, run_server_py
+from streaming.protocol import messages
+from streaming.protocol.messages import SessionStart
+from tests.server.live_server import client, run, run_server_py
 
 ROOT = Path(__file__).parents[1]
 SPEECH = np.zeros(2 * FRAME, np.int16)

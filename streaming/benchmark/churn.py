@@ -12,10 +12,10 @@ import time
 from streaming.benchmark import live
 from streaming.benchmark.figures import cpu_seconds, percentile, rounded
 from streaming.benchmark.report import Report, Value
+from streaming.client.client import ContinuationClient
+from streaming.client.connection import RefusedError
 from streaming.errors import ContinuationError
-from streaming.wire.client import ContinuationClient
-from streaming.wire.line import RefusedError
-from streaming.wire.messages import SessionStart
+from streaming.protocol.messages import SessionStart
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -23,9 +23,9 @@ from streaming.benchmark.load import Job, Record, SessionRecord, load_speech, ru
 from streaming.benchmark.report import Value
 from streaming.benchmark.schedule import Manner, SessionPlan, held
 from streaming.benchmark.target import Look, Target
-from streaming.console.own_server import own_server, server_command
 from streaming.errors import ContinuationError
-from streaming.wire.messages import PATH
+from streaming.protocol.messages import PATH
+from streaming.terminal.own_server import own_server, server_command
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPT = ROOT / "examples" / "prompt.wav"

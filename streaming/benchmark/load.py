@@ -21,12 +21,12 @@ import numpy as np
 
 from streaming.audio import SAMPLE_RATE, Pcm16, read_audio, to_int16
 from streaming.benchmark.schedule import SessionPlan, Turn
-from streaming.console.jitter_buffer import START_MS, JitterBuffer
-from streaming.console.loudspeaker import SimulatedLoudspeaker
+from streaming.client.client import Audio, ContinuationClient
+from streaming.client.connection import RefusedError
 from streaming.errors import ContinuationError, ProtocolError
-from streaming.wire.client import Audio, ContinuationClient
-from streaming.wire.line import RefusedError
-from streaming.wire.messages import Error, InputDropped, InputLagging, SamplingOptions, SessionStart, TurnDone
+from streaming.protocol.messages import Error, InputDropped, InputLagging, SamplingOptions, SessionStart, TurnDone
+from streaming.terminal.jitter_buffer import START_MS, JitterBuffer
+from streaming.terminal.loudspeaker import SimulatedLoudspeaker
 
 _TICK_S = 0.04
 """How often playback is reported: twice in the 80 ms that the protocol allows."""

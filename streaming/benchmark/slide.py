@@ -18,8 +18,8 @@ from streaming.benchmark.likelihood import compare, encode, feed, speech_frames
 from streaming.benchmark.report import Report, Value
 from streaming.loading import CONTEXT_TOKENS, load_models
 from streaming.models.attention import FrameView, rotate
-from streaming.models.kernels.plain import Plain
 from streaming.models.llama import DecoderState, LlamaDecoder
+from streaming.models.operations.torch import Plain
 
 _BATCH = 16
 Alter = Callable[[LlamaDecoder, DecoderState, FrameView], FrameView]

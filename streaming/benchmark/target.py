@@ -23,8 +23,8 @@ from urllib.parse import urlsplit, urlunsplit
 
 import numpy as np
 
-from streaming.wire.line import is_loopback
-from streaming.wire.messages import PATH
+from streaming.client.connection import is_loopback
+from streaming.protocol.messages import PATH
 
 _TIMEOUT_S = 5.0
 _CENSUS = 8

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from streaming.models.native.matrix import NativeLinear
+from streaming.models.operations.native.matrix import NativeLinear
 
 _GATHERS = ("embedding", "index.Tensor", "gather", "index_select")
 """Operations that read only what they give."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from streaming.errors import CheckpointError
 from streaming.models.checkpoint import TensorSource
-from streaming.models.native.matrix import TINY, NativeLinear
+from streaming.models.operations.native.matrix import TINY, NativeLinear
 
 Quantize = Literal["none", "int8", "int4"]
 

@@ -23,9 +23,9 @@ from torch import Tensor
 from streaming.config import LlamaConfig
 from streaming.models.attention import FrameView, KeyValueRing, Rotary
 from streaming.models.checkpoint import TensorSource
-from streaming.models.kernels.choice import pick
-from streaming.models.kernels.plain import Plain
 from streaming.models.linear import Linear, Quantize, linear, load_linear
+from streaming.models.operations.choice import pick
+from streaming.models.operations.torch import Plain
 from streaming.models.sampler import Drawing, SamplerState
 from streaming.models.token_layout import TokenLayout
 

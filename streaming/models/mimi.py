@@ -15,9 +15,9 @@ from streaming.audio import FRAME
 from streaming.config import MimiConfig
 from streaming.models.attention import KeyValueRing, Rotary
 from streaming.models.checkpoint import TensorSource
-from streaming.models.kernels.choice import pick_for_codec
-from streaming.models.kernels.plain import Plain
 from streaming.models.linear import Linear, load_linear
+from streaming.models.operations.choice import pick_for_codec
+from streaming.models.operations.torch import Plain
 from streaming.models.quantizer import SplitQuantizer
 from streaming.models.seanet import CausalConv1d, SeaNet
 

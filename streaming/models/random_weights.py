@@ -10,10 +10,10 @@ from torch import Tensor
 
 from streaming.config import LlamaConfig, MimiConfig, Rope
 from streaming.models.checkpoint import TensorSource
-from streaming.models.kernels.plain import Plain
 from streaming.models.linear import Quantize
 from streaming.models.llama import LlamaDecoder
 from streaming.models.mimi import StreamingMimi
+from streaming.models.operations.torch import Plain
 from streaming.models.token_layout import TokenLayout
 
 MIMI = MimiConfig(

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from streaming.config import MimiConfig
 from streaming.models.checkpoint import TensorSource
-from streaming.models.kernels.plain import Plain
 from streaming.models.linear import Linear, linear
+from streaming.models.operations.torch import Plain
 
 Shape = tuple[int, int, int]
 

@@ -1,6 +1,6 @@
 /**
  * What one side of a session counts and keeps, so that nothing is lost or doubled when a connection breaks and another
- * takes its place: `docs/protocol.md`, "Coming back". The page's twin of `streaming/wire/exchange.py`.
+ * takes its place: `docs/protocol.md`, "Coming back". The page's twin of `streaming/protocol/replay.py`.
  */
 
 import { ProtocolError } from "./protocol.js";

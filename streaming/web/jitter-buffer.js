@@ -1,6 +1,6 @@
 /**
  * A jitter buffer: audio comes in bursts, leaves evenly, and every sample that left is accounted for. The page's twin of
- * `streaming/console/jitter_buffer.py`.
+ * `streaming/terminal/jitter_buffer.py`.
  *
  * Playback begins when `targetMs` is buffered, or when the continuation is complete. To run dry before more comes is an
  * underrun: the target grows by 20 ms up to `maxMs`, and playback pauses until the target is reached again. `maxMs` must

@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from tests.engine.stub_step import StubStep, running
-from tests.wire.live_server import serving
+from tests.server.live_server import serving
 
 
 def main() -> None:

@@ -12,14 +12,14 @@ import pytest
 from streaming.benchmark.__main__ import main, parse
 from streaming.benchmark.figures import cpu_seconds
 from streaming.benchmark.target import Look, Target, steps_between
-from streaming.wire.access import Gatekeeper, Limits, check_bind
-from streaming.wire.server import load_tls
-from streaming.wire.tokens import Tokens
+from streaming.server.door.access import Gatekeeper, Limits, check_bind
+from streaming.server.door.tokens import Tokens
+from streaming.server.server import load_tls
 from tests.benchmark.balancer import balancing
 from tests.benchmark.test_target import METRICS, answering
 from tests.engine.stub_step import StubStep, running
-from tests.wire.certificate import self_signed
-from tests.wire.live_server import serving
+from tests.server.certificate import self_signed
+from tests.server.live_server import serving
 
 ANN, READER = "ann-0123456789abcdef", "reader-0123456789abcdef"
 BRIEF = (

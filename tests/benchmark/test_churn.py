@@ -8,7 +8,7 @@ from pathlib import Path
 
 from streaming.benchmark.__main__ import main
 from tests.engine.stub_step import StubStep, running
-from tests.wire.live_server import serving
+from tests.server.live_server import serving
 
 
 def test_sessions_come_and_go_and_who_is_refused_is_counted(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from streaming.benchmark.load import Job, Record, SessionRecord, TurnRecord, run
 from streaming.benchmark.schedule import SessionPlan, Turn
 from streaming.benchmark.target import Look
 from tests.engine.stub_step import StubStep, running
-from tests.wire.live_server import run, serving
+from tests.server.live_server import run, serving
 
 ROOT = Path(__file__).parents[2]
 SPEECH = (8_000 * np.sin(np.arange(48_000))).astype(np.int16)

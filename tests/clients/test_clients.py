@@ -21,8 +21,8 @@ import pytest
 from streaming.engine.engine import Engine
 from tests.clients.install import PYTHON
 from tests.engine.stub_step import StubStep
-from tests.wire.live_server import LiveServer, serving
-from tests.wire.openai.client import kinds, said_by
+from tests.server.live_server import LiveServer, serving
+from tests.server.openai.client import kinds, said_by
 
 ROOT = Path(__file__).parents[2]
 RECIPES = re.findall(r"```python\n(.*?)```", (ROOT / "docs/openai.md").read_text(encoding="utf-8"), re.DOTALL)

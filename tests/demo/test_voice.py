@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 from transformers import AutoTokenizer, LlamaForCausalLM, MimiModel
 
 import streaming
-from streaming.audio import FRAME, read_audio
+from streaming.audio import FRAME, SPEECH_WINDOW, read_audio
 from streaming.benchmark.likelihood import PROMPT, encode
 from streaming.config import Sampling
 from streaming.demo import recipe
-from streaming.engine.turn_taking import WINDOW_SAMPLES, SpeechProbability, load_vad_model
 from streaming.frame_step import FrameStep
 from streaming.loading import folders, load_models
+from streaming.models.voice_activity import SpeechProbability, load_vad_model
 
 DECODER, CODEC = folders()
 
@@ -70,7 +70,7 @@ def test_it_speaks(prompt: NDArray[np.float32]) -> None:
                     session.listen(frame)
                 said = np.concatenate(list(session.speak(max_frames=50)))
             probability = SpeechProbability(load_vad_model())
-            windows = said[: len(said) // WINDOW_SAMPLES * WINDOW_SAMPLES].reshape(-1, WINDOW_SAMPLES)
+            windows = said[: len(said) // SPEECH_WINDOW * SPEECH_WINDOW].reshape(-1, SPEECH_WINDOW)
             shares.append(np.mean([probability(window) > 0.5 for window in windows]))
             assert 0.01 < said.std() < 0.3
     assert np.mean(shares) > 0.5, shares

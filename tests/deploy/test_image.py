@@ -17,10 +17,10 @@ from pathlib import Path
 import pytest
 
 from streaming.engine.engine import Engine
-from streaming.wire.server import load_tls
+from streaming.server.server import load_tls
 from tests.engine.stub_step import StubStep
-from tests.wire.certificate import self_signed
-from tests.wire.live_server import serving
+from tests.server.certificate import self_signed
+from tests.server.live_server import serving
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = ROOT / "deploy" / "Dockerfile"

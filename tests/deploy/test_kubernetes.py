@@ -25,12 +25,12 @@ import yaml
 
 from server import parse
 from streaming.audio import FRAME
-from streaming.wire.client import ContinuationClient
-from streaming.wire.health import LIVE, READY
-from streaming.wire.messages import SessionStart, TurnDone
-from streaming.wire.metrics import METRICS
+from streaming.client.client import ContinuationClient
+from streaming.protocol.messages import SessionStart, TurnDone
+from streaming.server.watch.health import LIVE, READY
+from streaming.server.watch.metrics import METRICS
 from tests.deploy.test_image import environment, instructions
-from tests.wire.live_server import run
+from tests.server.live_server import run
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deploy" / "kubernetes"

@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from streaming.engine.engine import Engine
 from tests.engine.stub_step import StubStep
-from tests.wire.live_server import get, serving
+from tests.server.live_server import get, serving
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 DASHBOARD = DEPLOY / "grafana" / "streaming.json"

@@ -17,12 +17,12 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from streaming.audio import FRAME
-from streaming.wire import messages
-from streaming.wire.client import Audio, ContinuationClient
-from streaming.wire.line import ConnectionRestored, RefusedError
-from streaming.wire.messages import SamplingOptions, SessionStart
-from tests.wire.cut_proxy import cut_proxy
-from tests.wire.live_server import PATIENCE_S, client, run
+from streaming.client.client import Audio, ContinuationClient
+from streaming.client.connection import ConnectionRestored, RefusedError
+from streaming.protocol import messages
+from streaming.protocol.messages import SamplingOptions, SessionStart
+from tests.server.cut_proxy import cut_proxy
+from tests.server.live_server import PATIENCE_S, client, run
 
 uvicorn = pytest.importorskip("uvicorn", reason="uvicorn comes with the extra [ray]")
 relays = pytest.importorskip("deploy.ray.relay", reason="starlette comes with the extra [ray]")

@@ -26,12 +26,12 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from streaming.audio import FRAME
-from streaming.wire import messages
-from streaming.wire.access import BindError
-from streaming.wire.client import Audio, ContinuationClient
-from streaming.wire.line import ConnectionLost, SessionLostError
-from streaming.wire.messages import SessionStart
-from tests.wire.live_server import Client, client, get, run
+from streaming.client.client import Audio, ContinuationClient
+from streaming.client.connection import ConnectionLost, SessionLostError
+from streaming.protocol import messages
+from streaming.protocol.messages import SessionStart
+from streaming.server.door.access import BindError
+from tests.server.live_server import Client, client, get, run
 
 if find_spec("ray") is None:
     pytest.skip("Ray comes with the extra [ray]", allow_module_level=True)

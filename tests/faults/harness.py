@@ -25,10 +25,11 @@ import numpy as np
 
 from streaming.audio import FRAME, FRAME_RATE
 from streaming.engine.engine import Engine
-from streaming.wire import messages, server
-from streaming.wire.messages import SamplingOptions, SessionStart
+from streaming.protocol import messages
+from streaming.protocol.messages import SamplingOptions, SessionStart
+from streaming.server import server
 from tests.engine.stub_step import StubStep
-from tests.wire.live_server import Client, client, run, serving
+from tests.server.live_server import Client, client, run, serving
 
 SPEECH = (np.arange(3 * FRAME) % 251).astype(np.int16)
 FRAMES_A_TURN = 8
@@ -157,7 +158,7 @@ def watched(
         loops.append(asyncio.get_running_loop())
         await real_run(*args, **kwargs)
 
-    noted = mock.patch("tests.wire.live_server.run_server", noting_the_loop)
+    noted = mock.patch("tests.server.live_server.run_server", noting_the_loop)
     gc.collect()
     gc.freeze()  # as server.py does
     with Engine(step, "stub") as engine, noted, serving(engine, **options) as live:

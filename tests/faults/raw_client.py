@@ -12,8 +12,8 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from streaming.wire import messages
-from streaming.wire.messages import AudioMessage, Message, SessionStart
+from streaming.protocol import messages
+from streaming.protocol.messages import AudioMessage, Message, SessionStart
 
 TEXT, BINARY, CLOSE, PING, PONG = 0x1, 0x2, 0x8, 0x9, 0xA
 CONTINUATION = 0x0

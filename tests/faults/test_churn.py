@@ -21,10 +21,10 @@ from websockets.exceptions import ConnectionClosed
 
 from streaming.audio import FRAME
 from streaming.engine.engine import Engine
-from streaming.wire import messages
-from streaming.wire.messages import SamplingOptions, SessionStart
+from streaming.protocol import messages
+from streaming.protocol.messages import SamplingOptions, SessionStart
 from tests.engine.stub_step import StubStep
-from tests.wire.live_server import Client, client, get, run, serving
+from tests.server.live_server import Client, client, get, run, serving
 
 SECONDS = float(os.environ.get("CHURN_SECONDS", "8"))
 SEED = int(os.environ.get("CHURN_SEED", "20261122"))

@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 
 from streaming.audio import FRAME, SAMPLE_RATE
-from streaming.wire import messages
-from streaming.wire.messages import SessionStart
+from streaming.protocol import messages
+from streaming.protocol.messages import SessionStart
 from tests.faults.harness import (
     ENDLESS,
     FAST,
@@ -34,7 +34,7 @@ from tests.faults.harness import (
     watched,
 )
 from tests.faults.raw_client import BINARY, CONTINUATION, PING, TEXT, RawClient, audio, frame, handshake, text
-from tests.wire.live_server import client, run
+from tests.server.live_server import client, run
 
 RESETS = int(os.environ.get("FAULT_RESETS", "500"))
 SEED = int(os.environ.get("FAULT_SEED", "5"))
@@ -125,7 +125,7 @@ def test_a_reset_at_any_phase_of_a_turn_frees_the_slot(server: Watched) -> None:
 def test_a_client_that_is_killed_frees_its_slot(server: Watched) -> None:
     program = (
         "import sys, time\n"
-        "from streaming.wire import messages\n"
+        "from streaming.server import messages\n"
         "from tests.faults.raw_client import *\n"
         "client = RawClient(int(sys.argv[1])).start(messages.SessionStart(max_seconds=3600, pace='fast'))\n"
         "client.send(audio(np.ones(3000, np.int16)) + text(messages.Speak(turn=1)))\n"

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from streaming.errors import ProtocolError
-from streaming.wire import messages
+from streaming.protocol import messages
 from tests.faults.harness import FAST, Watched, watched
 from tests.faults.raw_client import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, RawClient, frame, text
 

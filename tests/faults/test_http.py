@@ -17,8 +17,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from streaming.wire import messages
-from streaming.wire.access import Limits
+from streaming.protocol import messages
+from streaming.server.door.access import Limits
 from tests.faults.harness import (
     FAST,
     SPEECH,

@@ -17,13 +17,13 @@ import pytest
 
 import streaming
 from streaming.engine.engine import Engine
-from streaming.wire import messages
-from streaming.wire.access import Gatekeeper, check_bind
-from streaming.wire.tokens import Tokens
+from streaming.protocol import messages
+from streaming.server.door.access import Gatekeeper, check_bind
+from streaming.server.door.tokens import Tokens
 from tests.engine.stub_step import StubStep
 from tests.faults.harness import FAST, SPEECH, beside_a_healthy_session, watched
 from tests.faults.raw_client import BINARY, TEXT, RawClient, audio, frame, handshake, text
-from tests.wire.live_server import client, run, serving
+from tests.server.live_server import client, run, serving
 
 TOKEN = "a-token-of-24-characters"  # noqa: S105
 MARKED = np.frombuffer(b"SPOKENWORD" * 384, "<i2")

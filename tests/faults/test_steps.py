@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from streaming.wire import messages
+from streaming.protocol import messages
 from tests.engine.stub_step import StubResult, StubStep
 from tests.faults.harness import STEP_S, Watched, beside_a_healthy_session, watched
 from tests.faults.raw_client import RawClient, audio, text
-from tests.wire.live_server import get
+from tests.server.live_server import get
 
 MARK = np.full(3 * 1920, 12_345, np.int16)
 """Speech that the step cannot bear."""

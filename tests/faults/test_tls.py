@@ -13,9 +13,9 @@ from contextlib import ExitStack, suppress
 
 import pytest
 
-from streaming.wire import messages
-from streaming.wire.access import Gatekeeper, Limits, check_bind
-from streaming.wire.server import load_tls
+from streaming.protocol import messages
+from streaming.server.door.access import Gatekeeper, Limits, check_bind
+from streaming.server.server import load_tls
 from tests.faults.harness import (
     ENDLESS,
     FAST,
@@ -29,7 +29,7 @@ from tests.faults.harness import (
     watched,
 )
 from tests.faults.raw_client import PING, RawClient, audio, frame, handshake, text
-from tests.wire.certificate import self_signed
+from tests.server.certificate import self_signed
 
 RESETS = int(os.environ.get("FAULT_RESETS", "500")) // 5
 SEED = int(os.environ.get("FAULT_SEED", "5"))

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from streaming.models.linear import Dense, Packed, Quantize, linear
-from streaming.models.native.library import library
-from streaming.models.native.matrix import NativeLinear
+from streaming.models.operations.native.library import library
+from streaming.models.operations.native.matrix import NativeLinear
 
 KINDS: list[Quantize] = ["none", "int8", "int4"]
 ERROR = {"none": 0.0, "int8": 0.02, "int4": 0.12}

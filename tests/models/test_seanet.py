@@ -13,10 +13,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from streaming.models.checkpoint import TensorSource
-from streaming.models.kernels.plain import Plain
 from streaming.models.linear import linear
-from streaming.models.native.library import library
-from streaming.models.native.operations import Native
+from streaming.models.operations.native.library import library
+from streaming.models.operations.native.operations import Native
+from streaming.models.operations.torch import Plain
 from streaming.models.seanet import CausalConv1d
 
 CPU = torch.device("cpu")

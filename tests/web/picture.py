@@ -12,7 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from streaming.wire.messages import PATH
+from streaming.protocol.messages import PATH
 from tests.web.browser import Page, browser
 
 ROOT = Path(__file__).parents[2]

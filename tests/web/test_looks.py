@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from streaming.engine.engine import Engine
+from tests.server.live_server import serving
 from tests.web.browser import Page, browser, chromium
 from tests.web.voice import VoiceStep
-from tests.wire.live_server import serving
 
 PHASES = ("idle", "connecting", "queued", "ready", "talking", "waiting", "speaking", "problem")
 DESKTOP, TELEPHONE = (1280, 800), (360, 760)

@@ -25,14 +25,14 @@ from numpy.typing import NDArray
 
 from streaming.audio import FRAME, SAMPLE_RATE, to_int16
 from streaming.engine.engine import Engine
-from streaming.wire.access import Bind, Gatekeeper, check_bind, parse_origins
-from streaming.wire.server import load_tls
-from streaming.wire.tokens import Tokens
+from streaming.server.door.access import Bind, Gatekeeper, check_bind, parse_origins
+from streaming.server.door.tokens import Tokens
+from streaming.server.server import load_tls
+from tests.server.certificate import self_signed
+from tests.server.cut_proxy import CutProxy, cut_proxy
+from tests.server.live_server import LiveServer, serving
 from tests.web.browser import Page, browser, chromium
 from tests.web.voice import VoiceStep
-from tests.wire.certificate import self_signed
-from tests.wire.cut_proxy import CutProxy, cut_proxy
-from tests.wire.live_server import LiveServer, serving
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "prompt.wav"
 TOKEN = "a-token-of-24-characters"  # noqa: S105

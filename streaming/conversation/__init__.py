@@ -1,0 +1,1 @@
+"""What a session does, pure: turns, playback, turn taking by voice."""

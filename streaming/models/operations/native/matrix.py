@@ -1,0 +1,200 @@
+"""Matrices packed for `kernels.c`, in four kinds of weights. Activations are float32 whatever the weights are.
+
+A row's result depends on that row alone, to the last bit.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import byref, c_int64, c_void_p
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from streaming.models.operations.native.library import library
+
+Activation = Literal["none", "gelu", "gated"]
+
+FLOATS = {torch.float32: 0, torch.bfloat16: 1}
+_INT8, _INT4 = 2, 3
+_ACTIVATIONS: dict[Activation, int] = {"none": 0, "gelu": 1, "gated": 2}
+TINY = 1e-30
+"""The least that a scale may be."""
+
+
+class _Matrix(ctypes.Structure):
+    _fields_ = (
+        *((name, c_int64) for name in ("kind", "inputs", "outputs", "group")),
+        *((name, c_void_p) for name in ("weight", "scales", "bias")),
+    )
+
+
+class _Rows(ctypes.Structure):
+    _fields_ = (("x", c_void_p), *((name, c_int64) for name in ("batch", "rows", "batch_stride", "row_stride")))
+
+
+class _After(ctypes.Structure):
+    _fields_ = (("activation", c_int64), ("scale", c_void_p), ("residual", c_void_p))
+
+
+def pointer(tensor: Tensor | None) -> int | None:
+    """Of a tensor that lies in one piece, or null. Of its type and size the caller must be sure."""
+    assert tensor is None or tensor.is_contiguous()
+    return None if tensor is None else tensor.data_ptr()
+
+
+class NativeLinear:
+    """x: [..., inputs] to [..., outputs], in x's dtype."""
+
+    def __init__(
+        self,
+        kind: int,
+        shape: tuple[int, int],
+        weight: Tensor,
+        scales: Tensor | None = None,
+        bias: Tensor | None = None,
+        group: int = 0,
+    ) -> None:
+        """shape: outputs, inputs; weight, scales: as `kernels.c` wants them. See `pack`, `pack_int8`, `pack_int4`."""
+        opened = library()
+        assert opened is not None
+        self._product = opened.native_product
+        self.outputs, self.inputs = shape
+        self._kept = (weight, scales, None if bias is None else bias.float().contiguous())
+        pointers = [pointer(tensor) for tensor in self._kept]
+        self._matrix = _Matrix(kind, self.inputs, self.outputs, group, *pointers)
+        self._matrix_at = byref(self._matrix)
+        self.gates = self.outputs % (2 * int(opened.native_block())) == 0
+        """Whether `run` can gate."""
+
+    @staticmethod
+    def can(weight: Tensor) -> bool:
+        """Whether a weight can be packed here as it is."""
+        return weight.device.type == "cpu" and weight.dtype in FLOATS and library() is not None
+
+    @staticmethod
+    def can_integers(weight: Tensor, group: int) -> bool:
+        """Whether a weight's inputs can be packed here as integers, in groups of so many."""
+        opened = library() if weight.device.type == "cpu" else None
+        return opened is not None and bool(opened.native_integers()) and weight.shape[1] % group == 0
+
+    @staticmethod
+    def pack(weight: Tensor, bias: Tensor | None = None) -> NativeLinear:
+        """weight: [outputs, inputs] float32 or bfloat16; bias: [outputs].
+
+        Weights that came from a checkpoint in bfloat16 go back to it: the same numbers, so the same results, in half of
+        the bytes.
+        """
+        opened = library()
+        assert opened is not None
+        low = weight.bfloat16()
+        if torch.equal(low.float(), weight.float()):
+            weight = low
+        outputs, inputs = weight.shape
+        block, lanes = int(opened.native_block()), int(opened.native_lanes())
+        whole, rest = outputs // block * block, outputs % block
+
+        def by_input(blocks: Tensor) -> Tensor:  # [blocks, outputs, inputs]
+            columns = blocks.transpose(1, 2)
+            if weight.dtype == torch.bfloat16 and columns.shape[2] > lanes:
+                columns = columns.unflatten(2, (-1, 2, lanes)).transpose(3, 4)
+            return columns.flatten()
+
+        packed = by_input(weight[:whole].view(-1, block, inputs))
+        if rest:
+            filled = F.pad(weight[whole:], (0, 0, 0, int(opened.native_width(rest)) - rest))
+            packed = torch.cat((packed, by_input(filled[None])))
+        return NativeLinear(FLOATS[weight.dtype], (outputs, inputs), packed, bias=bias)
+
+    @staticmethod
+    def pack_int8(eight: Tensor, scale: Tensor) -> NativeLinear:
+        """Weights in 8 bits [outputs, inputs] with a scale for each output; activations too, with a scale for each
+        row.
+        """
+        opened = library()
+        assert opened is not None
+        outputs, inputs = eight.shape
+        shift = 128 * eight.sum(dim=1, keepdim=True, dtype=torch.int32)
+        block = int(opened.native_block())
+        scales = _blocks(
+            torch.cat((scale[:, None].view(torch.int32), shift), dim=1), block
+        )  # [outputs / block, block, 2]
+        packed = _blocks(eight, block).view(-1, block, inputs // 4, 4).transpose(1, 2).contiguous()
+        return NativeLinear(_INT8, (outputs, inputs), packed, scales.transpose(1, 2).contiguous(), group=inputs)
+
+    @staticmethod
+    def pack_int4(weight: Tensor, group: int) -> NativeLinear:
+        """Weights in 4 bits, for each group of inputs a scale and a least value in bfloat16; activations in 8 bits,
+        with a scale for each group.
+        """
+        opened = library()
+        assert opened is not None
+        outputs, inputs = weight.shape
+        wide = weight.float().view(outputs, -1, group)
+        low, high = wide.amin(dim=-1, keepdim=True).bfloat16(), wide.amax(dim=-1, keepdim=True)
+        scale = ((high - low.float()) / 15).clamp(min=TINY).bfloat16()
+        four = ((wide - low.float()) / scale.float()).round().clamp(0, 15).to(torch.uint8).view(outputs, inputs)
+        block = int(opened.native_block())
+        eights = _blocks(four, block).view(-1, block, inputs // 8, 2, 4)
+        packed = (eights[..., 0, :] | eights[..., 1, :] << 4).transpose(1, 2)  # [outputs / block, inputs / 8, block, 4]
+        scales = _blocks(torch.cat((scale, low), dim=-1), block).permute(0, 2, 3, 1)
+        return NativeLinear(_INT4, (outputs, inputs), packed.contiguous(), scales.contiguous(), group=group)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if x.dtype == torch.float32:
+            return self.run(x.contiguous())
+        return self.run(x.float().contiguous()).to(x.dtype)
+
+    def run(
+        self,
+        x: Tensor,
+        activation: Activation = "none",
+        scale: Tensor | None = None,
+        residual: Tensor | None = None,
+    ) -> Tensor:
+        """residual + scale * activation(x W + bias); float32 and in one piece all of them.
+
+        x: [..., inputs]; scale: [outputs]; residual: as the result. "gated": silu of the first half of the outputs
+        times the second. Returns [..., outputs], or half as many.
+        """
+        assert x.shape[-1] == self.inputs
+        return self._run(x, x.numel() // self.inputs, 1, x.shape[:-1], 0, self.inputs, activation, scale, residual)
+
+    def windows(self, x: Tensor, channels: int, stride: int) -> Tensor:
+        """Every window of `inputs / channels` steps, `stride` steps apart, as a row.
+
+        x: [B, T, channels] float32 in one piece. Returns [B, windows, outputs].
+        """
+        batch, time, _ = x.shape
+        rows = (time * channels - self.inputs) // (stride * channels) + 1
+        return self._run(x, rows, batch, (batch, rows), time * channels, stride * channels, "none", None, None)
+
+    def _run(
+        self,
+        x: Tensor,
+        rows: int,
+        batch: int,
+        shape: tuple[int, ...],
+        batch_stride: int,
+        row_stride: int,
+        activation: Activation,
+        scale: Tensor | None,
+        residual: Tensor | None,
+    ) -> Tensor:
+        assert x.dtype == torch.float32 and (activation != "gated" or self.gates)
+        out = torch.empty(*shape, self.outputs // 2 if activation == "gated" else self.outputs)
+        assert scale is None or (scale.dtype == torch.float32 and scale.numel() == self.outputs)
+        assert residual is None or (residual.dtype == torch.float32 and residual.numel() == out.numel())
+        given = _Rows(pointer(x), batch, rows, batch_stride, row_stride)
+        after = _After(_ACTIVATIONS[activation], pointer(scale), pointer(residual))
+        if self._product(self._matrix_at, byref(given), byref(after), out.data_ptr(), torch.get_num_threads()):
+            raise MemoryError(f"no memory for {rows * batch} rows of {self.inputs} activations")
+        return out
+
+
+def _blocks(rows: Tensor, block: int) -> Tensor:
+    """rows: [N, ...], filled up with zeros to whole blocks: [N / block, block, ...]."""
+    missing = -len(rows) % block
+    return torch.cat((rows, rows.new_zeros(missing, *rows.shape[1:]))).view(-1, block, *rows.shape[1:])

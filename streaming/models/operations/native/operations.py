@@ -1,0 +1,183 @@
+"""The reference's operations (`kernels/plain.py`) with what `kernels.c` has in their place. Activations are float32."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import byref, c_int64, c_void_p
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from streaming.models.attention import FrameView, KeyValueRing, Rotary
+from streaming.models.linear import Linear
+from streaming.models.operations.native.library import library
+from streaming.models.operations.native.matrix import FLOATS, NativeLinear, pointer
+from streaming.models.operations.torch import Plain
+from streaming.models.sampler import Drawing, SamplerState
+
+
+class _Ring(ctypes.Structure):
+    _fields_ = (
+        *((name, c_int64) for name in ("kind", "prefix", "size", "slot_stride", "head_stride")),
+        *((name, c_void_p) for name in ("keys", "values")),
+    )
+
+
+class _View(ctypes.Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("position", "start", "cos", "sin")),
+        *((name, c_int64) for name in ("position_stride", "start_stride", "start_step", "angle_stride")),
+    )
+
+
+class _Drawing(ctypes.Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("temperature", "top_p", "top_k", "seed", "frames", "listening", "speaking")),
+        ("flag_stride", c_int64),
+        *((name, c_void_p) for name in ("codes", "ended", "finite")),
+    )
+
+
+@dataclass(frozen=True)
+class NativeView(FrameView):
+    """A view as `kernels.c` reads it, one for all layers."""
+
+    @cached_property
+    def native(self) -> _View:
+        position, start, cos, sin = self.position, self.start, self.cos, self.sin
+        assert position.stride(-1) == 1 and cos.stride() == sin.stride() and cos.stride()[-2:] == (cos.shape[-1], 1)
+        addresses = [tensor.data_ptr() for tensor in (position, start, cos, sin)]
+        step = start.stride(1) if start.shape[1] > 1 else 0
+        return _View(*addresses, position.stride(0), start.stride(0), step, cos.stride(0))
+
+
+class Native(Plain):
+    """See `Plain` for what each does."""
+
+    bounded = True
+    activations = torch.float32
+
+    def __init__(self) -> None:
+        opened = library()
+        assert opened is not None
+        self._library = opened
+
+    @staticmethod
+    def can(device: torch.device, dtype: torch.dtype, *sizes: int) -> bool:
+        """Whether this processor has them, for weights of this type, and activations and heads of these sizes."""
+        opened = library() if device.type == "cpu" and dtype in FLOATS else None
+        return opened is not None and all(size % int(opened.native_lanes()) == 0 for size in sizes)
+
+    def view(self, position: Tensor, start: Tensor, ring: KeyValueRing, rotary: Rotary, columns: int) -> FrameView:
+        cos, sin = rotary(position)
+        return NativeView(position, start, cos.unsqueeze(1), sin.unsqueeze(1), None, None)
+
+    def norm(self, x: Tensor, pending: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        x = x.contiguous()
+        added, normed = x if pending is None else torch.empty_like(x), torch.empty_like(x)
+        size = weight.numel()
+        self._library.native_rms_norm(
+            pointer(x), pointer(pending), pointer(weight), eps, x.numel() // size, size, pointer(added), pointer(normed)
+        )
+        return added, normed
+
+    def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        x = x.contiguous()
+        normed, size = torch.empty_like(x), weight.numel()
+        self._library.native_layer_norm(
+            pointer(x), pointer(weight), pointer(bias), eps, x.numel() // size, size, pointer(normed)
+        )
+        return normed
+
+    def project_gated(
+        self, x: Tensor, pending: Tensor, norm: Tensor, eps: float, weight: Linear
+    ) -> tuple[Tensor, Tensor]:
+        if not (isinstance(weight, NativeLinear) and weight.gates):
+            return super().project_gated(x, pending, norm, eps, weight)
+        x, normed = self.norm(x, pending, norm, eps)
+        return x, weight.run(normed, "gated")
+
+    def linear_gelu(self, x: Tensor, weight: Linear) -> Tensor:
+        return weight.run(x, "gelu") if isinstance(weight, NativeLinear) else super().linear_gelu(x, weight)
+
+    def add_linear(self, residual: Tensor, scale: Tensor, x: Tensor, weight: Linear) -> Tensor:
+        if not isinstance(weight, NativeLinear):
+            return super().add_linear(residual, scale, x, weight)
+        return weight.run(x, scale=scale, residual=residual.contiguous())
+
+    def attend(self, qkv: Tensor, ring: KeyValueRing, layer: int, view: FrameView) -> Tensor:
+        assert isinstance(view, NativeView)
+        batch, time, width = qkv.shape
+        keys, heads, dim = ring.keys, ring.keys.shape[2], ring.keys.shape[4]
+        groups = width // dim // heads - 2
+        assert view.start.shape[1] == 1 or ring.prefix == 0
+        assert keys.is_contiguous() and ring.values.shape == keys.shape and ring.values.is_contiguous()
+        out = torch.empty(batch, time, heads * groups * dim)
+        slot, step, head, _, _ = keys.stride()
+        offset = layer * step * keys.itemsize
+        native_ring = _Ring(
+            FLOATS[keys.dtype],
+            ring.prefix,
+            ring.size,
+            slot,
+            head,
+            keys.data_ptr() + offset,
+            ring.values.data_ptr() + offset,
+        )
+        if self._library.native_attend(
+            byref(native_ring),
+            byref(view.native),
+            pointer(qkv),
+            batch,
+            time,
+            heads,
+            groups,
+            dim,
+            pointer(out),
+            torch.get_num_threads(),
+        ):
+            raise MemoryError(f"no memory for the scores of {batch} slots")
+        return out
+
+    def extend(self, context: Tensor, x: Tensor, activate: bool) -> Tensor:
+        batch, old, channels = context.shape
+        new, x = x.shape[1], x.contiguous()
+        assert not old or context.stride()[1:] == (channels, 1)
+        out = torch.empty(batch, old + new, channels)
+        self._library.native_extend(
+            context.data_ptr(),
+            context.stride(0),
+            old * channels,
+            pointer(x),
+            new * channels,
+            batch,
+            activate,
+            pointer(out),
+            torch.get_num_threads(),
+        )
+        return out
+
+    def windows(self, x: Tensor, product: Linear, kernel: int, stride: int, dilation: int) -> Tensor:
+        if not isinstance(product, NativeLinear) or dilation != 1:
+            return super().windows(x, product, kernel, stride, dilation)
+        return product.windows(x.contiguous(), x.shape[2], stride)
+
+    def draw(self, logits: Tensor, book: int, state: SamplerState, frame: Drawing, few: bool) -> Tensor:
+        if not few:
+            return super().draw(logits, book, state, frame, few)
+        batch, size = logits.shape
+        assert frame.listening.stride() == frame.speaking.stride() and logits.dtype == torch.float32
+        units = torch.empty_like(frame.frames)
+        drawing = _Drawing(
+            *(pointer(t) for t in (state.temperature, state.top_p, state.top_k, state.seed, frame.frames)),
+            frame.listening.data_ptr(),
+            frame.speaking.data_ptr(),
+            frame.listening.stride(0),
+            *(pointer(t) for t in (frame.codes, frame.ended, frame.finite)),
+        )
+        self._library.native_draw(
+            pointer(logits), byref(drawing), batch, size, book, frame.codes.shape[1], pointer(units)
+        )
+        return units

@@ -1,0 +1,132 @@
+"""One launch at the beginning of a frame: positions, angles, and the prefix's keys turned to where the window starts.
+
+The angles are those of `attention.Rotary`: rounded to float32 up to position 8,192, exact beyond.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from streaming.models.attention import FLOAT32_POSITIONS, Rotary
+from streaming.models.operations.triton.device import on_its_device
+
+
+@triton.jit
+def _angle(position, frequency, frequency64, float32_positions: tl.constexpr):
+    rounded = (position.to(tl.float32) * frequency).to(tl.float64)
+    return tl.where(position < float32_positions, rounded, position.to(tl.float64) * frequency64)
+
+
+@triton.jit
+def _kernel(
+    frames,  # [B]
+    prefix_keys,  # [L, H, P, D], contiguous
+    keys,  # [S, L, H, P + size, D]
+    frequency,  # [D / 2]
+    frequency64,
+    position,  # [B, Q]
+    start,  # [B, 1]
+    cos,  # [B, 1, Q, D]
+    sin,
+    slot_stride,
+    layer_stride,
+    head_stride,
+    context_frames,
+    heads: tl.constexpr,
+    block_heads: tl.constexpr,
+    half: tl.constexpr,
+    prefix: tl.constexpr,
+    books: tl.constexpr,
+    float32_positions: tl.constexpr,
+):
+    slot, layer = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    frame = tl.load(frames + slot)
+    opened = prefix + books * tl.maximum(frame + 1 - context_frames, 0)
+    pair = tl.arange(0, half)
+    head = tl.arange(0, block_heads)[:, None]
+    single, double = tl.load(frequency + pair), tl.load(frequency64 + pair)
+    held = (head < heads) & (pair >= 0)[None, :]
+    for number in tl.static_range(prefix):
+        angle = _angle(opened - prefix + number, single, double, float32_positions)
+        c, s = tl.cos(angle).to(tl.float32), tl.sin(angle).to(tl.float32)
+        source = prefix_keys + ((layer * heads + head) * prefix + number) * (2 * half) + pair[None, :]
+        low = tl.load(source, mask=held, other=0.0).to(tl.float32)
+        high = tl.load(source + half, mask=held, other=0.0).to(tl.float32)
+        to = keys + slot * slot_stride + layer * layer_stride + head * head_stride + number * (2 * half) + pair[None, :]
+        tl.store(to, (low * c[None, :] - high * s[None, :]).to(keys.dtype.element_ty), mask=held)
+        tl.store(to + half, (high * c[None, :] + low * s[None, :]).to(keys.dtype.element_ty), mask=held)
+    if layer == 0:
+        tl.store(start + slot, opened)
+        for book in tl.static_range(books):
+            here = prefix - 1 + frame * books + book
+            tl.store(position + slot * books + book, here)
+            turn = _angle(here, single, double, float32_positions)
+            turn_cos, turn_sin = tl.cos(turn).to(tl.float32), tl.sin(turn).to(tl.float32)
+            row = (slot * books + book) * (2 * half) + pair
+            tl.store(cos + row, turn_cos)
+            tl.store(cos + row + half, turn_cos)
+            tl.store(sin + row, turn_sin)
+            tl.store(sin + row + half, turn_sin)
+
+
+@torch.library.custom_op("streaming::begin_frame", mutates_args=("keys",))
+@on_its_device
+def _begin_frame(
+    frames: Tensor,
+    prefix_keys: Tensor,
+    keys: Tensor,
+    frequency: Tensor,
+    frequency64: Tensor,
+    context_frames: int,
+    books: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    layers, heads, prefix, dim = prefix_keys.shape
+    out = _empty(frames, books, dim)
+    _kernel[(len(frames), layers)](
+        frames,
+        prefix_keys,
+        keys,
+        frequency,
+        frequency64,
+        *out,
+        keys.stride(0),
+        keys.stride(1),
+        keys.stride(2),
+        context_frames,
+        heads,
+        triton.next_power_of_2(heads),
+        dim // 2,
+        prefix,
+        books,
+        FLOAT32_POSITIONS,
+    )
+    return out
+
+
+@_begin_frame.register_fake
+def _(
+    frames: Tensor,
+    prefix_keys: Tensor,
+    keys: Tensor,
+    frequency: Tensor,
+    frequency64: Tensor,
+    context_frames: int,
+    books: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _empty(frames, books, prefix_keys.shape[-1])
+
+
+def _empty(frames: Tensor, books: int, dim: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    batch = frames.shape[0]
+    angles = [frames.new_empty((batch, 1, books, dim), dtype=torch.float32) for _ in range(2)]
+    return frames.new_empty((batch, books)), frames.new_empty((batch, 1)), angles[0], angles[1]
+
+
+def begin_frame(
+    frames: Tensor, prefix_keys: Tensor, keys: Tensor, rotary: Rotary, context_frames: int, books: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """frames: [B] int64; prefix_keys: [L, H, P, D], not rotated; keys: [S, L, H, P + size, D], whose first P entries
+    are written for the first B slots. Returns position [B, Q], start [B, 1], cos and sin [B, 1, Q, D].
+    """
+    return _begin_frame(frames, prefix_keys, keys, rotary.frequency, rotary.frequency64, context_frames, books)

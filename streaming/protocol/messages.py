@@ -1,0 +1,458 @@
+"""The native protocol's messages: pure values, bytes in and bytes out. `docs/protocol.md` is the specification.
+
+Text messages are JSON objects told apart by `type`; binary messages are a 16-byte header and mono 16-bit PCM, or the
+same and Opus packets (`streaming.protocol.opus` has what is in them). Decoding raises `ProtocolError` and nothing else.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal, TypeVar, get_args
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from streaming.errors import ProtocolError
+
+PROTOCOL_VERSION = 1
+PATH = "/v1/continue"
+MAX_AUDIO_SAMPLES = 48_000
+"""Most samples in one binary message: two seconds."""
+MAX_MESSAGE_BYTES = 16 + 2 * MAX_AUDIO_SAMPLES
+"""Largest message either side sends."""
+MAX_OPUS_SAMPLES = 2_880
+"""Most samples that the packets of one Opus message decode to: 120 ms, as much as one packet may hold."""
+MAX_OPUS_PACKET_BYTES = 4_000
+
+OPEN_TURN = 0
+"""Instead of a number: the turn that input belongs to just now."""
+
+NonNegative = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+Turn = Annotated[int, msgspec.Meta(ge=1, le=2**32 - 1)]
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=3600)]
+Codec = Literal["pcm16", "opus"]
+"""How audio is carried, in both directions."""
+
+
+class UnknownTypeError(ProtocolError):
+    """A well-formed control message of a type that this version does not know. Answered, never fatal."""
+
+    code = "unknown_type"
+
+    def __init__(self, kind: str, known: frozenset[str]) -> None:
+        super().__init__(f"unknown message type {kind[:64]!r}; known: {', '.join(sorted(known))}")
+        self.kind = kind[:64]
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False, tag_field="type"):
+    """Base of all control messages.
+
+    counted: whether it is the session's, and sent again where a lost connection took it; the others are the
+    connection's, or made void by the next of their kind.
+    """
+
+    counted: ClassVar[bool] = True
+
+    @property
+    def type(self) -> str:
+        """As on the wire."""
+        return str(self.__struct_config__.tag)
+
+
+class SamplingOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How tokens are drawn. Temperature 0 is greedy; `top_k` 0 and `top_p` 1 switch those filters off."""
+
+    temperature: Annotated[float, msgspec.Meta(ge=0, le=10)] = 0.8
+    top_k: Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)] = 30
+    top_p: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
+    seed: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] | None = None
+
+
+class VadOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Server-side voice activity detection. respond: whether the end of speech is the word to go on."""
+
+    threshold: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 0.5
+    silence_ms: Annotated[int, msgspec.Meta(ge=80, le=10_000)] = 480
+    prefix_ms: Annotated[int, msgspec.Meta(ge=0, le=2_000)] = 320
+    barge_in: bool = True
+    respond: bool = True
+
+
+# Client to server
+
+
+class SessionStart(Message, tag="session.start", frozen=True):
+    protocol: int = PROTOCOL_VERSION
+    turn_taking: Literal["manual", "vad"] = "manual"
+    pace: Literal["realtime", "fast"] = "realtime"
+    overflow: Literal["slide", "refuse"] = "slide"
+    lag: Literal["drop", "wait"] = "drop"
+    max_seconds: Seconds = 20.0
+    lead_ms: Annotated[int, msgspec.Meta(ge=80, le=10_000)] = 400
+    resume: bool = False
+    codecs: tuple[str, ...] = ("pcm16",)
+    sampling: SamplingOptions = SamplingOptions()
+    vad: VadOptions = VadOptions()
+
+    counted = False
+
+
+class SessionResume(Message, tag="session.resume", frozen=True):
+    token: str
+    received: NonNegative
+    position: NonNegative
+    protocol: int = PROTOCOL_VERSION
+
+    counted = False
+
+
+class SessionUpdate(Message, tag="session.update", frozen=True):
+    max_seconds: Seconds | None = None
+    sampling: SamplingOptions | None = None
+    turn_taking: Literal["manual", "vad"] | None = None
+    vad: VadOptions | None = None
+
+
+class Speak(Message, tag="speak", frozen=True):
+    """max_seconds, sampling: of this turn only."""
+
+    turn: Annotated[int, msgspec.Meta(ge=OPEN_TURN, le=2**32 - 1)]
+    max_seconds: Seconds | None = None
+    sampling: SamplingOptions | None = None
+
+
+class InputClear(Message, tag="input.clear", frozen=True):
+    keep_samples: NonNegative = 0
+
+
+class Interrupt(Message, tag="interrupt", frozen=True):
+    turn: Turn
+    heard_samples: NonNegative
+
+
+class Played(Message, tag="played", frozen=True):
+    turn: Turn
+    samples: NonNegative
+    underruns: NonNegative = 0
+
+    counted = False
+
+
+class Ping(Message, tag="ping", frozen=True):
+    id: NonNegative
+    client_time_ms: float
+
+    counted = False
+
+
+class Ack(Message, tag="ack", frozen=True):
+    """Sent by both sides."""
+
+    received: NonNegative
+
+    counted = False
+
+
+class SessionClose(Message, tag="session.close", frozen=True):
+    pass
+
+
+ClientMessage = (
+    SessionStart | SessionResume | SessionUpdate | Speak | InputClear | Interrupt | Played | Ping | Ack | SessionClose
+)
+
+
+# Server to client
+
+
+class Resumption(msgspec.Struct, frozen=True, kw_only=True):
+    """How to come back after the connection was lost."""
+
+    token: str
+    seconds: float
+    window: int
+
+
+class SessionStarted(Message, tag="session.started", frozen=True):
+    session: str
+    protocol: int
+    model: str
+    num_codebooks: int
+    sample_rate: int
+    frame_samples: int
+    context_samples: int
+    rewind_samples: int
+    seed: int
+    turn: int
+    notice: str | None = None
+    resume: Resumption | None = None
+    codec: Codec = "pcm16"
+
+    counted = False
+
+
+class SessionResumed(Message, tag="session.resumed", frozen=True):
+    received: int
+
+    counted = False
+
+
+class SessionQueued(Message, tag="session.queued", frozen=True):
+    place: int
+
+    counted = False
+
+
+class SessionRefused(Message, tag="session.refused", frozen=True):
+    code: str
+    message: str
+    retry_after_ms: int
+
+    counted = False
+
+
+class SessionUpdated(Message, tag="session.updated", frozen=True):
+    max_seconds: float
+    sampling: SamplingOptions
+    turn_taking: Literal["manual", "vad"] = "manual"
+    vad: VadOptions = VadOptions()
+
+
+class SpeechStarted(Message, tag="speech.started", frozen=True):
+    turn: int
+    at_samples: int
+
+
+class SpeechStopped(Message, tag="speech.stopped", frozen=True):
+    turn: int
+    at_samples: int
+
+
+class InputLagging(Message, tag="input.lagging", frozen=True):
+    turn: int
+    behind_ms: float
+
+
+class InputCleared(Message, tag="input.cleared", frozen=True):
+    turn: int
+    kept_samples: int
+
+
+class InputDropped(Message, tag="input.dropped", frozen=True):
+    turn: int
+    samples: int
+
+
+class TurnSpeaking(Message, tag="turn.speaking", frozen=True):
+    turn: int
+    prompt_samples: int
+    dropped_samples: int
+
+
+class TurnDone(Message, tag="turn.done", frozen=True):
+    turn: int
+    reason: Literal["end", "max_seconds", "interrupted"]
+    samples: int
+    first_frame_ms: float | None
+    mean_step_ms: float | None
+
+
+class Interrupted(Message, tag="interrupted", frozen=True):
+    turn: int
+    kept_samples: int
+
+
+class Error(Message, tag="error", frozen=True):
+    code: str
+    message: str
+    fatal: bool
+    in_reply_to: str | None = None
+
+
+class Pong(Message, tag="pong", frozen=True):
+    id: int
+    client_time_ms: float
+    server_time_ms: float
+
+    counted = False
+
+
+class SessionClosed(Message, tag="session.closed", frozen=True):
+    reason: str
+
+
+ServerMessage = (
+    SessionStarted
+    | SessionResumed
+    | SessionQueued
+    | SessionRefused
+    | InputLagging
+    | InputDropped
+    | InputCleared
+    | SessionUpdated
+    | SpeechStarted
+    | SpeechStopped
+    | TurnSpeaking
+    | TurnDone
+    | Interrupted
+    | Error
+    | Pong
+    | Ack
+    | SessionClosed
+)
+
+_encoder = msgspec.json.Encoder()
+_client_decoder: msgspec.json.Decoder[ClientMessage] = msgspec.json.Decoder(ClientMessage)
+_server_decoder: msgspec.json.Decoder[ServerMessage] = msgspec.json.Decoder(ServerMessage)
+_CLIENT_TYPES = frozenset(str(t.__struct_config__.tag) for t in get_args(ClientMessage))
+_SERVER_TYPES = frozenset(str(t.__struct_config__.tag) for t in get_args(ServerMessage))
+
+T = TypeVar("T")
+
+
+def encode(message: Message) -> str:
+    """A control message as the text to send."""
+    return _encoder.encode(message).decode()
+
+
+def decode_client(text: str | bytes) -> ClientMessage:
+    """What a client said. Raises `UnknownTypeError` for a type unknown here, `ProtocolError` for anything else
+    amiss.
+    """
+    return _decode(text, _client_decoder, _CLIENT_TYPES)
+
+
+def decode_server(text: str | bytes) -> ServerMessage:
+    """What a server said. Raises as `decode_client` does."""
+    return _decode(text, _server_decoder, _SERVER_TYPES)
+
+
+def _decode(text: str | bytes, decoder: msgspec.json.Decoder[T], known: frozenset[str]) -> T:
+    try:
+        return decoder.decode(text)
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        reason = str(error)
+    kind = type_of(text)
+    if kind is not None and kind not in known:
+        raise UnknownTypeError(kind, known)
+    raise ProtocolError(f"not a valid {kind or 'control'} message: {reason}")
+
+
+def type_of(text: str | bytes) -> str | None:
+    """The `type` of a control message, whatever else is wrong with it; None if it has none."""
+    try:
+        raw = msgspec.json.decode(text, type=dict[str, msgspec.Raw]).get("type")
+        return None if raw is None else msgspec.json.decode(raw, type=str)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return None
+
+
+def protocol_of(text: str | bytes) -> int:
+    """The `protocol` of a `session.start` of any version. Raises `ProtocolError` if it is not a number."""
+    try:
+        return msgspec.json.decode(text, type=_Versioned).protocol
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        raise ProtocolError(f"not a valid session.start message: {error}") from None
+
+
+class _Versioned(msgspec.Struct, frozen=True):
+    protocol: int = PROTOCOL_VERSION
+
+
+# Binary messages
+
+_HEADER = struct.Struct("<BBHIQ")
+_KIND_PCM16 = 1
+_KIND_OPUS = 2
+_U16 = struct.Struct("<H")
+
+
+@dataclass(frozen=True, slots=True)
+class AudioMessage:
+    """One binary message.
+
+    turn: the turn that the audio belongs to.
+    position_samples: samples sent before these, in the session (client to server) or in the turn (server to client).
+    pcm: int16 [n], 24 kHz mono.
+    """
+
+    counted: ClassVar[bool] = True
+
+    turn: int
+    position_samples: int
+    pcm: NDArray[np.int16]
+
+
+@dataclass(frozen=True, slots=True)
+class OpusMessage:
+    """One binary message of a session whose codec is Opus: it stands for an `AudioMessage` of `samples` samples.
+
+    fresh: a stream begins, with a decoder as new. skip: how many decoded samples are dropped before those that count;
+    what is left after them is dropped too.
+    """
+
+    turn: int
+    position_samples: int
+    fresh: bool
+    skip: int
+    samples: int
+    packets: tuple[bytes, ...]
+
+
+def encode_audio(message: AudioMessage | OpusMessage) -> bytes:
+    """Header and samples, or packets, little-endian."""
+    turn, position = message.turn, message.position_samples
+    if isinstance(message, OpusMessage):
+        header = _HEADER.pack(_KIND_OPUS, message.fresh, message.skip, turn, position)
+        sized = (_U16.pack(len(packet)) + packet for packet in message.packets)
+        return b"".join((header, _U16.pack(message.samples), *sized))
+    assert message.pcm.dtype == np.int16 and message.pcm.ndim == 1
+    return _HEADER.pack(_KIND_PCM16, 0, 0, turn, position) + message.pcm.astype("<i2", copy=False).tobytes()
+
+
+def decode_audio(data: bytes) -> AudioMessage:
+    """The inverse of `encode_audio`. Raises `ProtocolError` for a header, length or size that breaks the protocol."""
+    kind, flags, reserved, turn, position = _header(data)
+    if kind != _KIND_PCM16 or flags or reserved:
+        raise ProtocolError(f"binary kind {kind}, flags {flags}, reserved {reserved}: only 1 (PCM16), 0, 0 is known")
+    payload = len(data) - _HEADER.size
+    if payload % 2:
+        raise ProtocolError(f"16-bit samples need an even number of bytes, got {payload}")
+    if payload > 2 * MAX_AUDIO_SAMPLES:
+        raise ProtocolError(f"at most {MAX_AUDIO_SAMPLES} samples a message, got {payload // 2}")
+    return AudioMessage(turn, position, np.frombuffer(data, "<i2", offset=_HEADER.size).astype(np.int16, copy=False))
+
+
+def decode_opus(data: bytes) -> OpusMessage:
+    """The same in a session whose codec is Opus. Nothing is decompressed here. Raises `ProtocolError`."""
+    kind, flags, skip, turn, position = _header(data)
+    if kind != _KIND_OPUS or flags > 1:
+        raise ProtocolError(f"binary kind {kind}, flags {flags}: only 2 (Opus), 0 or 1 is known in this session")
+    samples = _u16(data, _HEADER.size)
+    packets, at = [], _HEADER.size + _U16.size
+    while at < len(data):
+        length = _u16(data, at)
+        packets.append(data[at + _U16.size : at + _U16.size + length])
+        at += _U16.size + length
+        if length > MAX_OPUS_PACKET_BYTES:
+            raise ProtocolError(f"an Opus packet of {length} bytes, at most {MAX_OPUS_PACKET_BYTES}")
+        if at > len(data):
+            raise ProtocolError("a binary message that ends within a packet")
+    if not packets:
+        raise ProtocolError("an Opus message without packets")
+    return OpusMessage(turn, position, bool(flags), skip, samples, tuple(packets))
+
+
+def _header(data: bytes) -> tuple[int, int, int, int, int]:
+    if len(data) < _HEADER.size:
+        raise ProtocolError(f"a binary message has a {_HEADER.size}-byte header, this one is {len(data)} bytes long")
+    kind, flags, reserved, turn, position = _HEADER.unpack_from(data)
+    return kind, flags, reserved, turn, position
+
+
+def _u16(data: bytes, at: int) -> int:
+    if at + _U16.size > len(data):
+        raise ProtocolError("a binary message that ends too early")
+    return int.from_bytes(data[at : at + _U16.size], "little")

@@ -1,0 +1,211 @@
+"""Opus packets on the native protocol: the same samples at the same positions, in a twelfth of the bits.
+
+`docs/protocol.md`, "Opus", specifies what is sent. A sender makes `OpusMessage`s of pieces of PCM, a receiver makes PCM
+of them again, and neither changes how many samples there are or where they are: what the encoder looks ahead is skipped
+where a stream begins, and flushed out of it where it ends.
+
+The encoder and decoder are `sphn`'s, which knows Opus in Ogg pages only; the pages exist between here and there alone.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+
+from streaming.audio import SAMPLE_RATE, Pcm16, to_float, to_int16
+from streaming.errors import ProtocolError, StreamingError
+from streaming.protocol.messages import MAX_OPUS_PACKET_BYTES, MAX_OPUS_SAMPLES, AudioMessage, OpusMessage
+
+PACKET_SAMPLES = 960
+"""40 ms: what `sphn` puts into one packet."""
+LOOKAHEAD_SAMPLES = 156
+"""By how much what libopus decodes lags behind what was encoded: 6.5 ms."""
+WHOLE_FRAMES = PACKET_SAMPLES - LOOKAHEAD_SAMPLES
+"""Silence before a stream so that its packets end where frames of 80 ms do, and a frame is there 6.5 ms after it was
+said instead of 40."""
+
+_SERIAL = 1
+_OGG_HEADER = struct.Struct("<4sBBqIIIB")
+_CHECKSUM_AT = 22
+_OPUS_HEAD = struct.Struct("<8sBBHIhB").pack(b"OpusHead", 1, 1, 0, SAMPLE_RATE, 0, 0)
+_OPUS_TAGS = struct.pack("<8sI0sI", b"OpusTags", 0, b"", 0)
+_REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+_FRAME_SAMPLES = tuple(
+    SAMPLE_RATE * tenths // 10_000 for tenths in (*(100, 200, 400, 600) * 3, *(100, 200) * 2, *(25, 50, 100, 200) * 4)
+)
+"""Of a packet's frames, by its configuration: RFC 6716, section 3.1, table 2."""
+
+
+class OpusMissingError(StreamingError):
+    """The `sphn` package is not installed."""
+
+    code = "opus_missing"
+
+
+def opus_available() -> bool:
+    """Whether this side can speak Opus."""
+    return importlib.util.find_spec("sphn") is not None
+
+
+def packet_samples(packet: bytes) -> int:
+    """How many samples at 24 kHz a packet decodes to, told without decoding it (RFC 6716, section 3.1).
+
+    Raises `ProtocolError` where that is nothing, or more than the 120 ms that a packet may hold.
+    """
+    if not packet:
+        raise ProtocolError("an Opus packet of no bytes")
+    kind = packet[0] & 3
+    if kind == 3 and len(packet) < 2:
+        raise ProtocolError("an Opus packet that does not say how many frames it has")
+    frames = (1, 2, 2, packet[1] & 0x3F if kind == 3 else 0)[kind]
+    samples = frames * _FRAME_SAMPLES[packet[0] >> 3]
+    if not 0 < samples <= MAX_OPUS_SAMPLES:
+        raise ProtocolError(f"an Opus packet of {samples} samples, not of 1 to {MAX_OPUS_SAMPLES}")
+    return samples
+
+
+class OpusSender:
+    """One direction's encoder: pieces of PCM in, messages out.
+
+    A stream begins with the first piece, and with the first one after a `flush`. lead_in_samples: of silence before
+    each stream, which its receiver skips. Raises `OpusMissingError`.
+    """
+
+    def __init__(self, lead_in_samples: int = 0) -> None:
+        self._sphn, self._lead_in = _load(), lead_in_samples
+        self._encoder: Any = None
+        self._rest = np.zeros(0, np.int16)  # less than a packet
+        self._packets: list[bytes] = []  # that hold nothing but what will be skipped
+        self._skip = 0  # decoded samples to come that are none of the stream's
+        self._sent = 0  # the position after what was sent
+        self._given = 0  # and after what was pushed
+        self._turn = 0
+        self._fresh = True
+
+    def push(self, audio: AudioMessage) -> list[OpusMessage]:
+        """What can be sent by now, perhaps nothing. Positions go on without gaps within a stream."""
+        if self._encoder is None:
+            self._encoder = self._sphn.OpusStreamWriter(SAMPLE_RATE)
+            self._rest, self._skip = np.zeros(self._lead_in, np.int16), self._lead_in + LOOKAHEAD_SAMPLES
+            self._sent = self._given = audio.position_samples
+            self._fresh = True
+        assert audio.position_samples == self._given
+        self._given += len(audio.pcm)
+        self._turn = audio.turn
+        return self._encode(audio.pcm)
+
+    def flush(self) -> list[OpusMessage]:
+        """What is left of the stream, to its last sample; the stream is over."""
+        if self._encoder is None:
+            return []
+        silence = LOOKAHEAD_SAMPLES + -(len(self._rest) + LOOKAHEAD_SAMPLES) % PACKET_SAMPLES
+        messages = self._encode(np.zeros(silence, np.int16))
+        assert self._sent == self._given
+        self._encoder = None
+        return messages
+
+    def _encode(self, pcm: Pcm16) -> list[OpusMessage]:
+        self._rest = np.concatenate([self._rest, pcm])
+        messages = []
+        while len(self._rest) >= PACKET_SAMPLES:
+            block, self._rest = self._rest[:PACKET_SAMPLES], self._rest[PACKET_SAMPLES:]
+            self._packets += _packets(self._encoder.append_pcm(to_float(block)))
+            more = len(self._rest) >= PACKET_SAMPLES
+            if len(self._packets) == MAX_OPUS_SAMPLES // PACKET_SAMPLES or not more:
+                messages += self._message()
+        return messages
+
+    def _message(self) -> list[OpusMessage]:
+        """A message of the packets there are, unless none of their samples are the stream's."""
+        decoded = PACKET_SAMPLES * len(self._packets)
+        samples = min(decoded - self._skip, self._given - self._sent)
+        if samples <= 0:
+            return []
+        message = OpusMessage(
+            self._turn, self._sent, fresh=self._fresh, skip=self._skip, samples=samples, packets=tuple(self._packets)
+        )
+        self._sent += samples
+        self._packets, self._skip, self._fresh = [], 0, False
+        return [message]
+
+
+class OpusReceiver:
+    """One direction's decoder: messages in, the PCM that they stand for out. Raises `OpusMissingError`."""
+
+    def __init__(self) -> None:
+        self._sphn = _load()
+        self._decoder: Any = None
+        self._pages = 0
+
+    def push(self, message: OpusMessage) -> AudioMessage:
+        """Exactly `message.samples` samples. Raises `ProtocolError`, before anything large is decoded."""
+        lengths = [packet_samples(packet) for packet in message.packets]
+        if sum(lengths) > MAX_OPUS_SAMPLES:
+            raise ProtocolError(f"{sum(lengths)} samples of Opus in one message, at most {MAX_OPUS_SAMPLES}")
+        if message.skip + message.samples > sum(lengths):
+            raise ProtocolError(
+                f"an Opus message says {message.skip} + {message.samples} samples and holds {sum(lengths)}"
+            )
+        if message.fresh:
+            self._decoder, self._pages = self._sphn.OpusStreamReader(SAMPLE_RATE), 0
+            self._decode(_OPUS_HEAD, 0)
+            self._decode(_OPUS_TAGS, 0)
+        elif self._decoder is None:
+            raise ProtocolError("the first Opus message must begin a stream")
+        decoded = [self._decode(packet, length) for packet, length in zip(message.packets, lengths, strict=True)]
+        pcm = np.concatenate([np.zeros(0, np.int16), *decoded])[message.skip :][: message.samples]
+        return AudioMessage(message.turn, message.position_samples, pcm)
+
+    def _decode(self, packet: bytes, samples: int) -> Pcm16:
+        try:
+            decoded = self._decoder.append_bytes(_page(packet, self._pages))
+        except ValueError as error:
+            raise ProtocolError(f"an Opus packet that cannot be decoded: {error}") from None
+        self._pages += 1
+        if len(decoded) != samples:
+            raise ProtocolError(f"an Opus packet of {samples} samples decodes to {len(decoded)}")
+        return to_int16(decoded)
+
+
+def _load() -> Any:
+    try:
+        import sphn
+    except ImportError:
+        raise OpusMissingError("Opus needs the Python package: `pip install sphn`") from None
+    return sphn
+
+
+def _page(packet: bytes, number: int) -> bytes:
+    """An Ogg page that holds one packet (RFC 3533, section 6)."""
+    assert len(packet) <= MAX_OPUS_PACKET_BYTES
+    lacing = bytes([255] * (len(packet) // 255) + [len(packet) % 255])
+    first = 2 if number == 0 else 0
+    header = _OGG_HEADER.pack(b"OggS", 0, first, 0, _SERIAL, number, 0, len(lacing)) + lacing
+    checksum = _ogg_crc(header + packet).to_bytes(4, "little")
+    return header[:_CHECKSUM_AT] + checksum + header[_CHECKSUM_AT + 4 :] + packet
+
+
+def _packets(pages: bytes) -> list[bytes]:
+    """The packets of whole Ogg pages, without the two that tell of the stream."""
+    packets, at = [], 0
+    while at < len(pages):
+        segments = pages[at + _OGG_HEADER.size - 1]
+        lacing = pages[at + _OGG_HEADER.size : at + _OGG_HEADER.size + segments]
+        at += _OGG_HEADER.size + segments
+        begin = at
+        for length in lacing:
+            at += length
+            if length < 255:  # the packet ends
+                packets.append(pages[begin:at])
+                begin = at
+    return [packet for packet in packets if packet[:8] not in (b"OpusHead", b"OpusTags")]
+
+
+def _ogg_crc(data: bytes) -> int:
+    """Ogg's checksum has zlib's polynomial, but the bits the other way round, and starts from 0."""
+    mirrored = zlib.crc32(data.translate(_REVERSED), 0xFFFFFFFF) ^ 0xFFFFFFFF
+    return int(f"{mirrored:032b}"[::-1], 2)

@@ -1,0 +1,102 @@
+"""Who gets a slot: first come, first served, in a line of bounded length, and nobody while the machine is too slow."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+
+from streaming.config import Sampling
+from streaming.engine.engine import Engine
+from streaming.engine.session import Listener, LiveSession
+from streaming.errors import EngineFullError, StreamingError
+from streaming.server.mailbox import Mailbox
+
+_LOOK_AGAIN_S = 0.5
+"""How often those in line look whether the machine has caught up; a slot that becomes free wakes them at once."""
+
+
+class OverloadedError(EngineFullError):
+    """There may be a free slot, but steps take too long already."""
+
+    code = "overloaded"
+
+
+class StoppingError(StreamingError):
+    """The server takes no new sessions: it is about to stop."""
+
+    code = "stopping"
+
+
+class Admission:
+    """Gives out the engine's slots. queue: how many may wait in line when there is none."""
+
+    def __init__(self, engine: Engine, queue: int = 0) -> None:
+        self._engine, self.queue = engine, queue
+        self._line: deque[Callable[[int], None]] = deque()
+        self._changed = asyncio.Event()
+        self._mailbox: Mailbox | None = None
+        self.stopping = False
+
+    @property
+    def waiting(self) -> int:
+        """How many stand in line."""
+        return len(self._line)
+
+    def stop(self) -> None:
+        """From here on nobody is let in, and those in line are sent away."""
+        self.stopping = True
+        self._changed.set()
+
+    def released(self) -> None:
+        """A session has ended."""
+        self._changed.set()
+
+    async def attach(
+        self, listener: Listener, sampling: Sampling, slides: bool, waiting: Callable[[int], None]
+    ) -> LiveSession:
+        """A slot, now or after a wait; `waiting` is told the place in line, 1 for the next, whenever it changes.
+
+        The listener is called by the loop, which is the same for all sessions.
+        Raises `EngineFullError`, `OverloadedError`, `StoppingError`, `EngineStoppedError`. Cancel it to leave the line.
+        """
+        if not self._line:
+            try:
+                return self._try(listener, sampling, slides)
+            except EngineFullError:
+                if not self.queue:
+                    raise
+        if len(self._line) >= self.queue:
+            raise EngineFullError(f"all slots are taken and {len(self._line)} are waiting; try again later")
+        self._line.append(waiting)
+        waiting(len(self._line))
+        try:
+            while True:
+                self._changed.clear()
+                if self._line[0] is waiting or self.stopping:
+                    try:
+                        return self._try(listener, sampling, slides)
+                    except EngineFullError:
+                        pass
+                try:
+                    async with asyncio.timeout(_LOOK_AGAIN_S):
+                        await self._changed.wait()
+                except TimeoutError:
+                    pass
+        finally:
+            place = self._line.index(waiting)
+            del self._line[place]
+            for number, other in enumerate(self._line, 1):
+                if number > place:
+                    other(number)
+            self._changed.set()
+
+    def _try(self, listener: Listener, sampling: Sampling, slides: bool) -> LiveSession:
+        if self.stopping:
+            raise StoppingError("the server is about to stop; try another one, or again in a while")
+        if self._engine.overloaded:
+            raise OverloadedError("the machine cannot keep up with the sessions that it has; try again later")
+        if self._mailbox is None:
+            self._mailbox = Mailbox()
+        return self._engine.attach(partial(self._mailbox.put, listener), sampling, slides)

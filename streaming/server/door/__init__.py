@@ -1,0 +1,1 @@
+"""Who may come in: where the server listens, origins, limits, tokens, handshakes."""

@@ -1,0 +1,292 @@
+"""The native protocol (`docs/protocol.md`) at its sockets: sessions that start, and sessions that come back after their
+connection was lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from msgspec import structs
+from websockets.asyncio.server import ServerConnection
+from websockets.exceptions import ConnectionClosed
+
+from streaming.engine.engine import Engine
+from streaming.errors import ProtocolError, StreamingError
+from streaming.protocol import messages
+from streaming.protocol.messages import (
+    Ack,
+    AudioMessage,
+    Codec,
+    Message,
+    SessionResume,
+    SessionStart,
+    SessionStarted,
+    TurnDone,
+)
+from streaming.protocol.opus import OpusReceiver, OpusSender, opus_available
+from streaming.protocol.replay import WINDOW, Exchange
+from streaming.server.admission import Admission
+from streaming.server.conversation import Conversation, Received, refusal
+from streaming.server.door.access import Visitor
+from streaming.server.link import MESSAGES_PER_S, Link
+from streaming.server.outbox import Outbox
+from streaming.server.sessions import Session, Sessions
+from streaming.server.watch.observer import SessionObserver
+
+_START_TIMEOUT_S = 10.0
+_OPUS_MESSAGES_PER_S = 400
+"""Each may cost 0.3 ms of the event loop: 48 times what a client needs, and an eighth of what all have."""
+_OPUS_LEAD_MS = 160
+"""The least with Opus: the end of a frame comes with the next one, so that one alone is never played to its end."""
+
+
+class SessionExpiredError(StreamingError):
+    """There is no session to come back to."""
+
+    code = "session_expired"
+
+
+class SessionElsewhereError(StreamingError):
+    """The session to come back to is another server's."""
+
+    code = "session_elsewhere"
+
+
+class UnsupportedProtocolError(StreamingError):
+    """A version of the protocol that this server does not speak."""
+
+    code = "unsupported_protocol"
+
+
+class NativeDialect:
+    """The conversation's own words. exchange: the books of a session that can be resumed, None for others.
+
+    What Opus remembers of the stream outlives a socket, as the messages that are kept do: encoded once, sent again as
+    they are.
+    """
+
+    def __init__(self, outbox: Outbox, exchange: Exchange | None, codec: Codec = "pcm16") -> None:
+        self._outbox, self._exchange, self._codec = outbox, exchange, codec
+        self._opus = (OpusSender(), OpusReceiver()) if codec == "opus" else None
+
+    def decode(self, data: str | bytes) -> Sequence[Received]:
+        try:
+            received = self._decode_audio(data) if isinstance(data, bytes) else messages.decode_client(data)
+            if self._exchange is None:
+                return [received]
+            if isinstance(received, Ack):
+                self._exchange.acknowledge(received.received)
+                return []
+        except ProtocolError as error:
+            return [error.with_traceback(None)]  # which would keep the message alive
+        if received.counted:
+            answer = self._exchange.receive()
+            if answer is not None:
+                self._outbox.put(answer)
+        return [received]
+
+    def _decode_audio(self, data: bytes) -> AudioMessage:
+        if self._opus is None:
+            return messages.decode_audio(data)
+        return self._opus[1].push(messages.decode_opus(data))
+
+    def encode(self, reply: Message | AudioMessage) -> Sequence[str | bytes]:
+        if isinstance(reply, AudioMessage):
+            said = self._encode_audio(reply)
+        elif isinstance(reply, TurnDone) and self._opus is not None:
+            said = [*map(messages.encode_audio, self._opus[0].flush()), messages.encode(reply)]
+        elif isinstance(reply, SessionStarted):
+            said = [messages.encode(structs.replace(reply, codec=self._codec))]
+        else:
+            said = [messages.encode(reply)]
+        if self._exchange is not None and reply.counted:
+            for data in said:
+                self._exchange.send(data)
+        return said
+
+    def _encode_audio(self, audio: AudioMessage) -> list[str | bytes]:
+        return list(map(messages.encode_audio, [audio] if self._opus is None else self._opus[0].push(audio)))
+
+    async def ready(self) -> None:
+        if self._exchange is not None:
+            await self._exchange.room(1 if self._opus is None else 2)  # the rest of a stream, and what ends it
+
+
+@dataclass(frozen=True, slots=True)
+class _Return:
+    """A client that has come back. done: set once its socket is no longer the session's."""
+
+    socket: ServerConnection
+    done: asyncio.Event
+
+
+class NativeSession(Session):
+    """A conversation and the sockets that it has, one at a time. resume: None for one that ends with its socket."""
+
+    def __init__(
+        self,
+        conversation: Conversation,
+        visitor: Visitor,
+        socket: ServerConnection,
+        resume: messages.Resumption | None,
+        codec: Codec,
+        observer: SessionObserver,
+    ) -> None:
+        self._observer = observer
+        self._resume_s = None if resume is None else resume.seconds
+        self._exchange = None if resume is None else Exchange()
+        super().__init__(conversation, NativeDialect(conversation.outbox, self._exchange, codec), visitor, socket)
+        self._messages_per_s = _OPUS_MESSAGES_PER_S if codec == "opus" else MESSAGES_PER_S
+        self._returned: asyncio.Queue[_Return] = asyncio.Queue()
+        self._draining = False
+
+    async def _talk(self, talking: asyncio.Task[None]) -> None:
+        first: list[str | bytes] = []
+        done: asyncio.Event | None = None
+        try:
+            while not await self._link().run(first):
+                if done is not None:
+                    done.set()
+                returned = await self._wait_for_client(talking)
+                if returned is None:
+                    break
+                assert self._exchange is not None
+                self._socket, done = returned.socket, returned.done
+                self._observer.resumed()
+                resumed = messages.SessionResumed(received=self._exchange.received)
+                first = [messages.encode(resumed), *self._exchange.unanswered()]
+        finally:
+            if done is not None:
+                done.set()
+
+    def _link(self) -> Link:
+        return Link(self._socket, self._conversation, self._dialect, self._messages_per_s)
+
+    async def _wait_for_client(self, talking: asyncio.Task[None]) -> _Return | None:
+        """Whoever comes back in time to a session that is not over, where the connection was lost and not closed."""
+        closed = self._socket.protocol.close_rcvd or self._socket.protocol.close_sent
+        if self._exchange is None or closed or self._draining or not self._exchange.received:
+            return None
+        returned = asyncio.create_task(self._returned.get())
+        self.away = True
+        self._observer.lost()
+        try:
+            await asyncio.wait((returned, talking), timeout=self._resume_s, return_when=asyncio.FIRST_COMPLETED)
+            return returned.result() if returned.done() else None
+        finally:
+            self.away = False
+            returned.cancel()
+
+    async def resume(self, socket: ServerConnection, asked: SessionResume) -> None:
+        """Goes on at this socket, whatever socket it has had so far; returns when that is over."""
+        assert self._exchange is not None
+        self._exchange.acknowledge(asked.received)
+        self._conversation.expect_replay(asked.position)
+        returned = _Return(socket, asyncio.Event())
+        while not self._returned.empty():
+            self._returned.get_nowait().done.set()  # came back, and then again
+        self._returned.put_nowait(returned)
+        self._socket.transport.abort()
+        await returned.done.wait()
+
+    def drain(self) -> None:
+        """Ends the session when its turn is over, now if it is listening or away: the server will stop."""
+        self._draining = True
+        super().drain()
+        if self.away:
+            self.stop()
+
+
+class NativeService:
+    """The sockets of this protocol. resume_s: for how long a session outlives its connection; 0: none does.
+
+    A resume token is the server's own mark and 192 random bits; of these only a hash is kept.
+    """
+
+    def __init__(
+        self, engine: Engine, admission: Admission, sessions: Sessions, idle_s: float, resume_s: float
+    ) -> None:
+        self._engine, self._admission, self._sessions = engine, admission, sessions
+        self._idle_s, self._resume_s = idle_s, resume_s
+        self._mark = secrets.token_hex(4)
+        self._resumable: dict[bytes, NativeSession] = {}
+
+    async def __call__(self, socket: ServerConnection, visitor: Visitor) -> None:
+        """Serves one socket."""
+        with self._sessions.opening(socket):
+            try:
+                first = await _first_message(socket)
+                if isinstance(first, SessionResume):
+                    await self._find(first.token, visitor).resume(socket, first)
+                    return
+            except ConnectionClosed:
+                return
+            except StreamingError as error:
+                await self._sessions.dismiss(socket, refusal(error), _say)
+                return
+        with self._sessions.keeper.session(visitor) as too_many:
+            if too_many is None:
+                await self._start(socket, visitor, first)
+                return
+        await self._sessions.turn_away(socket, too_many, _say)
+
+    async def _start(self, socket: ServerConnection, visitor: Visitor, start: SessionStart) -> None:
+        token = f"{self._mark}.{secrets.token_urlsafe(24)}"
+        resume = None
+        if start.resume and self._resume_s:
+            resume = messages.Resumption(token=token, seconds=self._resume_s, window=WINDOW)
+        codec: Codec = "opus" if _wants_opus(start) and opus_available() else "pcm16"
+        if codec == "opus":
+            start = structs.replace(start, lead_ms=max(start.lead_ms, _OPUS_LEAD_MS))
+        observer = self._sessions.observer.session(visitor.name)
+        conversation = Conversation(self._engine, self._admission, start, self._idle_s, resume, observer=observer)
+        session = NativeSession(conversation, visitor, socket, resume, codec, observer)
+        if resume is not None:
+            self._resumable[_digest(token)] = session
+        try:
+            await self._sessions.run(session)
+        finally:
+            self._resumable.pop(_digest(token), None)
+
+    def _find(self, token: str, visitor: Visitor) -> NativeSession:
+        session = self._resumable.get(_digest(token))
+        if session is not None and session.visitor.holder == visitor.holder:
+            return session
+        if token.partition(".")[0] != self._mark:
+            raise SessionElsewhereError("this session is another server's, or one's that was restarted; start anew")
+        raise SessionExpiredError("this session is over, or was left alone for too long; start anew")
+
+
+def _say(message: Message) -> Sequence[str]:
+    return [messages.encode(message)]
+
+
+def _wants_opus(start: SessionStart) -> bool:
+    """Whether Opus is the first of the client's codecs that there is."""
+    return next((codec for codec in start.codecs if codec in ("opus", "pcm16")), "pcm16") == "opus"
+
+
+def _digest(token: str) -> bytes:
+    """Looked up instead of the token, so that the time it takes tells nothing."""
+    return hashlib.sha256(token.encode()).digest()
+
+
+async def _first_message(socket: ServerConnection) -> SessionStart | SessionResume:
+    try:
+        async with asyncio.timeout(_START_TIMEOUT_S):
+            first = await socket.recv()
+    except TimeoutError:
+        raise ProtocolError("no session.start within 10 s") from None
+    kind = messages.type_of(first) if isinstance(first, str) else None
+    if kind not in ("session.start", "session.resume"):
+        raise ProtocolError("the first message must be session.start or session.resume")
+    version = messages.protocol_of(first)
+    if version != messages.PROTOCOL_VERSION:
+        raise UnsupportedProtocolError(f"this server speaks protocol {messages.PROTOCOL_VERSION} only")
+    message = messages.decode_client(first)
+    assert isinstance(message, SessionStart | SessionResume)
+    return message

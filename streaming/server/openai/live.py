@@ -1,0 +1,301 @@
+"""OpenAI's Live protocol as a dialect: audio streams both ways, and the machine decides by voice when to speak.
+
+A Live client plays whatever it is sent, and never says what it heard: the lead is short, and when a voice interrupts,
+all that was sent counts as heard. There are no words, so nothing is delegated, and what is appended to the context
+in words is acknowledged and not heard. Source: the types of the `openai` package, version 3.54 (`types/live`).
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+
+from streaming.audio import SAMPLE_RATE
+from streaming.errors import ProtocolError
+from streaming.protocol import messages
+from streaming.protocol.messages import OPEN_TURN, AudioMessage, Message
+from streaming.server.conversation import Received
+from streaming.server.openai.formats import G711_RATE, PCM, Decoder, Encoder, Format
+from streaming.server.openai.realtime_events import event_id_of
+from streaming.server.openai.realtime_options import Model
+
+LEAD_MS = 240
+"""What is sent ahead of playback is played even when a voice interrupts it."""
+_LIFETIME_S = 3600
+"""What clients are told that a session may last. Ours has no end."""
+_USAGE_SAMPLES = 5 * SAMPLE_RATE
+"""How much is spoken between two reports of it."""
+
+
+# Client to server
+
+
+class ClientEvent(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
+    event_id: str | None = None
+
+
+class FormatOption(msgspec.Struct, frozen=True):
+    type: Literal["audio/pcm", "audio/pcmu", "audio/pcma"] = "audio/pcm"
+    rate: float | None = None
+
+
+class OutputOption(msgspec.Struct, frozen=True):
+    voice: Any = None
+
+
+class AudioOption(msgspec.Struct, frozen=True):
+    format: FormatOption | None = None
+    output: OutputOption | None = None
+
+
+class SessionOption(msgspec.Struct, frozen=True):
+    model: str | None = None
+    audio: AudioOption | None = None
+
+
+class SessionStart(ClientEvent, kw_only=True, tag="session.start", frozen=True):
+    session: SessionOption
+
+
+class SessionUpdate(ClientEvent, kw_only=True, tag="session.update", frozen=True):
+    pass
+
+
+class Append(ClientEvent, kw_only=True, tag="session.input_audio.append", frozen=True):
+    audio: bytes  # base64 on the wire
+
+
+class Mute(ClientEvent, kw_only=True, tag="session.input_audio.mute", frozen=True):
+    pass
+
+
+class Unmute(ClientEvent, kw_only=True, tag="session.input_audio.unmute", frozen=True):
+    pass
+
+
+class AppendInstructions(ClientEvent, kw_only=True, tag="session.instructions.append", frozen=True):
+    pass
+
+
+class AppendThinking(ClientEvent, kw_only=True, tag="session.thinking.append", frozen=True):
+    pass
+
+
+class AppendCommentary(ClientEvent, kw_only=True, tag="session.commentary.append", frozen=True):
+    pass
+
+
+class SessionClose(ClientEvent, kw_only=True, tag="session.close", frozen=True):
+    pass
+
+
+AnyClientEvent = (
+    SessionStart
+    | SessionUpdate
+    | Append
+    | Mute
+    | Unmute
+    | AppendInstructions
+    | AppendThinking
+    | AppendCommentary
+    | SessionClose
+)
+
+_decoder: msgspec.json.Decoder[AnyClientEvent] = msgspec.json.Decoder(AnyClientEvent)
+
+
+class LiveError(ProtocolError):
+    """An event that cannot be taken."""
+
+    def __init__(self, code: str, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.event_code, self.param = code, param
+
+
+def decode(text: str | bytes) -> AnyClientEvent:
+    """What a client said. Raises `LiveError`."""
+    try:
+        if isinstance(text, str):
+            return _decoder.decode(text)
+        raise LiveError("invalid_json", "events are text messages")
+    except msgspec.ValidationError as error:
+        message, _, path = str(error).partition(" - at `$.")
+        raise LiveError("invalid_value", message, path.rstrip("`") or None) from None
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        raise LiveError("invalid_json", f"not JSON: {error}") from None
+
+
+def session_format(start: SessionStart) -> Format:
+    """Raises `LiveError` for a rate that is not the format's."""
+    option = (start.session.audio or AudioOption()).format
+    if option is None:
+        return PCM
+    rates = (24_000, 16_000) if option.type == "audio/pcm" else (G711_RATE,)
+    if option.rate not in (None, *rates):
+        raise LiveError("invalid_value", f"{option.type} has {rates} samples a second", "session.audio.format.rate")
+    return Format(option.type, rates[0] if option.rate is None else int(option.rate))
+
+
+# Server to client
+
+
+def rejection(error: ProtocolError, data: str | bytes) -> dict[str, Any]:
+    """What was wrong with this event of the client's."""
+    code, param = (error.event_code, error.param) if isinstance(error, LiveError) else ("invalid_value", "audio")
+    client_event_id = event_id_of(data)
+    described = {"type": "invalid_request_error", "code": code, "message": str(error)[:1000], "param": param}
+    described["client_event_id"] = client_event_id
+    return {"type": "error", "client_event_id": client_event_id, "error": described}
+
+
+def _failure(code: str, message: str, retry_after_ms: int = 0) -> dict[str, Any]:
+    """retry_after_ms: not OpenAI's; when it is worth trying again, 0 where it is not."""
+    error = {"type": "server_error", "code": code, "message": message}
+    return {"type": "error", "error": error | ({"retry_after_ms": retry_after_ms} if retry_after_ms else {})}
+
+
+_encoder = msgspec.json.Encoder()
+
+
+def say(event: dict[str, Any]) -> str:
+    """An event as the text to send."""
+    return _encoder.encode(event).decode()
+
+
+def native_start(model: Model, lead_ms: int) -> messages.SessionStart:
+    """The session to open. lead_ms: at most."""
+    vad = messages.VadOptions(prefix_ms=300, silence_ms=500)
+    return messages.SessionStart(
+        turn_taking="vad", vad=vad, lag="wait", max_seconds=model.seconds("inf"), lead_ms=min(LEAD_MS, lead_ms)
+    )
+
+
+class LiveDialect:
+    """For one session, after its `session.start`. give: hands a message to the conversation."""
+
+    def __init__(self, model: Model, start: SessionStart, give: Callable[[Received], None]) -> None:
+        format = session_format(start)
+        self._model, self._start, self._give = model, start, give
+        self._decoder, self._encoder, self._format = Decoder(format), Encoder(format), format
+        self._id, self._events = f"live_{secrets.token_hex(8)}", 0
+        self._begun = int(time.time())
+        self._marks: deque[dict[str, Any]] = deque()
+        self._position = 0  # samples of input so far
+        self._muted = False
+        self._turn, self._sent = 0, 0  # what of this turn was sent
+        self._spoken = self._reported = 0  # samples so far, and of these what the client was told
+
+    async def ready(self) -> None:
+        """Always."""
+
+    def decode(self, data: str | bytes) -> Sequence[Received]:
+        try:
+            event = decode(data)
+            match event:
+                case Append(audio=audio):
+                    return self._append(audio)
+                case SessionClose():
+                    return [messages.SessionClose()]
+                case SessionStart():
+                    raise LiveError("session_already_started", "the session has started already")
+                case SessionUpdate():
+                    return [self._mark("session.updated", event.event_id, session=self._session())]
+                case Mute():
+                    self._muted = True
+                    return [self._mark("session.input_audio.muted", event.event_id)]
+                case Unmute():
+                    self._muted = False
+                    return [self._mark("session.input_audio.unmuted", event.event_id)]
+                case AppendInstructions() | AppendThinking() | AppendCommentary():
+                    kind = str(event.__struct_config__.tag).replace(".append", ".appended")
+                    now_ms = 1000 * self._position // SAMPLE_RATE
+                    return [self._mark(kind, event.event_id, start_ms=now_ms, end_ms=now_ms)]
+        except ProtocolError as error:
+            self._marks.append(rejection(error, data))
+        return [messages.Ping(id=0, client_time_ms=0.0)]
+
+    def _mark(self, kind: str, client_event_id: str | None, **fields: Any) -> messages.Ping:
+        """Says this once all that was given to the conversation before is handled."""
+        self._marks.append({"type": kind, "client_event_id": client_event_id} | fields)
+        return messages.Ping(id=0, client_time_ms=0.0)
+
+    def _append(self, audio: bytes) -> list[Received]:
+        pcm = self._decoder.push(audio)
+        if self._muted:
+            pcm = np.zeros_like(pcm)
+        given: list[Received] = []
+        for at in range(0, len(pcm), messages.MAX_AUDIO_SAMPLES):
+            piece = pcm[at : at + messages.MAX_AUDIO_SAMPLES]
+            given.append(AudioMessage(OPEN_TURN, self._position, piece))
+            self._position += len(piece)
+        return given
+
+    def encode(self, reply: Message | AudioMessage) -> Sequence[str | bytes]:
+        said = []
+        for event in self._say(reply):
+            if event["type"] != "session.output_audio.delta":
+                self._events += 1
+                event = {"event_id": f"{self._id}_{self._events}"} | event
+            said.append(say(event))
+        return said
+
+    def _say(self, reply: Message | AudioMessage) -> list[dict[str, Any]]:
+        match reply:
+            case AudioMessage(turn=turn, pcm=pcm):
+                self._sent = len(pcm) + (self._sent if turn == self._turn else 0)
+                self._turn = turn
+                self._spoken += len(pcm)
+                said = self._delta(self._encoder.push(pcm))
+                return [*said, *self._usage_event()] if self._spoken - self._reported >= _USAGE_SAMPLES else said
+            case messages.SpeechStarted(turn=turn) if turn == self._turn:
+                self._give(messages.Interrupt(turn=turn, heard_samples=self._sent))
+            case messages.TurnDone():
+                return [*self._delta(self._encoder.flush()), *self._usage_event()]
+            case messages.Pong():
+                return [self._marks.popleft()]
+            case messages.SessionStarted():
+                return [self._started()]
+            case messages.SessionQueued(place=place):
+                return [{"type": "session.queued", "place": place}]
+            case messages.SessionRefused(code=code, message=message, retry_after_ms=wait):
+                return [_failure(code, message, wait)]
+            case messages.SessionClosed(reason=reason):
+                why = "close_requested" if reason == "client" else "expired" if reason == "idle" else "remote_hangup"
+                return [{"type": "session.closed", "reason": why, "session": self._session(), "usage": self._usage()}]
+            case messages.Error(fatal=True, code=code, message=message):
+                return [_failure(code, message)]
+        return []
+
+    def _delta(self, data: bytes) -> list[dict[str, Any]]:
+        return [{"type": "session.output_audio.delta", "delta": data}] if data else []
+
+    def _started(self) -> dict[str, Any]:
+        started = {"type": "session.started", "session": self._session()}
+        return started | {"client_event_id": self._start.event_id}
+
+    def _usage_event(self) -> list[dict[str, Any]]:
+        self._reported = self._spoken
+        return [{"type": "session.usage.updated", "usage": self._usage()}]
+
+    def _usage(self) -> dict[str, float]:
+        return {"seconds": round((self._position + self._spoken) / SAMPLE_RATE, 3)}
+
+    def _session(self) -> dict[str, Any]:
+        output = (self._start.session.audio or AudioOption()).output
+        voice = output.voice if output is not None and isinstance(output.voice, str) else "continuation"
+        return {
+            "id": self._id,
+            "model": self._model.name,
+            "status": "active",
+            "expires_at": self._begun + _LIFETIME_S,
+            "audio": {
+                "format": {"type": self._format.type, "rate": self._format.rate},
+                "output": {"voice": voice[:64]},
+            },
+        }

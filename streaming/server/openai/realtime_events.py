@@ -1,0 +1,391 @@
+"""The events of OpenAI's Realtime protocol (GA), as far as a model without words takes part in them: pure values.
+
+Fields that are not used here are not named: whatever a client says in them is read over, as the protocol's own clients
+send much that is meant for other models. Source: the types of the `openai` package, version 3.54 (`types/realtime`).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from streaming.errors import ProtocolError
+from streaming.protocol.messages import type_of
+
+MAX_AUDIO_BYTES = 15 * 2**20
+"""In one `input_audio_buffer.append`."""
+MAX_EVENT_BYTES = MAX_AUDIO_BYTES * 4 // 3 + 2**16
+"""Largest event that is read: that much in base64, and its frame."""
+
+Limit = int | Literal["inf"]
+
+
+class EventError(ProtocolError):
+    """An event that cannot be taken; answered with an `error`, and nothing else happens."""
+
+    def __init__(self, code: str, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.event_code, self.param = code, param
+
+
+# Client to server
+
+
+class ClientEvent(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
+    event_id: str | None = None
+
+    @property
+    def type(self) -> str:
+        """As on the wire."""
+        return str(self.__struct_config__.tag)
+
+
+class FormatOption(msgspec.Struct, frozen=True):
+    type: Literal["audio/pcm", "audio/pcmu", "audio/pcma"] = "audio/pcm"
+    rate: float | None = None
+
+
+class TurnDetection(msgspec.Struct, frozen=True, kw_only=True):
+    """eagerness: of `semantic_vad`."""
+
+    type: Literal["server_vad", "semantic_vad"] = "server_vad"
+    threshold: float | None = None
+    prefix_padding_ms: float | None = None
+    silence_duration_ms: float | None = None
+    create_response: bool | None = None
+    interrupt_response: bool | None = None
+    eagerness: Literal["low", "medium", "high", "auto"] | None = None
+
+
+class InputOption(msgspec.Struct, frozen=True, kw_only=True):
+    """turn_detection: null and false mean none."""
+
+    format: FormatOption | None = None
+    turn_detection: TurnDetection | bool | UnsetType | None = UNSET
+
+
+class OutputOption(msgspec.Struct, frozen=True, kw_only=True):
+    format: FormatOption | None = None
+    voice: Any = None
+
+
+class AudioOption(msgspec.Struct, frozen=True, kw_only=True):
+    input: InputOption | None = None
+    output: OutputOption | None = None
+
+
+class SessionOption(msgspec.Struct, frozen=True, kw_only=True):
+    audio: AudioOption | None = None
+    output_modalities: list[str] | None = None
+    max_output_tokens: Limit | None = None
+    temperature: float | None = None
+
+
+class SessionUpdate(ClientEvent, kw_only=True, tag="session.update", frozen=True):
+    session: SessionOption
+
+
+class Append(ClientEvent, kw_only=True, tag="input_audio_buffer.append", frozen=True):
+    audio: bytes  # base64 on the wire
+
+
+class Commit(ClientEvent, kw_only=True, tag="input_audio_buffer.commit", frozen=True):
+    pass
+
+
+class Clear(ClientEvent, kw_only=True, tag="input_audio_buffer.clear", frozen=True):
+    pass
+
+
+class ResponseOption(msgspec.Struct, frozen=True, kw_only=True):
+    conversation: str | None = None
+    input: list[Any] | None = None
+    output_modalities: list[str] | None = None
+    max_output_tokens: Limit | None = None
+    temperature: float | None = None
+    metadata: dict[str, str] | None = None
+
+
+class ResponseCreate(ClientEvent, kw_only=True, tag="response.create", frozen=True):
+    response: ResponseOption | None = None
+
+
+class ResponseCancel(ClientEvent, kw_only=True, tag="response.cancel", frozen=True):
+    response_id: str | None = None
+
+
+class ItemTruncate(ClientEvent, kw_only=True, tag="conversation.item.truncate", frozen=True):
+    item_id: str
+    audio_end_ms: float
+    content_index: int = 0
+
+
+class ItemOption(msgspec.Struct, frozen=True, kw_only=True):
+    type: str
+    id: str | None = None
+    role: str | None = None
+    content: list[dict[str, Any]] | None = None
+    call_id: str | None = None
+    name: str | None = None
+    arguments: str | None = None
+    output: str | None = None
+
+
+class ItemCreate(ClientEvent, kw_only=True, tag="conversation.item.create", frozen=True):
+    item: ItemOption
+    previous_item_id: str | None = None
+
+
+class ItemDelete(ClientEvent, kw_only=True, tag="conversation.item.delete", frozen=True):
+    item_id: str
+
+
+class ItemRetrieve(ClientEvent, kw_only=True, tag="conversation.item.retrieve", frozen=True):
+    item_id: str
+
+
+class OutputClear(ClientEvent, kw_only=True, tag="output_audio_buffer.clear", frozen=True):
+    """For WebRTC; means nothing here."""
+
+
+AnyClientEvent = (
+    SessionUpdate
+    | Append
+    | Commit
+    | Clear
+    | ResponseCreate
+    | ResponseCancel
+    | ItemTruncate
+    | ItemCreate
+    | ItemDelete
+    | ItemRetrieve
+    | OutputClear
+)
+
+_decoder: msgspec.json.Decoder[AnyClientEvent] = msgspec.json.Decoder(AnyClientEvent)
+_encoder = msgspec.json.Encoder()
+
+
+class _Identified(msgspec.Struct, frozen=True):
+    event_id: str | None = None
+
+
+def decode(text: str | bytes) -> AnyClientEvent:
+    """What a client said. Raises `EventError`."""
+    try:
+        return _decoder.decode(text)
+    except msgspec.ValidationError as error:
+        message, _, path = str(error).partition(" - at `$.")
+        param = path.rstrip("`") or None
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        raise EventError("invalid_json", f"not JSON: {error}") from None
+    kind = type_of(text)
+    if kind is None:
+        raise EventError("missing_required_parameter", "an event is an object with a type", "type")
+    raise EventError("invalid_value", f"{kind[:64]}: {message}", param)
+
+
+def event_id_of(text: str | bytes) -> str | None:
+    """The client's id of an event, whatever else is wrong with it."""
+    try:
+        return msgspec.json.decode(text, type=_Identified).event_id
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return None
+
+
+def encode(event: ServerEvent) -> str:
+    """An event as the text to send."""
+    return _encoder.encode(event).decode()
+
+
+# Server to client
+
+
+class ServerEvent(msgspec.Struct, kw_only=True, tag_field="type"):
+    """event_id: set when it is sent."""
+
+    event_id: str = ""
+
+
+class SessionCreated(ServerEvent, kw_only=True, tag="session.created"):
+    session: dict[str, Any]
+
+
+class SessionUpdated(ServerEvent, kw_only=True, tag="session.updated"):
+    session: dict[str, Any]
+
+
+class SessionQueued(ServerEvent, kw_only=True, tag="session.queued"):
+    """Not OpenAI's: the place in line, where the server lets clients wait for a slot."""
+
+    place: int
+
+
+class SpeechStarted(ServerEvent, kw_only=True, tag="input_audio_buffer.speech_started"):
+    audio_start_ms: int
+    item_id: str
+
+
+class SpeechStopped(ServerEvent, kw_only=True, tag="input_audio_buffer.speech_stopped"):
+    audio_end_ms: int
+    item_id: str
+
+
+class Committed(ServerEvent, kw_only=True, tag="input_audio_buffer.committed"):
+    item_id: str
+    previous_item_id: str | None
+
+
+class Cleared(ServerEvent, kw_only=True, tag="input_audio_buffer.cleared"):
+    pass
+
+
+class Part(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """Of an item's content, without its audio."""
+
+    type: str
+    text: str | None = None
+    transcript: str | None = None
+
+
+class Item(msgspec.Struct, kw_only=True, omit_defaults=True):
+    id: str
+    type: str
+    object: Literal["realtime.item"] | None = None
+    status: Literal["completed", "in_progress", "incomplete"] | None = None
+    role: str | None = None
+    content: list[Any] | None = None
+    call_id: str | None = None
+    name: str | None = None
+    arguments: str | None = None
+    output: str | None = None
+
+
+class ItemAdded(ServerEvent, kw_only=True, tag="conversation.item.added"):
+    item: Item
+    previous_item_id: str | None
+
+
+class ItemDone(ServerEvent, kw_only=True, tag="conversation.item.done"):
+    item: Item
+    previous_item_id: str | None
+
+
+class ItemDeleted(ServerEvent, kw_only=True, tag="conversation.item.deleted"):
+    item_id: str
+
+
+class ItemRetrieved(ServerEvent, kw_only=True, tag="conversation.item.retrieved"):
+    item: Item
+
+
+class ItemTruncated(ServerEvent, kw_only=True, tag="conversation.item.truncated"):
+    item_id: str
+    content_index: int
+    audio_end_ms: int
+
+
+class Failure(msgspec.Struct, kw_only=True):
+    """Why a response failed."""
+
+    type: str
+    code: str
+    message: str
+
+
+class StatusDetails(msgspec.Struct, kw_only=True, omit_defaults=True):
+    type: Literal["completed", "cancelled", "failed", "incomplete", "in_progress"]
+    reason: str | None = None
+    error: Failure | None = None
+
+
+class TokenDetails(msgspec.Struct, kw_only=True, omit_defaults=True):
+    audio_tokens: int | None = None
+    text_tokens: int | None = None
+    image_tokens: int | None = None
+    cached_tokens: int | None = None
+    cached_tokens_details: TokenDetails | None = None
+
+
+class Usage(msgspec.Struct, kw_only=True):
+    total_tokens: int
+    input_tokens: int
+    output_tokens: int
+    input_token_details: TokenDetails
+    output_token_details: TokenDetails
+
+
+class Response(msgspec.Struct, kw_only=True):
+    id: str
+    status: Literal["completed", "cancelled", "failed", "incomplete", "in_progress"]
+    status_details: StatusDetails | None
+    output: list[Item]
+    conversation_id: str
+    output_modalities: list[str]
+    max_output_tokens: Limit
+    audio: dict[str, Any]
+    usage: Usage | None
+    metadata: dict[str, str] | None
+    object: Literal["realtime.response"] = "realtime.response"
+
+
+class ResponseCreated(ServerEvent, kw_only=True, tag="response.created"):
+    response: Response
+
+
+class ResponseDone(ServerEvent, kw_only=True, tag="response.done"):
+    response: Response
+
+
+class OutputItemAdded(ServerEvent, kw_only=True, tag="response.output_item.added"):
+    response_id: str
+    output_index: int
+    item: Item
+
+
+class OutputItemDone(ServerEvent, kw_only=True, tag="response.output_item.done"):
+    response_id: str
+    output_index: int
+    item: Item
+
+
+class PartEvent(ServerEvent, kw_only=True):
+    """Base of what is about the one part of the one item of a response."""
+
+    response_id: str
+    item_id: str
+    output_index: int = 0
+    content_index: int = 0
+
+
+class PartAdded(PartEvent, kw_only=True, tag="response.content_part.added"):
+    part: Part
+
+
+class PartDone(PartEvent, kw_only=True, tag="response.content_part.done"):
+    part: Part
+
+
+class AudioDelta(PartEvent, kw_only=True, tag="response.output_audio.delta"):
+    delta: bytes  # base64 on the wire
+
+
+class AudioDone(PartEvent, kw_only=True, tag="response.output_audio.done"):
+    pass
+
+
+class ErrorDetails(msgspec.Struct, kw_only=True):
+    """retry_after_ms: not OpenAI's; when it is worth trying again."""
+
+    type: Literal["invalid_request_error", "server_error"]
+    code: str
+    message: str
+    param: str | None = None
+    event_id: str | None = None
+    retry_after_ms: int | UnsetType = UNSET
+
+
+class Error(ServerEvent, kw_only=True, tag="error"):
+    error: ErrorDetails

@@ -1,0 +1,159 @@
+"""A Realtime session's options: what a client may ask for, what it gets, and what that is in native terms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import msgspec
+
+from streaming.audio import FRAME_RATE, SAMPLE_RATE
+from streaming.protocol.messages import SamplingOptions, VadOptions
+from streaming.server.openai import realtime_events as events
+from streaming.server.openai.formats import G711_RATE, PCM, Format
+from streaming.server.openai.realtime_events import EventError, Limit
+
+_MAX_FRAMES = 45_000  # an hour
+_SILENCE_MS = {"low": 1000, "medium": 500, "auto": 500, "high": 300}
+"""What an eagerness of `semantic_vad` means to a detector that knows only silence."""
+_SERVER_VAD = events.TurnDetection()
+
+
+@dataclass(frozen=True)
+class Model:
+    """What the dialect has to know of the engine. name: as the client asked for it."""
+
+    name: str
+    num_codebooks: int
+    context_frames: int
+
+    def seconds(self, limit: Limit) -> float:
+        """A frame is one token a codebook; without a limit, as long as what the model remembers."""
+        frames = self.context_frames if limit == "inf" else max(1, limit // self.num_codebooks)
+        return min(frames, _MAX_FRAMES) / FRAME_RATE
+
+
+@dataclass(frozen=True)
+class Options:
+    """A session's options as they are. detection: None where the client says when it has spoken."""
+
+    input: Format = PCM
+    output: Format = PCM
+    detection: events.TurnDetection | None = _SERVER_VAD
+    modalities: tuple[str, ...] = ("audio",)
+    voice: str = "continuation"
+    limit: Limit = "inf"
+    temperature: float = SamplingOptions().temperature
+
+    def vad(self) -> VadOptions:
+        """As the conversation has it, held to what it allows."""
+        detection = self.detection or events.TurnDetection()
+        threshold = 0.5 if detection.threshold is None else detection.threshold
+        prefix = 300 if detection.prefix_padding_ms is None else detection.prefix_padding_ms
+        silence = detection.silence_duration_ms
+        if detection.type == "semantic_vad" or silence is None:
+            silence = _SILENCE_MS[detection.eagerness or "auto"]
+        return VadOptions(
+            threshold=min(max(threshold, 0.01), 0.99),
+            silence_ms=int(min(max(silence, 80), 10_000)),
+            prefix_ms=int(min(max(prefix, 0), 2_000)),
+            barge_in=detection.interrupt_response is not False,
+            respond=self.responds and "audio" in self.modalities,
+        )
+
+    @property
+    def responds(self) -> bool:
+        """Whether a response follows the end of speech unasked."""
+        return self.detection is not None and self.detection.create_response is not False
+
+    def updated(self, update: events.SessionOption) -> Options:
+        """Raises `EventError` for what no session can be."""
+        audio = update.audio or events.AudioOption()
+        given, wanted = audio.input or events.InputOption(), audio.output or events.OutputOption()
+        changes: dict[str, Any] = {}
+        if given.format is not None:
+            changes["input"] = format_of(given.format, "session.audio.input.format")
+        if wanted.format is not None:
+            changes["output"] = format_of(wanted.format, "session.audio.output.format")
+        if isinstance(wanted.voice, str):
+            changes["voice"] = wanted.voice[:64]
+        detection = given.turn_detection
+        if isinstance(detection, events.TurnDetection):
+            changes["detection"] = detection
+        elif not isinstance(detection, msgspec.UnsetType):
+            changes["detection"] = events.TurnDetection() if detection else None
+        if update.output_modalities is not None:
+            changes["modalities"] = modalities_of(update.output_modalities, "session.output_modalities")
+        if update.max_output_tokens is not None:
+            changes["limit"] = limit_of(update.max_output_tokens, "session.max_output_tokens")
+        if update.temperature is not None:
+            changes["temperature"] = temperature_of(update.temperature)
+        return replace(self, **changes)
+
+    def session(self, session_id: str, model: Model) -> dict[str, Any]:
+        """What is so, which is not always what was asked for: there are no words, so no instructions and no tools."""
+        vad = self.vad()
+        detection: dict[str, Any] | None = None
+        if self.detection is not None:
+            detection = {
+                "type": self.detection.type,
+                "threshold": vad.threshold,
+                "prefix_padding_ms": vad.prefix_ms,
+                "silence_duration_ms": vad.silence_ms,
+                "create_response": self.responds,
+                "interrupt_response": vad.barge_in,
+            }
+            if self.detection.type == "semantic_vad":
+                detection["eagerness"] = self.detection.eagerness or "auto"
+        return {
+            "type": "realtime",
+            "object": "realtime.session",
+            "id": session_id,
+            "model": model.name,
+            "output_modalities": list(self.modalities),
+            "instructions": "",
+            "tools": [],
+            "tool_choice": "none",
+            "max_output_tokens": self.limit,
+            "audio": {
+                "input": {
+                    "format": described(self.input),
+                    "transcription": None,
+                    "noise_reduction": None,
+                    "turn_detection": detection,
+                },
+                "output": {"format": described(self.output), "voice": self.voice, "speed": 1.0},
+            },
+        }
+
+
+def format_of(option: events.FormatOption, param: str) -> Format:
+    """Raises `EventError` for a rate that is not the format's."""
+    rate = SAMPLE_RATE if option.type == "audio/pcm" else G711_RATE
+    if option.rate not in (None, rate):
+        raise EventError("invalid_value", f"{option.type} has {rate} samples a second here", f"{param}.rate")
+    return Format(option.type, rate)
+
+
+def described(format: Format) -> dict[str, Any]:
+    """A format as a session names it."""
+    return {"type": format.type, "rate": format.rate} if format.type == "audio/pcm" else {"type": format.type}
+
+
+def modalities_of(wanted: list[str], param: str) -> tuple[str, ...]:
+    """What a response is to be made of. Raises `EventError`."""
+    if not wanted or not set(wanted) <= {"audio", "text"}:
+        raise EventError("invalid_value", 'output_modalities are ["audio"] or ["text"]', param)
+    return ("audio",) if "audio" in wanted else ("text",)
+
+
+def limit_of(limit: Limit, param: str) -> Limit:
+    """Raises `EventError` for less than one token."""
+    if limit != "inf" and limit < 1:
+        raise EventError("integer_below_min_value", "max_output_tokens is 1 or more, or inf", param)
+    return limit
+
+
+def temperature_of(temperature: float) -> float:
+    """Held to what the sampler takes."""
+    return min(max(temperature, 0.0), 10.0)

@@ -1,0 +1,126 @@
+"""The sockets of OpenAI's protocols: a conversation for each, in its dialect. Nobody comes back to one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from urllib.parse import parse_qs
+
+from websockets.asyncio.server import ServerConnection
+from websockets.exceptions import ConnectionClosed
+from websockets.frames import CloseCode
+
+from streaming.audio import FRAME_RATE
+from streaming.engine.engine import Engine
+from streaming.protocol import messages
+from streaming.server.admission import Admission
+from streaming.server.conversation import Conversation
+from streaming.server.door.access import Visitor
+from streaming.server.link import Dialect
+from streaming.server.openai import live, realtime
+from streaming.server.openai.realtime_events import MAX_EVENT_BYTES
+from streaming.server.openai.realtime_options import Model
+from streaming.server.outbox import End
+from streaming.server.sessions import Session, Sessions
+
+_START_TIMEOUT_S = 10.0
+
+
+class OpenAIService:
+    """What both have in common."""
+
+    def __init__(self, engine: Engine, admission: Admission, sessions: Sessions, idle_s: float) -> None:
+        self._engine, self._admission, self._sessions, self._idle_s = engine, admission, sessions, idle_s
+
+    @property
+    def _lead_ms(self) -> int:
+        """Half of what can be rewound: the other half is for clients that play late, and say so later still."""
+        return min(max(round(1000 * (self._engine.rewind_frames // 2) / FRAME_RATE), 80), 10_000)
+
+    def _model(self, name: str | None) -> Model:
+        return Model((name or self._engine.model)[:256], self._engine.num_codebooks, self._engine.context_frames)
+
+    async def _converse(
+        self,
+        socket: ServerConnection,
+        visitor: Visitor,
+        start: messages.SessionStart,
+        speaking: Callable[[Conversation], Dialect],
+    ) -> None:
+        """speaking: the dialect of a conversation."""
+        observer = self._sessions.observer.session(visitor.name)
+        conversation = Conversation(self._engine, self._admission, start, self._idle_s, observer=observer)
+        dialect = speaking(conversation)
+        with self._sessions.keeper.session(visitor) as too_many:
+            if too_many is None:
+                await self._sessions.run(Session(conversation, dialect, visitor, socket))
+                return
+        await self._sessions.turn_away(socket, too_many, dialect.encode)
+
+
+class RealtimeService(OpenAIService):
+    """`/v1/realtime`: the session begins with the connection."""
+
+    async def __call__(self, socket: ServerConnection, visitor: Visitor) -> None:
+        """Serves one socket."""
+        assert socket.request is not None
+        _let_events_be_large(socket)
+        model = self._model(_asked_model(socket.request.path))
+        clock = asyncio.get_running_loop().time
+        await self._converse(
+            socket,
+            visitor,
+            realtime.session_start(model, self._lead_ms),
+            lambda conversation: realtime.RealtimeDialect(model, conversation.give, clock),
+        )
+
+
+class LiveService(OpenAIService):
+    """`/v1/live/sessions`: the session begins with `session.start`."""
+
+    async def __call__(self, socket: ServerConnection, visitor: Visitor) -> None:
+        """Serves one socket."""
+        with self._sessions.opening(socket):
+            try:
+                start = await _first_event(socket)
+            except ConnectionClosed:
+                return
+            except live.LiveError as error:
+                event = live.say({"event_id": "event_0"} | live.rejection(error, ""))
+                message = messages.Error(code=error.event_code, message=str(error), fatal=True)
+                end = End(message, CloseCode.POLICY_VIOLATION, error.event_code)
+                await self._sessions.dismiss(socket, end, lambda _: [event])
+                return
+        _let_events_be_large(socket)
+        model = self._model(start.session.model)
+        await self._converse(
+            socket,
+            visitor,
+            live.native_start(model, self._lead_ms),
+            lambda conversation: live.LiveDialect(model, start, conversation.give),
+        )
+
+
+def _let_events_be_large(socket: ServerConnection) -> None:
+    """15 MiB of audio in one event; the native protocol, whose limit the server has, needs far less.
+
+    And no more than two of them at a time: `websockets` would keep sixteen for a session that cannot take them yet.
+    """
+    socket.protocol.max_message_size = MAX_EVENT_BYTES
+    socket.recv_messages.high, socket.recv_messages.low = 1, 0
+
+
+def _asked_model(path: str) -> str:
+    return parse_qs(path.partition("?")[2], max_num_fields=20).get("model", [""])[0]
+
+
+async def _first_event(socket: ServerConnection) -> live.SessionStart:
+    try:
+        async with asyncio.timeout(_START_TIMEOUT_S):
+            start = live.decode(await socket.recv())
+    except TimeoutError:
+        raise live.LiveError("session_not_started", "no session.start within 10 s") from None
+    if not isinstance(start, live.SessionStart):
+        raise live.LiveError("session_not_started", "the first event must be session.start", "type")
+    live.session_format(start)
+    return start

@@ -1,0 +1,227 @@
+"""The listening socket: handshakes to sessions, plain requests to HTTP answers, and an orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import ssl
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
+
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.http11 import Request, Response
+
+from streaming.audio import FRAME_RATE
+from streaming.engine.engine import Engine
+from streaming.errors import StreamingError
+from streaming.protocol.messages import MAX_MESSAGE_BYTES, PATH
+from streaming.server.admission import Admission
+from streaming.server.connection import connection
+from streaming.server.door.access import Bind, Gatekeeper, Visitor, select_subprotocol
+from streaming.server.door.handshakes import Doorstep, listen
+from streaming.server.http import HttpEndpoints
+from streaming.server.native import NativeService
+from streaming.server.openai import LIVE_PATH, REALTIME_PATH
+from streaming.server.openai.service import LiveService, RealtimeService
+from streaming.server.sessions import Session, Sessions
+from streaming.server.watch.health import Health, version
+from streaming.server.watch.log import event
+from streaming.server.watch.metrics import Metrics
+from streaming.server.watch.observer import Observer
+
+_LOG = logging.getLogger(__name__)
+_POLL_S = 0.5
+"""How often it is looked whether the engine still runs and every token is still valid."""
+_GOODBYE_S = 2.0
+_BACKLOG = 1024
+"""Connections that the kernel holds until they are accepted. A client that comes when it is full waits for a second."""
+_UNLOGGED = logging.Logger("websockets", logging.CRITICAL)
+"""For the library, in no hierarchy, so that no configuration opens it: at DEBUG it logs headers, tokens among them, and
+the first bytes of audio; strangers' rubbish it logs as errors, with tracebacks.
+"""
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """port: where to listen, 0 for any that is free. tls: a server's context, None for plain WebSockets.
+
+    queue: clients that may wait in line for a slot. idle_s: a session whose client does nothing for so long is ended.
+    resume_s: for how long a session may outlive its connection, 0 for not at all.
+    drain_s: how long running turns may take once the server is to stop. keepalive_s: a ping is sent as often; a client
+    that sends nothing for twice as long, or reads nothing while something waits for it, is cut. handshake_s: how long a
+    connection may take to become a WebSocket.
+    """
+
+    port: int = 8765
+    tls: ssl.SSLContext | None = None
+    queue: int = 0
+    idle_s: float = 300.0
+    resume_s: float = 30.0
+    drain_s: float = 30.0
+    keepalive_s: float = 10.0
+    handshake_s: float = 10.0
+
+
+class AddressError(StreamingError):
+    """The address to listen on is taken, or not this machine's."""
+
+    code = "bad_address"
+
+
+class TlsError(StreamingError):
+    """A certificate or key that cannot be used."""
+
+    code = "bad_tls"
+
+
+def check_address(bind: Bind, port: int) -> None:
+    """Raises `AddressError` if the address cannot be had now: better before a model is loaded than after."""
+    for address in bind.addresses:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        try:
+            with socket.socket(family, socket.SOCK_STREAM) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, os.name != "nt")
+                probe.bind((address, port))
+        except OSError as error:
+            raise _taken(bind, port, error) from error
+
+
+def _taken(bind: Bind, port: int, error: OSError) -> AddressError:
+    return AddressError(f"cannot listen on {bind.host}:{port}: {error.strerror or error}")
+
+
+def load_tls(certificate: str | None, key: str | None) -> ssl.SSLContext | None:
+    """The context of a server with this certificate chain and key, PEM files; None for neither. Raises `TlsError`."""
+    if certificate is None and key is None:
+        return None
+    if certificate is None or key is None:
+        raise TlsError("--tls-cert and --tls-key go together")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(certificate, key, password=lambda: "")  # never ask at the terminal
+    except (OSError, ssl.SSLError) as error:
+        raise TlsError(f"cannot use --tls-cert {certificate} with --tls-key {key}: {error}") from error
+    return context
+
+
+class Shutdown:
+    """How the server is told to stop: `request` lets running turns finish, a second `request` does not."""
+
+    def __init__(self) -> None:
+        self.requested, self.at_once = asyncio.Event(), asyncio.Event()
+
+    def request(self) -> None:
+        (self.at_once if self.requested.is_set() else self.requested).set()
+
+    def request_at_once(self) -> None:
+        self.requested.set()
+        self.at_once.set()
+
+
+async def run_server(
+    engine: Engine,
+    keeper: Gatekeeper,
+    options: ServerOptions,
+    shutdown: Shutdown,
+    listening: Callable[[str], None],
+) -> None:
+    """Serves until told to stop, or until the engine fails; then tells every session and closes.
+
+    listening: called once with the URL when connections are accepted. Raises `AddressError` if the address cannot be
+    had.
+    """
+    admission = Admission(engine, options.queue)
+    running: set[Session] = set()
+    health = Health(engine, admission, running, version())
+    observer = Observer(Metrics(health))
+    sessions = Sessions(keeper, observer, running)
+    endpoints = HttpEndpoints(keeper, health, observer)
+    services: dict[str, Callable[[ServerConnection, Visitor], Awaitable[None]]] = {
+        PATH: NativeService(engine, admission, sessions, options.idle_s, options.resume_s),
+        REALTIME_PATH: RealtimeService(engine, admission, sessions, options.idle_s),
+        LIVE_PATH: LiveService(engine, admission, sessions, options.idle_s),
+    }
+
+    async def handle(connection: ServerConnection) -> None:
+        assert connection.request is not None
+        service = services[connection.request.path.partition("?")[0]]
+        try:
+            await service(connection, endpoints.visitors[connection])
+        except Exception:  # the library, which closes the connection, logs nowhere
+            _LOG.exception("a connection failed")
+            raise
+
+    doorstep = Doorstep(keeper.limits)
+
+    def look(connection: ServerConnection, request: Request) -> Response | None:
+        sock = connection.transport.get_extra_info("socket")
+        if sock is not None:  # under TLS it may be lost by now
+            doorstep.leave(sock.fileno())
+        return endpoints(connection, request)
+
+    try:
+        sockets = listen(keeper.bind.addresses, options.port, doorstep)
+    except OSError as error:
+        raise _taken(keeper.bind, options.port, error) from error
+    async with AsyncExitStack() as stack:
+        servers = [
+            await stack.enter_async_context(
+                serve(
+                    handle,
+                    sock=sock,
+                    ssl=options.tls,
+                    backlog=_BACKLOG,
+                    process_request=look,
+                    select_subprotocol=select_subprotocol,
+                    compression=None,
+                    max_size=MAX_MESSAGE_BYTES,
+                    open_timeout=options.handshake_s,
+                    ping_interval=options.keepalive_s,
+                    ping_timeout=None,
+                    create_connection=connection(2 * options.keepalive_s),
+                    close_timeout=_GOODBYE_S,
+                    server_header="streaming-continuation",
+                    logger=_UNLOGGED,
+                )
+            )
+            for sock in sockets
+        ]
+        address, port = sockets[0].getsockname()[:2]
+        scheme = "ws" if options.tls is None else "wss"
+        url = f"{scheme}://{f'[{address}]' if ':' in address else address}:{port}{PATH}"
+        listening(url)
+        event(
+            _LOG,
+            logging.INFO,
+            "server.started",
+            url=url,
+            version=health.version,
+            model=engine.model,
+            device=engine.device,
+            dtype=engine.dtype,
+            slots=engine.stats().slots,
+            context_s=round(engine.context_frames / FRAME_RATE, 2),
+        )
+        while not shutdown.requested.is_set() and engine.failure is None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_POLL_S):
+                    await shutdown.requested.wait()
+            sessions.revoke_unwelcome()
+        admission.stop()
+        reason = "told" if engine.failure is None else "engine_failed"
+        event(_LOG, logging.INFO, "server.stopping", reason=reason, sessions=len(running))
+        for server in servers:
+            server.close(close_connections=False)
+        sessions.drain()
+        drained = asyncio.create_task(sessions.gone())
+        hurry = asyncio.create_task(shutdown.at_once.wait())
+        await asyncio.wait((drained, hurry), timeout=options.drain_s, return_when=asyncio.FIRST_COMPLETED)
+        sessions.stop()
+        await asyncio.wait((drained,), timeout=_GOODBYE_S)  # for goodbyes
+        sessions.abort()
+        drained.cancel()
+        hurry.cancel()
+    event(_LOG, logging.INFO, "server.stopped")

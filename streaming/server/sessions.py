@@ -1,0 +1,123 @@
+"""All sessions of a server, whatever their dialect: who may have one more, and how the server ends them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from websockets.asyncio.server import ServerConnection
+
+from streaming.protocol.messages import Message
+from streaming.server.conversation import Conversation, refused
+from streaming.server.door.access import Gatekeeper, Refusal, Visitor
+from streaming.server.link import Dialect, Link, dismiss
+from streaming.server.outbox import End
+from streaming.server.watch.observer import Observer
+
+
+class Session:
+    """A conversation and the socket that it has."""
+
+    def __init__(
+        self, conversation: Conversation, dialect: Dialect, visitor: Visitor, socket: ServerConnection
+    ) -> None:
+        self.visitor = visitor
+        self.away = False
+        """Whether it is waiting for its client to come back."""
+        self._conversation, self._dialect, self._socket = conversation, dialect, socket
+
+    async def run(self) -> None:
+        """The whole life of the session."""
+        talking = asyncio.create_task(self._conversation.run())
+        try:
+            await self._talk(talking)
+        finally:
+            self._conversation.leave()
+            await talking
+
+    async def _talk(self, talking: asyncio.Task[None]) -> None:
+        """Until the socket is gone. talking: the conversation."""
+        await Link(self._socket, self._conversation, self._dialect).run()
+
+    def drain(self) -> None:
+        """Ends the session when its turn is over, now if it is listening: the server will stop."""
+        self._conversation.drain()
+
+    def stop(self) -> None:
+        """Ends the session at once: the server stops."""
+        self._conversation.stop()
+
+    def revoke(self) -> None:
+        """Ends the session because its token is no longer valid."""
+        self._conversation.revoke()
+
+    def abort(self) -> None:
+        """Closes the socket under a client that does not let itself be told."""
+        self._socket.transport.abort()
+
+
+class Sessions:
+    """Those that are running, kept in `running`, and the sockets that have not come to a session yet."""
+
+    def __init__(self, keeper: Gatekeeper, observer: Observer, running: set[Session]) -> None:
+        self.keeper, self.observer = keeper, observer
+        self._sessions = running
+        self._opening: set[ServerConnection] = set()
+
+    async def dismiss(
+        self, socket: ServerConnection, end: End, say: Callable[[Message], Sequence[str | bytes]]
+    ) -> None:
+        """Says why there is no session, and closes the socket."""
+        self.observer.dismissed(end)
+        await dismiss(socket, end, say)
+
+    async def turn_away(
+        self, socket: ServerConnection, why: Refusal, say: Callable[[Message], Sequence[str | bytes]]
+    ) -> None:
+        """Says that there is no room for one more of this visitor's sessions, and closes the socket."""
+        await self.dismiss(socket, refused(why.code, why.message, why.retry_after_s or 0), say)
+
+    @contextmanager
+    def opening(self, socket: ServerConnection) -> Iterator[None]:
+        """While the block lasts the socket is nobody's yet."""
+        self._opening.add(socket)
+        try:
+            yield
+        finally:
+            self._opening.remove(socket)
+
+    async def run(self, session: Session) -> None:
+        """Its whole life."""
+        self._sessions.add(session)
+        try:
+            await session.run()
+        finally:
+            self._sessions.remove(session)
+
+    def revoke_unwelcome(self) -> None:
+        """Ends those whose token is no longer valid."""
+        for session in self._sessions:
+            if not self.keeper.still_welcome(session.visitor, time.monotonic()):
+                session.revoke()
+
+    def drain(self) -> None:
+        for session in self._sessions:
+            session.drain()
+
+    def stop(self) -> None:
+        for session in self._sessions:
+            session.stop()
+
+    def abort(self) -> None:
+        """Closes every socket whose client does not let itself be told."""
+        for session in self._sessions:
+            session.abort()
+        for socket in self._opening:
+            socket.transport.abort()
+
+    async def gone(self) -> None:
+        """Waits until none is left."""
+        while self._sessions:
+            await asyncio.sleep(0.02)

@@ -1,0 +1,91 @@
+"""What a server says of its state: whether it lives, whether a new session would get in, and what room is left."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from importlib import metadata
+from typing import Protocol
+
+from streaming.engine.engine import Engine
+from streaming.server.admission import Admission
+
+HEALTH, LIVE, READY = "/health", "/health/live", "/health/ready"
+
+
+class Away(Protocol):
+    """A session, as far as it matters here."""
+
+    @property
+    def away(self) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Health:
+    """Read anew each time. sessions: all there are, those in line and those whose client is away included.
+
+    instance: which process it is that answers, so that whoever asks twice knows whether both answers are of one.
+    """
+
+    engine: Engine
+    admission: Admission
+    sessions: Collection[Away]
+    version: str
+    instance: str = field(default_factory=lambda: secrets.token_hex(4))
+
+    @property
+    def live(self) -> bool:
+        """The engine has not failed. A server that lets its last turns finish lives."""
+        return self.engine.failure is None
+
+    @property
+    def running(self) -> bool:
+        """It lives and was not told to stop."""
+        return self.live and not self.admission.stopping
+
+    @property
+    def ready(self) -> bool:
+        """Whether a session that came now would get a slot, or a place in line."""
+        stats = self.engine.stats()
+        free = stats.sessions < stats.slots and not self.engine.overloaded and not self.admission.waiting
+        return self.running and (free or self.admission.waiting < self.admission.queue)
+
+    @property
+    def away(self) -> int:
+        """How many sessions wait for their client to come back."""
+        return sum(session.away for session in self.sessions)
+
+    def fine(self, path: str) -> bool:
+        """Whether what this path asks is so."""
+        return {LIVE: self.live, READY: self.ready, HEALTH: self.running}[path]
+
+    def report(self) -> dict[str, object]:
+        """For JSON."""
+        stats, admission = self.engine.stats(), self.admission
+        return {
+            "status": "ready" if self.running else "stopping" if self.live else "failed",
+            "live": self.live,
+            "ready": self.ready,
+            "model": self.engine.model,
+            "version": self.version,
+            "instance": self.instance,
+            "overloaded": self.engine.overloaded,
+            "slots": stats.slots,
+            "sessions": stats.sessions,
+            "free": stats.slots - stats.sessions,
+            "away": self.away,
+            "waiting": admission.waiting,
+            "queue": admission.queue,
+            "steps": stats.steps,
+            "step_ms_p50": stats.step_ms_p50,
+            "step_ms_p99": stats.step_ms_p99,
+        }
+
+
+def version() -> str:
+    """Of this package; `unknown` where it runs from a clone that was never installed."""
+    try:
+        return metadata.version("streaming-continuation")
+    except metadata.PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,171 @@
+"""What is worth counting and logging: a server and its sessions as an operator sees them.
+
+A session is observed by what it tells its client in the native protocol's messages, the same for every dialect.
+Everything is called in the event loop.
+"""
+
+from __future__ import annotations
+
+import logging
+import statistics
+import time
+from collections import deque
+from http import HTTPStatus
+
+from streaming.audio import FRAME_RATE, SAMPLE_RATE
+from streaming.protocol import messages
+from streaming.protocol.messages import AudioMessage, Message
+from streaming.server.openai import OPENAI_PATHS
+from streaming.server.outbox import End
+from streaming.server.watch.health import HEALTH, LIVE, READY
+from streaming.server.watch.log import Value, event
+from streaming.server.watch.metrics import METRICS, Metrics
+
+_LOG = logging.getLogger(__name__)
+_PATHS = frozenset(("/", messages.PATH, *OPENAI_PATHS, HEALTH, LIVE, READY, METRICS))
+_OUR_FAULTS = frozenset(("internal", "step_failed", "engine_stopped"))
+_TIMED_TURNS = 1_000
+
+
+class Observer:
+    """Of a server."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self.metrics = metrics
+
+    def answered(self, path: str, status: HTTPStatus | int) -> None:
+        """A request got its answer. path: as it came; of the query nothing is kept."""
+        plain = path.partition("?")[0]
+        self.metrics.requests.labels(plain if plain in _PATHS else "other", str(int(status))).inc()
+
+    def refused(self, code: str) -> None:
+        """Somebody was not let in."""
+        self.metrics.refused.labels(code).inc()
+        event(_LOG, logging.WARNING, "refused", code=code)
+
+    def dismissed(self, end: End) -> None:
+        """A socket closes that never was a session's."""
+        match end.message:
+            case messages.SessionRefused(code=code):
+                self.refused(code)
+            case messages.Error(code=code):
+                self.failed(code)
+
+    def failed(self, code: str, session: str | None = None) -> None:
+        """A client was told of an error."""
+        self.metrics.errors.labels(code).inc()
+        event(_LOG, logging.ERROR if code in _OUR_FAULTS else logging.WARNING, "error", code=code, session=session)
+
+    def session(self, holder: str | None) -> SessionObserver:
+        """holder: the name of the token that it shows."""
+        return SessionObserver(self, holder)
+
+
+class SessionObserver:
+    """Of a session, from before it begins."""
+
+    def __init__(self, server: Observer, holder: str | None) -> None:
+        self._server, self._metrics, self._holder = server, server.metrics, holder
+        self._id: str | None = None
+        self._began_at = 0.0
+        self._turns = self._interruptions = self._returns = self._underruns = 0
+        self._heard_frames = self._spoken_frames = self._dropped_samples = 0
+        self._first_frames_ms: deque[float] = deque(maxlen=_TIMED_TURNS)
+        self._reported = (0, 0)  # a turn, and the underruns that its client has reported
+
+    def said(self, reply: Message | AudioMessage) -> None:
+        """The client is told this."""
+        match reply:
+            case AudioMessage():
+                self._spoken_frames += 1
+            case messages.TurnDone():
+                self._turn_done(reply)
+            case messages.Interrupted():
+                self._interruptions += 1
+                self._metrics.interruptions.inc()
+            case messages.InputDropped(samples=samples):
+                self._dropped_samples += samples
+                self._metrics.input_dropped.inc(samples / SAMPLE_RATE)
+            case messages.Error(code=code):
+                self._server.failed(code, self._id)
+            case messages.SessionStarted(session=name):
+                self._id, self._began_at = name, time.monotonic()
+                self._metrics.opened.inc()
+                self._event("session.opened", holder=self._holder)
+
+    def heard(self) -> None:
+        """A frame of the client's speech was heard."""
+        self._heard_frames += 1
+
+    def played(self, turn: int, underruns: int, sent_frames: int) -> None:
+        """The client reports its underruns of this turn so far: no more are believed than it was sent frames."""
+        before = self._reported[1] if self._reported[0] == turn else 0
+        reported = max(before, min(underruns, sent_frames))
+        self._reported = turn, reported
+        self._underruns += reported - before
+        self._metrics.underruns.inc(reported - before)
+
+    def lost(self) -> None:
+        """The connection broke; the session waits for its client."""
+        self._metrics.lost.inc()
+        self._event("session.lost")
+
+    def resumed(self) -> None:
+        """The client has come back."""
+        self._returns += 1
+        self._metrics.resumed.inc()
+        self._event("session.resumed")
+
+    def ended(self, end: End) -> None:
+        """The session is over, or could not begin."""
+        if self._id is None:
+            self._server.dismissed(end)
+            return
+        if isinstance(end.message, messages.Error):
+            self._server.failed(end.message.code, self._id)
+        reason = _reason(end)
+        self._metrics.ended.labels(reason).inc()
+        first_frames = self._first_frames_ms
+        self._event(
+            "session.ended",
+            holder=self._holder,
+            reason=reason,
+            seconds=round(time.monotonic() - self._began_at, 3),
+            turns=self._turns,
+            heard_s=round(self._heard_frames / FRAME_RATE, 2),
+            spoken_s=round(self._spoken_frames / FRAME_RATE, 2),
+            first_frame_ms_p50=round(statistics.median(first_frames), 1) if first_frames else None,
+            interruptions=self._interruptions,
+            underruns=self._underruns,
+            dropped_s=round(self._dropped_samples / SAMPLE_RATE, 2),
+            resumed=self._returns,
+        )
+
+    def _turn_done(self, done: messages.TurnDone) -> None:
+        self._turns += 1
+        self._metrics.turns.labels(done.reason).inc()
+        if done.first_frame_ms is not None:
+            self._first_frames_ms.append(done.first_frame_ms)
+            self._metrics.first_frame.observe(done.first_frame_ms / 1e3)
+        event(
+            _LOG,
+            logging.DEBUG,
+            "turn.done",
+            session=self._id,
+            turn=done.turn,
+            reason=done.reason,
+            spoken_s=round(done.samples / SAMPLE_RATE, 2),
+            first_frame_ms=done.first_frame_ms and round(done.first_frame_ms, 1),
+        )
+
+    def _event(self, name: str, **fields: Value) -> None:
+        event(_LOG, logging.INFO, name, session=self._id, **fields)
+
+
+def _reason(end: End) -> str:
+    match end.message:
+        case messages.SessionClosed(reason=reason):
+            return reason
+        case messages.Error(code=code) | messages.SessionRefused(code=code):
+            return code
+    return "left"

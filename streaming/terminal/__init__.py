@@ -1,0 +1,1 @@
+"""The terminal client: devices, screen, and the conversation between them."""

@@ -1,0 +1,150 @@
+"""Where the compiled operations come from, and what happens where they cannot be had."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from streaming.models.operations.native import library as native
+
+if native.library() is None:
+    pytest.skip("no native operations here", allow_module_level=True)
+
+
+def test_a_second_start_compiles_nothing(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert native.library() is not None
+    (made,) = cache.iterdir()
+    assert cache.stat().st_mode & 0o777 == 0o700
+    run = native._run
+
+    def version_alone(*command: str) -> str:
+        assert "--version" in command
+        return run(*command)
+
+    native.library.cache_clear()
+    monkeypatch.setattr(native, "_run", version_alone)
+    assert native.library() is not None
+    assert list(cache.iterdir()) == [made]
+
+
+def test_what_differs_is_compiled_anew(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pins a library of yesterday's source, or of another machine that shares this home."""
+    native.library()
+    for name, value in (("_FLAGS", (*native._FLAGS, "-DANOTHER")), ("_processor", lambda: "another")):
+        native.library.cache_clear()
+        monkeypatch.setattr(native, name, value)
+        assert native.library() is not None
+    assert len(list(cache.iterdir())) == 3
+
+
+def test_what_others_cannot_write_to_is_kept(cache: Path) -> None:
+    """Pins a library that its group may change, under a lax umask or in a folder that a recipe of the demo had made."""
+    before = os.umask(0)
+    try:
+        cache.parent.mkdir()
+        assert native.library() is not None
+    finally:
+        os.umask(before)
+    (made,) = cache.iterdir()
+    assert made.stat().st_mode & 0o777 == cache.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("content", [b"", b"rubbish"], ids=["empty", "rubbish"])
+def test_a_damaged_library_is_made_anew(cache: Path, content: bytes) -> None:
+    """As a full disk or a machine that lost its power leaves it: every later start was slow."""
+    assert native.library() is not None
+    (made,) = cache.iterdir()
+    made.unlink()
+    made.write_bytes(content)
+    native.library.cache_clear()
+    assert native.library() is not None
+    assert made.stat().st_size > 1000
+
+
+def test_a_compiler_may_have_arguments(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "env gcc -g0")
+    assert native.library() is not None
+
+
+def test_a_compiler_that_hangs_is_given_up(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With a warning on its lips: what was said until then comes as bytes, and was joined as text."""
+    (tmp_path / "cc").write_text('#!/bin/sh\n[ "$1" = --version ] || { echo warning >&2; exec sleep 60; }\n')
+    (tmp_path / "cc").chmod(0o755)
+    monkeypatch.setenv("CC", str(tmp_path / "cc"))
+    monkeypatch.setattr(native, "_SECONDS", 1)
+    assert native.library() is None
+    assert "timed out" in caplog.text
+
+
+def test_a_folder_that_others_can_write_to_is_not_trusted(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What lies in it would be run."""
+    cache.mkdir(parents=True)
+    cache.chmod(0o777)
+    assert native.library() is not None
+    assert not list(cache.iterdir())
+    assert "others could write to it" in caplog.text
+
+
+def test_a_home_that_cannot_be_written_to_costs_a_compilation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container with a read-only file system; nothing is left behind in the temporary folder."""
+    (tmp_path / "tmp").mkdir()
+    (tmp_path / "file").touch()
+    code = "import torch\nfrom streaming.models.operations.native.library import library\nassert library() is not None"
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "file"), "TMPDIR": str(tmp_path / "tmp")}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    assert not list((tmp_path / "tmp").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("compiler", "says"),
+    [
+        (None, "no C compiler"),
+        ("/nowhere/cc", "No such file"),
+        ("#!/bin/sh\nexit 1\n", "returned non-zero"),
+        ('#!/bin/sh\n[ "$1" = --version ] || { echo "unknown\nprocessor" >&2; exit 1; }\n', "unknown processor"),
+        ('#!/bin/sh\nwhile [ "$#" -gt 2 ]; do shift; done; [ "$#" = 1 ] || echo rubbish > "$2"\n', "too short|header"),
+    ],
+    ids=["none", "missing", "failing", "refusing", "lying"],
+)
+def test_without_a_working_compiler_it_goes_on_in_pytorch(
+    compiler: str | None,
+    says: str,
+    cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.delenv("CC", raising=False)
+    if compiler is None:
+        monkeypatch.setenv("PATH", str(tmp_path))
+    elif compiler.startswith("#!"):
+        (tmp_path / "cc").write_text(compiler)
+        (tmp_path / "cc").chmod(0o755)
+        monkeypatch.setenv("CC", str(tmp_path / "cc"))
+    else:
+        monkeypatch.setenv("CC", compiler)
+    assert native.library() is None
+    (record,) = caplog.records
+    assert record.message.startswith("running without native operations, slower: ")
+    assert "\n" not in record.message
+    assert any(part in record.message for part in says.split("|")), record.message
+    assert not cache.exists() or not list(cache.iterdir())
+
+
+def test_the_switch_is_silent(without_native: None, caplog: pytest.LogCaptureFixture) -> None:
+    assert native.library() is None
+    assert not caplog.records
+
+
+def test_threads_are_pytorch_s() -> None:
+    """Two pools would spin against each other: a step took three times as long."""
+    native.library()
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    pools = {line.split(maxsplit=5)[-1] for line in maps if Path(line.split(maxsplit=5)[-1]).name.startswith("libgomp")}
+    assert len(pools) <= 1

@@ -1,0 +1,265 @@
+"""Each native operation against the reference, for this processor and as compiled for lesser ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from streaming.config import Rope
+from streaming.frame_step import FrameStep
+from streaming.models.attention import Rotary
+from streaming.models.linear import Dense
+from streaming.models.operations.native.library import library
+from streaming.models.operations.native.matrix import NativeLinear
+from streaming.models.operations.native.operations import Native
+from streaming.models.operations.torch import Plain
+from tests.models.operations.triton.draws import OPTIONS, assert_same_draws, drawing, options
+from tests.models.operations.triton.rings import assert_same_ring, cleaned, poisoned_ring
+from tests.models.operations.triton.steps import assert_same_steps
+from tests.reference import load_codec, load_decoder
+
+if library() is None:
+    pytest.skip("no native operations here", allow_module_level=True)
+
+CPU = torch.device("cpu")
+SHAPES = [(64, 64), (100, 37), (2049, 256), (32, 192), (1, 192), (17, 5), (130, 2048)]
+ROWS = (1, 2, 3, 5, 6, 7, 50, 97)
+
+
+def near(ours: Tensor, wanted: Tensor, tolerance: float = 1e-5) -> None:
+    torch.testing.assert_close(ours, wanted.float(), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("outputs", "inputs"), SHAPES)
+def test_a_product_is_the_product(processor: str, outputs: int, inputs: int, dtype: torch.dtype) -> None:
+    """Pins a last block of the wrong width, rows left over, a bias beside its output."""
+    weight, bias = (torch.randn(outputs, inputs) / inputs**0.5).to(dtype), torch.randn(outputs)
+    packed = NativeLinear.pack(weight, bias)
+    x = torch.randn(max(ROWS), inputs)
+    together = packed(x)
+    near(together, F.linear(x.double(), weight.double(), bias.double()))
+    for rows in ROWS:
+        assert torch.equal(packed(x[:rows]), together[:rows])
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("rows", [1, 7, 200])
+def test_threads_change_nothing(threads: int, rows: int) -> None:
+    """Pins a block that two threads take, or none."""
+    packed, x = NativeLinear.pack(torch.randn(700, 400)), torch.randn(rows, 400)
+    alone = packed(x)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert torch.equal(packed(x), alone)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_what_follows_a_product(processor: str) -> None:
+    """Activation, scale and residual, in this order; gates stand in the first half."""
+    operations, x = Native(), 3 * torch.randn(2, 5, 48)
+    weight, scale, residual = torch.randn(256, 48) / 7, torch.randn(256), torch.randn(2, 5, 256)
+    packed, dense = NativeLinear.pack(weight), Dense(weight)
+    near(operations.linear_gelu(x, packed), Plain().linear_gelu(x, dense))
+    near(operations.add_linear(residual, scale, x, packed), Plain().add_linear(residual, scale, x, dense))
+    norm, pending = torch.randn(48), torch.randn(2, 5, 48)
+    for ours, wanted in zip(
+        operations.project_gated(x, pending, norm, 1e-5, packed),
+        Plain().project_gated(x, pending, norm, 1e-5, dense),
+        strict=True,
+    ):
+        near(ours, wanted, 2e-5)
+    near(
+        operations.project_gated(x, pending, norm, 1e-5, NativeLinear.pack(weight[:90]))[1],
+        Plain().project_gated(x, pending, norm, 1e-5, Dense(weight[:90]))[1],
+        2e-5,
+    )
+
+
+def test_curves_hold_everywhere(processor: str) -> None:
+    """Pins an exponential that wraps around where it is too large or too small, and what is not a number made one."""
+    values = torch.cat((torch.linspace(-100, 100, 20_001), torch.tensor([0.0, -0.0, 1e-30, -1e-30, torch.inf])))
+    nothing = torch.zeros(1, 0, 1)
+    near(Native().extend(nothing, values[None, :, None], True)[0, :, 0], F.elu(values), 2e-7)
+    identity = NativeLinear.pack(torch.eye(1))
+    near(identity.run(values[:-1, None], "gelu")[:, 0], F.gelu(values[:-1].double()), 7e-7)
+    gates = NativeLinear.pack(torch.cat((torch.ones(256, 1), torch.zeros(256, 1))), torch.ones(512))
+    near(gates.run(values[:-1, None] - 1, "gated")[:, 0], F.silu(values[:-1].double()), 1e-6)
+    broken = torch.tensor([[torch.nan]])
+    assert identity.run(broken, "gelu").isnan().all()
+    assert Native().extend(nothing, broken[None], True).isnan().all()
+    assert gates.run(broken, "gated").isnan().all()
+
+
+@pytest.mark.parametrize("activate", [False, True])
+@pytest.mark.parametrize(("old", "new", "channels"), [(0, 5, 3), (6, 1920, 1), (2, 1, 7), (2, 1920, 40)])
+def test_what_a_convolution_reads(processor: str, activate: bool, old: int, new: int, channels: int) -> None:
+    """Contexts are columns of one tensor for all layers."""
+    x, contexts = torch.randn(3, new, channels), torch.randn(3, 5 + old * channels)
+    context = contexts[:, 5:].view(3, old, channels)
+    near(Native().extend(context, x, activate), Plain().extend(context, x, activate), 2e-7)
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_norms(processor: str, rows: int) -> None:
+    x, pending, weight, bias = torch.randn(rows, 3, 80), torch.randn(rows, 3, 80), torch.randn(80), torch.randn(80)
+    for given_pending in (None, pending):
+        for ours, wanted in zip(
+            Native().norm(x, given_pending, weight, 1e-5), Plain().norm(x, given_pending, weight, 1e-5), strict=True
+        ):
+            near(ours, wanted)
+    near(
+        Native().layer_norm(x + 5, weight, bias, 1e-5),
+        Plain().layer_norm((x + 5).double(), weight.double(), bias.double(), 1e-5),
+    )
+    near(
+        Native().layer_norm(x.transpose(0, 1), weight, bias, 1e-5),
+        Plain().layer_norm(x.transpose(0, 1), weight, bias, 1e-5),
+    )
+
+
+@given(
+    time=st.integers(1, 5),
+    heads=st.integers(1, 3),
+    groups=st.integers(1, 4),
+    prefix=st.sampled_from([0, 2]),
+    window=st.integers(1, 30),
+    lengths=st.lists(st.integers(0, 300), min_size=1, max_size=3),
+    low=st.booleans(),
+    dim=st.sampled_from([16, 64, 80]),
+)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])  # `processor` is the same for all examples
+def test_attention_reads_what_is_visible_and_nothing_else(
+    processor: str,
+    time: int,
+    heads: int,
+    groups: int,
+    prefix: int,
+    window: int,
+    lengths: list[int],
+    low: bool,
+    dim: int,
+) -> None:
+    """Rings that wrapped and rings that are almost empty, with NaN wherever nothing may be read; windows that begin per
+    query where there is no prefix, as the codec's do.
+    """
+    torch.manual_seed(sum(lengths) + time)
+    dtype = torch.bfloat16 if low else torch.float32
+    position = prefix - (prefix > 0) + torch.tensor(lengths)[:, None] + torch.arange(time)
+    start = (position - window).clamp(min=prefix)
+    if prefix:
+        start = start[:, :1]
+    ring = poisoned_ring(position, start, 2, heads, window + time + 4, dim, prefix, dtype)
+    wide = cleaned(ring)
+    wide.keys, wide.values = wide.keys.float(), wide.values.float()
+    rotary = Rotary(Rope(10_000.0), dim, CPU)
+    qkv = torch.randn(len(lengths), time, (heads * groups + 2 * heads) * dim)
+    columns = ring.keys.shape[3]
+    ours = Native().attend(qkv, ring, 1, Native().view(position, start, ring, rotary, columns))
+    wanted = Plain().attend(qkv, wide, 1, Plain().view(position, start, wide, rotary, columns))
+    if low:  # the reference keeps its newest keys as they are
+        torch.testing.assert_close(ours, wanted, rtol=0.02, atol=0.02)
+    else:
+        near(ours, wanted)
+    ring.keys, ring.values = ring.keys.float(), ring.values.float()
+    assert_same_ring(ring, wide, 0.01 if low else 1e-5)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3, 4, 7])
+def test_attention_of_a_slot_is_the_same_to_the_last_bit_in_any_company(processor: str, groups: int) -> None:
+    """How many queries are scored together depends on how many slots and threads there are."""
+    position = torch.tensor([[70], [3], [250]])
+    start = (position - 60).clamp(min=2)
+    ring = poisoned_ring(position, start, 1, 1, 64, 32, 2, torch.float32)
+    rotary, qkv = Rotary(Rope(10_000.0), 32, CPU), torch.randn(3, 1, (groups + 2) * 32)
+
+    def attend(slots: int, threads: int) -> Tensor:
+        view = Native().view(position[:slots], start[:slots], ring, rotary, 66)
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            return Native().attend(qkv[:slots], ring, 0, view)
+        finally:
+            torch.set_num_threads(before)
+
+    together = attend(3, 1)
+    for slots, threads in ((1, 1), (1, 2), (2, 2), (3, 2), (1, 4)):
+        assert torch.equal(attend(slots, threads), together[:slots])
+
+
+def test_a_part_of_a_frame_has_its_own_angles() -> None:
+    """Pins columns of a view read as if they stood alone: tokens of the second slot at the first one's angles."""
+    position = torch.tensor([[40, 41, 42, 43], [7, 8, 9, 10]])
+    start = torch.tensor([[10], [2]])
+    ring = poisoned_ring(position, start, 1, 2, 60, 16, 2, torch.float32)
+    other = cleaned(ring)
+    rotary = Rotary(Rope(10_000.0), 16, CPU)
+    native, plain = Native().view(position, start, ring, rotary, 62), Plain().view(position, start, other, rotary, 62)
+    for token in range(4):
+        qkv = torch.randn(2, 1, 8 * 16)
+        ours = Native().attend(qkv, ring, 0, native.columns(token, token + 1))
+        near(ours, Plain().attend(qkv, other, 0, plain.columns(token, token + 1)))
+
+
+@pytest.mark.parametrize(("size", "book"), [(17, 2), (65, 0), (2049, 0), (2049, 3)])
+def test_draws_are_the_reference_s(processor: str, size: int, book: int) -> None:
+    """Pins another order among equal logits, a sum rounded otherwise, another random number."""
+    logits = 2 * torch.randn(50 * len(OPTIONS), size)
+    if book:
+        logits[:, -1] = -torch.inf
+    state = options(len(logits), CPU)
+    assert assert_same_draws(Native(), logits, state, book).finite.all()
+    assert_same_draws(Native(), logits.round(), state, book)
+
+
+def test_draws_among_equal_forbidden_and_broken_logits() -> None:
+    """A slot whose numbers are not finite says so, draws a code there is, and is the only one to suffer."""
+    logits = torch.randint(-1, 2, (len(OPTIONS), 65)).float()
+    logits[:, ::7], logits[:, 3::7] = -0.0, 0.0
+    logits[1::2, 5:] = -torch.inf
+    logits[:, -1] = -torch.inf
+    state, ours = options(len(OPTIONS), CPU), drawing(len(OPTIONS), 4, CPU)
+    healthy = torch.arange(len(OPTIONS)) % 2 == 0
+    undisturbed = Native().draw(logits, 1, state, drawing(len(OPTIONS), 4, CPU), few=True)
+    logits[1::2] = torch.nan
+    unit = Native().draw(logits, 1, state, ours, few=True)
+    assert torch.equal(ours.finite, healthy)
+    assert torch.equal(unit[healthy], undisturbed[healthy])
+    assert (ours.codes >= 0).all()
+    assert (ours.codes < 64).all()
+
+
+def test_int4_goes_through_pytorch_where_this_processor_multiplies_no_integers(
+    decoder_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with AVX2 alone: activations are float32 there, too, and met scales in bfloat16."""
+    monkeypatch.setattr(NativeLinear, "can_integers", staticmethod(lambda weight, group: False))
+    for quantize in ("int4", "int8"):
+        decoder = load_decoder(decoder_dir, dtype=torch.bfloat16, quantize=quantize)
+        assert decoder.prefix_keys.isfinite().all()
+
+
+def test_numbers_that_are_not_native_run_plain(codec_dir: Path) -> None:
+    codec = load_codec(codec_dir, dtype=torch.float64)
+    assert type(codec.operations) is Plain
+    state, active = codec.init_state(1), torch.ones(1, dtype=torch.bool)
+    assert codec.encode(torch.zeros(1, 1920), state, active).shape == (1, codec.num_codebooks)
+
+
+def test_a_step_says_what_a_plain_step_says(codec_dir: Path, decoder_dir: Path, without_native: None) -> None:
+    """Pins what is between the operations: flags, draws' numbers, a slot that listens beside one that speaks."""
+    plain = FrameStep(load_codec(codec_dir), load_decoder(decoder_dir), 2, 3, 1)
+    library.cache_clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("STREAMING_NATIVE")
+        native = FrameStep(load_codec(codec_dir), load_decoder(decoder_dir), 2, 3, 1)
+    assert type(native._device.codec.operations) is Native
+    assert_same_steps(native, plain, ["ll", "sl", "ss", "-s"] * 8)

@@ -1,0 +1,46 @@
+"""Products with few rows against the library's, with the norm before and the gate after."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from streaming.models.linear import Dense
+from streaming.models.operations.torch import Plain
+from streaming.models.operations.triton.operations import Fused
+
+
+@pytest.mark.parametrize(("rows", "width", "count"), [(1, 640, 20), (3, 96, 9), (4, 512, 16)])
+def test_products_are_the_reference_s(
+    device: torch.device, dtype: torch.dtype, rows: int, width: int, count: int
+) -> None:
+    """Pins rows and columns beyond a block's edge, a norm of the wrong row, the residual summed without rounding, gate
+    and up swapped.
+    """
+    x, pending = torch.randn(2, rows, 1, width).to(device, dtype)
+    norm = torch.randn(width).to(device, dtype)
+    weight = Dense(torch.randn(2 * count, width).to(device, dtype) / width**0.5)
+    few, plain = Fused(matvec_rows=4), Plain()
+    tolerance = 1e-5 if dtype == torch.float32 else 2**-6
+    found = [
+        *few.project(x, None, norm, 1e-5, weight),
+        *few.project(x, pending, norm, 1e-5, weight),
+        *few.project_gated(x, pending, norm, 1e-5, weight),
+        few.linear(x, weight),
+    ]
+    wanted = [
+        *plain.project(x, None, norm, 1e-5, weight),
+        *plain.project(x, pending, norm, 1e-5, weight),
+        *plain.project_gated(x, pending, norm, 1e-5, weight),
+        plain.linear(x, weight),
+    ]
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
+
+
+def test_more_rows_than_that_are_the_library_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pins a batch that reads the weights once a token."""
+    monkeypatch.setattr("streaming.models.operations.triton.operations.matvec", None)
+    x, weight = torch.randn(5, 1, 16), Dense(torch.randn(8, 16))
+    torch.testing.assert_close(Fused(matvec_rows=4).linear(x, weight), Plain().linear(x, weight))
+    torch.testing.assert_close(Fused().linear(x[:1], weight), Plain().linear(x[:1], weight))

@@ -1,0 +1,61 @@
+"""The whole decoder on kernels: against `transformers`, and against itself on plain operations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from streaming.frame_step import FrameStep
+from streaming.models.operations.torch import Plain
+from streaming.models.operations.triton.operations import Fused
+from tests.models.operations.triton.steps import assert_same_steps
+from tests.models.test_llama import CODEBOOK_SIZE, assert_near, feed, judge
+from tests.reference import load_codec, load_decoder
+
+
+def codes(*shape: int) -> torch.Tensor:
+    return torch.randint(CODEBOOK_SIZE, shape, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("by_token", [False, True], ids=["by-frame", "by-token"])
+def test_logits_are_those_of_the_whole_prompt(device: torch.device, decoder_dir: Path, by_token: bool) -> None:
+    """Pins a residual added twice or never, a layer's ring taken for another's, a head without its mask."""
+    decoder = load_decoder(decoder_dir, device=device, operations=Fused())
+    stream = codes(2, 4)
+    state = decoder.init_state(1, 20)
+    state.ring.keys.fill_(torch.nan)
+    state.ring.values[:, :, :, decoder.prefix :] = torch.nan
+    active = torch.ones(1, dtype=torch.bool, device=device)
+    ours = [feed(decoder, state, frame[None].to(device), active, 20, by_token, columns=1) for frame in stream]
+    with torch.inference_mode(False):
+        wanted = judge(decoder_dir, stream)
+    assert_near(torch.cat(ours).cpu(), wanted)
+
+
+def test_slots_that_slide_and_idle_say_what_plain_operations_say(device: torch.device, decoder_dir: Path) -> None:
+    """Pins a window that slides otherwise, and an idle slot whose stream is touched."""
+    fused, plain = (load_decoder(decoder_dir, device=device, operations=each) for each in (Fused(), Plain()))
+    states = [fused.init_state(2, 2, 1), plain.init_state(2, 2, 1)]
+    for number, frame in enumerate(codes(5, 2, 4).to(device)):
+        active = torch.tensor([True, number % 3 != 1], device=device)
+        ours, wanted = (
+            feed(decoder, state, frame, active, 2, by_token=number % 2 == 0, columns=fused.columns_for(states[1], 100))
+            for decoder, state in zip((fused, plain), states, strict=True)
+        )
+        assert_near(ours, wanted)
+    assert states[0].frames.tolist() == states[1].frames.tolist() == [5, 3]
+
+
+def test_a_step_on_kernels_says_what_a_plain_step_says(
+    device: torch.device, codec_dir: Path, decoder_dir: Path
+) -> None:
+    """Pins what is between the kernels: flags, draws' numbers, a slot that listens beside one that speaks."""
+    codec = load_codec(codec_dir, device=device)
+    fused, plain = (
+        FrameStep(codec, load_decoder(decoder_dir, device=device, operations=each), 2, 3, 1)
+        for each in (Fused(), Plain())
+    )
+    assert_same_steps(fused, plain, ["ll", "sl", "ss"] if device.type == "cpu" else ["ll", "sl", "ss", "-s"] * 8)
+    assert [fused.frames(slot) for slot in (0, 1)] == [plain.frames(slot) for slot in (0, 1)]

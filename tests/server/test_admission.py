@@ -1,0 +1,195 @@
+"""Waiting in line, being too slow, stopping: what happens around sessions rather than in them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import urllib.error
+from collections.abc import Iterator
+from contextlib import suppress
+
+import numpy as np
+import pytest
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed
+
+from streaming.audio import FRAME
+from streaming.engine.engine import Engine
+from streaming.protocol import messages
+from streaming.protocol.messages import SessionStart
+from tests.engine.stub_step import StubStep
+from tests.server.live_server import Client, client, get, run, serving
+
+FAST = SessionStart(pace="fast", max_seconds=0.8)
+SPEECH = np.zeros(3 * FRAME, np.int16)
+
+
+@pytest.fixture
+def step() -> Iterator[StubStep]:
+    stub = StubStep(1)
+    yield stub
+    stub.allow_all()
+
+
+async def _closed(session: Client) -> int | None:
+    with suppress(ConnectionClosed):
+        while True:
+            await session.expect(messages.Pong)
+    return session.socket.close_code
+
+
+def test_those_in_line_are_told_their_place_and_served_in_order(step: StubStep) -> None:
+    """Waiting in silence is what users of a peer's server complain of."""
+
+    async def scenario(url: str) -> None:
+        async with client(url, FAST) as first, connect(url) as a, connect(url) as b, connect(url) as c:
+            second, third, fourth = Client(a), Client(b), Client(c)
+            await second.send(FAST)
+            assert (await second.expect(messages.SessionQueued)).place == 1
+            await third.send(FAST)
+            assert (await third.expect(messages.SessionQueued)).place == 2
+            await fourth.send(FAST)
+            assert (await fourth.expect(messages.SessionRefused)).code == "full"
+            await first.send(messages.SessionClose())
+            await second.expect(messages.SessionStarted)
+            assert (await third.expect(messages.SessionQueued)).place == 1
+            await second.hear(SPEECH)
+            assert (await second.speak()).samples == 10 * FRAME
+            await second.send(messages.SessionClose())
+            await third.expect(messages.SessionStarted)
+
+    with Engine(step) as engine, serving(engine, queue=2) as server:
+        run(scenario(server.url))
+
+
+def test_who_leaves_the_line_holds_nobody_up(step: StubStep) -> None:
+    """A slot was kept for a client that had gone."""
+
+    async def scenario(url: str, health: str) -> None:
+        async with client(url, FAST) as first, connect(url) as socket:
+            await Client(socket).send(FAST)
+            await Client(socket).expect(messages.SessionQueued)
+            async with connect(url) as behind:
+                third = Client(behind)
+                await third.send(FAST)
+                assert (await third.expect(messages.SessionQueued)).place == 2
+                socket.transport.abort()
+                assert (await third.expect(messages.SessionQueued)).place == 1
+                await first.send(messages.SessionClose())
+                await third.expect(messages.SessionStarted)
+        while (figures := json.loads(await asyncio.to_thread(get, health)))["sessions"]:
+            await asyncio.sleep(0.01)
+        assert figures["waiting"] == 0
+
+    with Engine(step) as engine, serving(engine, queue=2) as server:
+        run(scenario(server.url, f"{server.http}/health"))
+
+
+def test_a_machine_that_is_too_slow_takes_no_more_sessions_and_tells_those_it_has() -> None:
+    """Lag grew without bound; now it is told, what cannot be heard in time is dropped, and nobody else is let in."""
+    step = StubStep(2, delay_s=lambda: 0.09)
+
+    async def scenario(url: str, health: str) -> None:
+        async with client(url, SessionStart()) as session:
+            await session.hear(np.zeros(40 * FRAME, np.int16))
+            lagging = await session.expect(messages.InputLagging)
+            assert lagging.behind_ms >= 900
+            dropped = await session.expect(messages.InputDropped)
+            assert dropped.samples > 0
+            while not json.loads(await asyncio.to_thread(get, health))["overloaded"]:
+                await asyncio.sleep(0.01)  # until a step was measured
+            async with connect(url) as socket:
+                refused = Client(socket)
+                await refused.send(FAST)
+                assert (await refused.expect(messages.SessionRefused)).code == "overloaded"
+                assert await _closed(refused) == 1013
+            await session.send(messages.SessionClose())
+            await session.expect(messages.SessionClosed)
+        async with client(url, FAST):
+            pass  # with nobody left, what was measured no longer counts
+
+    with Engine(step) as engine, serving(engine) as server:
+        run(scenario(server.url, f"{server.http}/health"))
+
+
+def test_a_client_may_choose_to_wait_rather_than_lose_speech(step: StubStep) -> None:
+
+    async def scenario(url: str) -> None:
+        async with client(url, SessionStart(lag="wait", max_seconds=0.08)) as session:
+            await session.hear(np.zeros(200 * FRAME, np.int16))
+            await session.speak()
+            assert not [said for said in session.said if isinstance(said, messages.InputDropped)]
+
+    with Engine(step) as engine, serving(engine) as server:
+        run(scenario(server.url))
+    assert [kind for kind, _ in step.streams[0].entries] == ["heard"] * 200 + ["spoken"]
+
+
+def test_a_session_that_does_nothing_is_ended(step: StubStep) -> None:
+    """One that came and said nothing held its slot for hours."""
+
+    async def scenario(url: str) -> None:
+        async with client(url, FAST) as session:
+            await session.hear(SPEECH)
+            await session.speak()
+            assert (await session.expect(messages.SessionClosed)).reason == "idle"
+            assert await _closed(session) == 1000
+        async with client(url, FAST):
+            pass  # its slot is free
+
+    with Engine(step) as engine, serving(engine, idle_s=0.3) as server:
+        run(scenario(server.url))
+
+
+def test_a_stopping_server_lets_turns_finish_and_nobody_in(step: StubStep) -> None:
+    """A redeployment cut speakers off in mid-word."""
+    step = StubStep(3, gated=True)
+
+    async def scenario(url: str, health: str, stop: object) -> None:
+        async with client(url, FAST) as speaking, client(url, FAST) as listening, connect(url) as late:
+            await speaking.hear(SPEECH)
+            await speaking.send(messages.Speak(turn=1))
+            step.allow(5)
+            await speaking.expect(messages.TurnSpeaking)
+            assert callable(stop)
+            stop()
+            assert (await listening.expect(messages.SessionClosed)).reason == "stopping"
+            assert await _closed(listening) == 1001
+            newcomer = Client(late)
+            await newcomer.send(FAST)
+            assert (await newcomer.expect(messages.SessionRefused)).code == "stopping"
+            step.allow_all()
+            assert (await speaking.expect(messages.TurnDone)).reason == "max_seconds"
+            assert len(speaking.spoken()) == 10 * FRAME
+            assert (await speaking.expect(messages.SessionClosed)).reason == "stopping"
+            assert await _closed(speaking) == 1001
+
+    with Engine(step) as engine, serving(engine) as server:
+        run(scenario(server.url, server.http, server.stop))
+        server.join()
+        with pytest.raises(urllib.error.URLError):
+            get(f"{server.http}/health")
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_a_turn_that_takes_too_long_is_cut_at_the_end(twice: bool) -> None:
+    """By the time that draining may take, or by a second request."""
+    step = StubStep(1, gated=True)
+
+    async def scenario(url: str, stop: object) -> None:
+        async with client(url, FAST) as session:
+            await session.hear(SPEECH)
+            await session.send(messages.Speak(turn=1))
+            step.allow(4)
+            await session.expect(messages.TurnSpeaking)
+            assert callable(stop)
+            stop()
+            if twice:
+                stop()
+            assert (await session.expect(messages.SessionClosed)).reason == "stopping"
+            assert await _closed(session) == 1001
+
+    with Engine(step) as engine, serving(engine, drain_s=30 if twice else 0.2) as server:
+        run(scenario(server.url, server.stop))
+        server.join()
+        step.allow_all()

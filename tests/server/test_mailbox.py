@@ -1,0 +1,96 @@
+"""Events on their way from the engine's thread to the loop."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+
+from streaming.engine.events import Event, Heard
+from streaming.server.mailbox import Mailbox
+
+
+def event(number: int) -> Event:
+    return Heard(np.array([number]))
+
+
+def numbers(events: list[Event]) -> list[int]:
+    return [int(said.codes[0]) for said in events if isinstance(said, Heard)]
+
+
+def test_a_steps_events_wake_the_loop_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One wake-up a session was a system call on either side and a fight for the interpreter, 256 times a step."""
+
+    async def main() -> None:
+        loop, mailbox = asyncio.get_running_loop(), Mailbox()
+        wakes, wake = [], loop.call_soon_threadsafe
+
+        def counted(*arguments: Any) -> Any:
+            wakes.append(1)
+            return wake(*arguments)
+
+        monkeypatch.setattr(loop, "call_soon_threadsafe", counted)
+        one, other = list[Event](), list[Event]()
+        for step in range(3):
+            thread = threading.Thread(
+                target=lambda: [mailbox.put((one, other)[n % 2].append, event(n)) for n in range(64)]
+            )
+            thread.start()
+            thread.join()  # the loop is held meanwhile: this is its thread
+            assert len(wakes) == step + 1
+            await asyncio.sleep(0.01)
+            assert numbers(one) == [*range(0, 64, 2)] * (step + 1), "in the order in which they were put"
+            assert numbers(other) == [*range(1, 64, 2)] * (step + 1)
+
+    asyncio.run(main())
+
+
+def test_nothing_is_left_behind_by_a_loop_that_looks_meanwhile() -> None:
+    """Put while the loop empties the box: found by it, or by another wake-up."""
+
+    async def main() -> None:
+        mailbox, found, done = Mailbox(), list[Event](), asyncio.Event()
+
+        def take(said: Event) -> None:
+            found.append(said)
+            if len(found) == 5_000:
+                done.set()
+
+        thread = threading.Thread(target=lambda: [mailbox.put(take, event(n)) for n in range(5_000)])
+        thread.start()
+        async with asyncio.timeout(30):
+            await done.wait()
+        thread.join()
+        assert numbers(found) == [*range(5_000)]
+
+    asyncio.run(main())
+
+
+def test_a_listener_that_fails_takes_nobody_elses_events() -> None:
+    async def main() -> None:
+        mailbox, found, failures = Mailbox(), list[Event](), list[Any]()
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context["exception"]))
+
+        def fails(_: Event) -> None:
+            raise ValueError("this one's fault")
+
+        for listener in (found.append, fails, found.append):
+            mailbox.put(listener, event(len(found)))
+        await asyncio.sleep(0.01)
+        assert len(found) == 2
+        assert [str(failure) for failure in failures] == ["this one's fault"]
+
+    asyncio.run(main())
+
+
+def test_after_the_loop_nobody_listens() -> None:
+    """An engine that outlives the server's loop for a moment fails no session over it."""
+
+    async def main() -> Mailbox:
+        return Mailbox()
+
+    mailbox = asyncio.run(main())
+    mailbox.put(lambda _: None, event(1))

@@ -1,0 +1,518 @@
+"""Conversations against the fake server: files and microphones, both paces, both kinds of turn taking."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Coroutine
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import soundfile
+from numpy.typing import NDArray
+
+from streaming.audio import FRAME, SAMPLE_RATE, AudioReader, WavWriter
+from streaming.client.client import ContinuationClient
+from streaming.engine.engine import Engine
+from streaming.errors import ContinuationError
+from streaming.protocol.messages import (
+    ClientMessage,
+    Error,
+    Interrupt,
+    Interrupted,
+    Played,
+    SessionStart,
+    Speak,
+    SpeechStarted,
+    SpeechStopped,
+)
+from streaming.terminal.conversation import Conversation
+from streaming.terminal.jitter_buffer import JitterBuffer
+from streaming.terminal.keyboard import Key
+from streaming.terminal.loudspeaker import SimulatedLoudspeaker
+from streaming.terminal.recording import Recording
+from streaming.terminal.sources import file_pieces, silence_pieces
+from streaming.terminal.view import Meters, TurnReport
+from tests.client.fake_server import FakeServer, Peer, Script, fake_server, frame_of, never, whole_turn
+from tests.engine.stub_step import StubStep
+from tests.server.cut_proxy import cut_proxy
+from tests.server.live_server import serving
+from tests.terminal.witness import Witness
+
+
+class FakeMicrophone:
+    dropped_ms = 40.0
+
+    def pieces(self) -> AsyncIterator[NDArray[np.int16]]:
+        return silence_pieces()
+
+
+def run(test: Coroutine[Any, Any, None]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(20):
+            await test
+
+    asyncio.run(bounded())
+
+
+@pytest.fixture
+def speech(tmp_path: Path) -> Path:
+    """A third of a second, recognisable by its value."""
+    path = tmp_path / "speech.wav"
+    soundfile.write(path, np.full(8_000, 5_000, np.int16), SAMPLE_RATE)
+    return path
+
+
+def loudspeaker() -> SimulatedLoudspeaker:
+    return SimulatedLoudspeaker(JitterBuffer())
+
+
+async def stream_file(
+    server: FakeServer,
+    speech: Path,
+    *,
+    pace: Literal["realtime", "fast"] = "realtime",
+    turn_taking: Literal["manual", "vad"] = "manual",
+    view: Witness | None = None,
+) -> TurnReport:
+    """File mode, with its results beside `speech`: out.wav and record.wav."""
+    start = SessionStart(turn_taking=turn_taking, pace=pace)
+    realtime = pace == "realtime"
+    with (
+        AudioReader(speech) as reader,
+        WavWriter(speech.with_name("out.wav")) as output,
+        Recording(speech.with_name("record.wav")) as record,
+    ):
+        async with ContinuationClient.connect(server.url, start) as client:
+            conversation = Conversation(
+                client,
+                view or Witness(),
+                turn_taking=turn_taking,
+                loudspeaker=loudspeaker() if realtime else None,
+                output=output,
+                record=record,
+            )
+            return await conversation.run_file(file_pieces(reader, realtime=realtime))
+
+
+def whole_continuation(frames: int, turn: int = 1) -> NDArray[np.int16]:
+    return np.concatenate([frame_of(turn, number) for number in range(frames)])
+
+
+class TestFiles:
+    @pytest.mark.parametrize("pace", ["realtime", "fast"])
+    def test_a_file_is_continued(self, speech: Path, pace: Literal["realtime", "fast"]) -> None:
+        async def test() -> None:
+            async with fake_server() as server:
+                report = await stream_file(server, speech, pace=pace)
+                peer = server.peers[0]
+                assert peer.start.pace == pace
+                np.testing.assert_array_equal(np.concatenate([m.pcm for m in peer.heard]), np.full(8_000, 5_000))
+                played = [message.samples for message in peer.said if isinstance(message, Played)]
+                assert played == sorted(played)
+                assert bool(played) == (pace == "realtime")
+            assert (report.whole, report.reason, report.seconds) == (True, "max_seconds", 0.4)
+            assert report.first_audio_ms is not None
+            assert (report.first_audible_ms is not None) == (pace == "realtime")
+            assert (report.server_first_frame_ms, report.server_step_ms) == (1.5, 2.5)
+
+        run(test())
+        continuation, rate = soundfile.read(speech.with_name("out.wav"), dtype="int16")
+        assert rate == SAMPLE_RATE
+        np.testing.assert_array_equal(continuation, whole_continuation(5))
+        record, _ = soundfile.read(speech.with_name("record.wav"), dtype="int16")
+        np.testing.assert_array_equal(record[:8_000, 0], np.full(8_000, 5_000))
+        assert not record[8_000:, 0].any()
+        assert not record[:8_000, 1].any()
+        heard = record[8_000:, 1]
+        np.testing.assert_array_equal(heard[heard > 0], whole_continuation(5))
+
+    def test_a_gap_in_the_continuation_is_reported_to_the_server(self, speech: Path) -> None:
+        """The server's operator learned of gaps from the people who heard them."""
+
+        async def stalls(peer: Peer, message: ClientMessage) -> None:
+            if not isinstance(message, Speak):
+                return
+            await peer.begin()
+            for number in range(5):
+                await asyncio.sleep(0.8 if number == 3 else 0)
+                await peer.send_frame(peer.turn, number)
+            await peer.done(5 * FRAME)
+
+        async def test() -> None:
+            async with fake_server(stalls) as server:
+                report = await stream_file(server, speech)
+                underruns = [message.underruns for message in server.peers[0].said if isinstance(message, Played)]
+                assert underruns == sorted(underruns)
+                assert (underruns[0], underruns[-1]) == (0, report.underruns) == (0, 1)
+
+        run(test())
+
+    def test_what_was_played_is_reported_to_the_last_sample(self, speech: Path) -> None:
+        async def test() -> None:
+            async with fake_server() as server:
+                await stream_file(server, speech)
+                played = [message.samples for message in server.peers[0].said if isinstance(message, Played)]
+                assert played[-1] == 5 * FRAME
+
+        run(test())
+
+    def test_an_empty_continuation_is_whole(self, speech: Path) -> None:
+        """A model that ends its speech at once left the client waiting for audio."""
+
+        async def test() -> None:
+            async with fake_server(frames=0) as server:
+                report = await stream_file(server, speech)
+            assert report.whole
+            assert report.first_audible_ms is None
+            assert "0.00 s" in report.sentence()
+
+        run(test())
+        assert soundfile.info(speech.with_name("out.wav")).frames == 0
+
+    def test_a_continuation_that_the_server_cuts_off_is_not_whole(self, speech: Path) -> None:
+        async def script(peer: Peer, message: ClientMessage) -> None:
+            if isinstance(message, Speak):
+                await peer.begin()
+                await peer.send_frame(1, 0)
+                await peer.done(FRAME, "interrupted")
+
+        async def test() -> None:
+            async with fake_server(script) as server:
+                with pytest.raises(ContinuationError, match="no continuation came whole"):
+                    await stream_file(server, speech)
+
+        run(test())
+        assert not speech.with_name("out.wav").exists()
+
+    def test_a_server_that_goes_away_leaves_no_output(self, speech: Path) -> None:
+        async def script(peer: Peer, message: ClientMessage) -> None:
+            if isinstance(message, Speak):
+                await peer.begin()
+                await peer.send_frame(1, 0)
+                peer.socket.transport.abort()
+
+        async def test() -> None:
+            async with fake_server(script) as server:
+                with pytest.raises(ContinuationError, match="the connection to the server broke"):
+                    await stream_file(server, speech)
+
+        run(test())
+        assert not speech.with_name("out.wav").exists()
+        assert not speech.with_name("record.wav").exists()
+
+    def test_an_error_in_answer_to_speak_ends_the_wait(self, speech: Path) -> None:
+        async def script(peer: Peer, message: ClientMessage) -> None:
+            if isinstance(message, Speak):
+                await peer.send(Error(code="prompt_too_long", message="too long", fatal=False, in_reply_to="speak"))
+
+        async def test() -> None:
+            async with fake_server(script) as server:
+                with pytest.raises(ContinuationError, match="too long"):
+                    await stream_file(server, speech)
+
+        run(test())
+
+    def test_a_server_that_says_nothing_is_given_up(self, speech: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A silent stall near saturation hung the client for ever."""
+        monkeypatch.setattr("streaming.terminal.conversation.STALL_S", 0.1)
+
+        async def test() -> None:
+            async with fake_server(never) as server:
+                with pytest.raises(ContinuationError, match="has said nothing"):
+                    await stream_file(server, speech)
+
+        run(test())
+
+
+class TestVoiceActivity:
+    @staticmethod
+    def hears(*, after_samples: int, barge_in: bool = False) -> Script:
+        """A server in vad mode: it starts to continue when this much has come."""
+
+        spoken: list[int] = []
+
+        async def script(peer: Peer, message: ClientMessage) -> None:
+            heard = sum(len(audio.pcm) for audio in peer.heard)
+            if isinstance(message, Interrupt):
+                await peer.done(FRAME, "interrupted")
+                await peer.send(Interrupted(turn=message.turn, kept_samples=0))
+                await TestVoiceActivity.answer(peer, heard)
+            elif peer.turn == 1 and heard >= after_samples and not spoken:
+                spoken.append(1)
+                if barge_in:
+                    await peer.send(SpeechStopped(turn=1, at_samples=2_000))
+                    await peer.begin()
+                    await peer.send_frame(1, 0)
+                    await peer.send(SpeechStarted(turn=1, at_samples=heard))
+                else:
+                    await TestVoiceActivity.answer(peer, 8_000)
+
+        return script
+
+    @staticmethod
+    async def answer(peer: Peer, at_samples: int) -> None:
+        await peer.send(SpeechStopped(turn=peer.turn, at_samples=at_samples))
+        await peer.begin()
+        for number in range(3):
+            await peer.send_frame(peer.turn, number)
+        await peer.done(3 * FRAME, "end")
+
+    @pytest.fixture(autouse=True)
+    def often(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        # The fake server acts on control messages, of which pings are one a second; here it gets more.
+        async def nudge(client: ContinuationClient) -> None:
+            with contextlib.suppress(ContinuationError):
+                while True:
+                    await client.update(max_seconds=1.0)
+                    await asyncio.sleep(0.02)
+
+        monkeypatch.setattr(ContinuationClient, "_ping", nudge)
+
+    def test_silence_follows_the_file_until_the_server_hears_it(self, speech: Path) -> None:
+        """A file that just ends gives a server in vad mode nothing to hear the end of speech by."""
+
+        async def test() -> None:
+            view = Witness()
+            async with fake_server(self.hears(after_samples=12_000)) as server:
+                report = await stream_file(server, speech, turn_taking="vad", view=view)
+                assert not any(isinstance(message, Speak) for message in server.peers[0].said)
+            assert (report.whole, report.reason) == (True, "end")
+            assert report.first_audio_ms is not None
+            assert "speech_stopped" in view.names()
+
+        run(test())
+        continuation, _ = soundfile.read(speech.with_name("out.wav"), dtype="int16")
+        np.testing.assert_array_equal(continuation, whole_continuation(3))
+
+    def test_barge_in_is_answered_with_what_was_heard(self, speech: Path) -> None:
+        async def test() -> None:
+            view = Witness()
+            async with fake_server(self.hears(after_samples=3_000, barge_in=True)) as server:
+                report = await stream_file(server, speech, turn_taking="vad", view=view)
+                interrupts = [message for message in server.peers[0].said if isinstance(message, Interrupt)]
+                assert [message.turn for message in interrupts] == [1]
+                assert interrupts[0].heard_samples <= FRAME
+            assert (report.turn, report.whole) == (2, True)
+            assert view.names().count("interrupted") == 1
+
+        run(test())
+
+    def test_a_file_without_speech(self, speech: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("streaming.terminal.conversation.VAD_PATIENCE_S", 0.1)
+
+        async def test() -> None:
+            async with fake_server(never) as server:
+                with pytest.raises(ContinuationError, match="heard no end of speech"):
+                    await stream_file(server, speech, turn_taking="vad")
+
+        run(test())
+
+
+class TestMicrophone:
+    @staticmethod
+    async def converse(
+        server: FakeServer, view: Witness, keys: AsyncIterator[Key], output: Path, *, push_to_talk: bool = False
+    ) -> Conversation:
+        with WavWriter(output) as wav:
+            async with ContinuationClient.connect(server.url) as client:
+                conversation = Conversation(
+                    client,
+                    view,
+                    turn_taking="manual",
+                    loudspeaker=loudspeaker(),
+                    output=wav,
+                    record=None,
+                    push_to_talk=push_to_talk,
+                )
+                await conversation.run_microphone(FakeMicrophone(), keys)
+        return conversation
+
+    def test_enter_ends_the_prompt_and_the_machine_hands_back(self, tmp_path: Path) -> None:
+        async def test() -> None:
+            view = Witness()
+
+            async def keys() -> AsyncIterator[Key]:
+                for turn in (1, 2):
+                    await view.until("listening", turn)
+                    await asyncio.sleep(0.05)
+                    yield Key.ENTER
+                await view.until("turn", 2)
+
+            async with fake_server(frames=2) as server:
+                conversation = await self.converse(server, view, keys(), tmp_path / "out.wav")
+                # While the machine speaks, the microphone is not sent.
+                heard = {message.turn for message in server.peers[0].heard}
+                assert heard - {3} == {1, 2}  # the third begins as soon as the second is over
+            assert conversation.whole_turns == 2
+            assert conversation.meters.dropped_input_ms == 40.0
+
+        run(test())
+        continuation, _ = soundfile.read(tmp_path / "out.wav", dtype="int16")
+        expected = np.concatenate([whole_continuation(2, turn) for turn in (1, 2)])
+        np.testing.assert_array_equal(continuation, expected)
+
+    def test_enter_interrupts_and_only_what_was_heard_is_kept(self, tmp_path: Path) -> None:
+        async def test() -> None:
+            view = Witness()
+
+            async def keys() -> AsyncIterator[Key]:
+                await view.until("listening")
+                yield Key.ENTER
+                await view.until("speaking")
+                while not any(isinstance(message, Played) for message in server.peers[0].said):
+                    await asyncio.sleep(0.005)
+                server.peers[0].frames = 2
+                yield Key.ENTER
+                await view.until("listening", 2)
+                yield Key.ENTER
+                await view.until("turn", 2)
+
+            async with fake_server(frames=100) as server:
+                conversation = await self.converse(server, view, keys(), tmp_path / "out.wav")
+                interrupts = [message for message in server.peers[0].said if isinstance(message, Interrupt)]
+                assert len(interrupts) == 1
+                assert interrupts[0].heard_samples > 0
+            assert conversation.whole_turns == 1
+            heard = interrupts[0].heard_samples
+            continuation, _ = soundfile.read(tmp_path / "out.wav", dtype="int16")
+            np.testing.assert_array_equal(
+                continuation, np.concatenate([whole_continuation(100)[:heard], whole_continuation(2, 2)])
+            )
+
+        run(test())
+
+    def test_an_error_hands_back_to_the_person(self, tmp_path: Path) -> None:
+        """Enter before the first word left the client in a turn that never came."""
+
+        async def script(peer: Peer, message: ClientMessage) -> None:
+            if isinstance(message, Speak) and not any(isinstance(said, Speak) for said in peer.said[:-1]):
+                await peer.send(Error(code="empty_prompt", message="nothing", fatal=False, in_reply_to="speak"))
+            else:
+                await whole_turn(peer, message)
+
+        async def test() -> None:
+            view = Witness()
+
+            async def keys() -> AsyncIterator[Key]:
+                yield Key.ENTER
+                await view.until("notice")
+                await view.until("listening", 2)
+                yield Key.ENTER
+                await view.until("turn")
+
+            async with fake_server(script, frames=1) as server:
+                conversation = await self.converse(server, view, keys(), tmp_path / "out.wav")
+            assert conversation.whole_turns == 1
+
+        run(test())
+
+    def test_push_to_talk_sends_only_what_is_said_while_the_key_is_down(self, tmp_path: Path) -> None:
+        async def test() -> None:
+            view = Witness()
+            sent: list[int] = []
+
+            async def keys() -> AsyncIterator[Key]:
+                await view.until("listening")
+                await asyncio.sleep(0.2)
+                sent.append(len(server.peers[0].heard))
+                for key in (Key.SPACE, Key.RELEASED):
+                    yield key
+                    await asyncio.sleep(0.2)
+                yield Key.RELEASED  # of a key that ended nothing
+                await view.until("turn")
+                server.peers[0].frames = 100
+                for key in (Key.SPACE, Key.SPACE):  # a terminal that does not tell of releases
+                    yield key
+                    await asyncio.sleep(0.1)
+                await view.until("speaking", 2)
+                yield Key.SPACE  # interrupts, and talks
+                await view.until("interrupted")
+                await asyncio.sleep(0.1)
+
+            async with fake_server(frames=2) as server:
+                conversation = await self.converse(server, view, keys(), tmp_path / "out.wav", push_to_talk=True)
+                assert {message.turn for message in server.peers[0].heard} == {1, 2, 3}
+            assert sent == [0]
+            assert conversation.whole_turns == 1
+            assert conversation.meters.state == "talking"
+
+        run(test())
+
+    def test_what_was_heard_is_kept_when_the_conversation_is_broken_off(self, tmp_path: Path) -> None:
+        """Ctrl-C in the middle of a continuation lost all of it."""
+        heard: list[int] = []
+
+        async def test() -> None:
+            view = Witness()
+
+            async with fake_server(frames=100) as server:
+                with WavWriter(tmp_path / "out.wav") as wav:
+                    async with ContinuationClient.connect(server.url) as client:
+                        conversation = Conversation(
+                            client, view, turn_taking="manual", loudspeaker=loudspeaker(), output=wav, record=None
+                        )
+                        with contextlib.suppress(asyncio.CancelledError):
+                            talking = asyncio.ensure_future(conversation.run_microphone(FakeMicrophone(), _patient()))
+                            await view.until("listening")
+                            await conversation._speak()
+                            await view.until("speaking")
+                            await asyncio.sleep(0.4)
+                            talking.cancel()
+                            await talking
+                    heard.append(wav.samples)
+
+        run(test())
+        assert 0 < heard[0] < 100 * FRAME
+        continuation, _ = soundfile.read(tmp_path / "out.wav", dtype="int16")
+        np.testing.assert_array_equal(continuation, whole_continuation(100)[: heard[0]])
+
+
+class TestOutage:
+    def test_the_microphone_goes_on_while_the_connection_is_away(self, tmp_path: Path) -> None:
+        """After 256 small pieces, five seconds, the rest of what was said was lost."""
+        shown: list[tuple[float | None, float]] = []
+
+        class Watching(Witness):
+            def show(self, meters: Meters) -> None:
+                shown.append((meters.away_seconds, meters.kept_input_ms))
+
+        async def test() -> None:
+            view = Watching()
+
+            async def keys() -> AsyncIterator[Key]:
+                await view.until("listening")
+                await asyncio.sleep(0.3)
+                proxy.open = False
+                proxy.cut()
+                await view.until("connection_lost")
+                await asyncio.sleep(1.5)
+                yield Key.ENTER  # the prompt is over before the connection is back
+                proxy.open = True
+                await view.until("connection_restored")
+                await view.until("turn")
+
+            with Engine(StubStep(2), "stub") as engine, serving(engine, resume_s=20.0) as server:
+                start = SessionStart(resume=True, max_seconds=0.4)
+                async with cut_proxy(server.url) as proxy, ContinuationClient.connect(proxy.url, start) as client:
+                    conversation = Conversation(
+                        client, view, turn_taking="manual", loudspeaker=loudspeaker(), output=None, record=None
+                    )
+                    await conversation.run_microphone(FakeMicrophone(), keys())
+                    assert client.sent_samples > 1.5 * SAMPLE_RATE
+            assert conversation.whole_turns == 1
+            speaking = next(fields for name, fields in view.events if name == "speaking")
+            assert speaking["prompt_seconds"] >= client.sent_samples / SAMPLE_RATE, "all of it was heard"
+
+        run(test())
+        away = [(seconds, kept) for seconds, kept in shown if seconds is not None]
+        assert away[0][0] > away[-1][0] > 0
+        assert away[-1][1] > 1_000
+        assert shown[-1][0] is None
+
+
+async def _patient() -> AsyncIterator[Key]:
+    await asyncio.sleep(60)
+    yield Key.ENTER

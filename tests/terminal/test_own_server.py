@@ -1,0 +1,108 @@
+"""The client's own server, played by small scripts."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from streaming.errors import ContinuationError
+from streaming.terminal.own_server import ServerStartError, own_server, server_command
+
+LISTENS = "import os, time; print('pid', os.getpid()); print('listening on ws://127.0.0.1:1/v1/continue', flush=True);"
+
+
+def python(code: str) -> list[str]:
+    return [sys.executable, "-c", code]
+
+
+def alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_the_url_is_the_one_that_it_prints() -> None:
+    async def test() -> None:
+        async with own_server(python(LISTENS + "time.sleep(60)")) as url:
+            assert url == "ws://127.0.0.1:1/v1/continue"
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize(
+    ("habit", "grace_s"),
+    [("", 5.0), ("import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN);", 0.1)],
+    ids=["polite", "deaf to SIGTERM"],
+)
+def test_it_ends_with_the_client_even_when_that_fails(tmp_path: Path, habit: str, grace_s: float) -> None:
+    async def test() -> int:
+        code = habit + f"import os; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()));" + LISTENS
+        with pytest.raises(ZeroDivisionError):
+            async with own_server(python(code + "time.sleep(60)"), grace_s=grace_s):
+                raise ZeroDivisionError
+        return int((tmp_path / "pid").read_text())
+
+    assert not alive(asyncio.run(test()))
+
+
+def test_a_server_that_ends_tells_why() -> None:
+    async def test() -> None:
+        said: list[str] = []
+        with pytest.raises(ServerStartError, match=r"(?s)ended with status 3.*no such model: x") as info:
+            async with own_server(
+                python("import sys; print('no such model: x', file=sys.stderr); sys.exit(3)"), said=said.append
+            ):
+                pass
+        assert said == ["no such model: x"]
+        assert isinstance(info.value, ContinuationError)
+
+    asyncio.run(test())
+
+
+def test_a_server_that_never_listens_is_ended() -> None:
+    async def test() -> None:
+        with pytest.raises(ServerStartError, match=r"did not listen in 0\.2 s"):
+            async with own_server(python("import time; time.sleep(60)"), timeout_s=0.2):
+                pass
+
+    asyncio.run(test())
+
+
+def test_a_server_that_says_a_lot_is_not_stopped_by_a_full_pipe() -> None:
+    """A server whose standard error nobody reads hangs after 64 KiB of log."""
+    code = LISTENS + (
+        "import sys\nfor n in range(20000): print('line', n, file=sys.stderr)\n"
+        "print('x' * 200_000)\nopen(sys.argv[1], 'w').close(); time.sleep(60)"
+    )
+
+    async def test(done: Path) -> None:
+        async with own_server([*python(code), str(done)]):
+            while not done.exists():
+                await asyncio.sleep(0.01)
+
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as directory:
+        asyncio.run(asyncio.wait_for(test(Path(directory) / "done"), 20))
+
+
+def test_its_end_in_mid_session_is_told_with_the_error() -> None:
+    async def test() -> None:
+        with pytest.raises(
+            ContinuationError, match=r"(?s)connection broke; the server ended with status 1.*MemoryError"
+        ):
+            async with own_server(python(LISTENS + "raise MemoryError")):
+                raise ContinuationError("the connection broke")
+
+    asyncio.run(test())
+
+
+def test_a_missing_server_script(tmp_path: Path) -> None:
+    with pytest.raises(ServerStartError, match="--url"):
+        server_command(tmp_path / "server.py", "demo")

@@ -1,0 +1,117 @@
+"""What a person sees."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import asdict
+
+from rich.console import Console
+
+from streaming.terminal.view import JsonView, LiveView, Meters, TurnReport, choose_view
+
+REPORT = TurnReport(
+    turn=1,
+    reason="max_seconds",
+    whole=True,
+    seconds=2.0,
+    first_audio_ms=41.23456,
+    first_audible_ms=45.0,
+    interval_p95_ms=80.1,
+    underruns=1,
+    realtime_factor=1.2,
+    rtt_ms=0.4,
+    server_first_frame_ms=30.0,
+    server_step_ms=20.0,
+)
+
+
+def test_json_is_one_object_a_line() -> None:
+    out = io.StringIO()
+    with JsonView(out) as view:
+        view.event("turn", asdict(REPORT))
+        view.event("notice", {"message": "two\nlines"})
+        view.show(Meters())
+    turn, notice = (json.loads(line) for line in out.getvalue().splitlines())
+    assert (turn["event"], turn["first_audio_ms"], turn["whole"]) == ("turn", 41.235, True)
+    assert notice == {"event": "notice", "message": "two\nlines"}
+
+
+def test_json_tells_levels_once_a_second() -> None:
+    now = [0.0]
+    out = io.StringIO()
+    view = JsonView(out, lambda: now[0])
+    for _ in range(20):
+        now[0] += 0.125
+        view.show(Meters(turn=2))
+    lines = [json.loads(line) for line in out.getvalue().splitlines()]
+    assert [line["event"] for line in lines] == ["levels"] * 2
+    assert lines[0]["turn"] == 2
+
+
+def test_the_live_view_shows_meters_and_figures() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=110, color_system=None)
+    with LiveView(console, hint="Enter: go on") as view:
+        view.event("session", {"model": "demo", "seed": 3, "context_seconds": 20.5, "codec": "opus"})
+        view.event("notice", {"message": "wear headphones"})
+        view.event("levels", {})
+        view.event("summary", {"output": "out.wav", "record": None})
+        view.event("turn", asdict(REPORT))
+        view.event("interrupted", {"turn": 2, "heard_seconds": 0.5})
+        meters = Meters(state="speaking", turn=2, input_dbfs=-30.0, output_dbfs=0.0, first_audible_ms=45.0, rtt_ms=0.4)
+        view.show(meters)
+    assert isinstance(console.file, io.StringIO)
+    shown = console.file.getvalue()
+    for words in (
+        "demo, seed 3",
+        "wear headphones",
+        "speaking turn 2",
+        "first sound after 45 ms",
+        "Enter: go on",
+        "wrote out.wav",
+    ):
+        assert words in shown
+    assert "█" * 40 in shown
+    assert "█" * 20 + "·" * 20 in shown
+
+
+def shown(width: int, meters: Meters) -> str:
+    console = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
+    with LiveView(console) as view:
+        view.show(meters)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_a_lost_connection_is_a_state() -> None:
+    """It was a line that scrolled away, above a meter that went on as if nothing had happened."""
+    away = shown(100, Meters(state="speaking", away_seconds=12.3, kept_input_ms=2_500.0))
+    assert "connection lost" in away
+    assert "12 s left, 2.5 s of yours kept" in away
+    assert "speaking" not in away
+    assert "trying to begin anew" in shown(100, Meters(away_seconds=0.0))
+
+
+def test_what_is_lost_is_shown() -> None:
+    words = shown(100, Meters(dropped_input_ms=1_234.0, unheard_ms=80.0, behind_ms=400.0))
+    assert "microphone: 1.2 s lost  server too slow: 0.1 s lost  server 400 ms behind" in words
+    assert "lost" not in shown(100, Meters())
+
+
+def test_a_narrow_terminal_breaks_between_figures() -> None:
+    words = shown(40, Meters(rtt_ms=1.25, first_audible_ms=80.0, sent_kbps=30.0, received_kbps=31.0))
+    assert "machine " + "·" * 21 + " -96 dB" in words
+    for figure in ("first sound after 80 ms", "round trip 1.2 ms", "30 kbit/s up, 31 down"):
+        assert figure in words
+    assert max(map(len, words.splitlines())) <= 60  # some of it is how the cursor is moved
+
+
+def test_a_report_in_words() -> None:
+    words = REPORT.sentence()
+    assert "2.00 s of continuation (max seconds)" in words
+    assert "first audible sample after 45.0 ms" in words
+    assert words.endswith("1 underrun")
+
+
+def test_without_a_terminal_it_is_json() -> None:
+    assert isinstance(choose_view(json_lines=False, hint=""), JsonView)
