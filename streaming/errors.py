@@ -13,6 +13,8 @@ class StreamingError(Exception):
     """Base of every error that a user, a peer or a checkpoint can cause."""
 
     code: ClassVar[str] = "internal"
+    passes: ClassVar[bool] = False
+    """Whether the same request may succeed a moment later."""
 
 
 class CheckpointError(StreamingError):
@@ -37,6 +39,7 @@ class EngineFullError(StreamingError):
     """Every slot is taken; come back later."""
 
     code = "full"
+    passes = True
 
 
 class EngineStoppedError(StreamingError):

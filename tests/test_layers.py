@@ -39,7 +39,7 @@ ALLOWED = {
     "streaming.options": ("streaming.errors",),
     "streaming.engine": VALUES,  # it gets the step as a callable
     "streaming.protocol": VALUES,
-    "streaming.conversation": (*VALUES, "streaming.protocol.messages", "streaming.engine.events"),
+    "streaming.conversation": (*VALUES, "streaming.protocol", "streaming.engine.events"),
     "streaming.client": (*VALUES, "streaming.protocol"),
     "streaming.terminal": (*VALUES, "streaming.protocol", "streaming.client"),
     "streaming.demo": (*VALUES, "streaming.models", "streaming.frame_step"),
@@ -58,6 +58,9 @@ WITHOUT_TORCH = (
     "server",
 )
 """The server composes by name: who needs tensors is below it."""
+PURE = ("streaming.protocol", "streaming.conversation", "streaming.engine.events")
+"""These know no event loop, socket, thread or clock: what they are told, and the time now, go in."""
+IMPURE = ("asyncio", "concurrent", "queue", "select", "socket", "ssl", "threading", "time", "websockets")
 
 
 def modules() -> dict[str, Path]:
@@ -110,6 +113,8 @@ def test_imports_go_down_only(name: str) -> None:
             assert not within(other, "ray") and not within(other, "deploy"), f"{name} imports {other}, which runs it"
             if any(within(name, place) for place in WITHOUT_TORCH):
                 assert not any(within(other, library) for library in TORCH), f"{name} imports {other}"
+            if any(within(name, place) for place in PURE):
+                assert not any(within(other, library) for library in IMPURE), f"{name} imports {other}"
             continue
         assert other in MODULES, f"{name} imports {other}, which is not there"
         assert layer(other) <= layer(name), f"{name} imports {other}, a layer above it"

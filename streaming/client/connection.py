@@ -47,7 +47,7 @@ from streaming.protocol.messages import (
     encode_audio,
 )
 from streaming.protocol.opus import WHOLE_FRAMES, OpusReceiver, OpusSender
-from streaming.protocol.replay import Exchange
+from streaming.protocol.replay import ReplayBook
 
 CLOSE_TIMEOUT_S = 2.0
 _ATTEMPT_TIMEOUT_S = 5.0
@@ -110,7 +110,8 @@ class Line:
         self._manual = start.turn_taking == "manual"
         self._opus = (OpusSender(WHOLE_FRAMES), OpusReceiver()) if started.codec == "opus" else None
         self._address, self._socket = address, socket
-        self._exchange = None if started.resume is None else Exchange()
+        self._book = None if started.resume is None else ReplayBook()
+        self._acknowledged = asyncio.Event()
         self._position = 0  # samples sent so far
         self._played: str | None = None  # the latest report, which is not counted
         self._in_order = asyncio.Lock()  # what is encoded first is sent first
@@ -149,10 +150,16 @@ class Line:
             if isinstance(message, AudioMessage):
                 self._position = message.position_samples + len(message.pcm)
             for data in self._encoded(message):
-                if self._exchange is not None:
-                    await self._exchange.room()
-                    self._exchange.send(data)
+                if self._book is not None:
+                    await self._room(self._book)
+                    self._book.send(data)
                 await self._say(data)
+
+    async def _room(self, book: ReplayBook) -> None:
+        """Wait until the server has acknowledged enough for one more message."""
+        while not book.has_room():
+            self._acknowledged.clear()
+            await self._acknowledged.wait()
 
     def _encoded(self, message: Message | AudioMessage) -> list[str | bytes]:
         if isinstance(message, AudioMessage):
@@ -198,11 +205,12 @@ class Line:
             message = self._heard(data) if isinstance(data, bytes) else decode_server(data)
         except UnknownTypeError:
             message = None  # a newer server may say more than this client knows
-        if self._exchange is not None:
+        if self._book is not None:
             if isinstance(message, Ack):
-                self._exchange.acknowledge(message.received)
+                self._book.acknowledge(message.received)
+                self._acknowledged.set()
             elif message is None or message.counted:
-                self._answer(self._exchange.receive())
+                self._answer(self._book.receive())
         return None if isinstance(message, Ack) else message
 
     def _heard(self, data: bytes) -> AudioMessage:
@@ -212,8 +220,9 @@ class Line:
         """The session is over: nobody need wait to send."""
         self._connected = False
         self._acking.cancel()
-        if self._exchange is not None:
-            self._exchange.forget()
+        if self._book is not None:
+            self._book.forget()
+            self._acknowledged.set()
 
     async def close(self, goodbye: Message | None) -> None:
         """Says goodbye, waits for the answer a moment, closes the socket."""
@@ -247,12 +256,12 @@ class Line:
     def _may_return(self) -> bool:
         """Whether the server keeps the session: not if either side has closed it in form."""
         protocol = self._socket.protocol
-        return self._exchange is not None and protocol.close_rcvd is None and protocol.close_sent is None
+        return self._book is not None and protocol.close_rcvd is None and protocol.close_sent is None
 
     async def _return(self, lost_at: float) -> ConnectionRestored:
         """Tries again and again for as long as the server keeps the session."""
         assert self.started.resume is not None
-        assert self._exchange is not None
+        assert self._book is not None
         deadline, attempt, reason = lost_at + self.started.resume.seconds, 0, "it does not answer"
         while (left := deadline - time.monotonic()) > 0:
             await asyncio.sleep(min(left, _RETRY_S[min(attempt, len(_RETRY_S) - 1)]))
@@ -269,7 +278,8 @@ class Line:
             except (TimeoutError, ContinuationError) as error:
                 reason = str(error) or reason
             else:
-                self._exchange.acknowledge(received)
+                self._book.acknowledge(received)
+                self._acknowledged.set()
                 self._socket, self._lost_at = socket, None
                 self._resending = asyncio.create_task(self._resend(socket, received))
                 return ConnectionRestored(1000 * (time.monotonic() - lost_at))
@@ -279,8 +289,8 @@ class Line:
     async def _resume(self, socket: ClientConnection) -> int:
         """Returns how many of this side's messages have arrived."""
         assert self.started.resume is not None
-        assert self._exchange is not None
-        token, received = self.started.resume.token, self._exchange.received
+        assert self._book is not None
+        token, received = self.started.resume.token, self._book.received
         try:
             async with asyncio.timeout(_ATTEMPT_TIMEOUT_S):
                 await socket.send(encode(SessionResume(token=token, received=received, position=self._position)))
@@ -298,11 +308,11 @@ class Line:
 
     async def _resend(self, socket: ClientConnection, received: int) -> None:
         """Sends what the server has not had, and what is said meanwhile; then whoever sends sends directly again."""
-        assert self._exchange is not None
+        assert self._book is not None
         played: str | None = None
         try:
             while True:
-                if (data := self._exchange.after(received)) is not None:
+                if (data := self._book.after(received)) is not None:
                     await socket.send(data)
                     received += 1
                 elif self._played != played:

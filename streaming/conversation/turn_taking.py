@@ -8,7 +8,7 @@ at 24 kHz.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -26,7 +26,7 @@ MAX_HELD_MS = 5_000  # audio held after a barge-in; past this the oldest is drop
 
 
 class TurnOptions(Protocol):
-    """How speech is told from silence, and whether it may interrupt. The wire's `VadOptions` serves as it is.
+    """How speech is told from silence, and whether it may interrupt. The protocol's `VadOptions` serves as it is.
 
     threshold: the probability at which a window is speech, between 0 and 1.
     silence_ms: this much silence ends the speech; it is counted in whole windows of 32 ms, rounded up.
@@ -59,14 +59,12 @@ class SpeechEdge:
 class SpeechDetector:
     """Finds where speech begins and ends: a trigger with hysteresis, then a minimum length for either change.
 
-    `probability` is called once for each window of 768 samples, in order; positions are `position` and
-    multiples of that after it. `speaking` tells the present state, `since_samples` where it began.
+    Windows of 768 samples follow each other from `position` on. `speaking` tells the present state, `since_samples`
+    where it began.
     """
 
-    def __init__(self, probability: Callable[[Pcm], float], options: TurnOptions, position: int = 0) -> None:
-        self._probability = probability
+    def __init__(self, options: TurnOptions, position: int = 0) -> None:
         self.configure(options)
-        self._pending: Pcm = np.zeros(0, np.float32)  # less than a window
         self._position = position  # the end of the last window
         self._agreed = position  # the end of the last window in which the trigger and `speaking` agreed
         self._active = False  # the trigger
@@ -79,14 +77,11 @@ class SpeechDetector:
         self._leave = max(options.threshold - HYSTERESIS, 0.01)  # a low threshold must not make speech endless
         self._silence_samples = options.silence_ms * SAMPLES_PER_MS
 
-    def push(self, pcm: Pcm) -> list[SpeechEdge]:
-        """pcm: [any length] float32 at 24 kHz, the next of the stream -> the edges that it makes certain."""
-        assert pcm.dtype == np.float32, pcm.dtype
+    def push(self, probabilities: Iterable[float]) -> list[SpeechEdge]:
+        """Return the edges that the next windows make certain. probabilities: that each of them holds speech."""
         edges = []
-        pending = np.concatenate((self._pending, pcm))
-        whole = len(pending) - len(pending) % SPEECH_WINDOW
-        for window in pending[:whole].reshape(-1, SPEECH_WINDOW):
-            self._active = self._probability(window) >= (self._leave if self._active else self._enter)
+        for probability in probabilities:
+            self._active = probability >= (self._leave if self._active else self._enter)
             self._position += SPEECH_WINDOW
             needed = MIN_SPEECH_MS * SAMPLES_PER_MS if self._active else self._silence_samples
             if self._active == self.speaking:
@@ -95,7 +90,6 @@ class SpeechDetector:
                 self.speaking, self.since_samples = self._active, self._agreed
                 self._agreed = self._position
                 edges.append(SpeechEdge(self.speaking, self.since_samples, self._position))
-        self._pending = pending[whole:]
         return edges
 
     def forget(self) -> None:
@@ -162,12 +156,12 @@ class TurnTaker:
         HEARING ── clear(): what was being said is no prompt any more ─▶ IDLE
 
     No action but BargeIn comes while the machine speaks. The same input gives the same actions however it is cut into
-    pushes; only `Listen` is cut differently. The calls of one instance must not overlap.
+    pushes; only `Listen` is cut differently.
     """
 
-    def __init__(self, probability: Callable[[Pcm], float], options: TurnOptions, position: int = 0) -> None:
+    def __init__(self, options: TurnOptions, position: int = 0) -> None:
         self.state = TurnState.IDLE
-        self._detector = SpeechDetector(probability, options, position)
+        self._detector = SpeechDetector(options, position)
         self._take(options)
         self._recent: Pcm = np.zeros(0, np.float32)  # the end of the input, bounded by _trim
         self._position = position  # the end of the input
@@ -182,12 +176,16 @@ class TurnTaker:
         self._barge_in = options.barge_in
         self._prefix_samples = options.prefix_ms * SAMPLES_PER_MS
 
-    def push(self, pcm: Pcm) -> list[Action]:
-        """pcm: [any length] float32 at 24 kHz, the next of the session's input."""
+    def push(self, pcm: Pcm, probabilities: Sequence[float]) -> list[Action]:
+        """Return what follows from the next of the session's input.
+
+        pcm: [any length] float32 at 24 kHz; probabilities: of speech, for each window that it completes.
+        """
+        assert pcm.dtype == np.float32, pcm.dtype
         self._recent = np.concatenate((self._recent, pcm))
         self._position += len(pcm)
         actions: list[Action] = []
-        for edge in self._detector.push(pcm):
+        for edge in self._detector.push(probabilities):
             actions += self._listen(edge.decided_samples)
             actions += self._onset(edge.at_samples) if edge.speaking else self._stop(edge.at_samples)
         actions += self._listen(self._position)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from streaming.audio import FRAME, FRAME_RATE
 from streaming.config import Sampling
 from streaming.engine.blocking import Session
+from streaming.engine.events import StepAudio
 from streaming.engine.histogram import Counts, Histogram
 from streaming.engine.session import Listener, LiveSession, Step, StepResult
 from streaming.engine.slot_pool import SlotPool
@@ -250,6 +251,8 @@ class Engine:
 
     def _postprocess(self, plan: _Plan, result: StepResult, seconds: float) -> None:
         self._failed_in_a_row = 0
+        audio = StepAudio(result.pcm[plan.speaking])
+        rows = np.cumsum(plan.speaking) - 1  # of each slot in it
         with self._changed:
             self._steps += 1
             self._step_seconds.append(seconds)
@@ -263,7 +266,7 @@ class Engine:
                     session.heard(result.codes[slot])
                 else:
                     self._frames_spoken += not result.ended[slot]
-                    session.spoke(result.pcm[slot], result.codes[slot], bool(result.ended[slot]), seconds)
+                    session.spoke(audio, int(rows[slot]), result.codes[slot], bool(result.ended[slot]), seconds)
 
     def _reap(self) -> None:
         """Frees the slots of closed sessions."""

@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from streaming.audio import Pcm16, to_int16
 from streaming.errors import StreamingError
 
 EndReason = Literal["end", "max_frames", "interrupted"]
+
+
+QUEUED_FRAMES = 25
+"""Most frames of speech that wait for a step (2 s). Then a session's `listen` says no until it has told a `Heard`."""
+
+
+class StepAudio:
+    """What a step's speaking rows said: float32 [B, 1920] and, converted for all of them at once, int16 [B, 1920]."""
+
+    def __init__(self, pcm: NDArray[np.float32]) -> None:
+        self.pcm = pcm
+
+    @functools.cached_property
+    def pcm16(self) -> Pcm16:
+        return to_int16(self.pcm)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +48,25 @@ class TurnStarted:
 
 @dataclass(frozen=True, slots=True)
 class FrameSpoken:
-    """One frame of the continuation. index: its number in the turn; pcm: float32 [1920]; codes: int64 [Q]."""
+    """One frame of the continuation. index: its number in the turn; row: of the step's audio; codes: int64 [Q]."""
 
     turn: int
     index: int
-    pcm: NDArray[np.float32]
+    audio: StepAudio
+    row: int
     codes: NDArray[np.int64]
+
+    @property
+    def pcm(self) -> NDArray[np.float32]:
+        """float32 [1920]."""
+        pcm: NDArray[np.float32] = self.audio.pcm[self.row]
+        return pcm
+
+    @property
+    def pcm16(self) -> Pcm16:
+        """int16 [1920]."""
+        pcm: Pcm16 = self.audio.pcm16[self.row]
+        return pcm
 
 
 @dataclass(frozen=True, slots=True)

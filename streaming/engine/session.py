@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from streaming.audio import FRAME, SAMPLE_RATE
 from streaming.config import Sampling
 from streaming.engine.events import (
+    QUEUED_FRAMES,
     EndReason,
     Event,
     Failed,
@@ -28,6 +29,7 @@ from streaming.engine.events import (
     FrameSpoken,
     Heard,
     Interrupted,
+    StepAudio,
     TurnDone,
     TurnStarted,
 )
@@ -35,10 +37,6 @@ from streaming.errors import EmptyPromptError, EngineStoppedError, PromptTooLong
 
 _LOG = logging.getLogger(__name__)
 
-QUEUED_FRAMES = 25
-"""Most frames of speech that wait for a step (2 s). Then `listen` says no, and whoever reads the socket stops
-reading.
-"""
 Listener = Callable[[Event], None]
 
 
@@ -227,7 +225,8 @@ class LiveSession:
         with self._changed:
             if turn == self._turn and frames > self._released:
                 self._released = frames
-                self._changed.notify_all()
+                if self.may_speak:
+                    self._changed.notify_all()
 
     def interrupt(self, turn: int, heard_samples: int) -> None:
         """Ends the turn's continuation and forgets what was not heard of it, to the frame. Answered with `Interrupted`.
@@ -322,7 +321,7 @@ class LiveSession:
         self._changed.notify_all()
         self._tell(Heard(codes))
 
-    def spoke(self, pcm: NDArray[np.float32], codes: NDArray[np.int64], ended: bool, seconds: float) -> None:
+    def spoke(self, audio: StepAudio, row: int, codes: NDArray[np.int64], ended: bool, seconds: float) -> None:
         """A step took part in the continuation, and gave a frame unless it `ended`."""
         if self._state is not State.SPEAKING:
             return
@@ -334,7 +333,7 @@ class LiveSession:
         if self._first_frame_ms is None:
             self._first_frame_ms = 1e3 * (time.monotonic() - self._speak.asked_at)
         self._spoken += 1
-        self._tell(FrameSpoken(self._turn, self._spoken - 1, pcm, codes))
+        self._tell(FrameSpoken(self._turn, self._spoken - 1, audio, row, codes))
         if self._spoken == self._speak.max_frames and not self.closed:
             self._stop_speaking("max_frames")
 

@@ -6,7 +6,6 @@ has it. At most `WINDOW` messages are on their way at a time, so that what is ke
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 
 from streaming.errors import ProtocolError
@@ -17,46 +16,42 @@ WINDOW = 256
 ACK_EVERY = 64
 
 
-class Exchange:
-    """One side's books."""
+class ReplayBook:
+    """One side's book of what it received and sent."""
 
     def __init__(self) -> None:
         self.received = 0
         self._answered = 0  # what of it the other side knows to have arrived
         self._acknowledged = 0
         self._kept: deque[str | bytes] = deque()  # sent after what was acknowledged
-        self._changed = asyncio.Event()
 
     def receive(self) -> Ack | None:
-        """A counted message has come and will be handled. Returns the answer when one is due."""
+        """A counted message has come and will be handled. Return the answer when one is due."""
         self.received += 1
         if self.received - self._answered < ACK_EVERY:
             return None
         self._answered = self.received
         return Ack(received=self.received)
 
-    async def room(self, count: int = 1) -> None:
-        """Waits until so many more may be sent."""
-        while len(self._kept) + count > WINDOW:
-            self._changed.clear()
-            await self._changed.wait()
+    def has_room(self, count: int = 1) -> bool:
+        """Return whether so many more may be sent."""
+        return len(self._kept) + count <= WINDOW
 
     def send(self, data: str | bytes) -> None:
-        """A counted message, about to be handed to the socket."""
+        """A counted message is about to be handed to the socket."""
         self._kept.append(data)
 
     def acknowledge(self, received: int) -> None:
-        """So many have arrived. Raises `ProtocolError` if that cannot be."""
+        """So many have arrived. Raise `ProtocolError` if that cannot be."""
         sent = self._acknowledged + len(self._kept)
         if not self._acknowledged <= received <= sent:
             raise ProtocolError(f"{received} messages received, but {self._acknowledged} were before, of {sent} sent")
         for _ in range(received - self._acknowledged):
             self._kept.popleft()
         self._acknowledged = received
-        self._changed.set()
 
     def after(self, received: int) -> str | bytes | None:
-        """What was sent after so many, the next one, or None if they were all."""
+        """Return what was sent after so many, the next one, or None if they were all."""
         index = received - self._acknowledged
         return self._kept[index] if index < len(self._kept) else None
 
@@ -64,8 +59,7 @@ class Exchange:
         """Nobody will ask for what is kept."""
         self._acknowledged += len(self._kept)
         self._kept.clear()
-        self._changed.set()
 
     def unanswered(self) -> list[str | bytes]:
-        """To be sent again, in order, after the other side has said what it has."""
+        """Return what is to be sent again, in order, after the other side has said what it has."""
         return list(self._kept)

@@ -11,7 +11,7 @@ from streaming.config import Sampling
 from streaming.engine.engine import Engine
 from streaming.engine.session import Listener, LiveSession
 from streaming.errors import EngineFullError, StreamingError
-from streaming.server.mailbox import Mailbox
+from streaming.server.engine_events import EngineEvents
 
 _LOOK_AGAIN_S = 0.5
 """How often those in line look whether the machine has caught up; a slot that becomes free wakes them at once."""
@@ -27,6 +27,7 @@ class StoppingError(StreamingError):
     """The server takes no new sessions: it is about to stop."""
 
     code = "stopping"
+    passes = True
 
 
 class Admission:
@@ -36,7 +37,7 @@ class Admission:
         self._engine, self.queue = engine, queue
         self._line: deque[Callable[[int], None]] = deque()
         self._changed = asyncio.Event()
-        self._mailbox: Mailbox | None = None
+        self._events: EngineEvents | None = None
         self.stopping = False
 
     @property
@@ -97,6 +98,6 @@ class Admission:
             raise StoppingError("the server is about to stop; try another one, or again in a while")
         if self._engine.overloaded:
             raise OverloadedError("the machine cannot keep up with the sessions that it has; try again later")
-        if self._mailbox is None:
-            self._mailbox = Mailbox()
-        return self._engine.attach(partial(self._mailbox.put, listener), sampling, slides)
+        if self._events is None:
+            self._events = EngineEvents()
+        return self._engine.attach(partial(self._events.put, listener), sampling, slides)

@@ -7,13 +7,16 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from msgspec import structs
 from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
 
+from streaming.conversation.conversation import Received
+from streaming.conversation.ends import refusal
+from streaming.conversation.outbox import Echo
 from streaming.engine.engine import Engine
 from streaming.errors import ProtocolError, StreamingError
 from streaming.protocol import messages
@@ -28,12 +31,11 @@ from streaming.protocol.messages import (
     TurnDone,
 )
 from streaming.protocol.opus import OpusReceiver, OpusSender, opus_available
-from streaming.protocol.replay import WINDOW, Exchange
+from streaming.protocol.replay import WINDOW, ReplayBook
 from streaming.server.admission import Admission
-from streaming.server.conversation import Conversation, Received, refusal
 from streaming.server.door.access import Visitor
-from streaming.server.link import MESSAGES_PER_S, Link
-from streaming.server.outbox import Outbox
+from streaming.server.driver import Driver
+from streaming.server.session_socket import MESSAGES_PER_S, SessionSocket
 from streaming.server.sessions import Session, Sessions
 from streaming.server.watch.observer import SessionObserver
 
@@ -63,30 +65,32 @@ class UnsupportedProtocolError(StreamingError):
 
 
 class NativeDialect:
-    """The conversation's own words. exchange: the books of a session that can be resumed, None for others.
+    """The conversation's own words.
+
+    book: of a session that can be resumed, None for others. answer: sends a message of the connection's own.
 
     What Opus remembers of the stream outlives a socket, as the messages that are kept do: encoded once, sent again as
     they are.
     """
 
-    def __init__(self, outbox: Outbox, exchange: Exchange | None, codec: Codec = "pcm16") -> None:
-        self._outbox, self._exchange, self._codec = outbox, exchange, codec
+    def __init__(self, answer: Callable[[Message], None], book: ReplayBook | None, codec: Codec = "pcm16") -> None:
+        self._answer, self._book, self._codec = answer, book, codec
         self._opus = (OpusSender(), OpusReceiver()) if codec == "opus" else None
 
     def decode(self, data: str | bytes) -> Sequence[Received]:
         try:
             received = self._decode_audio(data) if isinstance(data, bytes) else messages.decode_client(data)
-            if self._exchange is None:
+            if self._book is None:
                 return [received]
             if isinstance(received, Ack):
-                self._exchange.acknowledge(received.received)
+                self._book.acknowledge(received.received)
                 return []
         except ProtocolError as error:
             return [error.with_traceback(None)]  # which would keep the message alive
         if received.counted:
-            answer = self._exchange.receive()
+            answer = self._book.receive()
             if answer is not None:
-                self._outbox.put(answer)
+                self._answer(answer)
         return [received]
 
     def _decode_audio(self, data: bytes) -> AudioMessage:
@@ -94,7 +98,8 @@ class NativeDialect:
             return messages.decode_audio(data)
         return self._opus[1].push(messages.decode_opus(data))
 
-    def encode(self, reply: Message | AudioMessage) -> Sequence[str | bytes]:
+    def encode(self, reply: Message | AudioMessage | Echo) -> Sequence[str | bytes]:
+        assert not isinstance(reply, Echo)
         if isinstance(reply, AudioMessage):
             said = self._encode_audio(reply)
         elif isinstance(reply, TurnDone) and self._opus is not None:
@@ -103,17 +108,18 @@ class NativeDialect:
             said = [messages.encode(structs.replace(reply, codec=self._codec))]
         else:
             said = [messages.encode(reply)]
-        if self._exchange is not None and reply.counted:
+        if self._book is not None and reply.counted:
             for data in said:
-                self._exchange.send(data)
+                self._book.send(data)
         return said
 
     def _encode_audio(self, audio: AudioMessage) -> list[str | bytes]:
         return list(map(messages.encode_audio, [audio] if self._opus is None else self._opus[0].push(audio)))
 
-    async def ready(self) -> None:
-        if self._exchange is not None:
-            await self._exchange.room(1 if self._opus is None else 2)  # the rest of a stream, and what ends it
+    @property
+    def ready(self) -> bool:
+        most = 1 if self._opus is None else 2  # the rest of a stream, and what ends it
+        return self._book is None or self._book.has_room(most)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,11 +131,11 @@ class _Return:
 
 
 class NativeSession(Session):
-    """A conversation and the sockets that it has, one at a time. resume: None for one that ends with its socket."""
+    """A session and the sockets that it has, one at a time. resume: None for one that ends with its socket."""
 
     def __init__(
         self,
-        conversation: Conversation,
+        driver: Driver,
         visitor: Visitor,
         socket: ServerConnection,
         resume: messages.Resumption | None,
@@ -138,44 +144,44 @@ class NativeSession(Session):
     ) -> None:
         self._observer = observer
         self._resume_s = None if resume is None else resume.seconds
-        self._exchange = None if resume is None else Exchange()
-        super().__init__(conversation, NativeDialect(conversation.outbox, self._exchange, codec), visitor, socket)
+        self._book = None if resume is None else ReplayBook()
+        super().__init__(driver, NativeDialect(driver.answer, self._book, codec), visitor, socket)
         self._messages_per_s = _OPUS_MESSAGES_PER_S if codec == "opus" else MESSAGES_PER_S
         self._returned: asyncio.Queue[_Return] = asyncio.Queue()
         self._draining = False
 
-    async def _talk(self, talking: asyncio.Task[None]) -> None:
+    async def _serve(self, driving: asyncio.Task[None]) -> None:
         first: list[str | bytes] = []
         done: asyncio.Event | None = None
         try:
-            while not await self._link().run(first):
+            while not await self._session_socket().run(first):
                 if done is not None:
                     done.set()
-                returned = await self._wait_for_client(talking)
+                returned = await self._wait_for_client(driving)
                 if returned is None:
                     break
-                assert self._exchange is not None
+                assert self._book is not None
                 self._socket, done = returned.socket, returned.done
                 self._observer.resumed()
-                resumed = messages.SessionResumed(received=self._exchange.received)
-                first = [messages.encode(resumed), *self._exchange.unanswered()]
+                resumed = messages.SessionResumed(received=self._book.received)
+                first = [messages.encode(resumed), *self._book.unanswered()]
         finally:
             if done is not None:
                 done.set()
 
-    def _link(self) -> Link:
-        return Link(self._socket, self._conversation, self._dialect, self._messages_per_s)
+    def _session_socket(self) -> SessionSocket:
+        return SessionSocket(self._socket, self._driver, self._dialect, self._messages_per_s)
 
-    async def _wait_for_client(self, talking: asyncio.Task[None]) -> _Return | None:
+    async def _wait_for_client(self, driving: asyncio.Task[None]) -> _Return | None:
         """Whoever comes back in time to a session that is not over, where the connection was lost and not closed."""
         closed = self._socket.protocol.close_rcvd or self._socket.protocol.close_sent
-        if self._exchange is None or closed or self._draining or not self._exchange.received:
+        if self._book is None or closed or self._draining or not self._book.received:
             return None
         returned = asyncio.create_task(self._returned.get())
         self.away = True
         self._observer.lost()
         try:
-            await asyncio.wait((returned, talking), timeout=self._resume_s, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((returned, driving), timeout=self._resume_s, return_when=asyncio.FIRST_COMPLETED)
             return returned.result() if returned.done() else None
         finally:
             self.away = False
@@ -183,9 +189,9 @@ class NativeSession(Session):
 
     async def resume(self, socket: ServerConnection, asked: SessionResume) -> None:
         """Goes on at this socket, whatever socket it has had so far; returns when that is over."""
-        assert self._exchange is not None
-        self._exchange.acknowledge(asked.received)
-        self._conversation.expect_replay(asked.position)
+        assert self._book is not None
+        self._book.acknowledge(asked.received)
+        self._driver.expect_replay(asked.position)
         returned = _Return(socket, asyncio.Event())
         while not self._returned.empty():
             self._returned.get_nowait().done.set()  # came back, and then again
@@ -243,8 +249,10 @@ class NativeService:
         if codec == "opus":
             start = structs.replace(start, lead_ms=max(start.lead_ms, _OPUS_LEAD_MS))
         observer = self._sessions.observer.session(visitor.name)
-        conversation = Conversation(self._engine, self._admission, start, self._idle_s, resume, observer=observer)
-        session = NativeSession(conversation, visitor, socket, resume, codec, observer)
+        driver = Driver(
+            self._engine, self._admission, self._sessions.voices, start, self._idle_s, resume, observer=observer
+        )
+        session = NativeSession(driver, visitor, socket, resume, codec, observer)
         if resume is not None:
             self._resumable[_digest(token)] = session
         try:

@@ -9,49 +9,49 @@ from contextlib import contextmanager
 
 from websockets.asyncio.server import ServerConnection
 
+from streaming.conversation.ends import refused
+from streaming.conversation.outbox import End
 from streaming.protocol.messages import Message
-from streaming.server.conversation import Conversation, refused
 from streaming.server.door.access import Gatekeeper, Refusal, Visitor
-from streaming.server.link import Dialect, Link, dismiss
-from streaming.server.outbox import End
+from streaming.server.driver import Driver
+from streaming.server.session_socket import Dialect, SessionSocket, dismiss
+from streaming.server.voice_activity import VoiceActivity
 from streaming.server.watch.observer import Observer
 
 
 class Session:
-    """A conversation and the socket that it has."""
+    """A session and the socket that it has."""
 
-    def __init__(
-        self, conversation: Conversation, dialect: Dialect, visitor: Visitor, socket: ServerConnection
-    ) -> None:
+    def __init__(self, driver: Driver, dialect: Dialect, visitor: Visitor, socket: ServerConnection) -> None:
         self.visitor = visitor
         self.away = False
         """Whether it is waiting for its client to come back."""
-        self._conversation, self._dialect, self._socket = conversation, dialect, socket
+        self._driver, self._dialect, self._socket = driver, dialect, socket
 
     async def run(self) -> None:
-        """The whole life of the session."""
-        talking = asyncio.create_task(self._conversation.run())
+        """Serve the session from its beginning to its end."""
+        driving = asyncio.create_task(self._driver.run())
         try:
-            await self._talk(talking)
+            await self._serve(driving)
         finally:
-            self._conversation.leave()
-            await talking
+            self._driver.leave()
+            await driving
 
-    async def _talk(self, talking: asyncio.Task[None]) -> None:
-        """Until the socket is gone. talking: the conversation."""
-        await Link(self._socket, self._conversation, self._dialect).run()
+    async def _serve(self, driving: asyncio.Task[None]) -> None:
+        """Move messages until the socket is gone. driving: what ends with the session."""
+        await SessionSocket(self._socket, self._driver, self._dialect).run()
 
     def drain(self) -> None:
         """Ends the session when its turn is over, now if it is listening: the server will stop."""
-        self._conversation.drain()
+        self._driver.drain()
 
     def stop(self) -> None:
         """Ends the session at once: the server stops."""
-        self._conversation.stop()
+        self._driver.stop()
 
     def revoke(self) -> None:
         """Ends the session because its token is no longer valid."""
-        self._conversation.revoke()
+        self._driver.revoke()
 
     def abort(self) -> None:
         """Closes the socket under a client that does not let itself be told."""
@@ -62,7 +62,7 @@ class Sessions:
     """Those that are running, kept in `running`, and the sockets that have not come to a session yet."""
 
     def __init__(self, keeper: Gatekeeper, observer: Observer, running: set[Session]) -> None:
-        self.keeper, self.observer = keeper, observer
+        self.keeper, self.observer, self.voices = keeper, observer, VoiceActivity()
         self._sessions = running
         self._opening: set[ServerConnection] = set()
 

@@ -1,13 +1,8 @@
-"""Turn taking: the edges of speech and the policy with scripted probabilities, and the real model on real sounds."""
+"""Turn taking: the edges of speech and the policy, with scripted probabilities."""
 
 from __future__ import annotations
 
-import functools
-import importlib.util
-import sys
-import wave
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +26,6 @@ from streaming.conversation.turn_taking import (
     TurnState,
     TurnTaker,
 )
-from streaming.models import voice_activity
-from streaming.models.voice_activity import SpeechProbability, VoiceActivityUnavailableError, load_vad_model
 from streaming.protocol.messages import VadOptions
 
 Pcm = npt.NDArray[np.float32]
@@ -49,35 +42,27 @@ def positions(windows: float, start: int = 0) -> Pcm:
     return np.arange(start, start + round(windows * W), dtype=np.float32)
 
 
-def scripted(script: Sequence[float]) -> Callable[[Pcm], float]:
-    """The script's probability for each window; asserts that windows come whole, in order, each once."""
-    expected = 0
-
-    def probability(window: Pcm) -> float:
-        nonlocal expected
-        np.testing.assert_array_equal(window, positions(1, expected * W))
-        expected += 1
-        return script[expected - 1]
-
-    return probability
-
-
 def edges(script: Sequence[float], options: VadOptions = OPTIONS) -> list[SpeechEdge]:
-    return SpeechDetector(scripted(script), options).push(positions(len(script)))
+    return SpeechDetector(options).push(script)
 
 
 class Conversation:
     """A TurnTaker over a script, the input so far, and what came out with its `Listen`s joined."""
 
     def __init__(self, script: Sequence[float], options: VadOptions = OPTIONS) -> None:
-        self.taker = TurnTaker(scripted(script), options)
+        self.taker = TurnTaker(options)
+        self.script = script
         self.position = 0
         self.log: list[Action] = []
 
     def hear(self, windows: float) -> list[Action]:
-        pcm = positions(windows, self.position)
-        self.position += len(pcm)
-        return self.record(self.taker.push(pcm))
+        return self.record(self.push(round(windows * W)))
+
+    def push(self, samples: int) -> list[Action]:
+        """So much more of the input, with the script's probability of each window that it completes."""
+        pcm = positions(samples / W, self.position)
+        before, self.position = self.position, self.position + len(pcm)
+        return self.taker.push(pcm, self.script[before // W : self.position // W])
 
     def interrupted(self) -> list[Action]:
         return self.record(self.taker.interrupted())
@@ -287,9 +272,9 @@ def test_the_end_of_playback_does_not_replace_the_cut() -> None:
 
 def test_audio_that_was_handed_out_is_not_the_callers_buffer() -> None:
     """A microphone callback reuses its buffer: held audio changed under the owner's hands."""
-    taker = TurnTaker(lambda _: 0.9, OPTIONS)
+    taker = TurnTaker(OPTIONS)
     buffer = np.ones(3 * W, np.float32)
-    listen = taker.push(buffer)[-1]
+    listen = taker.push(buffer, YES * 3)[-1]
     buffer[:] = 0
     assert isinstance(listen, Listen)
     assert listen.pcm.all()
@@ -315,8 +300,7 @@ def converse(script: list[float], options: VadOptions, calls: list[tuple[int, st
     for at, call in sorted([*calls, *((cut, "") for cut in cuts), (end, "")]):
         if at > end:
             break
-        result += talk.taker.push(positions((at - talk.position) / W, talk.position))
-        talk.position = at
+        result += talk.push(at - talk.position)
         if call:
             result.append(call)
         if call == "ended":
@@ -385,164 +369,6 @@ def test_prompts_are_contiguous_slices_in_order_and_never_come_over_the_machine(
                 state = "hearing"
 
 
-# The real model
-
-
-def read(path: Path) -> Pcm:
-    with wave.open(str(path)) as file:
-        assert (file.getframerate(), file.getnchannels(), file.getsampwidth()) == (24_000, 1, 2)
-        return np.frombuffer(file.readframes(file.getnframes()), "<i2").astype(np.float32) / np.float32(32_768)
-
-
-def seconds(s: float) -> npt.NDArray[np.float64]:
-    return np.arange(round(24_000 * s)) / 24_000
-
-
-def test_loading_the_model_imports_neither_silero_vad_nor_torch() -> None:
-    """`import silero_vad` calls torch.set_num_threads(1): the speech model ran on one core from then on."""
-    torch_before = "torch" in sys.modules
-    load_vad_model()
-    assert "silero_vad" not in sys.modules
-    assert ("torch" in sys.modules) == torch_before
-
-
-@pytest.mark.parametrize("missing", ["silero_vad", "onnxruntime"])
-def test_a_missing_package_is_a_typed_error_that_says_what_to_install(
-    missing: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The server must refuse the vad session with a reason, not fail with ModuleNotFoundError."""
-    if missing == "silero_vad":
-        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    else:
-        monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(VoiceActivityUnavailableError, match=f"{missing}.*pip install"):
-        load_vad_model.__wrapped__()
-
-
-def test_real_speech_is_one_prompt_with_its_edges_where_the_sound_is() -> None:
-    """The recording alone, between silences: one turn, nothing of its speech cut off."""
-    speech, silence = read(PROMPT), np.zeros(24_000, np.float32)
-    audio = np.concatenate((silence, speech, silence))
-    taker = TurnTaker(SpeechProbability(load_vad_model()), VadOptions())
-    actions = [action for i in range(0, len(audio), 1920) for action in taker.push(audio[i : i + 1920])]
-
-    [started] = [a for a in actions if isinstance(a, SpeechStarted)]
-    [stopped] = [a for a in actions if isinstance(a, SpeechStopped)]
-    prompt = np.concatenate([a.pcm for a in actions if isinstance(a, Listen)])
-    assert actions[-1] == Speak()
-
-    loud = np.flatnonzero(np.abs(audio) > 0.1 * np.abs(audio).max())  # by level alone: an independent view
-    assert abs(started.at_samples - loud[0]) < 0.1 * 24_000
-    assert -0.05 * 24_000 < stopped.at_samples - loud[-1] < 0.3 * 24_000
-    start, stop = started.at_samples - 320 * SAMPLES_PER_MS, stopped.at_samples + 480 * SAMPLES_PER_MS
-    np.testing.assert_array_equal(prompt, audio[start:stop])
-
-
-def test_speech_is_found_in_noise() -> None:
-    """A detector that only hears clean speech would pass the test above."""
-    rng = np.random.default_rng(0)
-    speech = read(PROMPT)
-    noisy = np.pad(speech, 24_000) + 0.1 * speech.std() * rng.standard_normal(len(speech) + 48_000)
-    found = SpeechDetector(SpeechProbability(load_vad_model()), VadOptions()).push(noisy.astype(np.float32))
-    assert [edge.speaking for edge in found] == [True, False]
-
-
-@pytest.mark.parametrize(
-    "sound",
-    [
-        pytest.param(np.zeros(96_000), id="silence"),
-        pytest.param(0.01 * np.random.default_rng(1).standard_normal(96_000), id="quiet-noise"),
-        pytest.param(0.3 * np.random.default_rng(2).standard_normal(96_000), id="loud-noise"),
-        pytest.param(
-            0.2 * np.random.default_rng(3).standard_normal(96_000) * (1 + np.sin(8 * np.pi * seconds(4))),
-            id="noise-at-the-rate-of-syllables",
-        ),
-        pytest.param(0.3 * np.sin(2 * np.pi * 440 * seconds(4)), id="tone"),
-        pytest.param(0.3 * np.sin(2 * np.pi * 880 * seconds(4)) * (seconds(4) % 1 < 0.3), id="beeps"),
-        pytest.param(0.3 * np.sin(2 * np.pi * (200 + 150 * seconds(4)) * seconds(4)), id="siren"),
-        pytest.param(0.8 * (np.arange(96_000) % 6_000 < 24), id="clicks"),
-    ],
-)
-def test_sounds_that_are_not_speech_start_nothing(sound: npt.NDArray[np.float64]) -> None:
-    """webrtcvad calls noise speech: the machine would never have its turn beside a fan."""
-    detector = SpeechDetector(SpeechProbability(load_vad_model()), VadOptions())
-    assert detector.push(sound.astype(np.float32)) == []
-
-
-def test_streams_that_share_the_model_do_not_disturb_each_other() -> None:
-    """The package's own wrapper keeps the state in the model: two sessions would hear each other's past."""
-    windows = read(PROMPT)[: 60 * W].reshape(-1, W)
-
-    def alone(stream: Pcm) -> list[float]:
-        return list(map(SpeechProbability(load_vad_model()), stream))
-
-    streams = [windows, windows[::-1], np.zeros_like(windows), windows[20:]]
-    expected = list(map(alone, streams))
-    with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(alone, streams)) == expected
-
-
-def test_the_model_gets_each_window_after_the_end_of_the_last_and_its_own_state_back() -> None:
-    """Without the 64 samples of context the model still runs, and is quietly worse."""
-    seen = []
-
-    class Runtime:
-        def run(self, outputs: list[str], inputs: dict[str, Pcm]) -> tuple[Pcm, Pcm]:
-            assert outputs == ["output", "stateN"]
-            seen.append({name: array.copy() for name, array in inputs.items()})
-            return np.full((1, 1), 0.25, np.float32), inputs["state"] + 1
-
-    model = voice_activity.VoiceActivityModel(Runtime())
-    state = model.init_state()
-    audio = positions(4 / 3)  # two windows of 512
-    for window in audio.reshape(2, 1, 512):
-        assert model(window, state) == [0.25]
-    np.testing.assert_array_equal(seen[0]["input"], [np.concatenate((np.zeros(64), audio[:512]))])
-    np.testing.assert_array_equal(seen[1]["input"], [audio[512 - 64 :]])
-    assert [(inputs["state"].shape, inputs["state"].max()) for inputs in seen] == [((2, 1, 128), 0), ((2, 1, 128), 1)]
-    assert all(inputs["sr"] == 16_000 and inputs["sr"].dtype == np.int64 for inputs in seen)
-
-
-def test_a_batch_gives_what_its_rows_give_alone() -> None:
-    """The model's state has B in the middle, [2, B, 128]: written along another axis it mixed the rows."""
-    model, rng = load_vad_model(), np.random.default_rng(0)
-    batch = (0.1 * rng.standard_normal((8, 3, 512))).astype(np.float32)  # [steps, B, 512]
-    together, alone = model.init_state(3), [model.init_state() for _ in range(3)]
-    for step in batch:
-        apart = [model(step[i : i + 1], state)[0] for i, state in enumerate(alone)]
-        np.testing.assert_allclose(model(step, together), apart, rtol=1e-4, atol=1e-6)
-
-
-@functools.cache
-def resampled(frequency_hz: float) -> Pcm:
-    """What reaches the model, at 16 kHz, of one second of a tone at 24 kHz."""
-    heard: list[Pcm] = []
-
-    class Ear(voice_activity.VoiceActivityModel):
-        def __call__(self, window: Pcm, state: voice_activity.VadState) -> Pcm:
-            heard.append(window[0].copy())
-            return np.zeros(1, np.float32)
-
-    ear = SpeechProbability(Ear(None))
-    for window in np.sin(2 * np.pi * frequency_hz * seconds(0.96)).astype(np.float32).reshape(-1, W):
-        ear(window)
-    return np.concatenate(heard)
-
-
-@pytest.mark.parametrize("frequency_hz", [100, 1_000, 4_000])
-def test_resampling_keeps_speech_across_windows(frequency_hz: float) -> None:
-    """A phase swapped or a window's history lost: a click every 32 ms, heard by the model alone."""
-    delay_s = 31.5 / 48_000
-    expected = np.sin(2 * np.pi * frequency_hz * (np.arange(15_360) / 16_000 - delay_s))
-    np.testing.assert_allclose(resampled(frequency_hz)[100:], expected[100:], atol=0.01)
-
-
-@pytest.mark.parametrize("frequency_hz", [9_500, 11_000])
-def test_resampling_removes_what_would_alias(frequency_hz: float) -> None:
-    """Hiss above 8 kHz folded onto speech changed the verdict on 10 of 221 windows."""
-    assert np.abs(resampled(frequency_hz)[100:]).max() < 0.003
-
-
 def test_a_command_to_speak_ends_what_is_being_heard() -> None:
     """Whoever shows that somebody speaks must learn that nobody is listened to any more."""
     conversation = Conversation(YES * 6 + NO * 8 + YES * 4)
@@ -579,5 +405,5 @@ def test_options_change_in_mid_stream() -> None:
 
 def test_positions_go_on_from_where_turn_taking_begins() -> None:
     """Switched on in mid-session it told positions of an input of its own."""
-    taker = TurnTaker(lambda _: 0.9, OPTIONS, 100 * W)
-    assert plain(taker.push(positions(3, 100 * W))) == [SpeechStarted(100 * W), slice(100 * W, 103 * W)]
+    taker = TurnTaker(OPTIONS, 100 * W)
+    assert plain(taker.push(positions(3, 100 * W), YES * 3)) == [SpeechStarted(100 * W), slice(100 * W, 103 * W)]

@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 from transformers import AutoTokenizer, LlamaForCausalLM, MimiModel
 
 import streaming
-from streaming.audio import FRAME, SPEECH_WINDOW, read_audio
+from streaming.audio import FRAME, read_audio
 from streaming.benchmark.likelihood import PROMPT, encode
 from streaming.config import Sampling
 from streaming.demo import recipe
 from streaming.frame_step import FrameStep
 from streaming.loading import folders, load_models
-from streaming.models.voice_activity import SpeechProbability, load_vad_model
+from streaming.models.voice_activity import SpeechStream, load_vad_model, speech_probabilities
 
 DECODER, CODEC = folders()
 
@@ -69,8 +69,8 @@ def test_it_speaks(prompt: NDArray[np.float32]) -> None:
                 for frame in prompt.reshape(-1, FRAME):
                     session.listen(frame)
                 said = np.concatenate(list(session.speak(max_frames=50)))
-            probability = SpeechProbability(load_vad_model())
-            windows = said[: len(said) // SPEECH_WINDOW * SPEECH_WINDOW].reshape(-1, SPEECH_WINDOW)
-            shares.append(np.mean([probability(window) > 0.5 for window in windows]))
+            stream = SpeechStream(load_vad_model())
+            [probabilities] = speech_probabilities(load_vad_model(), [stream], [stream.push(said)])
+            shares.append(np.mean([probability > 0.5 for probability in probabilities]))
             assert 0.01 < said.std() < 0.3
     assert np.mean(shares) > 0.5, shares

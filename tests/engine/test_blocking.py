@@ -13,7 +13,7 @@ from streaming.audio import FRAME
 from streaming.config import Sampling
 from streaming.engine.blocking import LEAD_FRAMES, Session
 from streaming.engine.engine import Engine
-from streaming.engine.session import QUEUED_FRAMES
+from streaming.engine.events import QUEUED_FRAMES
 from streaming.errors import EmptyPromptError, EngineStoppedError, PromptTooLongError, SessionError
 from tests.engine.stub_step import PATIENCE_S, Entry, Pcm, Stream, StubStep, frame, heard, pcm_of, running, spoken
 

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from streaming.config import Sampling
 from streaming.engine.engine import Engine
-from streaming.engine.events import Event, Failed, FrameSpoken, Heard, Interrupted, TurnDone, TurnStarted
-from streaming.engine.session import QUEUED_FRAMES, LiveSession
+from streaming.engine.events import QUEUED_FRAMES, Event, Failed, FrameSpoken, Heard, Interrupted, TurnDone, TurnStarted
+from streaming.engine.session import LiveSession
 from streaming.errors import EngineFullError, EngineStoppedError, StepFailedError
 from tests.engine.conversation import Act, Conversation, programs
 from tests.engine.stub_step import PATIENCE_S, Recorder, StubStep, frame, heard, running, spoken

@@ -14,8 +14,18 @@ from hypothesis import strategies as st
 from streaming.audio import FRAME
 from streaming.config import Sampling
 from streaming.engine import session as session_module
-from streaming.engine.events import Event, Failed, Forgotten, FrameSpoken, Heard, Interrupted, TurnDone, TurnStarted
-from streaming.engine.session import QUEUED_FRAMES, LiveSession
+from streaming.engine.events import (
+    QUEUED_FRAMES,
+    Event,
+    Failed,
+    Forgotten,
+    FrameSpoken,
+    Heard,
+    Interrupted,
+    TurnDone,
+    TurnStarted,
+)
+from streaming.engine.session import LiveSession
 from streaming.errors import EmptyPromptError, EngineStoppedError, PromptTooLongError, SessionError
 from tests.engine.conversation import Act, Conversation, programs
 from tests.engine.stub_step import Entry, Stream, StubStep, codes_of, frame, heard, never, pcm_of, spoken

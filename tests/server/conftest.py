@@ -19,6 +19,6 @@ def step() -> StubStep:
 
 @pytest.fixture
 def server(step: StubStep, monkeypatch: pytest.MonkeyPatch) -> Iterator[LiveServer]:
-    monkeypatch.setattr("streaming.models.voice_activity.SpeechProbability", LoudIsSpeech)
+    monkeypatch.setattr("streaming.models.voice_activity.load_vad_model", LoudIsSpeech)
     with Engine(step, "stub") as engine, serving(engine) as live:
         yield live

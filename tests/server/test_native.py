@@ -14,10 +14,10 @@ from websockets.exceptions import ConnectionClosed
 
 from streaming.audio import FRAME
 from streaming.config import Sampling
+from streaming.conversation.conversation import Conversation
 from streaming.engine.engine import Engine
 from streaming.protocol import messages
 from streaming.protocol.messages import SamplingOptions, SessionStart
-from streaming.server.conversation import Conversation
 from tests.engine.stub_step import StubStep, spoken
 from tests.server.live_server import Client, LiveServer, client, get, run, serving
 
@@ -254,7 +254,7 @@ def test_a_fault_of_the_servers_own_is_told_and_harms_nobody_else(
 ) -> None:
     """It reached the client as a close code without a word."""
 
-    async def broken(*_: object) -> None:
+    def broken(*_: object) -> None:
         raise ZeroDivisionError
 
     async def scenario() -> None:
@@ -273,7 +273,7 @@ def test_a_fault_of_the_servers_own_is_told_and_harms_nobody_else(
     assert "ZeroDivisionError" in caplog.text
 
 
-@pytest.mark.parametrize("broken_part", ["SpeechProbability", "load_vad_model"])
+@pytest.mark.parametrize("broken_part", ["SpeechStream", "load_vad_model"])
 def test_a_session_that_cannot_begin_gives_its_slot_back(
     server: LiveServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, broken_part: str
 ) -> None:

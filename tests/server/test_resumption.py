@@ -25,7 +25,7 @@ from streaming.protocol import messages
 from streaming.protocol.messages import SamplingOptions, SessionResume, SessionStart
 from streaming.protocol.opus import opus_available
 from streaming.protocol.replay import WINDOW
-from streaming.server import link
+from streaming.server import session_socket
 from streaming.server.door.access import Gatekeeper, check_bind
 from streaming.server.door.tokens import Tokens
 from tests.engine.stub_step import StubStep
@@ -298,7 +298,7 @@ def test_a_client_that_never_acknowledges_is_cut_off_and_can_come_back(
     server: LiveServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the server keeps for such a client grew without bound."""
-    monkeypatch.setattr(link, "_READY_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(session_socket, "_READY_TIMEOUT_S", 0.3)
     start = SessionStart(pace="fast", max_seconds=60, resume=True)
 
     async def scenario() -> None:

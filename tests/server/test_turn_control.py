@@ -182,13 +182,3 @@ def test_who_never_says_what_was_played_stopped_when_the_voice_was_heard(server:
             assert (await session.expect(messages.Interrupted)).kept_samples <= 3 * FRAME
 
     run(scenario())
-
-
-def test_playback_stops() -> None:
-    playback = Playback()
-    for _ in range(10):
-        playback.sent(0.0)
-    playback.stop(0.4)
-    assert playback.played_samples(0.7) == 5 * FRAME
-    playback.report(6 * FRAME)
-    assert playback.played_samples(0.7) == 6 * FRAME, "the client knows better"

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import msgspec
 import numpy as np
 
 from streaming.audio import SAMPLE_RATE
+from streaming.conversation.conversation import Received
+from streaming.conversation.outbox import Echo
 from streaming.errors import ProtocolError
 from streaming.protocol import messages
 from streaming.protocol.messages import OPEN_TURN, AudioMessage, Message
-from streaming.server.conversation import Received
 from streaming.server.openai.formats import G711_RATE, PCM, Decoder, Encoder, Format
 from streaming.server.openai.realtime_events import event_id_of
 from streaming.server.openai.realtime_options import Model
@@ -177,22 +177,19 @@ def native_start(model: Model, lead_ms: int) -> messages.SessionStart:
 
 
 class LiveDialect:
-    """For one session, after its `session.start`. give: hands a message to the conversation."""
+    """For one session, after its `session.start`."""
 
-    def __init__(self, model: Model, start: SessionStart, give: Callable[[Received], None]) -> None:
+    ready = True
+
+    def __init__(self, model: Model, start: SessionStart) -> None:
         format = session_format(start)
-        self._model, self._start, self._give = model, start, give
+        self._model, self._start = model, start
         self._decoder, self._encoder, self._format = Decoder(format), Encoder(format), format
         self._id, self._events = f"live_{secrets.token_hex(8)}", 0
         self._begun = int(time.time())
-        self._marks: deque[dict[str, Any]] = deque()
         self._position = 0  # samples of input so far
         self._muted = False
-        self._turn, self._sent = 0, 0  # what of this turn was sent
         self._spoken = self._reported = 0  # samples so far, and of these what the client was told
-
-    async def ready(self) -> None:
-        """Always."""
 
     def decode(self, data: str | bytes) -> Sequence[Received]:
         try:
@@ -205,25 +202,23 @@ class LiveDialect:
                 case SessionStart():
                     raise LiveError("session_already_started", "the session has started already")
                 case SessionUpdate():
-                    return [self._mark("session.updated", event.event_id, session=self._session())]
+                    return [self._in_order("session.updated", event.event_id, session=self._session())]
                 case Mute():
                     self._muted = True
-                    return [self._mark("session.input_audio.muted", event.event_id)]
+                    return [self._in_order("session.input_audio.muted", event.event_id)]
                 case Unmute():
                     self._muted = False
-                    return [self._mark("session.input_audio.unmuted", event.event_id)]
+                    return [self._in_order("session.input_audio.unmuted", event.event_id)]
                 case AppendInstructions() | AppendThinking() | AppendCommentary():
                     kind = str(event.__struct_config__.tag).replace(".append", ".appended")
                     now_ms = 1000 * self._position // SAMPLE_RATE
-                    return [self._mark(kind, event.event_id, start_ms=now_ms, end_ms=now_ms)]
+                    return [self._in_order(kind, event.event_id, start_ms=now_ms, end_ms=now_ms)]
         except ProtocolError as error:
-            self._marks.append(rejection(error, data))
-        return [messages.Ping(id=0, client_time_ms=0.0)]
+            return [Echo(rejection(error, data))]
 
-    def _mark(self, kind: str, client_event_id: str | None, **fields: Any) -> messages.Ping:
-        """Says this once all that was given to the conversation before is handled."""
-        self._marks.append({"type": kind, "client_event_id": client_event_id} | fields)
-        return messages.Ping(id=0, client_time_ms=0.0)
+    def _in_order(self, kind: str, client_event_id: str | None, **fields: Any) -> Echo:
+        """Say this once all that was given to the conversation before is handled."""
+        return Echo({"type": kind, "client_event_id": client_event_id} | fields)
 
     def _append(self, audio: bytes) -> list[Received]:
         pcm = self._decoder.push(audio)
@@ -236,7 +231,7 @@ class LiveDialect:
             self._position += len(piece)
         return given
 
-    def encode(self, reply: Message | AudioMessage) -> Sequence[str | bytes]:
+    def encode(self, reply: Message | AudioMessage | Echo) -> Sequence[str | bytes]:
         said = []
         for event in self._say(reply):
             if event["type"] != "session.output_audio.delta":
@@ -245,20 +240,16 @@ class LiveDialect:
             said.append(say(event))
         return said
 
-    def _say(self, reply: Message | AudioMessage) -> list[dict[str, Any]]:
+    def _say(self, reply: Message | AudioMessage | Echo) -> list[dict[str, Any]]:
         match reply:
-            case AudioMessage(turn=turn, pcm=pcm):
-                self._sent = len(pcm) + (self._sent if turn == self._turn else 0)
-                self._turn = turn
+            case AudioMessage(pcm=pcm):
                 self._spoken += len(pcm)
                 said = self._delta(self._encoder.push(pcm))
                 return [*said, *self._usage_event()] if self._spoken - self._reported >= _USAGE_SAMPLES else said
-            case messages.SpeechStarted(turn=turn) if turn == self._turn:
-                self._give(messages.Interrupt(turn=turn, heard_samples=self._sent))
             case messages.TurnDone():
                 return [*self._delta(self._encoder.flush()), *self._usage_event()]
-            case messages.Pong():
-                return [self._marks.popleft()]
+            case Echo(event):
+                return [event]
             case messages.SessionStarted():
                 return [self._started()]
             case messages.SessionQueued(place=place):

@@ -3,8 +3,8 @@
 What the protocol needs and the conversation does not know is kept here: the ids of responses and items, the formats,
 what was committed, and what is held back until a cancelled response is truncated. No socket, no engine, no tensors.
 
-Replies that the conversation has no part in must not overtake its own: for each a `ping` goes in, and the reply comes
-out in the place of the `pong`.
+Replies that the conversation has no part in must not overtake its own: each goes in as an `Echo`, and comes out among
+the others.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ import msgspec
 import numpy as np
 
 from streaming.audio import FRAME, SAMPLE_RATE
+from streaming.conversation.conversation import HeardByClock, Received
+from streaming.conversation.outbox import Echo
 from streaming.errors import ProtocolError
 from streaming.protocol import messages
 from streaming.protocol.messages import OPEN_TURN, AudioMessage, Message, SamplingOptions
-from streaming.server.conversation import Received
 from streaming.server.openai import realtime_events as events
 from streaming.server.openai.formats import Decoder, Encoder, Pcm16
 from streaming.server.openai.realtime_events import EventError, Item, Limit, ServerEvent
@@ -33,6 +34,8 @@ TRUNCATE_TIMEOUT_S = 0.5
 """
 MAX_HELD_SAMPLES = 30 * SAMPLE_RATE
 """Input that is kept while it cannot be heard, because a response is being spoken. Past this the oldest is dropped."""
+ALL_SENT = 2**63 - 1
+"""Heard of a response: whatever was sent of it."""
 _MAX_ITEMS = 256
 _MAX_ITEM_BYTES = 2**14
 """Of these items and bytes of their content `conversation.item.retrieve` knows."""
@@ -60,13 +63,14 @@ def session_start(model: Model, lead_ms: int) -> messages.SessionStart:
 class RealtimeDialect:
     """For one session. give: hands a message to the conversation; clock: in seconds, monotonic."""
 
+    ready = True
+
     def __init__(self, model: Model, give: Callable[[Received], None], clock: Callable[[], float]) -> None:
         self._model, self._give, self._clock = model, give, clock
         self._session_id, self._conversation_id = new_id("sess"), new_id("conv")
         self._event_prefix, self._events = new_id("event"), 0
         self._options = Options()
         self._updates: deque[Options] = deque()
-        self._marks: deque[Callable[[], list[ServerEvent]]] = deque()
         self._items: OrderedDict[str, Item] = OrderedDict()
         # Input
         self._decoder = Decoder(self._options.input)
@@ -89,9 +93,6 @@ class RealtimeDialect:
         self._stream_frames = 0  # what the model has heard and said before this turn
         self._spoken = (0, 0)  # the last turn, and how many frames of it the context keeps
 
-    async def ready(self) -> None:
-        """Always."""
-
     # Client to server
 
     def decode(self, data: str | bytes) -> Sequence[Received]:
@@ -103,7 +104,7 @@ class RealtimeDialect:
             return self._take(events.decode(data))
         except ProtocolError as error:
             rejection = _rejection(error, events.event_id_of(data))
-            return [self._mark(lambda: [rejection])]
+            return [self._in_order(lambda: [rejection])]
 
     def _take(self, event: events.AnyClientEvent) -> Sequence[Received]:
         match event:
@@ -126,14 +127,13 @@ class RealtimeDialect:
             case events.ItemCreate():
                 return self._create_item(event)
             case events.ItemRetrieve(item_id=item_id):
-                return [self._mark(lambda: [self._retrieved(item_id, event.event_id)])]
+                return [self._in_order(lambda: [self._retrieved(item_id, event.event_id)])]
             case events.OutputClear():
                 return []
 
-    def _mark(self, reply: Callable[[], list[ServerEvent]]) -> messages.Ping:
-        """Says this once all that was given to the conversation before is handled."""
-        self._marks.append(reply)
-        return messages.Ping(id=0, client_time_ms=0.0)
+    def _in_order(self, reply: Callable[[], list[ServerEvent]]) -> Echo:
+        """Say this once all that was given to the conversation before is handled."""
+        return Echo(reply)
 
     def _update(self, update: events.SessionOption) -> list[Received]:
         before, options = self._options, self._options.updated(update)
@@ -211,11 +211,11 @@ class RealtimeDialect:
             error = EventError("input_audio_buffer_commit_empty", "no speech is in the input buffer")
             return [_rejection(error, event_id)]
 
-        return [*given, self._mark(commit)]
+        return [*given, self._in_order(commit)]
 
-    def _commit_manually(self) -> messages.Ping:
+    def _commit_manually(self) -> Echo:
         self._committed, self._uncommitted = self._given + self._held_samples, 0
-        return self._mark(lambda: self._user_item(new_id("item")))
+        return self._in_order(lambda: self._user_item(new_id("item")))
 
     def _clear(self) -> list[Received]:
         given = self._cut_by_clock()
@@ -223,7 +223,7 @@ class RealtimeDialect:
         self._held.clear()
         self._held_samples = self._uncommitted = 0
         if self._busy and self._options.detection is None:  # nothing but what was held
-            return [*given, self._mark(lambda: [events.Cleared()])]
+            return [*given, self._in_order(lambda: [events.Cleared()])]
         self._given = min(self._given, self._committed)
         return [*given, messages.InputClear(keep_samples=self._committed)]
 
@@ -240,15 +240,15 @@ class RealtimeDialect:
         if self._options.detection is None and self._uncommitted:
             given.append(self._commit_manually())
         if "audio" not in modalities:
-            return [*given, self._mark(lambda: self._fail(wanted.metadata, _NO_TEXT))]
+            return [*given, self._in_order(lambda: self._fail(wanted.metadata, _NO_TEXT))]
         if wanted.conversation == "none" or wanted.input is not None:
-            return [*given, self._mark(lambda: self._fail(wanted.metadata, _ONE_CONVERSATION))]
+            return [*given, self._in_order(lambda: self._fail(wanted.metadata, _ONE_CONVERSATION))]
         self._asked += 1
         self._given = self._committed = 0
         asked = _Asked(event_id, wanted.metadata, limit)
         sampling = self._sampling(wanted.temperature, wanted.metadata)
         speak = messages.Speak(turn=OPEN_TURN, max_seconds=self._model.seconds(limit), sampling=sampling)
-        return [*given, speak, self._mark(lambda: self._answered(asked))]
+        return [*given, speak, self._in_order(lambda: self._answered(asked))]
 
     def _sampling(self, temperature: float | None, metadata: dict[str, str] | None) -> SamplingOptions | None:
         seed = (metadata or {}).get("seed", "")
@@ -271,15 +271,13 @@ class RealtimeDialect:
             self._give(self._stop(self._open))
             return []
 
-        return [self._mark(later)]
+        return [self._in_order(later)]
 
     def _stop(self, response: Response) -> messages.Interrupt:
         """Nothing more of it is sent; what was not heard of what was sent is cut when the client says so."""
-        now = self._clock()
         response.speaking = False
-        response.playback.stop(now)
-        self._truncatable_until = now + TRUNCATE_TIMEOUT_S
-        return self._interrupt(response, response.sent)
+        self._truncatable_until = self._clock() + TRUNCATE_TIMEOUT_S
+        return self._interrupt(response, ALL_SENT)
 
     def _cut_by_clock(self) -> list[Received]:
         """The client said nothing of what it heard: what could have been played by the time that it cancelled."""
@@ -287,8 +285,8 @@ class RealtimeDialect:
             return []
         self._truncatable_until = None
         assert self._last is not None
-        heard = self._last.playback.played_samples(self._clock())
-        return [self._interrupt(self._last, heard)]
+        self._cuts.append([])
+        return [HeardByClock(self._last.turn)]
 
     def _interrupt(self, response: Response, heard_samples: int, *then: ServerEvent) -> messages.Interrupt:
         """then: what is said once it is answered."""
@@ -311,11 +309,10 @@ class RealtimeDialect:
         """Only the last response can be cut; of all others it is only said."""
         response = self._last
         if response is None or response.item_id != item_id:
-            return [self._mark(lambda: [then])]
+            return [self._in_order(lambda: [then])]
         response.speaking = False
         self._truncatable_until = None
-        heard = min(heard_ms * _SAMPLES_PER_MS, response.sent)
-        return [self._interrupt(response, heard, then), *([] if self._busy else self._release())]
+        return [self._interrupt(response, heard_ms * _SAMPLES_PER_MS, then), *([] if self._busy else self._release())]
 
     def _delete(self, item_id: str) -> list[Received]:
         if item_id not in self._items:
@@ -348,7 +345,7 @@ class RealtimeDialect:
                 events.ItemDone(item=item, previous_item_id=previous),
             ]
 
-        return [self._mark(created)]
+        return [self._in_order(created)]
 
     def _retrieved(self, item_id: str, event_id: str | None) -> ServerEvent:
         item = self._items.get(item_id)
@@ -358,7 +355,7 @@ class RealtimeDialect:
 
     # Server to client
 
-    def encode(self, reply: Message | AudioMessage) -> Sequence[str | bytes]:
+    def encode(self, reply: Message | AudioMessage | Echo) -> Sequence[str | bytes]:
         said = []
         for event in self._say(reply):
             self._events += 1
@@ -366,12 +363,13 @@ class RealtimeDialect:
             said.append(events.encode(event))
         return said
 
-    def _say(self, reply: Message | AudioMessage) -> list[ServerEvent]:
+    def _say(self, reply: Message | AudioMessage | Echo) -> list[ServerEvent]:
         match reply:
             case AudioMessage():
                 return self._audio(reply)
-            case messages.Pong():
-                return self._marks.popleft()()
+            case Echo(answer):
+                said: list[ServerEvent] = answer()
+                return said
             case messages.SessionStarted():
                 return [events.SessionCreated(session=self._options.session(self._session_id, self._model))]
             case messages.SessionUpdated():
@@ -491,7 +489,6 @@ class RealtimeDialect:
         if response is None or response.turn != audio.turn or not response.speaking:
             return []
         response.sent += len(audio.pcm)
-        response.playback.sent(self._clock())
         return response.delta(response.encoder.push(audio.pcm))
 
     def _turn_done(self, done: messages.TurnDone) -> list[ServerEvent]:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from streaming.audio import FRAME
-from streaming.conversation.playback import Playback
 from streaming.server.openai import realtime_events as events
 from streaming.server.openai.formats import Encoder
 from streaming.server.openai.realtime_events import Item, Limit, ServerEvent
@@ -43,7 +42,6 @@ class Response:
     prompt_frames: int = 0
     cached_frames: int = 0
     speaking: bool = True
-    playback: Playback = field(default_factory=Playback)
 
     def item(self, status: Status) -> Item:
         """The item, when the response has this status."""

@@ -11,16 +11,16 @@ from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 
 from streaming.audio import FRAME_RATE
+from streaming.conversation.outbox import End
 from streaming.engine.engine import Engine
 from streaming.protocol import messages
 from streaming.server.admission import Admission
-from streaming.server.conversation import Conversation
 from streaming.server.door.access import Visitor
-from streaming.server.link import Dialect
+from streaming.server.driver import Driver
 from streaming.server.openai import live, realtime
 from streaming.server.openai.realtime_events import MAX_EVENT_BYTES
 from streaming.server.openai.realtime_options import Model
-from streaming.server.outbox import End
+from streaming.server.session_socket import Dialect
 from streaming.server.sessions import Session, Sessions
 
 _START_TIMEOUT_S = 10.0
@@ -45,15 +45,24 @@ class OpenAIService:
         socket: ServerConnection,
         visitor: Visitor,
         start: messages.SessionStart,
-        speaking: Callable[[Conversation], Dialect],
+        speaking: Callable[[Driver], Dialect],
+        *,
+        sent_is_heard: bool = False,
     ) -> None:
-        """speaking: the dialect of a conversation."""
-        observer = self._sessions.observer.session(visitor.name)
-        conversation = Conversation(self._engine, self._admission, start, self._idle_s, observer=observer)
-        dialect = speaking(conversation)
+        """Serve a session. speaking: its dialect; sent_is_heard: see `Conversation`."""
+        driver = Driver(
+            self._engine,
+            self._admission,
+            self._sessions.voices,
+            start,
+            self._idle_s,
+            observer=self._sessions.observer.session(visitor.name),
+            sent_is_heard=sent_is_heard,
+        )
+        dialect = speaking(driver)
         with self._sessions.keeper.session(visitor) as too_many:
             if too_many is None:
-                await self._sessions.run(Session(conversation, dialect, visitor, socket))
+                await self._sessions.run(Session(driver, dialect, visitor, socket))
                 return
         await self._sessions.turn_away(socket, too_many, dialect.encode)
 
@@ -71,7 +80,7 @@ class RealtimeService(OpenAIService):
             socket,
             visitor,
             realtime.session_start(model, self._lead_ms),
-            lambda conversation: realtime.RealtimeDialect(model, conversation.give, clock),
+            lambda driver: realtime.RealtimeDialect(model, driver.give, clock),
         )
 
 
@@ -97,7 +106,8 @@ class LiveService(OpenAIService):
             socket,
             visitor,
             live.native_start(model, self._lead_ms),
-            lambda conversation: live.LiveDialect(model, start, conversation.give),
+            lambda _: live.LiveDialect(model, start),
+            sent_is_heard=True,
         )
 
 

@@ -13,10 +13,10 @@ from collections import deque
 from http import HTTPStatus
 
 from streaming.audio import FRAME_RATE, SAMPLE_RATE
+from streaming.conversation.outbox import End
 from streaming.protocol import messages
 from streaming.protocol.messages import AudioMessage, Message
 from streaming.server.openai import OPENAI_PATHS
-from streaming.server.outbox import End
 from streaming.server.watch.health import HEALTH, LIVE, READY
 from streaming.server.watch.log import Value, event
 from streaming.server.watch.metrics import METRICS, Metrics

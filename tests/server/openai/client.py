@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from websockets.asyncio.client import ClientConnection, connect
 
 from streaming.audio import FRAME, to_int16
+from streaming.models.voice_activity import VadState, VoiceActivityModel
 from streaming.protocol.messages import PATH
 from streaming.server.openai import LIVE_PATH, REALTIME_PATH
 from tests.engine.stub_step import Stream, pcm_of
@@ -24,14 +25,14 @@ LOUD, QUIET = np.full(FRAME, 20_000, np.int16), np.zeros(FRAME, np.int16)
 MANUAL = {"audio": {"input": {"turn_detection": None}}}
 
 
-class LoudIsSpeech:
-    """Instead of `voice_activity.SpeechProbability`."""
+class LoudIsSpeech(VoiceActivityModel):
+    """Instead of the model that `voice_activity.load_vad_model` gives."""
 
-    def __init__(self, _: object) -> None:
+    def __init__(self) -> None:
         pass
 
-    def __call__(self, window: NDArray[np.float32]) -> float:
-        return 0.9 if abs(window).mean() > 0.3 else 0.0
+    def __call__(self, window: NDArray[np.float32], state: VadState) -> NDArray[np.float32]:
+        return np.where(abs(window).mean(axis=1) > 0.3, np.float32(0.9), np.float32(0.0))
 
 
 def encoded(pcm: NDArray[np.int16] | bytes) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from streaming.engine.events import Event, Heard
-from streaming.server.mailbox import Mailbox
+from streaming.server.engine_events import EngineEvents
 
 
 def event(number: int) -> Event:
@@ -25,7 +25,7 @@ def test_a_steps_events_wake_the_loop_once(monkeypatch: pytest.MonkeyPatch) -> N
     """One wake-up a session was a system call on either side and a fight for the interpreter, 256 times a step."""
 
     async def main() -> None:
-        loop, mailbox = asyncio.get_running_loop(), Mailbox()
+        loop, events = asyncio.get_running_loop(), EngineEvents()
         wakes, wake = [], loop.call_soon_threadsafe
 
         def counted(*arguments: Any) -> Any:
@@ -36,7 +36,7 @@ def test_a_steps_events_wake_the_loop_once(monkeypatch: pytest.MonkeyPatch) -> N
         one, other = list[Event](), list[Event]()
         for step in range(3):
             thread = threading.Thread(
-                target=lambda: [mailbox.put((one, other)[n % 2].append, event(n)) for n in range(64)]
+                target=lambda: [events.put((one, other)[n % 2].append, event(n)) for n in range(64)]
             )
             thread.start()
             thread.join()  # the loop is held meanwhile: this is its thread
@@ -52,14 +52,14 @@ def test_nothing_is_left_behind_by_a_loop_that_looks_meanwhile() -> None:
     """Put while the loop empties the box: found by it, or by another wake-up."""
 
     async def main() -> None:
-        mailbox, found, done = Mailbox(), list[Event](), asyncio.Event()
+        events, found, done = EngineEvents(), list[Event](), asyncio.Event()
 
         def take(said: Event) -> None:
             found.append(said)
             if len(found) == 5_000:
                 done.set()
 
-        thread = threading.Thread(target=lambda: [mailbox.put(take, event(n)) for n in range(5_000)])
+        thread = threading.Thread(target=lambda: [events.put(take, event(n)) for n in range(5_000)])
         thread.start()
         async with asyncio.timeout(30):
             await done.wait()
@@ -71,14 +71,14 @@ def test_nothing_is_left_behind_by_a_loop_that_looks_meanwhile() -> None:
 
 def test_a_listener_that_fails_takes_nobody_elses_events() -> None:
     async def main() -> None:
-        mailbox, found, failures = Mailbox(), list[Event](), list[Any]()
+        events, found, failures = EngineEvents(), list[Event](), list[Any]()
         asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context["exception"]))
 
         def fails(_: Event) -> None:
             raise ValueError("this one's fault")
 
         for listener in (found.append, fails, found.append):
-            mailbox.put(listener, event(len(found)))
+            events.put(listener, event(len(found)))
         await asyncio.sleep(0.01)
         assert len(found) == 2
         assert [str(failure) for failure in failures] == ["this one's fault"]
@@ -89,8 +89,8 @@ def test_a_listener_that_fails_takes_nobody_elses_events() -> None:
 def test_after_the_loop_nobody_listens() -> None:
     """An engine that outlives the server's loop for a moment fails no session over it."""
 
-    async def main() -> Mailbox:
-        return Mailbox()
+    async def main() -> EngineEvents:
+        return EngineEvents()
 
-    mailbox = asyncio.run(main())
-    mailbox.put(lambda _: None, event(1))
+    events = asyncio.run(main())
+    events.put(lambda _: None, event(1))

@@ -10,7 +10,7 @@ from streaming.engine.events import Event
 from streaming.engine.session import Listener
 
 
-class Mailbox:
+class EngineEvents:
     """Hands events over to the loop in which it is made, and wakes it once for many.
 
     A step has an event for every session in it, and each wake-up of its own is a system call here, another one there,
@@ -23,7 +23,7 @@ class Mailbox:
         self._woken = False
 
     def put(self, listener: Listener, event: Event) -> None:
-        """Has the loop call the listener, in the order of these calls. From any thread."""
+        """Have the loop call the listener, in the order of these calls. From any thread."""
         self._posted.append((listener, event))
         if not self._woken:  # else the loop has yet to look, and finds this too
             self._woken = True
@@ -34,4 +34,8 @@ class Mailbox:
         self._woken = False
         while self._posted:
             listener, event = self._posted.popleft()
-            self._loop.call_soon(listener, event)  # each on its own: none can fail another
+            try:
+                listener(event)
+            except Exception as error:  # each on its own: none can fail another
+                context = {"message": "a session's listener failed", "exception": error}
+                self._loop.call_exception_handler(context)

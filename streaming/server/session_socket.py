@@ -1,6 +1,4 @@
-"""One socket's share of a session: what comes in is decoded and given to the conversation, what it says is encoded and
-sent.
-"""
+"""One socket's share of a session: what comes in is decoded and given to the driver, what it says encoded and sent."""
 
 from __future__ import annotations
 
@@ -12,9 +10,10 @@ from typing import Protocol
 from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
 
+from streaming.conversation.conversation import Received
+from streaming.conversation.outbox import Echo, End
 from streaming.protocol.messages import AudioMessage, Message
-from streaming.server.conversation import Conversation, Received
-from streaming.server.outbox import End
+from streaming.server.driver import Driver
 
 MESSAGES_PER_S = 2000
 """A client that sends faster is read more slowly: handling messages takes the event loop's time from the others."""
@@ -26,33 +25,32 @@ _READY_TIMEOUT_S = 20.0
 class Dialect(Protocol):
     """A protocol's words for what the native messages mean."""
 
+    @property
+    def ready(self) -> bool:
+        """Whether one more reply may be encoded. If not, it will be once the client has said something."""
+
     def decode(self, data: str | bytes) -> Sequence[Received]:
-        """What a client said. What is wrong with it is a `ProtocolError` in its place, not raised."""
+        """Return what a client said. What is wrong with it is a `ProtocolError` in its place, not raised."""
 
-    def encode(self, reply: Message | AudioMessage) -> Sequence[str | bytes]:
-        """How a reply is said."""
-
-    async def ready(self) -> None:
-        """Waits until one more reply may be encoded."""
+    def encode(self, reply: Message | AudioMessage | Echo) -> Sequence[str | bytes]:
+        """Return how a reply is said."""
 
 
-class Link:
-    """Moves messages until the conversation's end is told, or the socket is gone. messages_per_s: at most, from the
-    client.
+class SessionSocket:
+    """Moves messages until the session's end is told, or the socket is gone.
+
+    messages_per_s: at most, from the client.
     """
 
     def __init__(
-        self,
-        socket: ServerConnection,
-        conversation: Conversation,
-        dialect: Dialect,
-        messages_per_s: float = MESSAGES_PER_S,
+        self, socket: ServerConnection, driver: Driver, dialect: Dialect, messages_per_s: float = MESSAGES_PER_S
     ) -> None:
-        self._socket, self._conversation, self._dialect = socket, conversation, dialect
+        self._socket, self._driver, self._dialect = socket, driver, dialect
         self._messages_per_s = messages_per_s
+        self._read_one = asyncio.Event()
 
     async def run(self, first: Sequence[str | bytes] = ()) -> bool:
-        """Sends `first` first. Returns whether the conversation has come to its end."""
+        """Move messages, `first` before all others. Return whether the session has come to its end."""
         writing = asyncio.create_task(self._write(first))
         tasks = (writing, asyncio.create_task(self._read()), asyncio.create_task(self._socket.wait_closed()))
         try:
@@ -70,10 +68,11 @@ class Link:
         started, count = loop.time(), 0
         with suppress(ConnectionClosed):
             while True:
-                await self._conversation.room()
+                await self._driver.room()
                 data = await self._socket.recv()
                 for received in self._dialect.decode(data):  # from here on nothing of it is lost
-                    self._conversation.give(received)
+                    self._driver.give(received)
+                self._read_one.set()
                 count += 1
                 early = started + count / self._messages_per_s - loop.time()
                 if early > 0.1:
@@ -86,27 +85,31 @@ class Link:
             for data in first:
                 await self._socket.send(data)
             while True:
-                try:
-                    async with asyncio.timeout(_READY_TIMEOUT_S):
-                        await self._dialect.ready()
-                except TimeoutError:
+                if not self._dialect.ready and not await self._until_ready():
                     self._socket.transport.abort()
                     return False
-                reply = await self._conversation.outbox.get()
+                reply = await self._driver.next_reply()
                 if isinstance(reply, End):
                     for data in () if reply.message is None else self._dialect.encode(reply.message):
                         await self._socket.send(data)
                     await self._socket.close(reply.code, reply.reason)
                     return True
-                if isinstance(reply, AudioMessage):
-                    self._conversation.sending(reply)
                 for data in self._dialect.encode(reply):
                     await self._socket.send(data)
         return False
 
+    async def _until_ready(self) -> bool:
+        """Wait until the client has acknowledged enough. Return whether it has."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_READY_TIMEOUT_S):
+                while not self._dialect.ready:
+                    self._read_one.clear()
+                    await self._read_one.wait()
+        return self._dialect.ready
+
 
 async def dismiss(socket: ServerConnection, end: End, say: Callable[[Message], Sequence[str | bytes]]) -> None:
-    """Says why there is no session, and closes the socket."""
+    """Say why there is no session, and close the socket."""
     with suppress(ConnectionClosed):
         for data in () if end.message is None else say(end.message):
             await socket.send(data)

@@ -1,0 +1,513 @@
+"""The course of one session: the client's messages, the engine's events and the time go in; replies and commands for
+the engine come out.
+
+There is no event loop, socket or thread here, and nothing waits. Whoever drives a conversation
+
+- gives it a message by `receive`, one after another, and only while it is `ready`;
+- tells it every event of its engine's session by `happened`, when it happens;
+- calls `tick` at its `deadline`;
+- takes its replies from the outbox, and says `sent` of each frame of audio when it goes to the socket.
+
+`streaming.server.driver` does so in an event loop.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar, Protocol
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from streaming.audio import FRAME, FRAME_RATE, Framer, to_float
+from streaming.config import Sampling
+from streaming.conversation import turn_taking
+from streaming.conversation.ends import CLIENT_LEFT, error_message, fatal, idle, stopped
+from streaming.conversation.outbox import Echo, End, Outbox
+from streaming.conversation.pacing import frames_in, lead_frames
+from streaming.conversation.playback import Playback
+from streaming.engine import events
+from streaming.errors import EmptyPromptError, ProtocolError, SessionError, StreamingError
+from streaming.protocol import messages
+from streaming.protocol.messages import AudioMessage, ClientMessage, Message, SamplingOptions, UnknownTypeError
+
+MAX_UNSENT = 64
+"""No message is handled while so many replies wait: who asks and never reads is not listened to."""
+HEARD_TIMEOUT_S = 0.5
+"""How long a client may take to say what was heard when a voice interrupts it."""
+_LAGGING_FRAMES = events.QUEUED_FRAMES // 2
+_LAGGING_INTERVAL_S = 1.0
+
+
+class EngineSession(Protocol):
+    """The engine's session, as the conversation commands it. `streaming.engine.session.LiveSession` is the real one."""
+
+    def listen(self, pcm: NDArray[np.float32]) -> bool: ...
+    def speak(self, max_frames: int, lead_frames: int) -> int: ...
+    def release(self, turn: int, frames: int) -> None: ...
+    def interrupt(self, turn: int, heard_samples: int) -> None: ...
+    def forget(self, frames: int) -> None: ...
+    def configure(self, sampling: Sampling) -> None: ...
+
+
+class Observer(Protocol):
+    """Who counts what happens in a session."""
+
+    def said(self, reply: Message | AudioMessage) -> None: ...
+    def heard(self) -> None: ...
+    def played(self, turn: int, underruns: int, sent_frames: int) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class HeardByClock:
+    """The client has not said what it heard of this turn, which was interrupted: the clock says it."""
+
+    type: ClassVar[str] = str(messages.Interrupt.__struct_config__.tag)
+    """The message that it stands for."""
+
+    turn: int
+
+
+Received = ClientMessage | AudioMessage | ProtocolError | Echo | HeardByClock
+"""What a dialect makes of what a client sent; what is wrong with it is a `ProtocolError` in its place."""
+
+
+def sampling_of(options: SamplingOptions) -> Sampling:
+    """Return the engine's form of a session's options, which have a seed."""
+    assert options.seed is not None
+    return Sampling(options.temperature, options.top_k, options.top_p, options.seed)
+
+
+class Conversation:
+    """One session that has a slot.
+
+    start: what the client asked for, with a seed. rewind_frames: how far an interruption can reach back. idle_s: a
+    client that does nothing for so long is told goodbye. sent_is_heard: a client that plays whatever it is sent, and
+    never says what it heard. `end` is set once the session is over; it is the last reply, too.
+    """
+
+    def __init__(
+        self,
+        engine: EngineSession,
+        outbox: Outbox,
+        start: messages.SessionStart,
+        *,
+        rewind_frames: int,
+        idle_s: float,
+        observer: Observer,
+        now: float,
+        sent_is_heard: bool = False,
+    ) -> None:
+        self._engine, self._outbox, self._observer, self._idle_s = engine, outbox, observer, idle_s
+        self._fast, self._drops = start.pace == "fast", start.lag == "drop" and start.pace == "realtime"
+        self._sent_is_heard = sent_is_heard
+        self._lead_frames = lead_frames(start, rewind_frames)
+        self.end: End | None = None
+        # Settings
+        self._options = self._applied = start.sampling
+        self._max_seconds, self._vad = start.max_seconds, start.vad
+        # Input
+        self._framer = Framer(np.float32)
+        self._position = 0  # samples of input so far
+        self._turn = 1  # the one that input belongs to
+        self._prompt_frames = 0  # heard in this turn, as far as the engine was told or will be
+        self._speech_from = 0  # of these, what was said before the speech that is being heard (vad)
+        self._unheard = 0  # frames that the engine has taken and not stepped
+        self._patient_until = 0  # the position up to which no input is dropped
+        self._lagging_told_at = -math.inf
+        self._commands: deque[Callable[[], bool]] = deque()  # for the engine, once it has room
+        self._taker = turn_taking.TurnTaker(start.vad) if start.turn_taking == "vad" else None
+        # Output
+        self._playback: Playback | None = None  # of the turn that is being spoken and played, or was last
+        self._cut: dict[int, int] = {}  # samples that were sent of turns that were interrupted and are not done yet
+        self._heard_due: float | None = None  # a voice interrupted; by then the client should say what it heard
+        self._draining = False
+        self._active_at = now
+
+    @property
+    def ready(self) -> bool:
+        """Whether the next message may be given."""
+        return not self._commands and len(self._outbox) < MAX_UNSENT
+
+    @property
+    def hears_voice(self) -> bool:
+        """Whether audio has to come with probabilities of speech."""
+        return self._taker is not None
+
+    def deadline(self, now: float) -> float:
+        """Return when to call `tick`, if nothing happens before."""
+        deadline = self._active_at + self._idle_s
+        if self._heard_due is not None:
+            deadline = min(deadline, self._heard_due)
+        if self._playback is not None and not self._playback.over and not self._fast:
+            next_frame = self._playback.next_frame_at(now)
+            deadline = deadline if next_frame is None else min(deadline, next_frame)
+        return deadline
+
+    # What comes in
+
+    def receive(self, received: Received, now: float, probabilities: Sequence[float] = ()) -> None:
+        """Handle what the client said. probabilities: of speech, for each window that audio completes."""
+        if self.end is not None:
+            return
+        self._active_at = now
+        try:
+            self._handle(received, now, probabilities)
+        except UnknownTypeError as error:
+            self._say(error_message(error, in_reply_to=error.kind))
+        except ProtocolError as error:
+            self._finish(fatal(error))
+        except SessionError as error:
+            kind = received.type if isinstance(received, Message | HeardByClock) else None
+            self._say(error_message(error, in_reply_to=kind))
+        except StreamingError as error:
+            self._finish(fatal(error))
+
+    def happened(self, event: events.Event, now: float) -> None:
+        """Take note of what the engine's session tells."""
+        if self.end is None:
+            try:
+                self._note(event, now)
+            except StreamingError as error:
+                self._finish(fatal(error))
+
+    def sent(self, turn: int, now: float) -> None:
+        """A frame of this turn goes to the socket, and all before it have."""
+        playback = self._playback
+        if playback is None or playback.turn != turn:
+            return
+        playback.sent(now)
+        if self._fast:
+            playback.report(playback.sent_samples)  # whatever is sent counts as played
+            self._look_at_playback(now)
+
+    def tick(self, now: float) -> None:
+        """Look what time it is."""
+        if self.end is not None:
+            return
+        try:
+            self._look_at_clock(now)
+        except StreamingError as error:
+            self._finish(fatal(error))
+
+    def expect_replay(self, position_samples: int) -> None:
+        """What the client said while it had no connection comes faster than it was said: none of it is dropped."""
+        self._patient_until = position_samples
+
+    def drain(self) -> None:
+        """End when this turn is over, now if the session is listening: the server will stop."""
+        self._draining = True
+        if not self._speaking:
+            self._finish(stopped())
+
+    def finish(self, end: End) -> None:
+        """End at once."""
+        self._finish(end)
+
+    # Events and time
+
+    def _note(self, event: events.Event, now: float) -> None:
+        match event:
+            case events.FrameSpoken(turn, index):
+                if self._playback is not None and turn == self._playback.turn and not self._playback.over:
+                    self._say(AudioMessage(turn, index * FRAME, event.pcm16))
+            case events.Heard():
+                self._unheard -= 1
+                self._observer.heard()
+                self._command_engine()
+            case events.TurnStarted(turn, prompt, forgotten):
+                self._say(
+                    messages.TurnSpeaking(turn=turn, prompt_samples=prompt * FRAME, dropped_samples=forgotten * FRAME)
+                )
+            case events.TurnDone():
+                self._turn_done(event, now)
+            case events.Interrupted(turn, kept):
+                self._say(messages.Interrupted(turn=turn, kept_samples=kept * FRAME))
+                if self._taker is not None and self._playback is not None and turn == self._playback.turn:
+                    self._heard_due = None
+                    self._act(self._taker.interrupted(), now)
+            case events.Forgotten(turn, prompt_frames=kept):
+                self._say(messages.InputCleared(turn=turn, kept_samples=kept * FRAME))
+            case events.Failed(error):
+                self._finish(fatal(error))
+
+    def _look_at_clock(self, now: float) -> None:
+        if self._heard_due is not None and now >= self._heard_due and self._playback is not None:
+            self._interrupt(self._playback, self._playback.played_samples(now), now)
+        self._look_at_playback(now)
+        if self._speaking:
+            self._active_at = now  # being spoken to counts as doing something
+        if now >= self._active_at + self._idle_s:
+            self._finish(idle(self._idle_s))
+
+    # Messages
+
+    def _handle(self, received: Received, now: float, probabilities: Sequence[float]) -> None:
+        match received:
+            case AudioMessage():
+                self._hear(received, now, probabilities)
+            case ProtocolError():
+                raise received
+            case messages.Played(turn=turn, samples=samples, underruns=underruns):
+                if self._playback is not None and turn == self._playback.turn:
+                    self._playback.report(samples)
+                    self._observer.played(turn, underruns, self._playback.sent_frames)
+                    self._look_at_playback(now)
+            case messages.Speak(turn=turn):
+                if turn not in (messages.OPEN_TURN, self._turn):
+                    raise SessionError(f"speak for turn {turn}, but this is turn {self._turn}")
+                self._speak(received.max_seconds, received.sampling, now)
+            case messages.InputClear(keep_samples=keep):
+                self._clear(keep)
+            case messages.Interrupt(turn=turn, heard_samples=heard):
+                self._interrupt(self._playback_of(turn), heard, now)
+            case HeardByClock(turn):
+                playback = self._playback_of(turn)
+                self._interrupt(playback, playback.played_samples(now), now)
+            case messages.Ping(id=number, client_time_ms=sent):
+                self._say(messages.Pong(id=number, client_time_ms=sent, server_time_ms=1e3 * now))
+            case messages.SessionUpdate():
+                self._update(received, now)
+            case messages.SessionClose():
+                self._finish(CLIENT_LEFT)
+            case Echo():
+                self._outbox.put(received)
+            case _:
+                raise SessionError("the session has started already")
+
+    def _say(self, reply: Message | AudioMessage) -> None:
+        self._observer.said(reply)
+        self._outbox.put(reply)
+
+    def _finish(self, end: End) -> None:
+        if self.end is None:
+            self.end = end
+            self._commands.clear()
+            self._outbox.put(end)
+
+    @property
+    def _speaking(self) -> bool:
+        """Whether, as far as the client has been told, this turn is being spoken."""
+        return self._playback is not None and self._playback.turn == self._turn
+
+    def _playback_of(self, turn: int) -> Playback:
+        if self._playback is None or turn != self._playback.turn:
+            raise SessionError(f"turn {turn} is not being spoken, nor was it last")
+        return self._playback
+
+    # Commands for the engine, which take effect in order; a frame waits until the engine has room for it
+
+    def _command(self, command: Callable[[], object]) -> None:
+        self._commands.append(lambda: (command(), True)[1])
+        self._command_engine()
+
+    def _command_engine(self) -> None:
+        while self._commands and self._commands[0]():
+            self._commands.popleft()
+
+    def _take_frame(self, frame: NDArray[np.float32]) -> bool:
+        """Whether the engine has taken it."""
+        taken = self._engine.listen(frame)
+        self._unheard += taken
+        return taken
+
+    # Listening
+
+    def _hear(self, audio: AudioMessage, now: float, probabilities: Sequence[float]) -> None:
+        if audio.position_samples != self._position:
+            raise ProtocolError(f"audio at sample {audio.position_samples}, but {self._position} were sent before it")
+        self._position += len(audio.pcm)
+        if self._taker is not None:
+            self._act(self._taker.push(to_float(audio.pcm), probabilities), now)
+        elif audio.turn > self._turn:
+            raise ProtocolError(f"audio of turn {audio.turn}, but this is turn {self._turn}")
+        elif audio.turn in (messages.OPEN_TURN, self._turn) and not self._speaking:
+            self._listen(self._framer.push(audio.pcm), now)
+
+    def _listen(self, frames: Sequence[NDArray[np.float32]] | NDArray[np.float32], now: float) -> None:
+        """frames: [n, 1920]. When the engine has no room they wait or are dropped, as the client chose."""
+        dropped, drops = 0, self._drops and self._position > self._patient_until
+        for frame in frames:
+            if not self._commands and self._take_frame(frame):
+                self._prompt_frames += 1
+            elif drops:
+                dropped += FRAME
+            else:
+                self._prompt_frames += 1
+                self._commands.append(partial(self._take_frame, frame))
+        if dropped:
+            self._say(messages.InputDropped(turn=self._turn, samples=dropped))
+        if drops and self._unheard >= _LAGGING_FRAMES and now >= self._lagging_told_at + _LAGGING_INTERVAL_S:
+            self._lagging_told_at = now
+            self._say(messages.InputLagging(turn=self._turn, behind_ms=1e3 * self._unheard / FRAME_RATE))
+
+    def _act(self, actions: list[turn_taking.Action], now: float) -> None:
+        """Do what the turn taker decided, in order."""
+        for action in actions:
+            match action:
+                case turn_taking.Listen(pcm):
+                    self._listen(self._framer.push(pcm), now)
+                case turn_taking.SpeechStarted(at):
+                    self._speech_from = self._prompt_frames
+                    self._say(messages.SpeechStarted(turn=self._turn, at_samples=at))
+                case turn_taking.SpeechStopped(at):
+                    self._say(messages.SpeechStopped(turn=self._turn, at_samples=at))
+                case turn_taking.Speak() if not self._vad.respond:
+                    assert self._taker is not None
+                    self._taker.speaking_ended()
+                case turn_taking.Speak():
+                    self._continue(self._max_seconds, self._options, now)
+                case turn_taking.BargeIn(at):
+                    self._barge_in(at, now)
+
+    def _barge_in(self, at_samples: int, now: float) -> None:
+        """A voice interrupts: tell the client, which says what it heard."""
+        playback = self._playback
+        assert playback is not None
+        playback.stop(now)
+        self._speech_from = 0
+        self._say(messages.SpeechStarted(turn=playback.turn, at_samples=at_samples))
+        if self._sent_is_heard:
+            self._interrupt(playback, playback.sent_samples, now)
+        else:
+            self._heard_due = now + HEARD_TIMEOUT_S
+
+    def _clear(self, keep_samples: int) -> None:
+        """Take back the prompt but for its beginning or, in vad mode, but for what was said before this speech."""
+        if self._speaking:
+            raise SessionError("the session is speaking: there is no prompt to be cleared")
+        keep = min(keep_samples, self._prompt_frames * FRAME + self._framer.pending_samples)
+        if self._taker is not None:
+            hearing = self._taker.state is turn_taking.TurnState.HEARING
+            keep = FRAME * (self._speech_from if hearing else self._prompt_frames)
+            self._taker.clear()
+        kept_frames = min(-(-keep // FRAME), self._prompt_frames)  # a frame that holds both stays whole
+        begun = self._framer.flush().reshape(-1)[: max(0, keep - self._prompt_frames * FRAME)]
+        self._framer.push(begun)
+        forgotten, self._prompt_frames = self._prompt_frames - kept_frames, kept_frames
+        self._command(lambda: self._engine.forget(forgotten))
+
+    # Speaking
+
+    def _speak(self, max_seconds: float | None, sampling: SamplingOptions | None, now: float) -> None:
+        """Go on at the client's word."""
+        if self._speaking:
+            raise SessionError("the session is already speaking")
+        if self._taker is not None:
+            if self._taker.state is turn_taking.TurnState.SPEAKING:
+                self._taker.speaking_ended()  # what is still being played counts as heard
+            elif self._taker.state is turn_taking.TurnState.INTERRUPTING:
+                raise SessionError("the session is being interrupted: say what was heard first")
+        options = self._options if sampling is None else self._seeded(sampling)
+        self._continue(self._max_seconds if max_seconds is None else max_seconds, options, now)
+        if self._taker is not None:
+            self._act(self._taker.speak(), now)
+
+    def _continue(self, max_seconds: float, options: SamplingOptions, now: float) -> None:
+        self._listen(self._framer.flush(), now)
+        if self._turn == 1 and not self._prompt_frames:
+            raise EmptyPromptError("nothing was heard yet: send at least one sample of speech first")
+        if options != self._applied:
+            self._applied = options
+            self._command(lambda: self._engine.configure(sampling_of(options)))
+        turn, most = self._turn, frames_in(max_seconds)
+
+        def speak() -> None:
+            spoken = self._engine.speak(most, self._lead_frames)
+            assert spoken == turn, (spoken, turn)
+
+        self._command(speak)
+        self._playback = Playback(turn)
+        self._prompt_frames = self._speech_from = 0
+
+    def _interrupt(self, playback: Playback, heard_samples: int, now: float) -> None:
+        """Speak no more of this turn, of which so much was heard: never more than was sent."""
+        turn, heard = playback.turn, min(heard_samples, playback.sent_samples)
+        self._heard_due = None
+        playback.stop(now)
+        playback.over = True
+        self._outbox.drop_audio(turn)
+        if turn == self._turn:
+            self._cut[turn] = playback.sent_samples
+        self._command(lambda: self._engine.interrupt(turn, heard))
+        self._turn_is_over(turn)
+
+    def _turn_done(self, done: events.TurnDone, now: float) -> None:
+        self._say(
+            messages.TurnDone(
+                turn=done.turn,
+                reason="max_seconds" if done.reason == "max_frames" else done.reason,
+                samples=self._cut.pop(done.turn, done.frames * FRAME),
+                first_frame_ms=done.first_frame_ms,
+                mean_step_ms=done.mean_step_ms,
+            )
+        )
+        self._turn_is_over(done.turn)
+        if self._playback is not None and self._playback.turn == done.turn:
+            self._playback.frames = done.frames
+            self._look_at_playback(now)
+        if self._draining:
+            self._finish(stopped())
+
+    def _turn_is_over(self, turn: int) -> None:
+        """Input belongs to the turn after it from here on."""
+        self._turn = max(self._turn, turn + 1)
+
+    def _look_at_playback(self, now: float) -> None:
+        """Let the engine run on as far as the client has played, and note when it has played everything."""
+        playback = self._playback
+        if playback is None or playback.over:
+            return
+        played = playback.played_samples(now)
+        self._engine.release(playback.turn, played // FRAME)
+        if playback.frames is not None and played >= playback.frames * FRAME:
+            playback.over = True
+            if self._taker is not None:
+                self._taker.speaking_ended()
+
+    # Settings
+
+    def _update(self, update: messages.SessionUpdate, now: float) -> None:
+        if update.max_seconds is not None:
+            self._max_seconds = update.max_seconds
+        if update.sampling is not None:
+            self._options = self._seeded(update.sampling)  # from the next turn on
+        if update.vad is not None:
+            self._vad = update.vad
+            if self._taker is not None:
+                self._taker.configure(update.vad)
+        if update.turn_taking == "vad" and self._taker is None:
+            self._taker = turn_taking.TurnTaker(self._vad, self._position)
+            if self._playback is not None and not self._playback.over:
+                self._taker.speak()
+        elif update.turn_taking == "manual" and self._taker is not None:
+            self._take_no_turns(self._taker, now)
+        self._say(
+            messages.SessionUpdated(
+                max_seconds=self._max_seconds,
+                sampling=self._options,
+                turn_taking="manual" if self._taker is None else "vad",
+                vad=self._vad,
+            )
+        )
+
+    def _take_no_turns(self, taker: turn_taking.TurnTaker, now: float) -> None:
+        """Go from vad to manual. What is being said is the beginning of a prompt."""
+        self._taker = None
+        playback = self._playback
+        if taker.state is turn_taking.TurnState.INTERRUPTING and playback is not None:
+            self._interrupt(playback, playback.played_samples(now), now)
+            for action in taker.interrupted():
+                if isinstance(action, turn_taking.Listen):
+                    self._listen(self._framer.push(action.pcm), now)
+        elif taker.state is turn_taking.TurnState.HEARING:
+            self._act(taker.speak(), now)  # tells the end of the speech
+
+    def _seeded(self, sampling: SamplingOptions) -> SamplingOptions:
+        """Return it with the session's seed where it has none of its own."""
+        return msgspec.structs.replace(sampling, seed=self._options.seed) if sampling.seed is None else sampling

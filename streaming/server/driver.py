@@ -1,0 +1,321 @@
+"""Runs one conversation in the event loop: its slot, its messages, the engine's events, voice activity, timers.
+
+Everything is called in the loop, so nothing here needs a lock. At most `_UNHANDLED` messages wait for the conversation;
+after that `room` waits, the socket is not read, and TCP holds the client back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from msgspec import structs
+
+from streaming.audio import FRAME, SAMPLE_RATE, to_float
+from streaming.conversation.conversation import Conversation, Observer, Received, sampling_of
+from streaming.conversation.ends import GONE, INTERNAL, fatal, refusal, revoked, stopped
+from streaming.conversation.outbox import End, Outbox, Reply
+from streaming.engine import events
+from streaming.engine.engine import Engine
+from streaming.engine.session import LiveSession
+from streaming.errors import StreamingError
+from streaming.models.voice_activity import SpeechStream
+from streaming.protocol import messages
+from streaming.protocol.messages import AudioMessage, Message, SessionStart, SessionUpdate
+from streaming.server.admission import Admission, StoppingError
+from streaming.server.voice_activity import VoiceActivity
+from streaming.server.watch.observer import SessionObserver
+
+_LOG = logging.getLogger(__name__)
+_UNHANDLED = 16
+
+
+class Driver:
+    """One session. `run` returns when it is over and its slot is free; its last reply is an `End`.
+
+    resume: where the client may come back after its connection was lost, as it is told. sent_is_heard: see
+    `Conversation`.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        admission: Admission,
+        voices: VoiceActivity,
+        start: SessionStart,
+        idle_s: float,
+        resume: messages.Resumption | None = None,
+        *,
+        observer: SessionObserver,
+        sent_is_heard: bool = False,
+    ) -> None:
+        seed = secrets.randbits(63) if start.sampling.seed is None else start.sampling.seed
+        self._start = structs.replace(start, sampling=structs.replace(start.sampling, seed=seed))
+        self._engine, self._admission, self._voices = engine, admission, voices
+        self._idle_s, self._resume, self._sent_is_heard = idle_s, resume, sent_is_heard
+        self._observer = observer
+        self._loop = asyncio.get_running_loop()
+        self._outbox = Outbox()
+        self._conversation: Conversation | None = None  # once there is a slot
+        self._early: deque[events.Event] = deque()  # what the engine told before that
+        self._inbox: deque[Received] = deque()
+        self._asked = False  # a message waits for voice activity
+        self._stream: SpeechStream | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._early_end: End | None = None
+        self._over, self._may_read, self._may_write = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._draining = False
+
+    async def run(self) -> None:
+        """Wait for a slot, and serve the session until it is over."""
+        try:
+            if self._start.turn_taking == "vad":
+                await self._voices.load()
+            end = await self._converse(await self._wait_for_slot())
+        except StreamingError as error:
+            end = self._early_end or refusal(error)
+        except Exception:  # the boundary of a session: a fault of ours is told, and is not the other sessions'
+            _LOG.exception("a session failed")
+            end = INTERNAL
+        self._observer.ended(end)
+        self._over.set()
+        if self._conversation is None or self._conversation.end is None:
+            self._outbox.put(end)
+        self._may_read.set()
+        self._may_write.set()
+
+    # From whoever has the socket
+
+    async def room(self) -> None:
+        """Wait until the client may say more."""
+        while len(self._inbox) >= _UNHANDLED:
+            self._may_read.clear()
+            await self._may_read.wait()
+
+    def give(self, received: Received) -> None:
+        """Take what the client said, or why it could not be understood."""
+        self._inbox.append(received)
+        self._interact(None)
+
+    async def next_reply(self) -> Reply:
+        """Return the next reply. It counts as sent from here on. Nothing is lost when this is cancelled."""
+        while (reply := self._outbox.take()) is None:
+            self._may_write.clear()
+            await self._may_write.wait()
+        if self._conversation is not None:
+            if isinstance(reply, AudioMessage):
+                self._conversation.sent(reply.turn, self._loop.time())
+            self._interact(None)
+        return reply
+
+    def answer(self, message: Message) -> None:
+        """Reply with a message of the connection's own, which the conversation has no part in."""
+        self._outbox.put(message)
+        self._may_write.set()
+
+    def expect_replay(self, position_samples: int) -> None:
+        """What the client said while it had no connection comes faster than it was said: none of it is dropped."""
+        if self._conversation is not None:
+            self._conversation.expect_replay(position_samples)
+
+    # From the server
+
+    def leave(self) -> None:
+        """End the session because its client is gone for good: nothing that it said matters any more."""
+        self._finish(GONE)
+        self._outbox.clear()
+
+    def drain(self) -> None:
+        """End the session when its turn is over, now if it is listening: the server will stop."""
+        self._draining = True
+        if self._conversation is not None:
+            self._interact(self._conversation.drain)
+
+    def stop(self) -> None:
+        """End the session at once: the server stops."""
+        self._finish(stopped())
+
+    def revoke(self) -> None:
+        """End the session because its token is no longer valid."""
+        self._finish(revoked())
+
+    def _finish(self, end: End) -> None:
+        if self._conversation is not None:
+            conversation = self._conversation
+            self._interact(lambda: conversation.finish(end))
+        else:
+            self._early_end = self._early_end or end
+            self._over.set()
+
+    # Opening
+
+    async def _wait_for_slot(self) -> LiveSession:
+        """Return a slot, perhaps after some time in line; nobody stands in line for a client that has left."""
+
+        def waiting(place: int) -> None:
+            queued = messages.SessionQueued(place=place)
+            self._observer.said(queued)
+            self._outbox.put(queued)
+            self._may_write.set()
+
+        slides = self._start.overflow == "slide"
+        slot = asyncio.create_task(
+            self._admission.attach(self._happened, sampling_of(self._start.sampling), slides, waiting)
+        )
+        over = asyncio.create_task(self._over.wait())
+        try:
+            await asyncio.wait((slot, over), return_when=asyncio.FIRST_COMPLETED)
+            if not slot.done():
+                raise StoppingError("the session ended in line")
+            return slot.result()
+        finally:
+            slot.cancel()
+            over.cancel()
+
+    async def _converse(self, session: LiveSession) -> End:
+        try:
+            if self._early_end is not None:
+                return self._early_end
+            conversation = self._begin(session)
+            await self._over.wait()
+            assert conversation.end is not None
+            return conversation.end
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
+            session.close()
+            self._admission.released()
+
+    def _begin(self, session: LiveSession) -> Conversation:
+        engine = self._engine
+        started = messages.SessionStarted(
+            session=secrets.token_hex(8),
+            protocol=messages.PROTOCOL_VERSION,
+            model=engine.model,
+            num_codebooks=engine.num_codebooks,
+            sample_rate=SAMPLE_RATE,
+            frame_samples=FRAME,
+            context_samples=engine.context_frames * FRAME,
+            rewind_samples=engine.rewind_frames * FRAME,
+            seed=session.seed,
+            turn=1,
+            notice=engine.notice,
+            resume=self._resume,
+        )
+        self._observer.said(started)
+        self._outbox.put(started)
+        observer: Observer = self._observer
+        conversation = Conversation(
+            session,
+            self._outbox,
+            self._start,
+            rewind_frames=engine.rewind_frames,
+            idle_s=self._idle_s,
+            observer=observer,
+            now=self._loop.time(),
+            sent_is_heard=self._sent_is_heard,
+        )
+        if conversation.hears_voice:
+            self._stream = self._voices.stream()
+        self._conversation = conversation
+        while self._early:
+            conversation.happened(self._early.popleft(), self._loop.time())
+        self._interact(conversation.drain if self._draining else None)
+        return conversation
+
+    # Running
+
+    def _happened(self, event: events.Event) -> None:
+        """Take an event of the engine's session."""
+        if self._conversation is None:
+            self._early.append(event)
+            return
+        conversation = self._conversation
+        self._interact(lambda: conversation.happened(event, self._loop.time()))
+
+    def _interact(self, action: Callable[[], None] | None) -> None:
+        """Do this to the conversation, and whatever becomes possible by it."""
+        conversation = self._conversation
+        if conversation is None:
+            return
+        try:
+            if action is not None:
+                action()
+            self._handle_messages(conversation)
+        except Exception:  # as in `run`
+            _LOG.exception("a session failed")
+            conversation.finish(INTERNAL)
+        if conversation.end is not None:
+            self._over.set()
+            self._inbox.clear()
+        else:
+            self._set_timer(conversation)
+        if len(self._inbox) < _UNHANDLED:
+            self._may_read.set()
+        if len(self._outbox):
+            self._may_write.set()
+
+    def _handle_messages(self, conversation: Conversation) -> None:
+        while self._inbox and not self._asked and conversation.ready and conversation.end is None:
+            received = self._inbox.popleft()
+            if isinstance(received, AudioMessage) and self._stream is not None:
+                self._judge(received, self._stream)
+            elif isinstance(received, SessionUpdate) and received.turn_taking == "vad" and not self._voices.loaded:
+                self._asked = True
+                self._loading = asyncio.create_task(self._load_voices(received))
+            else:
+                self._handle(received)
+
+    def _handle(self, received: Received, probabilities: Sequence[float] = ()) -> None:
+        conversation = self._conversation
+        assert conversation is not None
+        conversation.receive(received, self._loop.time(), probabilities)
+        if conversation.hears_voice != (self._stream is not None):
+            self._stream = self._voices.stream() if conversation.hears_voice else None
+
+    def _judge(self, audio: AudioMessage, stream: SpeechStream) -> None:
+        """Handle audio once it is known where it holds speech."""
+        later = False
+
+        def judged(answer: Sequence[float] | Exception) -> None:
+            self._asked = False
+            if isinstance(answer, Exception):
+                _LOG.error("voice activity failed", exc_info=answer)
+                self._finish(INTERNAL)
+            elif later:
+                self._interact(lambda: self._handle(audio, answer))
+            else:
+                self._handle(audio, answer)
+
+        self._asked = True
+        self._voices.judge(stream, to_float(audio.pcm), judged)
+        later = True
+
+    async def _load_voices(self, update: SessionUpdate) -> None:
+        try:
+            await self._voices.load()
+        except StreamingError as error:
+            self._finish(fatal(error))
+            return
+        except Exception:  # as in `run`
+            _LOG.exception("voice activity failed")
+            self._finish(INTERNAL)
+            return
+        self._asked = False
+        self._interact(lambda: self._handle(update))
+
+    def _set_timer(self, conversation: Conversation) -> None:
+        deadline = conversation.deadline(self._loop.time())
+        if self._timer is None or deadline < self._timer.when():
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = self._loop.call_at(deadline, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        conversation = self._conversation
+        assert conversation is not None
+        self._interact(lambda: conversation.tick(self._loop.time()))

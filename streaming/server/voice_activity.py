@@ -1,0 +1,77 @@
+"""Voice activity for all hands-free sessions: what waits is judged together, in one call of the model, off the loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from streaming.audio import Samples
+from streaming.models import voice_activity
+from streaming.models.voice_activity import SpeechStream, VoiceActivityModel
+
+Judged = Callable[[Sequence[float] | Exception], None]
+"""Gets the probabilities of speech, one a window, or what went wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    stream: SpeechStream
+    windows: Samples
+    judged: Judged
+
+
+class VoiceActivity:
+    """Belongs to one event loop."""
+
+    def __init__(self) -> None:
+        self._model: VoiceActivityModel | None = None
+        self._waiting: list[_Request] = []
+        self._judging: asyncio.Task[None] | None = None
+
+    @property
+    def loaded(self) -> bool:
+        """Whether `stream` and `judge` may be called."""
+        return self._model is not None
+
+    async def load(self) -> None:
+        """Load the model, once. Raises `VoiceActivityUnavailableError`."""
+        if self._model is None:
+            self._model = await asyncio.to_thread(voice_activity.load_vad_model)
+
+    def stream(self) -> SpeechStream:
+        """Return a stream that has heard nothing yet."""
+        assert self._model is not None
+        return voice_activity.SpeechStream(self._model)
+
+    def judge(self, stream: SpeechStream, pcm: Samples, judged: Judged) -> None:
+        """Have the stream hear these samples [n]; `judged` is called by the loop, at once if they complete no window.
+
+        A stream's calls must not overlap.
+        """
+        windows = stream.push(pcm)
+        if not len(windows):
+            judged(())
+            return
+        self._waiting.append(_Request(stream, windows, judged))
+        if self._judging is None:
+            self._judging = asyncio.create_task(self._judge_all())
+
+    async def _judge_all(self) -> None:
+        """Judge until nothing waits. What comes while the model runs is judged together after it."""
+        assert self._model is not None
+        while self._waiting:
+            requests, self._waiting = self._waiting, []
+            answers: Sequence[Sequence[float] | Exception]
+            try:
+                answers = await asyncio.to_thread(
+                    voice_activity.speech_probabilities,
+                    self._model,
+                    [request.stream for request in requests],
+                    [request.windows for request in requests],
+                )
+            except Exception as error:  # each session is told, and ends; what fails is not this server's loop
+                answers = [error] * len(requests)
+            for request, answer in zip(requests, answers, strict=True):
+                request.judged(answer)
+        self._judging = None
