@@ -21,7 +21,6 @@ LAYERS = (
     ("streaming.console",),
     (
         "streaming.loading",
-        "streaming.demo",
         "streaming.benchmark",
         "streaming.options",
         "streaming.scoring",
@@ -29,6 +28,7 @@ LAYERS = (
         "streaming",
     ),
     ("server", "client"),
+    ("recipes",),
 )
 VALUES = LAYERS[0]
 # The whole of what these may import of this project, besides themselves.
@@ -44,7 +44,7 @@ ALLOWED = {
     "streaming.wire.client": (*VALUES, "streaming.wire.messages", "streaming.wire.line"),
     "streaming.console": (*VALUES, "streaming.wire.messages", "streaming.wire.line", "streaming.wire.client"),
     "streaming.options": (),
-    "streaming.demo": (*VALUES, "streaming.models", "streaming.frame_step"),
+    "recipes": (*VALUES, "streaming.models", "streaming.frame_step"),
     "client": (
         "streaming.audio",
         "streaming.errors",
@@ -62,7 +62,8 @@ WITHOUT_TORCH = (*VALUES, "streaming.engine", "streaming.wire", "streaming.conso
 
 def modules() -> dict[str, Path]:
     """Every module of the project, by name."""
-    files = [*sorted((ROOT / "streaming").rglob("*.py")), ROOT / "server.py", ROOT / "client.py"]
+    rooms = (ROOT / "streaming", ROOT / "recipes")
+    files = [*(path for room in rooms for path in sorted(room.rglob("*.py"))), ROOT / "server.py", ROOT / "client.py"]
     found = {}
     for path in files:
         if path.is_file():
