@@ -22,8 +22,8 @@ from transformers import (
     PrefixConstrainedLogitsProcessor,
 )
 
+from recipes.demo.files import unit_tokenizer
 from streaming import config
-from streaming.demo.files import unit_tokenizer
 from streaming.models.checkpoint import TensorSource, read_config
 from streaming.models.linear import Quantize
 from streaming.models.llama import LlamaDecoder

@@ -22,13 +22,13 @@ LAYERS = (
     ("streaming.terminal",),
     (
         "streaming.loading",
-        "streaming.demo",
         "streaming.benchmark",
         "streaming.scoring",
         "streaming.score",
         "streaming",
     ),
     ("server", "client"),
+    ("recipes",),
 )
 VALUES = LAYERS[0]
 # The whole of what these may import of this project, besides themselves.
@@ -42,7 +42,7 @@ ALLOWED = {
     "streaming.conversation": (*VALUES, "streaming.protocol", "streaming.engine.events"),
     "streaming.client": (*VALUES, "streaming.protocol"),
     "streaming.terminal": (*VALUES, "streaming.protocol", "streaming.client"),
-    "streaming.demo": (*VALUES, "streaming.models", "streaming.frame_step"),
+    "recipes": (*VALUES, "streaming.models", "streaming.frame_step"),
     "client": (*VALUES, "streaming.protocol", "streaming.client", "streaming.terminal"),
 }
 TORCH = ("torch", "transformers", "safetensors", "tokenizers")
@@ -65,7 +65,8 @@ IMPURE = ("asyncio", "concurrent", "queue", "select", "socket", "ssl", "threadin
 
 def modules() -> dict[str, Path]:
     """Every module of the project, by name."""
-    files = [*sorted((ROOT / "streaming").rglob("*.py")), ROOT / "server.py", ROOT / "client.py"]
+    rooms = (ROOT / "streaming", ROOT / "recipes")
+    files = [*(path for room in rooms for path in sorted(room.rglob("*.py"))), ROOT / "server.py", ROOT / "client.py"]
     found = {}
     for path in files:
         if path.is_file():

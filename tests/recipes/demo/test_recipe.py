@@ -10,10 +10,10 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
+from recipes.demo import clips, codes, corpus, evaluate, export, features, judges, language, quantiser
+from recipes.demo.codec import Codec
+from recipes.demo.recipe import CODEC, DECODER
 from streaming.audio import FRAME
-from streaming.demo import clips, codes, corpus, evaluate, export, features, judges, language, quantiser
-from streaming.demo.codec import Codec
-from streaming.demo.recipe import CODEC, DECODER
 from streaming.models.token_layout import AUDIO, unit_name
 from tests.reference import relative_error, speech
 

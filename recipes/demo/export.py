@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from streaming.demo import files, joint, language
-from streaming.demo.codec import Codec
-from streaming.demo.recipe import CODEC
+from recipes.demo import files, joint, language
+from recipes.demo.codec import Codec
+from recipes.demo.recipe import CODEC
 
 
 def write_codec(folder: Path, codec: Codec, dtype: torch.dtype) -> None:

@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from recipes.demo import clips, joint
+from recipes.demo.latents import Latents
+from recipes.demo.recipe import CODEC, Run
 from streaming.audio import FRAME
-from streaming.demo import clips, joint
-from streaming.demo.latents import Latents
-from streaming.demo.recipe import CODEC, Run
 
 _PASSES = 2  # over the training clips, each at other levels
 _GAIN = 5.0  # dB either way

@@ -11,9 +11,9 @@ import soundfile
 import torch
 from numpy.typing import NDArray
 
+from recipes.demo import evaluate, features, joint, quantiser
+from recipes.demo.train import main
 from streaming.audio import FRAME
-from streaming.demo import evaluate, features, joint, quantiser
-from streaming.demo.train import main
 from tests.reference import speech
 
 

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from recipes.demo import features
+from recipes.demo.recipe import CPU, Run
 from streaming.audio import FRAME
-from streaming.demo import features
-from streaming.demo.recipe import CPU, Run
 
 
 def build(corpus: Path, cache: Path) -> None:

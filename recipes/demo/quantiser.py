@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from streaming.demo import clips, encoder
-from streaming.demo.codec import Codec
-from streaming.demo.latents import SEMANTIC, Latents
-from streaming.demo.recipe import CODEBOOK_DIM, CODEC, Run
+from recipes.demo import clips, encoder
+from recipes.demo.codec import Codec
+from recipes.demo.latents import SEMANTIC, Latents
+from recipes.demo.recipe import CODEBOOK_DIM, CODEC, Run
 
 _FRAMES = 60_000
 _ROUNDS = 15

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from streaming.demo.features import mel_filters
+from recipes.demo.features import mel_filters
 
 _SIZES = ((2048, 96), (1024, 80), (512, 64), (256, 32), (128, 16))
 """Window and mel bands of each resolution; the hop is a quarter of the window."""

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from recipes.demo.codec import Codec, Config
+from recipes.demo.files import write_checkpoint
+from recipes.demo.recipe import CODEC
 from streaming.audio import FRAME
-from streaming.demo.codec import Codec, Config
-from streaming.demo.files import write_checkpoint
-from streaming.demo.recipe import CODEC
 from tests.reference import TINY_CODEC, load_codec, relative_error, speech
 
 _FRAMES = 24  # more than the transformers' window

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from streaming.demo.loop import Loop
+from recipes.demo.loop import Loop
 
 
 def _loop(path: Path, decay: float = 0.9) -> Loop:

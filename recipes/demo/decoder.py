@@ -11,13 +11,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from streaming.demo import adversary, clips, encoder
-from streaming.demo.adversary import Judges
-from streaming.demo.codec import Codec
-from streaming.demo.latents import Latents
-from streaming.demo.loop import Loop
-from streaming.demo.losses import spectral
-from streaming.demo.recipe import CODEC, CPU, Run
+from recipes.demo import adversary, clips, encoder
+from recipes.demo.adversary import Judges
+from recipes.demo.codec import Codec
+from recipes.demo.latents import Latents
+from recipes.demo.loop import Loop
+from recipes.demo.losses import spectral
+from recipes.demo.recipe import CODEC, CPU, Run
 
 FRAMES, _BATCH = 16, 4
 RATE = 7e-4

@@ -1,4 +1,4 @@
-"""`python -m streaming.demo.consistency DIR`: pairs for `python -m streaming.score --pairs DIR/pairs.csv`.
+"""`python -m recipes.demo.consistency DIR`: pairs for `python -m streaming.score --pairs DIR/pairs.csv`.
 
 Small sets after SALMon (arXiv 2409.07437) and sBLIMP, from held-out clips of the demo's corpus. In every pair the two
 sides have the same length and, where they are cut, are cut alike, so that the cut itself decides nothing:
@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from recipes.demo import clips, judges, recipe
+from recipes.demo.judges import Wave
 from streaming.audio import FRAME, SAMPLE_RATE
-from streaming.demo import clips, judges, recipe
-from streaming.demo.judges import Wave
 
 _FRAMES = 100
 _JUMP = 10 ** (12 / 20)
@@ -93,7 +93,7 @@ def _join(pieces: list[Wave]) -> Wave:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m streaming.demo.consistency", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m recipes.demo.consistency", description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--root", type=Path, default=recipe.root(), help="where the recipe keeps its cache")
     parser.add_argument("--each", type=int, default=5, help="pairs of every voice and task")

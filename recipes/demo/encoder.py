@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from streaming.demo import clips, features
-from streaming.demo.codec import Codec
-from streaming.demo.latents import PROSODY_WEIGHT, SEMANTIC, Latents
-from streaming.demo.loop import Loop
-from streaming.demo.recipe import CODEC, CPU, Run
+from recipes.demo import clips, features
+from recipes.demo.codec import Codec
+from recipes.demo.latents import PROSODY_WEIGHT, SEMANTIC, Latents
+from recipes.demo.loop import Loop
+from recipes.demo.recipe import CODEC, CPU, Run
 
 FRAMES, _BATCH = 24, 6
 RATE = 1e-3

@@ -13,8 +13,8 @@ import soxr
 import torch
 from numpy.typing import NDArray
 
+from recipes.demo import features
 from streaming.audio import SAMPLE_RATE
-from streaming.demo import features
 
 Wave = NDArray[np.float32]
 _JUDGES_RATE = 16_000

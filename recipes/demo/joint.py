@@ -12,13 +12,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from streaming.demo import adversary, clips, decoder, encoder
-from streaming.demo.adversary import Judges
-from streaming.demo.codec import Codec
-from streaming.demo.latents import Latents
-from streaming.demo.loop import Loop
-from streaming.demo.losses import spectral
-from streaming.demo.recipe import CPU, Run
+from recipes.demo import adversary, clips, decoder, encoder
+from recipes.demo.adversary import Judges
+from recipes.demo.codec import Codec
+from recipes.demo.latents import Latents
+from recipes.demo.loop import Loop
+from recipes.demo.losses import spectral
+from recipes.demo.recipe import CPU, Run
 
 RATE = 5e-4
 DECAY = 0.999

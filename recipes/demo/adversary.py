@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from streaming.demo.loop import Loop
+from recipes.demo.loop import Loop
 
 _SIZES = (1536, 768, 384)
 _CHANNELS = 16

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from streaming.demo import codes
-from streaming.demo.files import unit_tokenizer
-from streaming.demo.loop import Loop
-from streaming.demo.recipe import CODEC, CPU, DECODER, Run
+from recipes.demo import codes
+from recipes.demo.files import unit_tokenizer
+from recipes.demo.loop import Loop
+from recipes.demo.recipe import CODEC, CPU, DECODER, Run
 from streaming.models.token_layout import AUDIO, unit_name
 
 _BATCH = 3

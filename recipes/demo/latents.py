@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from streaming.demo import features
-from streaming.demo.clips import Crops
-from streaming.demo.recipe import CODEBOOK_DIM
+from recipes.demo import features
+from recipes.demo.clips import Crops
+from recipes.demo.recipe import CODEBOOK_DIM
 
 _FILE = "latents.pt"
 PROSODY_WEIGHT = 10.0

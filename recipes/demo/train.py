@@ -1,4 +1,4 @@
-"""`python -m streaming.demo.train --stage …`: makes the demo model, stage by stage, each resumable.
+"""`python -m recipes.demo.train --stage …`: makes the demo model, stage by stage, each resumable.
 
 corpus     the voices read the text                        FLAC, once; several processes may share it by --source
 cache      the corpus decoded into flat files              derived; picks up what the corpus has gained
@@ -19,15 +19,15 @@ from pathlib import Path
 
 import torch
 
-from streaming.demo import clips, codes, corpus, decoder, encoder, export, joint, language, quantiser, recipe
-from streaming.demo.latents import Latents
+from recipes.demo import clips, codes, corpus, decoder, encoder, export, joint, language, quantiser, recipe
+from recipes.demo.latents import Latents
 
 STAGES = ("corpus", "cache", "latents", "encoder", "quantiser", "decoder", "joint", "codes", "language", "export")
 
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m streaming.demo.train", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m recipes.demo.train", description=__doc__.splitlines()[0])
     parser.add_argument("--stage", required=True, choices=STAGES)
     parser.add_argument("--root", type=Path, default=recipe.root(), help="corpus, caches, checkpoints, logs")
     parser.add_argument("--minutes", type=float, default=600.0, help="of training, by the clock")

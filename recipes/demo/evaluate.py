@@ -1,4 +1,4 @@
-"""`python -m streaming.demo.evaluate --checkpoint DIR`: what the demo model is worth, on text that it never saw.
+"""`python -m recipes.demo.evaluate --checkpoint DIR`: what the demo model is worth, on text that it never saw.
 
 codec         every trained voice's held-out clips through encoder, codebooks and decoder; a real recording too
 continuation  prompts of 3 s gone on with for 5 s, as a session does it
@@ -20,10 +20,10 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from recipes.demo import clips, codes, judges, language, recipe
+from recipes.demo.judges import Wave
 from streaming.audio import FRAME, read_audio
 from streaming.config import LlamaConfig, MimiConfig, Sampling
-from streaming.demo import clips, codes, judges, language, recipe
-from streaming.demo.judges import Wave
 from streaming.frame_step import FrameStep
 from streaming.models.checkpoint import TensorSource, read_config
 from streaming.models.llama import LlamaDecoder
@@ -263,7 +263,7 @@ def _mean(rows: list[dict[str, float]]) -> dict[str, float]:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m streaming.demo.evaluate", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m recipes.demo.evaluate", description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", type=Path, required=True, help="a folder with codec/ and decoder/")
     parser.add_argument("--root", type=Path, default=recipe.root(), help="where the recipe keeps corpus and codes")
     parser.add_argument("--clips", type=int, default=3, help="of each voice")
