@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import platform
+import re
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
+
+from streaming.models.operations.native.library import library
 
 _READ_BYTES = {"cpu": 2**29, "cuda": 2**32}
 _SIDE = {"cpu": 1024, "cuda": 8192}
@@ -48,8 +53,12 @@ def block_to_read(device: torch.device) -> torch.Tensor:
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype, tries: int = 7) -> float:
-    """Operations per second of a large matrix product, the best of several; two for each product and sum."""
+    """Operations per second of a large matrix product, the best of several; two for each product and sum. A CPU
+    multiplies in float32 whatever its weights are kept in.
+    """
     side = _SIDE[device.type]
+    if device.type == "cpu":
+        dtype = torch.float32
     left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     best = min(milliseconds(lambda: left @ right, device) for _ in range(tries))
     return 2 * side**3 / best * 1e3
@@ -74,7 +83,22 @@ def median(times: list[float]) -> float:
 
 
 def name_of(device: torch.device) -> str:
-    """For a table's head."""
+    """For a table's head: a GPU, or how many threads of which processor, and what it multiplies with."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{torch.get_num_threads()} CPU threads"
+    native = library()
+    instructions = native.native_instructions().decode() if native is not None else "no native operations"
+    return f"{torch.get_num_threads()} threads of {processor()}, {instructions}"
+
+
+def processor() -> str:
+    """Its name and, since a name alone (`AMD EPYC`) may stand for several generations, its family and model; where the
+    system tells them.
+    """
+    info = Path("/proc/cpuinfo")
+    text = info.read_text(encoding="utf-8") if info.is_file() else ""
+    told = [re.search(rf"^{key}\s*: (.+)$", text, re.MULTILINE) for key in ("model name", "cpu family", "model")]
+    name, family, model = (found[1] if found else None for found in told)
+    if name is None:
+        return platform.processor() or platform.machine()
+    return name if family is None or model is None else f"{name} (family {family}, model {model})"

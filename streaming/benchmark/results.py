@@ -186,19 +186,21 @@ def _machine() -> dict[str, Any]:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             versions[name] = "not installed"
-    return {"cores": os.cpu_count(), "cpu": _cpu(), "python": platform.python_version(), "packages": versions}
-
-
-def _cpu() -> str:
-    """Its name, where the system tells it."""
-    info = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*: (.+)", info.read_text(encoding="utf-8")) if info.is_file() else None
-    return found[1] if found else platform.processor()
+    return {
+        "cores": os.cpu_count(),
+        "cpu": machine.processor(),
+        "python": platform.python_version(),
+        "packages": versions,
+    }
 
 
 def _slug(device: torch.device) -> str:
     """A file's name: the GPU's, or how many cores of what."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu {os.cpu_count()} cores {_cpu()}"
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"cpu {os.cpu_count()} cores {machine.processor()}"
+    )
     return "-".join(re.findall(r"[a-z0-9.]+", name.lower()))
 
 

@@ -1,8 +1,8 @@
 """One frame step, split into its stages, against the least that each must read and multiply.
 
-The floor of a stage is the larger of the time to read its weights and the keys and values that its slots hold, at the
-bandwidth measured in this run, and of the time for its products at the measured rate; that of a step is the sum over
-its stages. Share of floor: floor over time.
+The floor of a stage is the larger of the time to read its weights and the keys and values that its slots hold, and of
+the time for its products, at the best rates that the machine reached in this run; that of a step is the sum over its
+stages. Share of floor: floor over time, 1 at most.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from streaming.audio import FRAME
 from streaming.benchmark import machine
+from streaming.benchmark.floors import Rates, Works
 from streaming.benchmark.likelihood import PROMPT, compare, encode, feed, speech_frames
 from streaming.benchmark.report import Report
 from streaming.benchmark.steps import series_name
@@ -77,7 +78,7 @@ def measure(options: argparse.Namespace) -> Report:
     models = _load(options)
     device = models.codec.device
     block = machine.block_to_read(device)
-    rates = {kind: machine.matrix_rate(device, kind) for kind in {models.codec.dtype, *_kinds(models)}}
+    multiplying = {kind: machine.matrix_rate(device, kind) for kind in {models.codec.dtype, *_kinds(models)}}
     rows: list[dict[str, str | int | float]] = []
     series: dict[str, list[float]] = {}
     done: list[tuple[int, list[_Stage], dict[str, list[float]]]] = []
@@ -87,25 +88,26 @@ def measure(options: argparse.Namespace) -> Report:
         runs: dict[str, Callable[[], object]] = {_READING: block.sum, **{stage.name: stage.run for stage in stages}}
         taken = machine.interleaved(runs, device, options.seconds)
         done.append((slots, [replace(stage, run=block.sum) for stage in stages], taken))  # lets go of the slots' memory
+    medians = [{name: machine.median(times) for name, times in taken.items()} for _, _, taken in done]
     reading = block.nbytes / machine.median([ms for _, _, taken in done for ms in taken[_READING]]) * 1e3
-    for slots, stages, taken in done:
-        floors: dict[str, float] = {}
+    works = [{stage.name: _works(stage, stages) for stage in stages} for _, stages, _ in done]
+    seen = [(parts[name], median[name]) for parts, median in zip(works, medians, strict=True) for name in parts]
+    rates = Rates(reading, multiplying).raised(seen)
+    for (slots, stages, taken), parts, median in zip(done, works, medians, strict=True):
         for stage in stages:
-            floors[stage.name] = sum(floors[part] for part in stage.parts)
-            if stage.work is not None:
-                floors[stage.name] = stage.work.floor_ms(reading, rates[stage.dtype], stage.state_bytes)
-            times, floor = np.array(taken[stage.name]), floors[stage.name]
+            floor = rates.floor_ms(parts[stage.name])
             row: dict[str, str | int | float] = {"slots": slots, "stage": stage.name}
-            row |= {"ms": float(np.median(times)), "p99 ms": float(np.percentile(times, 99)), "floor ms": floor}
-            row["share of floor"] = floor / float(np.median(times))
+            row |= {"ms": median[stage.name], "p99 ms": float(np.percentile(taken[stage.name], 99)), "floor ms": floor}
+            row["share of floor"] = floor / median[stage.name]
             rows.append(row)
             if stage.parts:
                 series[series_name(slots, stage.name)] = [round(ms, 3) for ms in taken[stage.name]]
     facts: dict[str, str | int | float] = {
         "model": models.name,
         "device": machine.name_of(device),
-        "GB/s": reading / 1e9,
-        **{f"{str(kind).removeprefix('torch.')} TFLOP/s": rate / 1e12 for kind, rate in rates.items()},
+        "GB/s": rates.read / 1e9,
+        "GB/s of memory": reading / 1e9,
+        **{f"{str(kind).removeprefix('torch.')} TFLOP/s": rate / 1e12 for kind, rate in rates.multiply.items()},
     }
     if options.codec_dtype != "float32":
         facts["codec"] = options.codec_dtype
@@ -150,18 +152,26 @@ def _kinds(models: _Models) -> list[torch.dtype]:
 
 @dataclass(frozen=True)
 class _Stage:
-    """state_bytes: of keys and values that the slots hold. parts: the stages that a whole step is made of."""
+    """work: none of its own where it is made of other stages, its `parts`."""
 
     name: str
     run: Callable[[], object]
     dtype: torch.dtype
     work: Work | None = None
-    state_bytes: int = 0
     parts: tuple[str, ...] = ()
 
 
 def _stage(name: str, run: Callable[[], object], model: StreamingMimi | LlamaDecoder, state_bytes: int) -> _Stage:
-    return _Stage(name, machine.captured(run, model.device), model.dtype, work_of(run, model), state_bytes)
+    """state_bytes: of keys and values that the slots hold."""
+    work = work_of(run, model)
+    work = replace(work, read_bytes=work.read_bytes + state_bytes)
+    return _Stage(name, machine.captured(run, model.device), model.dtype, work)
+
+
+def _works(stage: _Stage, stages: list[_Stage]) -> Works:
+    if stage.work is not None:
+        return ((stage.dtype, stage.work),)
+    return tuple(work for part in stages if part.name in stage.parts for work in _works(part, stages))
 
 
 def _stages(models: _Models, slots: int, options: argparse.Namespace) -> list[_Stage]:

@@ -43,10 +43,6 @@ class Work:
     read_bytes: int
     operations: int
 
-    def floor_ms(self, bandwidth: float, matrix_rate: float, more_bytes: int = 0) -> float:
-        """No machine with these rates can be faster: it reads or it multiplies, at best both at once."""
-        return 1e3 * max((self.read_bytes + more_bytes) / bandwidth, self.operations / matrix_rate)
-
 
 def work_of(run: Callable[[], object], weights: object) -> Work:
     """weights: whatever object holds them; all tensors that can be reached from it count."""

@@ -13,13 +13,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from streaming.errors import CheckpointError
+from streaming.errors import CheckpointError, StreamingError
 from streaming.models.checkpoint import TensorSource
-from streaming.models.operations.native.matrix import TINY, NativeLinear
+from streaming.models.operations.native.library import library
+from streaming.models.operations.native.matrix import NativeLinear
 
 Quantize = Literal["none", "int8", "int4"]
 
 _GROUPS = (64, 32)
+"""Inputs that share a scale in 4 bits. More than 64 would not fit the sums of `native/integers.h`."""
+_STEPS = (8.0, 8.75, 9.5)
+"""Tried in 4 bits: how many steps it is to a group's largest magnitude."""
+_MULTIPLE = 16
+"""Inputs that a processor multiplies at once."""
+_ROUNDED_AT_ONCE = 64
+"""Outputs."""
+_TINY = 1e-30
+"""The least that a scale may be."""
 
 
 class Linear(Protocol):
@@ -29,18 +39,27 @@ class Linear(Protocol):
 
 
 def linear(weight: Tensor, quantize: Quantize = "none", bias: Tensor | None = None) -> Linear:
-    """From a weight [N, K] and a bias [N] on the device where they will be used. Only what is kept whole has a bias."""
-    if quantize == "none" and NativeLinear.can(weight):
-        return NativeLinear.pack(weight, bias)
+    """From a weight [N, K] and a bias [N] on the device where they will be used. Only what is kept whole has a bias.
+
+    Raises `StreamingError` where a CPU lacks what multiplies integers, `CheckpointError` for a weight whose inputs
+    cannot be put into groups.
+    """
     if quantize == "none":
+        if NativeLinear.can(weight):
+            return NativeLinear.pack(weight, bias)
         return Packed.pack(weight, bias) if Packed.can(weight) else Dense(weight, bias)
     assert bias is None
-    if quantize == "int4":
-        group = _group(weight)
-        return NativeLinear.pack_int4(weight, group) if NativeLinear.can_integers(weight, group) else Int4.pack(weight)
-    if NativeLinear.can_integers(weight, 16):
-        return NativeLinear.pack_int8(*_eight_bits(weight))
-    return Int8Cpu.pack(weight) if weight.device.type == "cpu" else Int8Gpu.pack(weight)
+    on_cpu = weight.device.type == "cpu"
+    if on_cpu and library() is None:
+        raise StreamingError(
+            f"{quantize} on a CPU needs the native operations, which could not be compiled or are switched off: "
+            "install a C compiler (Debian: apt install gcc libc6-dev), or use --quantize none"
+        )
+    if quantize == "int8":
+        if on_cpu and weight.shape[1] % _MULTIPLE:
+            raise CheckpointError(f"a layer with {weight.shape[1]} inputs cannot be kept in int8 on a CPU: use none")
+        return NativeLinear.pack_int8(*eight_bits(weight)) if on_cpu else Int8Gpu.pack(weight)
+    return NativeLinear.pack_int4(*four_bits(weight)) if on_cpu else Int4Gpu.pack(weight)
 
 
 def load_linear(
@@ -63,8 +82,10 @@ class Dense:
 
 @dataclass(frozen=True)
 class Packed:
-    """The same on a CPU, in the order in which oneDNN reads it: for a few rows twice as fast as `F.linear`, which
-    leaves weights as they are and goes through a library that is at its best elsewhere (docs/decisions.md).
+    """The same on a CPU without a compiler, in the order in which oneDNN reads it: for a few rows twice as fast as
+    `F.linear`, which leaves weights as they are and goes through a library that is at its best elsewhere
+    (docs/decisions.md). In float32 whatever comes: not every processor multiplies bfloat16, and then it takes ten times
+    as long.
 
     A row comes out the same to the last bit, however many others there are.
     """
@@ -75,56 +96,61 @@ class Packed:
     @staticmethod
     def can(weight: Tensor) -> bool:
         """Whether this processor has it for this weight."""
-        if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
-            return False
-        bfloat16 = weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        return weight.dtype == torch.float32 or bfloat16
+        float_on_cpu = weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16)
+        return float_on_cpu and torch.backends.mkldnn.is_available()
 
     @staticmethod
     def pack(weight: Tensor, bias: Tensor | None) -> Packed:
-        return Packed(torch.ops.mkldnn._reorder_linear_weight(weight.contiguous()), bias)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
-        alone = len(rows) == 1  # a single row would be another product, with sums in another order
-        two = rows.expand(2, -1).contiguous() if alone else rows
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(two, self.weight, self.bias, "none", [], "")
-        return (out[:1] if alone else out).view(*x.shape[:-1], -1)
-
-
-def _eight_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Symmetric, a scale for each output: int8 [N, K] and float32 [N]."""
-    wide = weight.float()
-    scale = wide.abs().amax(dim=1).clamp(min=TINY) / 127
-    return (wide / scale[:, None]).round().to(torch.int8), scale
-
-
-@dataclass(frozen=True)
-class Int8Cpu:
-    """8-bit weights and activations, multiplied as integers by oneDNN: as fast for sixteen rows as for one.
-
-    Every row of activations is divided by its own largest magnitude. weight: packed; scale: float32 [N]; zero: int32
-    [N].
-    """
-
-    weight: Tensor
-    scale: Tensor
-    zero: Tensor
-
-    @staticmethod
-    def pack(weight: Tensor) -> Int8Cpu:
-        eight, scale = _eight_bits(weight)
-        zero = torch.zeros(len(scale), dtype=torch.int32)
-        return Int8Cpu(torch.ops.onednn.qlinear_prepack(eight, None), scale, zero)
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight.float().contiguous())
+        return Packed(packed, None if bias is None else bias.float())
 
     def __call__(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1]).float()
-        scale = rows.abs().amax(dim=1, keepdim=True).clamp(min=TINY) / 127  # not finite where a row is not,
-        eight = (rows / scale).nan_to_num_(0.0, 0.0, 0.0).round_().add_(128).to(torch.uint8)
-        out: Tensor = torch.ops.onednn.qlinear_pointwise(
-            eight, 1.0, 128, self.weight, self.scale, self.zero, None, 1.0, 0, torch.float32, "none", [], ""
-        )
-        return (out * scale).view(*x.shape[:-1], -1).to(x.dtype)  # so that its result is not, and no other's
+        alone = len(rows) == 1  # a single row would be another product, with sums in another order
+        two = rows.expand(2, -1).contiguous() if alone else rows
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(two, self.weight, self.bias, "none", [], "")
+        return (out[:1] if alone else out).view(*x.shape[:-1], -1).to(x.dtype)
+
+
+def eight_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """How weights are rounded to 8 bits on every device: int8 [N, K], -127 to 127, and a scale for each output, float32
+    [N].
+    """
+    wide = weight.float()
+    scale = wide.abs().amax(dim=1).clamp(min=_TINY) / 127
+    return (wide / scale[:, None]).round().to(torch.int8), scale
+
+
+def four_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """How weights are rounded to 4 bits on every device: int8 [N, K], -8 to 7, and a scale for each group of inputs,
+    bfloat16 [N, K / group]. Raises `CheckpointError`.
+
+    There are more negative numbers than positive ones, so a group's largest magnitude becomes the lowest, by the sign
+    of its scale. Whether it is to be one of them, or to be cut off so that the others lie closer, is tried: the least
+    sum of squared errors wins.
+    """
+    outputs, inputs = weight.shape
+    group = next((size for size in _GROUPS if inputs % size == 0), 0)
+    if not group:
+        raise CheckpointError(f"a layer with {inputs} inputs cannot be kept in int4: use int8 or none")
+    values = torch.empty(outputs, inputs // group, group, dtype=torch.int8, device=weight.device)
+    scales = torch.empty(outputs, inputs // group, dtype=torch.bfloat16, device=weight.device)
+    for first in range(0, outputs, _ROUNDED_AT_ONCE):  # what is tried stays in the cache
+        rows = slice(first, first + _ROUNDED_AT_ONCE)
+        wide = weight[rows].float().view(-1, inputs // group, group)
+        low, high = wide.amin(dim=-1), wide.amax(dim=-1)
+        largest = torch.where(-low > high, low, high)
+        largest = torch.where(largest.abs() < _TINY, _TINY, largest)
+        least = torch.full_like(largest, torch.inf)
+        for steps in _STEPS:
+            scale = (largest / -steps).bfloat16()
+            tried = (wide / scale.float()[..., None]).round().clamp(-8, 7)
+            error = torch.addcmul(wide, tried, scale.float()[..., None], value=-1).square_().sum(dim=-1)
+            better = ~(error >= least)  # what is not a number stays none
+            least = torch.where(better, error, least)
+            scales[rows] = torch.where(better, scale, scales[rows])
+            values[rows] = torch.where(better[..., None], tried.to(torch.int8), values[rows])
+    return values.view(outputs, inputs), scales
 
 
 @dataclass(frozen=True)
@@ -136,7 +162,7 @@ class Int8Gpu:
 
     @staticmethod
     def pack(weight: Tensor) -> Int8Gpu:
-        eight, scale = _eight_bits(weight)
+        eight, scale = eight_bits(weight)
         return Int8Gpu(eight, scale.to(weight.dtype))
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -144,20 +170,11 @@ class Int8Gpu:
         return torch._weight_int8pack_mm(rows, self.weight, self.scale).view(*x.shape[:-1], -1)
 
 
-def _group(weight: Tensor) -> int:
-    """How many inputs share a scale in 4 bits."""
-    inputs = weight.shape[1]
-    group = next((size for size in _GROUPS if inputs % size == 0), 0)
-    if not group:
-        raise CheckpointError(f"a layer with {inputs} inputs cannot be kept in int4: use int8 or none")
-    return group
-
-
 @dataclass(frozen=True)
-class Int4:
-    """4-bit weights, activations as they are: a scale and a zero point for each group of inputs.
+class Int4Gpu:
+    """4-bit weights, activations as they are.
 
-    weight: packed as the device wants it; scales: [K / group, N, 2].
+    weight: packed as the device wants it; scales: [K / group, N, 2], a scale and zero for each group of inputs.
     """
 
     weight: Tensor
@@ -165,22 +182,13 @@ class Int4:
     group: int
 
     @staticmethod
-    def pack(weight: Tensor) -> Int4:
-        outputs, inputs = weight.shape
-        group = _group(weight)
-        wide = weight.float().view(outputs, -1, group)
-        low, high = wide.amin(dim=-1, keepdim=True), wide.amax(dim=-1, keepdim=True)
-        scale = ((high - low) / 15).clamp(min=TINY)
-        four = ((wide - low) / scale).round().clamp(0, 15).to(torch.int32).view(outputs, inputs)
-        scales = torch.cat((scale, low + 8 * scale), dim=-1).transpose(0, 1).contiguous()
-        if weight.device.type == "cpu":
-            return Int4(torch._convert_weight_to_int4pack_for_cpu(four, 1), scales, group)
-        scales = scales.to(weight.dtype)
-        pairs = (four[:, ::2] << 4 | four[:, 1::2]).to(torch.uint8)
-        return Int4(torch._convert_weight_to_int4pack(pairs, 8), scales, group)
+    def pack(weight: Tensor) -> Int4Gpu:
+        four, scale = four_bits(weight)
+        shifted = (four + 8).to(torch.uint8)
+        scales = torch.stack((scale, torch.zeros_like(scale)), dim=-1).transpose(0, 1).contiguous().to(weight.dtype)
+        packed = torch._convert_weight_to_int4pack(shifted[:, ::2] << 4 | shifted[:, 1::2], 8)
+        return Int4Gpu(packed, scales, weight.shape[1] // scale.shape[1])
 
     def __call__(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
-        multiply = torch._weight_int4pack_mm_for_cpu if x.device.type == "cpu" else torch._weight_int4pack_mm
-        out = multiply(rows.to(self.scales.dtype), self.weight, self.group, self.scales)
-        return out.view(*x.shape[:-1], -1).to(x.dtype)
+        return torch._weight_int4pack_mm(rows, self.weight, self.group, self.scales).view(*x.shape[:-1], -1)

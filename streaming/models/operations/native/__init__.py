@@ -1,4 +1,4 @@
 """The operations of both models on a CPU in C (`kernels.c`), compiled for the processor at hand.
 
-Where there is no compiler, or on another system than Linux, PyTorch's own do the same, slower.
+Where there is no compiler PyTorch's own do the same, slower, and weights cannot be kept as integers.
 """

@@ -2,6 +2,8 @@
 
 It shares PyTorch's threads: it is linked with the OpenMP library that PyTorch has loaded. Two pools of threads, each
 waiting for work in a loop, would take the processor from each other.
+
+gcc and clang on Linux; on macOS Apple's clang, along the same lines, which nobody has run yet.
 """
 
 from __future__ import annotations
@@ -16,21 +18,27 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from ctypes import c_float, c_int, c_int64, c_void_p
+from ctypes import c_char_p, c_float, c_int, c_int64, c_void_p
 from pathlib import Path
 
 _LOG = logging.getLogger(__name__)
 _SOURCE = Path(__file__).with_name("kernels.c")
-_FLAGS = ("-std=gnu11", "-O3", "-march=native", "-fopenmp", "-fPIC")
+_FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=off", "-fPIC")
+"""Products and sums are fused where the source says so, and nowhere else: see `vectors.h`."""
+NATIVE = "native"
+"""The processor at hand, for `build`."""
 _SECONDS = 120
 """Longest that the compiler may take."""
 SWITCH = "STREAMING_NATIVE"
 """In the environment: 0 for PyTorch's operations alone."""
 
+_COMPILERS = {"Linux": "Debian: apt install gcc libc6-dev", "Darwin": "xcode-select --install"}
+"""How to come by one."""
+
 _FUNCTIONS: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "native_lanes": (c_int64, ()),
     "native_block": (c_int64, ()),
-    "native_integers": (c_int64, ()),
+    "native_instructions": (c_char_p, ()),
     "native_width": (c_int64, (c_int64,)),
     "native_product": (c_int64, (c_void_p, c_void_p, c_void_p, c_void_p, c_int)),
     "native_rms_norm": (None, (c_void_p, c_void_p, c_void_p, c_float, c_int64, c_int64, c_void_p, c_void_p)),
@@ -48,27 +56,39 @@ def library() -> ctypes.CDLL | None:
     if os.environ.get(SWITCH) == "0":
         return None
     try:
-        return _compiled()
+        opened = build()
     except (OSError, ValueError, AttributeError, subprocess.SubprocessError, _NotHereError) as error:
         said = getattr(error, "stderr", None)
         reason = said if isinstance(said, str) and said else str(error)
         _LOG.warning("running without native operations, slower: %s", " ".join(reason.split())[:500])
         return None
+    _LOG.info("native operations for %s", opened.native_instructions().decode())
+    return opened
 
 
 class _NotHereError(Exception):
     """This system lacks what is needed."""
 
 
-def _compiled() -> ctypes.CDLL:
-    """From the cache, if this processor, this compiler and these threads have had it before."""
-    if platform.system() != "Linux":
-        raise _NotHereError(f"they are for Linux, this is {platform.system()}")
+def build(target: str = NATIVE) -> ctypes.CDLL:
+    """The operations for a processor, `NATIVE` or what a compiler's `-march` takes (`x86-64-v3`), whether this one runs
+    them or not; from the cache, if this processor, this compiler and these threads have had them before.
+
+    Raises `OSError`, `ValueError`, `AttributeError`, `subprocess.SubprocessError`, and what `library` knows.
+    """
     compiler = shlex.split(os.environ.get("CC", "")) or [shutil.which("gcc") or shutil.which("cc") or ""]
     if compiler == [""]:
-        raise _NotHereError("there is no C compiler (Debian: apt install gcc libc6-dev)")
+        raise _NotHereError(f"there is no C compiler ({_COMPILERS.get(platform.system(), 'gcc or clang')})")
     threads = _openmp()
-    parts = (_SOURCE.read_text(encoding="utf-8"), _run(*compiler, "--version"), *_FLAGS, str(threads), _processor())
+    flags = (*_FLAGS, _for(target))
+    sources = [_SOURCE, *sorted(_SOURCE.parent.glob("*.h"))]
+    parts = (
+        *(path.read_text(encoding="utf-8") for path in sources),
+        _run(*compiler, "--version"),
+        *flags,
+        str(threads),
+        _processor(),
+    )
     name = f"native-{hashlib.sha256(chr(0).join(parts).encode(errors='replace')).hexdigest()[:24]}.so"
     cache = _cache()
     if cache is not None and (cache / name).exists():
@@ -78,13 +98,19 @@ def _compiled() -> ctypes.CDLL:
             pass  # a disk that was full, a machine that died: made anew
     with tempfile.TemporaryDirectory(dir=cache) as folder:
         objects, built = Path(folder) / "kernels.o", Path(folder) / name
-        _run(*compiler, *_FLAGS, "-c", str(_SOURCE), "-o", str(objects))
+        _run(*compiler, *flags, "-c", str(_SOURCE), "-o", str(objects))
         _run(*compiler, "-shared", str(objects), str(threads), "-lm", "-o", str(built))
         opened = _open(built)  # and once open, its file may be moved, or deleted with its folder
         if cache is not None:
             built.chmod(0o700)
             built.replace(cache / name)
         return opened
+
+
+def _for(target: str) -> str:
+    """The compiler's flag. On Arm `-mcpu=native` is what both gcc and clang know."""
+    arm = platform.machine() in ("aarch64", "arm64")
+    return "-mcpu=native" if target == NATIVE and arm else f"-march={target}"
 
 
 def _run(*command: str) -> str:
@@ -104,16 +130,28 @@ def _open(path: Path) -> ctypes.CDLL:
 
 def _openmp() -> Path:
     """The OpenMP library of this process, which PyTorch has brought."""
-    with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:
-        paths = [Path(line.split(maxsplit=5)[-1].strip()) for line in maps]
-    for path in paths:
+    for path in _libraries():
         if path.name.startswith(("libgomp", "libiomp", "libomp")):
             return path
     raise _NotHereError("PyTorch has no OpenMP library here")
 
 
+def _libraries() -> list[Path]:
+    """What this process has loaded."""
+    if platform.system() == "Linux":
+        with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:
+            return [Path(line.split(maxsplit=5)[-1].strip()) for line in maps]
+    if platform.system() == "Darwin":
+        system = ctypes.CDLL(None)
+        system._dyld_get_image_name.restype = c_char_p
+        return [Path(os.fsdecode(system._dyld_get_image_name(i))) for i in range(system._dyld_image_count())]
+    raise _NotHereError(f"they are for Linux and macOS, this is {platform.system()}")
+
+
 def _processor() -> str:
     """What tells one kind of processor from another."""
+    if platform.system() == "Darwin":
+        return _run("sysctl", "machdep.cpu", "hw.optional")
     with open("/proc/cpuinfo", encoding="utf-8") as file:
         lines = file.read().split("\n\n", maxsplit=1)[0].splitlines()
     return "\n".join(line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part")))

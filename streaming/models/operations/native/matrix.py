@@ -1,4 +1,4 @@
-"""Matrices packed for `kernels.c`, in four kinds of weights. Activations are float32 whatever the weights are.
+"""Matrices packed for `products.h`, in four kinds of weights. Activations are float32 whatever the weights are.
 
 A row's result depends on that row alone, to the last bit.
 """
@@ -20,8 +20,6 @@ Activation = Literal["none", "gelu", "gated"]
 FLOATS = {torch.float32: 0, torch.bfloat16: 1}
 _INT8, _INT4 = 2, 3
 _ACTIVATIONS: dict[Activation, int] = {"none": 0, "gelu": 1, "gated": 2}
-TINY = 1e-30
-"""The least that a scale may be."""
 
 
 class _Matrix(ctypes.Structure):
@@ -57,7 +55,7 @@ class NativeLinear:
         bias: Tensor | None = None,
         group: int = 0,
     ) -> None:
-        """shape: outputs, inputs; weight, scales: as `kernels.c` wants them. See `pack`, `pack_int8`, `pack_int4`."""
+        """shape: outputs, inputs; weight, scales: as `products.h` wants them. See `pack`, `pack_int8`, `pack_int4`."""
         opened = library()
         assert opened is not None
         self._product = opened.native_product
@@ -73,12 +71,6 @@ class NativeLinear:
     def can(weight: Tensor) -> bool:
         """Whether a weight can be packed here as it is."""
         return weight.device.type == "cpu" and weight.dtype in FLOATS and library() is not None
-
-    @staticmethod
-    def can_integers(weight: Tensor, group: int) -> bool:
-        """Whether a weight's inputs can be packed here as integers, in groups of so many."""
-        opened = library() if weight.device.type == "cpu" else None
-        return opened is not None and bool(opened.native_integers()) and weight.shape[1] % group == 0
 
     @staticmethod
     def pack(weight: Tensor, bias: Tensor | None = None) -> NativeLinear:
@@ -110,37 +102,36 @@ class NativeLinear:
 
     @staticmethod
     def pack_int8(eight: Tensor, scale: Tensor) -> NativeLinear:
-        """Weights in 8 bits [outputs, inputs] with a scale for each output; activations too, with a scale for each
-        row.
+        """Weights in 8 bits [outputs, inputs], -127 to 127, with a scale for each output [outputs]; activations too,
+        with a scale for each row.
         """
         opened = library()
         assert opened is not None
         outputs, inputs = eight.shape
-        shift = 128 * eight.sum(dim=1, keepdim=True, dtype=torch.int32)
+        start = -128 * eight.sum(dim=1, dtype=torch.int32)
         block = int(opened.native_block())
-        scales = _blocks(
-            torch.cat((scale[:, None].view(torch.int32), shift), dim=1), block
-        )  # [outputs / block, block, 2]
+        scales = _blocks(torch.stack((scale.view(torch.int32), start), dim=1), block)  # [outputs / block, block, 2]
         packed = _blocks(eight, block).view(-1, block, inputs // 4, 4).transpose(1, 2).contiguous()
         return NativeLinear(_INT8, (outputs, inputs), packed, scales.transpose(1, 2).contiguous(), group=inputs)
 
     @staticmethod
-    def pack_int4(weight: Tensor, group: int) -> NativeLinear:
-        """Weights in 4 bits, for each group of inputs a scale and a least value in bfloat16; activations in 8 bits,
-        with a scale for each group.
+    def pack_int4(four: Tensor, scale: Tensor) -> NativeLinear:
+        """Weights in 4 bits [outputs, inputs], -8 to 7, with a scale in bfloat16 for each group of inputs [outputs,
+        groups]; activations in 8 bits, with a scale for each group.
         """
         opened = library()
         assert opened is not None
-        outputs, inputs = weight.shape
-        wide = weight.float().view(outputs, -1, group)
-        low, high = wide.amin(dim=-1, keepdim=True).bfloat16(), wide.amax(dim=-1, keepdim=True)
-        scale = ((high - low.float()) / 15).clamp(min=TINY).bfloat16()
-        four = ((wide - low.float()) / scale.float()).round().clamp(0, 15).to(torch.uint8).view(outputs, inputs)
-        block = int(opened.native_block())
-        eights = _blocks(four, block).view(-1, block, inputs // 8, 2, 4)
-        packed = (eights[..., 0, :] | eights[..., 1, :] << 4).transpose(1, 2)  # [outputs / block, inputs / 8, block, 4]
-        scales = _blocks(torch.cat((scale, low), dim=-1), block).permute(0, 2, 3, 1)
-        return NativeLinear(_INT4, (outputs, inputs), packed.contiguous(), scales.contiguous(), group=group)
+        outputs, inputs = four.shape
+        groups, block = scale.shape[1], int(opened.native_block())
+        group = inputs // groups
+        assert group * groups == inputs and group in (32, 64) and scale.dtype == torch.bfloat16
+        eights = _blocks((four + 8).to(torch.uint8), block).view(-1, block, groups, group // 8, 2, 4)
+        nibbles = (eights[..., 0, :] | eights[..., 1, :] << 4).permute(
+            0, 2, 3, 1, 4
+        )  # [.., groups, group / 8, block, 4]
+        scales = _blocks(scale, block).transpose(1, 2).contiguous().view(torch.uint8)  # [.., groups, 2 * block]
+        packed = torch.cat((scales, nibbles.flatten(2)), dim=2)
+        return NativeLinear(_INT4, (outputs, inputs), packed, group=group)
 
     def __call__(self, x: Tensor) -> Tensor:
         if x.dtype == torch.float32:

@@ -1,4 +1,4 @@
-"""The reference's operations (`kernels/plain.py`) with what `kernels.c` has in their place. Activations are float32."""
+"""The reference's operations (`kernels/plain.py`), from C where there is C for them. Activations are float32."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class _Drawing(ctypes.Structure):
 
 @dataclass(frozen=True)
 class NativeView(FrameView):
-    """A view as `kernels.c` reads it, one for all layers."""
+    """A view as `attention.h` reads it, one for all layers."""
 
     @cached_property
     def native(self) -> _View:

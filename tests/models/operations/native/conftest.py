@@ -2,33 +2,74 @@
 
 from __future__ import annotations
 
+import functools
 import platform
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from streaming.models.operations.native import library as native
+from tests.models.operations.native.remote import Remote, compile_remote
 
-PROCESSORS = ["native", "x86-64-v3", "x86-64"]
-"""What `-march` says: all that this one has; AVX2 without AVX-512; neither."""
+PROCESSORS = ["native", "x86-64", "x86-64-v2", "x86-64-v3", "x86-64-v4", "native by clang"]
+"""What `-march` says: all that this one has; SSE2; SSE4; AVX2; AVX512 without VNNI. And another compiler."""
+EMULATED = ["armv8-a", "armv8.2-a+dotprod"]
+"""By qemu: NEON without and with dot products."""
+_CROSS = ("aarch64-linux-gnu-gcc", "qemu-aarch64")
 
 
-@pytest.fixture(params=PROCESSORS)
-def processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def missing(processor: str) -> str | None:
+    """Why this machine cannot run it."""
+    if processor == "native by clang":
+        return None if shutil.which("clang") else "no clang here"
+    if processor in EMULATED:
+        return None if all(map(shutil.which, _CROSS)) else f"no {' and '.join(_CROSS)} here"
+    if processor != "native" and platform.machine() != "x86_64":
+        return "another family of processors"
+    if processor == "x86-64-v3" and not torch.cpu._is_avx2_supported():
+        return "no AVX2 here"
+    return "no AVX512 here" if processor == "x86-64-v4" and not torch.cpu._is_avx512_supported() else None
+
+
+@pytest.fixture(scope="session")
+def emulated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Remote]]:
+    """`emulated(target)`: the operations for it, in a process that lasts as long as the tests."""
+    compiler, emulator = _CROSS
+    running: dict[str, Remote] = {}
+
+    def run(target: str) -> Remote:
+        if target not in running:
+            program = compile_remote([compiler], target, tmp_path_factory.mktemp("remote"))
+            running[target] = Remote([emulator, "-cpu", "max", str(program)])
+        return running[target]
+
+    yield run
+    for remote in running.values():
+        remote.close()
+
+
+@pytest.fixture(params=[*PROCESSORS, *EMULATED])
+def processor(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, emulated: Callable[[str], Remote]
+) -> Iterator[str]:
     """Compiled for it, and loaded."""
-    if request.param != "native":
-        if platform.machine() != "x86_64" or not torch.cpu._is_avx2_supported():
-            pytest.skip("another family of processors")
-        flags = [flag.replace("-march=native", f"-march={request.param}") for flag in native._FLAGS]
-        monkeypatch.setattr(native, "_FLAGS", tuple(flags))
-        native.library.cache_clear()
-    if native.library() is None:
-        pytest.skip("no native operations here")
+    reason = missing(request.param)
+    if native.library() is None or reason:
+        pytest.skip(reason or "no native operations here")
+    if request.param in EMULATED:
+        monkeypatch.setattr(native, "build", lambda: emulated(request.param))
+    else:
+        target, _, compiler = request.param.partition(" by ")
+        if compiler:
+            monkeypatch.setenv("CC", compiler)
+        monkeypatch.setattr(native, "build", functools.partial(native.build, target))
+    native.library.cache_clear()
+    assert native.library() is not None
     yield request.param
-    if request.param != "native":
-        native.library.cache_clear()
+    native.library.cache_clear()
 
 
 @pytest.fixture

@@ -1,0 +1,315 @@
+/* Products of few rows with a matrix: as fast as its weights can be read.
+ *
+ * Weights are packed in the order in which they are read, in blocks of outputs, and converted on the way; all else is
+ * kept off their way: activations are float32, threads take blocks as they come, and what follows a product happens
+ * while its results are in a register's reach.
+ *
+ * Every output sums its products in the order of its inputs, alone: its bits depend on its own row and on nothing else,
+ * neither on the other rows nor on the threads.
+ */
+
+#define ROWS 6       /* that one tile takes, at most */
+#define MANY_ROWS 48 /* that one thread takes with a block; a multiple of ROWS */
+
+enum { FLOAT32, BFLOAT16, INT8, INT4 };
+enum { PLAIN, GELU, GATED };
+
+/* A matrix of weights, [outputs / BLOCK] blocks of
+ * - float32, bfloat16: [inputs][BLOCK]. A last block of few outputs is 1 or 2 vectors wide. Two vectors of bfloat16 lie
+ *   as one of words, the first in the lower halves, which takes two operations to take apart instead of four.
+ * - int8: [inputs / 4][BLOCK][4]. scales: [outputs / BLOCK][2][BLOCK], a float32 scale and, int32, -128 times the sum of
+ *   the output's weights.
+ * - int4: for each group of inputs its scales, bfloat16 [BLOCK], and its nibbles, [group / 8][BLOCK][4], the first four
+ *   inputs in the lower halves of the bytes and the next in the upper.
+ */
+typedef struct {
+    int64_t kind, inputs, outputs, group;
+    const void *weight, *scales;
+    const float *bias; /* [outputs], or none */
+} Matrix;
+
+/* Rows to be multiplied: `batch` times `rows`, at these distances; each has as many elements as the matrix has inputs. */
+typedef struct {
+    const float *x;
+    int64_t batch, rows, batch_stride, row_stride;
+} Rows;
+
+/* What is done to results [rows, outputs]: an activation, then x * scale[n], then + residual[m, n]. */
+typedef struct {
+    int64_t activation;
+    const float *scale, *residual;
+} After;
+
+INLINE const float *row_of(const Rows *x, int64_t row) {
+    return x->x + row / x->rows * x->batch_stride + row % x->rows * x->row_stride;
+}
+
+/* How wide, in vectors, the block is that holds the last so many outputs. */
+INLINE int vectors(int64_t outputs) { return outputs > 2 * LANES ? WIDE : outputs > LANES ? 2 : 1; }
+
+/* J vectors of outputs by R rows: in registers, with the weights and an activation beside the sums. */
+#define AT_ONCE(R) (REGISTERS == 32 || (R) <= 2 ? WIDE : WIDE / 2)
+
+INLINE void tile(const int kind, const int R, const int J, const int width, const void *weight, const float *const *x,
+                 int64_t inputs, float *out) {
+    vf sum[ROWS][WIDE];
+    UNROLL for (int r = 0; r < R; r++) UNROLL for (int j = 0; j < J; j++) sum[r][j] = (vf){};
+    const float *w32 = weight;
+    const uint16_t *w16 = weight;
+    for (int64_t k = 0; k < inputs; k++, w32 += width * LANES, w16 += width * LANES) {
+        vf w[WIDE];
+        if (kind == FLOAT32)
+            UNROLL for (int j = 0; j < J; j++) w[j] = load(w32 + j * LANES);
+        else if (width == 1)
+            w[0] = widen(w16);
+        else
+            UNROLL for (int j = 0; j < J; j += 2) {
+                vi both = load_integers(w16 + j * LANES);
+                w[j] = (vf)(both << 16), w[j + 1] = (vf)(both & -65536);
+            }
+        UNROLL for (int r = 0; r < R; r++) {
+            vf a = spread(x[r][k]);
+            UNROLL for (int j = 0; j < J; j++) sum[r][j] = fused(w[j], a, sum[r][j]);
+        }
+    }
+    UNROLL for (int r = 0; r < R; r++) UNROLL for (int j = 0; j < J; j++) store(out + r * BLOCK + j * LANES, sum[r][j]);
+}
+
+INLINE void tiles(const int kind, const int R, int width, const char *w, const float *const *x, int64_t inputs,
+                  float *out) {
+    const int size = kind == FLOAT32 ? 4 : 2, J = AT_ONCE(R);
+    if (width == 1)
+        tile(kind, R, 1, 1, w, x, inputs, out);
+    else if (width == 2)
+        tile(kind, R, 2, 2, w, x, inputs, out);
+    else
+        for (int j = 0; j < WIDE; j += J) tile(kind, R, J, WIDE, w + j * LANES * size, x, inputs, out + j * LANES);
+}
+
+#define SHAPE(R)                                                                                                       \
+    static void float32_##R(int width, const char *w, const float *const *x, int64_t inputs, float *out) {            \
+        tiles(FLOAT32, R, width, w, x, inputs, out);                                                                   \
+    }                                                                                                                  \
+    static void bfloat16_##R(int width, const char *w, const float *const *x, int64_t inputs, float *out) {           \
+        tiles(BFLOAT16, R, width, w, x, inputs, out);                                                                  \
+    }
+SHAPE(1)
+SHAPE(2)
+SHAPE(4)
+SHAPE(6)
+
+/* One block of floating-point weights by up to ROWS rows; out: [ROWS][BLOCK]. */
+static void block_of_floats(const Matrix *m, int64_t block, const float *const *x, int rows, float *out) {
+    int64_t first = block * BLOCK, size = m->kind == FLOAT32 ? 4 : 2;
+    int width = vectors(m->outputs - first);
+    const char *w = (const char *)m->weight + first * m->inputs * size;
+    while (rows > 0) {
+        int now = rows >= 6 ? 6 : rows >= 4 ? 4 : rows >= 2 ? 2 : 1;
+        if (m->kind == FLOAT32)
+            (now == 6 ? float32_6 : now == 4 ? float32_4 : now == 2 ? float32_2 : float32_1)(width, w, x, m->inputs, out);
+        else
+            (now == 6 ? bfloat16_6 : now == 4 ? bfloat16_4 : now == 2 ? bfloat16_2 : bfloat16_1)(width, w, x, m->inputs, out);
+        rows -= now, x += now, out += now * BLOCK;
+    }
+}
+
+/* Activations as integers, with a scale for each group of inputs (int8: all of them): x is about value * scale. start:
+ * see `start4`.
+ */
+typedef struct {
+    int8_t *value;
+    float *scale;
+    int32_t *start;
+} Integers;
+
+/* The scale is the group's largest magnitude by 127, a value the nearest whole number to x * (1 / scale), ties to even;
+ * nothing here may be fused.
+ */
+static void quantise(const Matrix *m, const float *x, Integers to) {
+    int64_t group = m->kind == INT4 ? m->group : m->inputs;
+    const int8_t shift = UNSIGNED_ACTIVATIONS && m->kind == INT8 ? -128 : 0;
+    for (int64_t g = 0; g * group < m->inputs; g++) {
+        const float *from = x + g * group;
+        vf high = (vf){}, bad = (vf){};
+        for (int64_t k = 0; k < group; k += LANES) {
+            vf v = load(from + k);
+            high = most(high, most(v, -v)), bad += v * 0.0f; /* NaN where v is not finite */
+        }
+        float largest = 1e-30f;
+        UNROLL for (int i = 0; i < LANES; i++) largest = high[i] > largest ? high[i] : largest;
+        float scale = largest / 127.0f + total(bad), inverse = 1.0f / scale;
+        vi sum = (vi){};
+        for (int64_t k = 0; k < group; k += LANES) {
+            vi v = __builtin_convertvector(rounded(load(from + k) * inverse), vi);
+            sum += v;
+            vb bytes = __builtin_convertvector(v, vb) ^ shift;
+            memcpy(to.value + g * group + k, &bytes, LANES);
+        }
+        int32_t sums[4] = {0};
+        UNROLL for (int i = 0; i < LANES; i++) sums[i % 4] += sum[i];
+        to.scale[g] = scale, to.start[g] = start4(sums);
+    }
+}
+
+INLINE void tile_of_int8(const int R, const int J, const Matrix *m, int64_t block, int from, const Integers *x,
+                         float *out) {
+    const int8_t *w = (const int8_t *)m->weight + block * BLOCK * m->inputs + from * 4 * LANES;
+    const float *scales = (const float *)m->scales + 2 * block * BLOCK + from * LANES;
+    vi sum[4][WIDE];
+    UNROLL for (int r = 0; r < R; r++)
+        UNROLL for (int j = 0; j < J; j++)
+            sum[r][j] = UNSIGNED_ACTIVATIONS ? load_integers(scales + BLOCK + j * LANES) : (vi){};
+    for (int64_t k = 0; k < m->inputs; k += 4, w += 4 * BLOCK) {
+        Four a[4];
+        UNROLL for (int r = 0; r < R; r++) a[r] = four(x[r].value + k);
+        UNROLL for (int j = 0; j < J; j++) {
+            vi weights = load_integers(w + j * 4 * LANES);
+            UNROLL for (int r = 0; r < R; r++) sum[r][j] = dot8(sum[r][j], weights, a[r]);
+        }
+    }
+    UNROLL for (int r = 0; r < R; r++) UNROLL for (int j = 0; j < J; j++) {
+        vf value = __builtin_convertvector(sum[r][j], vf) * (load(scales + j * LANES) * x[r].scale[0]);
+        store(out + r * BLOCK + (from + j) * LANES, value);
+    }
+}
+
+INLINE void tile_of_int4(const int R, const int J, const Matrix *m, int64_t block, int from, const Integers *x,
+                         float *out) {
+    const char *w = (const char *)m->weight + block * BLOCK * (m->inputs / m->group) * (2 + m->group / 2);
+    vf sum[4][WIDE];
+    UNROLL for (int r = 0; r < R; r++) UNROLL for (int j = 0; j < J; j++) sum[r][j] = (vf){};
+    for (int64_t g = 0; g * m->group < m->inputs; g++) {
+        const uint16_t *scales = (const uint16_t *)w + from * LANES;
+        vi part[4][WIDE];
+        UNROLL for (int r = 0; r < R; r++) UNROLL for (int j = 0; j < J; j++) part[r][j] = x[r].start[g] - (vi){};
+        w += 2 * BLOCK;
+        for (int64_t k = g * m->group; k < (g + 1) * m->group; k += 8, w += 4 * BLOCK) {
+            Four low[4], high[4];
+            UNROLL for (int r = 0; r < R; r++) low[r] = four(x[r].value + k), high[r] = four(x[r].value + k + 4);
+            UNROLL for (int j = 0; j < J; j++) {
+                vi both = load_integers(w + (from + j) * 4 * LANES);
+                vi lower = both & 0x0F0F0F0F, upper = both >> 4 & 0x0F0F0F0F;
+                UNROLL for (int r = 0; r < R; r++)
+                    part[r][j] = dot4(dot4(part[r][j], lower, low[r]), upper, high[r]);
+            }
+        }
+        UNROLL for (int j = 0; j < J; j++) {
+            vf scale = widen(scales + j * LANES);
+            UNROLL for (int r = 0; r < R; r++)
+                sum[r][j] += __builtin_convertvector(end4(part[r][j]), vf) * (scale * x[r].scale[g]);
+        }
+    }
+    UNROLL for (int r = 0; r < R; r++)
+        UNROLL for (int j = 0; j < J; j++) store(out + r * BLOCK + (from + j) * LANES, sum[r][j]);
+}
+
+#define SHAPE_OF_INTEGERS(R)                                                                                           \
+    static void int8_##R(const Matrix *m, int64_t block, const Integers *x, float *out) {                             \
+        for (int from = 0; from < WIDE; from += AT_ONCE(R)) tile_of_int8(R, AT_ONCE(R), m, block, from, x, out);       \
+    }                                                                                                                  \
+    static void int4_##R(const Matrix *m, int64_t block, const Integers *x, float *out) {                             \
+        for (int from = 0; from < WIDE; from += AT_ONCE(R)) tile_of_int4(R, AT_ONCE(R), m, block, from, x, out);       \
+    }
+SHAPE_OF_INTEGERS(1)
+SHAPE_OF_INTEGERS(2)
+SHAPE_OF_INTEGERS(4)
+
+static void block_of_integers(const Matrix *m, int64_t block, const Integers *x, int rows, float *out) {
+    while (rows > 0) {
+        int now = rows >= 4 ? 4 : rows >= 2 ? 2 : 1;
+        if (m->kind == INT8)
+            (now == 4 ? int8_4 : now == 2 ? int8_2 : int8_1)(m, block, x, out);
+        else
+            (now == 4 ? int4_4 : now == 2 ? int4_2 : int4_1)(m, block, x, out);
+        rows -= now, x += now, out += now * BLOCK;
+    }
+}
+
+/* What follows the sums of one row of a block: `count` outputs from `first` on. `sums` and `others` are [BLOCK]. */
+INLINE void finish(const Matrix *m, const After *after, int64_t first, int64_t count, int64_t width, int64_t row,
+                   const float *sums, const float *others, float *out) {
+    float result[BLOCK];
+    for (int64_t n = 0; n < count; n += LANES) {
+        vf y = load(sums + n);
+        if (m->bias) y += some(m->bias + first + n, count - n);
+        if (after->activation == GELU) y = gelu(y);
+        if (after->activation == GATED) {
+            vf other = load(others + n);
+            if (m->bias) other += some(m->bias + width + first + n, count - n);
+            y = y / (1.0f + exponential(-y)) * other;
+        }
+        if (after->scale) y *= some(after->scale + first + n, count - n);
+        store(result + n, y);
+    }
+    out += row * width + first;
+    if (after->residual) {
+        const float *residual = after->residual + row * width + first;
+        for (int64_t n = 0; n < count; n++) out[n] = residual[n] + result[n];
+    } else
+        memcpy(out, result, count * 4);
+}
+
+typedef struct {
+    const Matrix *m;
+    const Rows *x;
+    const After *after;
+    const Integers *integers; /* x as such, where the weights are */
+    int64_t rows, width, blocks, parts;
+    float *out;
+} Product;
+
+/* A block of outputs, or of both halves if gated, by MANY_ROWS rows. */
+static void part_of_product(int64_t task, void *what) {
+    const Product *p = what;
+    const Matrix *m = p->m;
+    int64_t block = task / p->parts, first = block * BLOCK, from = task % p->parts * MANY_ROWS;
+    int64_t until = from + MANY_ROWS < p->rows ? from + MANY_ROWS : p->rows;
+    int64_t count = p->width - first < BLOCK ? p->width - first : BLOCK;
+    int gated = p->after->activation == GATED;
+    float sums[ROWS * BLOCK], others[ROWS * BLOCK];
+    for (int64_t row = from; row < until; row += ROWS) {
+        int now = until - row < ROWS ? until - row : ROWS;
+        if (p->integers) {
+            block_of_integers(m, block, p->integers + row, now, sums);
+            if (gated) block_of_integers(m, p->blocks + block, p->integers + row, now, others);
+        } else {
+            const float *inputs[ROWS];
+            for (int r = 0; r < now; r++) inputs[r] = row_of(p->x, row + r);
+            block_of_floats(m, block, inputs, now, sums);
+            if (gated) block_of_floats(m, p->blocks + block, inputs, now, others);
+        }
+        for (int r = 0; r < now; r++)
+            finish(m, p->after, first, count, p->width, row + r, sums + r * BLOCK, others + r * BLOCK, p->out);
+    }
+}
+
+/* out [batch * rows, outputs] = after(x W + bias). GATED: half of the outputs, silu of the first times the second.
+ * Returns 0, or -1 for want of memory.
+ */
+int64_t native_product(const Matrix *m, const Rows *x, const After *after, float *out, int threads) {
+    int64_t rows = x->batch * x->rows, width = after->activation == GATED ? m->outputs / 2 : m->outputs;
+    int64_t blocks = (width + BLOCK - 1) / BLOCK, parts = (rows + MANY_ROWS - 1) / MANY_ROWS;
+    int64_t bytes = m->inputs * m->outputs * (m->kind == FLOAT32 ? 8 : m->kind == BFLOAT16 ? 4 : m->kind == INT8 ? 2 : 1) / 2;
+    Integers *integers = 0;
+    if (m->kind >= INT8) {
+        int64_t groups = m->kind == INT4 ? m->inputs / m->group : 1;
+        if (!(integers = malloc(rows * (sizeof(Integers) + 8 * groups + m->inputs)))) return -1;
+        float *scales = (float *)(integers + rows);
+        int32_t *starts = (int32_t *)(scales + groups * rows);
+        int8_t *values = (int8_t *)(starts + groups * rows);
+        for (int64_t r = 0; r < rows; r++) {
+            integers[r] = (Integers){values + r * m->inputs, scales + groups * r, starts + groups * r};
+            quantise(m, row_of(x, r), integers[r]);
+        }
+    }
+    Product product = {m, x, after, integers, rows, width, blocks, parts, out};
+    share(blocks * parts, bytes * (rows + 3) > 1 << 19 ? threads : 1, part_of_product, &product);
+    free(integers);
+    return 0;
+}
+
+/* What `matrix.py` has to know to pack weights. */
+int64_t native_lanes(void) { return LANES; }
+int64_t native_block(void) { return BLOCK; }
+int64_t native_width(int64_t outputs) { return vectors(outputs) * LANES; }
+const char *native_instructions(void) { return INSTRUCTIONS; }
