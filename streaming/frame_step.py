@@ -213,10 +213,14 @@ class FrameStep:
         """How many frames a slot's stream is long."""
         return int(self._frames[slot])
 
+    def reach(self, slot: int) -> int:
+        """How many of a slot's last frames `rewind` can take back: at most `rewind_frames` of the longest it was."""
+        return int(self._frames[slot] - self._least[slot])
+
     def rewind(self, slot: int, frames: int) -> None:
-        """Takes back a slot's last frames, as if they had never been: at most `rewind_frames` of the longest it was."""
+        """Takes back a slot's last frames, as if they had never been: at most `reach` of them."""
         length = int(self._frames[slot])
-        assert 0 <= frames <= length - self._least[slot], (frames, length, self._least[slot])
+        assert 0 <= frames <= self.reach(slot), (frames, length, self._least[slot])
         taken = np.arange(length - frames, length) % self._spoken.shape[1]
         heard = frames if self._device.follows else int((~self._spoken[slot, taken]).sum())
         self._device.codec_state.encoder.frames[slot] -= heard

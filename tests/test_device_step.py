@@ -202,21 +202,34 @@ def test_a_bucket_is_the_same_operations_wherever_its_streams_stand(
     assert runs[0] == runs[1] == runs[2] == runs[3]
 
 
-def test_every_step_of_a_gpu_finds_its_bucket_captured(codec: StreamingMimi, decoder: LlamaDecoder) -> None:
-    """A bucket that was forgotten is captured in the middle of a conversation, which stands still for it."""
+class _Bounded(Plain):
+    """Operations as kernels are: attention reads what a slot holds and no more."""
+
+    bounded = True
+
+
+@pytest.mark.parametrize("operations", [Plain(), _Bounded()], ids=["plain", "bounded"])
+def test_every_step_of_a_gpu_finds_its_bucket_captured(
+    codec: StreamingMimi, decoder_dir: Path, operations: Plain
+) -> None:
+    """A bucket that was forgotten is captured in the middle of a conversation, which stands still for it. With
+    operations that read a length of context, there are three times as many to forget.
+    """
+    decoder = load_decoder(decoder_dir, operations=operations)
     random = np.random.default_rng(0)
     for slots in (1, 3, 5, 70):
-        step = FrameStep(codec, decoder, slots, 40, 2)
+        step = FrameStep(codec, decoder, slots, 255, 2)
         step._graphs = {}  # type: ignore[assignment]  # as on a GPU
         captured = set(step.buckets())
         assert len(captured) < 200
+        assert len({bucket.columns for bucket in captured}) == (1 if operations.bounded else 3)
         for _ in range(300):
             width = int(random.integers(1, slots + 1))
             listening, speaking = random.random((2, width)) < 0.3
             speaking &= ~listening
             if not (listening | speaking).any():
                 continue
-            step._frames[:] = random.integers(0, 200, slots)
+            step._frames[:] = random.integers(0, int(random.choice([63, 127, 600])), slots)
             step._sampling = [Sampling(top_k=int(k)) for k in random.choice([0, 5, 64, 65], slots)]
             bucket = step._bucket(listening, speaking)
             assert bucket in captured, bucket

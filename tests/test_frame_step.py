@@ -219,19 +219,29 @@ def test_rewinding_further_than_was_kept_is_a_programmers_error(codec: Streaming
     """Pins a stream continued in silence from contexts that belong to other frames."""
     step = opened(FrameStep(codec, decoder, 1, WINDOW, REWIND), GREEDY)
     advance(step, {0: frames_of(1)[0]})
+    assert step.reach(0) == 1
     with pytest.raises(AssertionError):
         step.rewind(0, 2)
+    with pytest.raises(AssertionError):
+        step.rewind(0, -1)
     run(step, 0, frames_of(REWIND + 2), 0)
+    assert step.reach(0) == REWIND
     with pytest.raises(AssertionError):
         step.rewind(0, REWIND + 1)
     step.rewind(0, REWIND - 1)
+    assert step.reach(0) == 1
     step.rewind(0, 1)
     with pytest.raises(AssertionError):
         step.rewind(0, 1)
     run(step, 0, frames_of(1), 1)  # not yet beyond where it was: nothing more was kept
+    assert step.reach(0) == 2
     step.rewind(0, 2)
     with pytest.raises(AssertionError):
         step.rewind(0, 1)
+    step.open(0, GREEDY)
+    assert (step.frames(0), step.reach(0)) == (0, 0)
+    run(step, 0, frames_of(1), 0)
+    assert step.reach(0) == 1, "a new session can be rewound as far as it goes, whatever was in the slot before it"
 
 
 def test_the_end_token_does_not_advance_its_slot(

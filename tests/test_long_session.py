@@ -76,7 +76,7 @@ def test_a_long_session_is_as_fresh_as_its_first_second(
         start = SessionStart(
             pace="fast", max_seconds=TURN_FRAMES / 12.5, sampling=SamplingOptions(temperature=0.8, seed=1)
         )
-        async with client(url, start) as session:
+        async with client(url, start, ping_interval=None) as session:  # as fast as it goes: answers may take their time
             spoken = 0
             for turn in range(1, turns + 1):
                 began = asyncio.get_running_loop().time()
@@ -97,7 +97,7 @@ def test_a_long_session_is_as_fresh_as_its_first_second(
                 if turn in (max(1, turns // 10), turns):
                     snapshot()
 
-    with Engine(step, "tiny") as engine, serving(engine) as server:
+    with Engine(step, "tiny") as engine, serving(engine, keepalive_s=300) as server:
         run(scenario(server.url), seconds=900)
         stats = engine.stats()
     assert tensors[0] == tensors[1], "state moved or grew"

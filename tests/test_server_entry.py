@@ -20,13 +20,26 @@ from tests.server.live_server import client, run, run_server_py
 
 ROOT = Path(__file__).parents[1]
 SPEECH = np.zeros(2 * FRAME, np.int16)
+LOSES_ITS_DEVICE = """
+import sys
+
+import server
+from streaming.engine.engine import Engine
+from tests.engine.stub_step import StubStep
+
+step = StubStep(1)
+step.fatal, step.failure = True, RuntimeError("the device fell off the bus")
+server.load_engine = lambda *_, **__: Engine(step, "stub")
+sys.exit(server.main())
+"""
+"""`server.py` over a step that is the last one."""
 
 
 @contextmanager
-def _server(*flags: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """The process, once it has said where it listens."""
+def _server(*flags: str, program: tuple[str, ...] = ("server.py",)) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The process, once it has said where it listens. program: what Python runs."""
     process = subprocess.Popen(
-        [sys.executable, "server.py", *flags],
+        [sys.executable, *program, *flags],
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -68,6 +81,22 @@ def test_a_terminated_server_finishes_its_turns_and_its_port_can_be_had_at_once(
             again.send_signal(signal.SIGINT)
             again.send_signal(signal.SIGINT)
             assert again.wait(60) == 0
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_a_server_whose_engine_has_failed_ends_with_status_1(log_format: str) -> None:
+    """With status 0 a supervisor took the loss of the GPU for a wish to stop, and did not start the server again."""
+
+    async def scenario(url: str) -> None:
+        async with client(url, SessionStart(pace="fast")) as session:
+            await session.hear(SPEECH)
+            assert (await session.expect(messages.Error)).code == "engine_stopped"
+
+    with _server("--port", "0", "--log-format", log_format, program=("-c", LOSES_ITS_DEVICE)) as (process, url):
+        run(scenario(url))
+        assert process.wait(60) == 1
+        assert process.stderr is not None
+        assert "the device fell off the bus" in process.stderr.read()
 
 
 def test_a_port_that_is_taken_is_said_so_before_a_model_is_loaded() -> None:

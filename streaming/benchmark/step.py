@@ -27,6 +27,7 @@ from streaming.benchmark.work import Work, work_of
 from streaming.config import Sampling
 from streaming.frame_step import FrameStep
 from streaming.loading import CONTEXT_TOKENS, DEMO, DTYPES, RANDOM, REWIND_FRAMES, load_models, pick_device
+from streaming.models.attention import KeyValueRing
 from streaming.models.llama import LlamaDecoder
 from streaming.models.mimi import StreamingMimi
 from streaming.models.random_weights import DECODERS, random_codec
@@ -174,6 +175,11 @@ def _works(stage: _Stage, stages: list[_Stage]) -> Works:
     return tuple(work for part in stages if part.name in stage.parts for work in _works(part, stages))
 
 
+def _held(ring: KeyValueRing, positions: int) -> int:
+    """Return the bytes of the keys and values of so many positions of each slot, in all layers."""
+    return (ring.keys.nbytes + ring.values.nbytes) // ring.keys.shape[3] * positions
+
+
 def _stages(models: _Models, slots: int, options: argparse.Namespace) -> list[_Stage]:
     """The stages over `slots` streams whose context is full, and the whole step, from host to host."""
     codec, decoder, device = models.codec, models.decoder, models.codec.device
@@ -183,16 +189,15 @@ def _stages(models: _Models, slots: int, options: argparse.Namespace) -> list[_S
     codes = torch.zeros(slots, codec.num_codebooks, dtype=torch.int64, device=device)
     for half in (state.encoder, state.decoder):
         half.frames.fill_(codec.config.window)
-    config = codec.config
-    ring = slots * 2 * config.num_layers * config.window * config.num_kv_heads * config.head_dim * 4
+    window = codec.config.window
     stages = [
-        _stage("codec encode", lambda: codec.encode(pcm, state, everyone), codec, ring),
-        _stage("codec decode", lambda: codec.decode(codes, state, everyone), codec, ring),
+        _stage("codec encode", lambda: codec.encode(pcm, state, everyone), codec, _held(state.encoder.ring, window)),
+        _stage("codec decode", lambda: codec.decode(codes, state, everyone), codec, _held(state.decoder.ring, window)),
     ]
     if decoder is None:
         return stages
     step = FrameStep(codec, decoder, slots, decoder.context_frames(options.context_tokens), REWIND_FRAMES)
-    inner, shape = step._device, decoder.config
+    inner = step._device
     for slot in range(slots):
         step.open(slot, Sampling(seed=slot))
     inner.decoder_state.frames.fill_(step.context_frames)
@@ -218,8 +223,7 @@ def _stages(models: _Models, slots: int, options: argparse.Namespace) -> list[_S
         for book in range(decoder.num_codebooks):
             decoder.operations.draw(logits, book, inner.sampler, drawing, few=True)
 
-    held = slots * 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * decoder.dtype.itemsize
-    held *= step.context_frames * decoder.num_codebooks
+    held = _held(inner.decoder_state.ring, step.context_frames * decoder.num_codebooks)
     stages += [
         _stage("decoder, listening", at_once, decoder, held),
         _stage("decoder, speaking", one_by_one, decoder, decoder.num_codebooks * held),

@@ -70,6 +70,7 @@ class Step(Protocol):
     def open(self, slot: int, sampling: Sampling) -> None: ...
     def configure(self, slot: int, sampling: Sampling) -> None: ...
     def rewind(self, slot: int, frames: int) -> None: ...
+    def reach(self, slot: int) -> int: ...
     def frames(self, slot: int) -> int: ...
     def is_fatal(self, error: Exception) -> bool: ...
     def __call__(
@@ -147,7 +148,6 @@ class LiveSession:
         self._prompt_frames = 0  # heard in this turn
         self._spoken = 0  # frames kept of the continuation in this turn, or, while listening, in the last
         self._spoken_before = 0  # the same of the continuation before that one
-        self._longest = 0  # the stream, before it was last cut: the step can rewind to `rewind_frames` before that
         self._released = 0
         self._speak = _Speak(0, 0, 0.0)
         self._first_frame_ms: float | None = None
@@ -377,19 +377,12 @@ class LiveSession:
         self._prompt_frames = 0
         self._tell(done)
 
-    def _reach(self) -> int:
-        """How many frames the step can take back."""
-        length = self._step.frames(self.slot)
-        self._longest = max(self._longest, length)
-        return length - max(0, self._longest - self._step.rewind_frames)
-
     def _forget(self, frames: int) -> None:
         frames = min(frames, self._prompt_frames)
         if frames and frames == self._step.frames(self.slot):
             self._step.open(self.slot, self._sampling)
-            self._longest = 0
         else:
-            frames = min(frames, self._reach())
+            frames = min(frames, self._step.reach(self.slot))
             self._step.rewind(self.slot, frames)
         self._prompt_frames -= frames
         self._tell(Forgotten(self._turn, frames, self._prompt_frames))
@@ -399,7 +392,7 @@ class LiveSession:
         last = self._turn if speaking else self._turn - 1  # the turn that was spoken last
         kept = {last: spoken, last - 1: self._spoken_before}.get(turn, 0)
         if turn == last and (speaking or self._prompt_frames == 0):
-            kept = min(spoken, max(heard_frames, spoken - self._reach()))
+            kept = min(spoken, max(heard_frames, spoken - self._step.reach(self.slot)))
             self._step.rewind(self.slot, spoken - kept)
             if speaking:
                 self._stop_speaking("interrupted")

@@ -177,6 +177,23 @@ def test_the_gate_lets_nothing_through_that_is_heard(change: dict[str, Any], gat
     assert Level({"sessions": 1}, outcome, Look(0.0), Look(0.0), 20.0).verdict == gate
 
 
+def test_what_the_server_used_is_told_by_the_second_and_by_the_frame() -> None:
+    """Processor time by the wrong divisor: a server that takes 13 ms for each 80 ms of speech looked twice as fast, and
+    its share of a core depended on how long it was looked at.
+    """
+    turns = [record(), record(prompt_seconds=1.0, heard_seconds=5.0)]  # 12 s in all: 150 frames
+    outcome = Outcome(0.0, 10.0, turns, [SessionRecord(0, "done", "", 0.0, 10.0, 0, 0)])
+    before, after = Look(0.0, cpu_seconds=10.0, process=1.0), Look(10.0, cpu_seconds=12.0, process=1.0)
+    row = Level({}, outcome, before, after, 20.0).row()
+    assert (row["server_cores"], row["cpu_ms_per_frame"]) == (0.2, 13.3)
+    assert row["underruns_per_min"] == 0 and row["turns"] == 2
+    again = Look(10.0, cpu_seconds=12.0, process=2.0)
+    row = Level({}, outcome, before, again, 20.0).row()
+    assert (row["server_cores"], row["cpu_ms_per_frame"]) == (None, None), "it was started anew in between"
+    nothing = Outcome(0.0, 10.0, [], outcome.sessions)
+    assert Level({}, nothing, before, after, 20.0).row()["cpu_ms_per_frame"] is None
+
+
 def test_the_gate_goes_by_the_steps_of_its_own_run() -> None:
     """`/health` has the last thousand steps, those of a heavier level before included."""
     outcome = Outcome(0.0, 10.0, [record()], [SessionRecord(0, "done", "", 0.0, 10.0, 0, 0)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
@@ -9,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from streaming.benchmark import machine
+from streaming.benchmark import machine, step
 from streaming.benchmark.__main__ import main
 from streaming.benchmark.steps import ROOFLINES, StepsError, computed, curve, measured, series_name
+from streaming.models.llama import LlamaDecoder
+from streaming.models.mimi import StreamingMimi
 
 ROOT = Path(__file__).parents[2]
 MEASURED = ROOT / "docs" / "results" / "steps-demo-two-cores.json"
@@ -60,6 +63,28 @@ def test_what_step_writes_is_what_is_read(tmp_path: Path, monkeypatch: pytest.Mo
     assert steps.widths == (1, 2) and all(len(times) >= 3 for times in steps.times_ms)
 
 
+def test_a_stage_s_floor_counts_all_keys_and_values_that_its_slots_hold(
+    codec: StreamingMimi, decoder: LlamaDecoder
+) -> None:
+    """Counted without the values, for one token a frame, or once for all codebooks, a step's floor is lower than any
+    machine's, and the share of it that is published too small.
+    """
+    options = argparse.Namespace(context_tokens=2 + 4 * 50)
+    stages = {stage.name: stage for stage in step._stages(step._Models("tiny", codec, decoder), 3, options)}
+    position = 3 * 2 * 2 * 2 * 16 * 4  # slots, keys and values, layers, heads, their size, float32
+    assert stages["decoder, listening"].state_bytes == 50 * 4 * position
+    assert stages["decoder, speaking"].state_bytes == 4 * 50 * 4 * position, "each of four passes reads all of them"
+    assert stages["codec encode"].state_bytes == stages["codec decode"].state_bytes == 20 * position
+    assert stages["sampling"].state_bytes == 0
+    assert set(stages["whole step, speaking"].parts) == {
+        "codec encode",
+        "codec decode",
+        "decoder, speaking",
+        "sampling",
+    }
+    assert set(stages["whole step, listening"].parts) == {"codec encode", "codec decode", "decoder, listening"}
+
+
 def test_a_run_of_a_file_of_results_is_read(tmp_path: Path) -> None:
     """What was measured on a device that was lent for minutes is there, and nowhere else."""
     report = json.loads(written(tmp_path, n1=[20.0, 21.0]).read_text())
@@ -75,7 +100,7 @@ def test_a_run_of_a_file_of_results_is_read(tmp_path: Path) -> None:
 
 def test_what_was_measured_is_what_the_page_says() -> None:
     steps = measured(MEASURED)
-    assert steps.name.startswith("measured") and min(map(len, steps.times_ms)) >= 20
+    assert steps.name.startswith("measured") and min(map(len, steps.times_ms)) >= 30
     medians = [float(np.median(times)) for times in steps.times_ms]
     assert medians == sorted(medians), "more sessions take longer"
     page = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")

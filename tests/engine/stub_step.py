@@ -150,10 +150,14 @@ class StubStep:
         self._require_own_thread()
         return len(self.streams[slot].entries)
 
+    def reach(self, slot: int) -> int:
+        self._require_own_thread()
+        return len(self.streams[slot].entries) - max(0, self._longest[slot] - self.rewind_frames)
+
     def rewind(self, slot: int, frames: int) -> None:
         self._require_own_thread()
         stream = self.streams[slot]
-        assert len(stream.entries) - frames >= self._longest[slot] - self.rewind_frames, "overwritten in the rings"
+        assert 0 <= frames <= self.reach(slot), "overwritten in the rings"
         stream.rewind(frames)
 
     def __call__(self, pcm: Pcm, listening: NDArray[np.bool_], speaking: NDArray[np.bool_]) -> StubResult:

@@ -229,6 +229,28 @@ def test_stats_count_open_sessions_and_time_steps() -> None:
         assert engine.stats().sessions == 0
 
 
+def test_stats_count_each_frame_once_and_no_end_of_speech_as_one() -> None:
+    """The metrics told more frames than listeners got: each end of a turn, and each frame of a session whose numbers
+    broke, was one too many.
+    """
+    step = StubStep(2, ends=lambda length, digest: length == 5)
+    with running(step) as engine:
+        first, second = Recorder(), Recorder()
+        live, broken = engine.attach(first, SAMPLING), engine.attach(second, SAMPLING)
+        hear(live, 1, 2, 3)
+        live.speak(9, 9)
+        first.wait_for_event(TurnDone)
+        stats = engine.stats()
+        assert (stats.frames_heard, stats.frames_spoken, stats.steps, stats.steps_failed) == (3, 2, 6, 0)
+        assert sum(stats.step_seconds.counts) == 6
+        step.breaks = {broken.slot}
+        hear(broken, 1)
+        second.wait_for_event(Failed)
+        settle(live, first)
+        stats = engine.stats()
+        assert (stats.frames_heard, stats.frames_spoken, stats.steps) == (3, 2, 7)
+
+
 def test_the_engine_tells_what_its_step_can_do() -> None:
     with running(StubStep(1, num_codebooks=3, context_frames=20, rewind_frames=5)) as engine:
         assert (engine.num_codebooks, engine.context_frames, engine.rewind_frames) == (3, 20, 5)
@@ -309,6 +331,25 @@ def test_steps_that_keep_failing_end_the_engine(caplog: pytest.LogCaptureFixture
     engine.close()
     assert engine.failure is step.failure
     assert "the engine's thread failed" in caplog.text
+
+
+def test_failed_steps_with_good_ones_between_them_do_not_add_up(caplog: pytest.LogCaptureFixture) -> None:
+    """The third step that failed since the start, weeks after the first, ended the engine and with it every session."""
+    step = StubStep(2)
+    with running(step) as engine:
+        for _ in range(4):
+            failing, recorder = Recorder(), Recorder()
+            step.failure = RuntimeError("out of memory")
+            hear(engine.attach(failing, SAMPLING), 1)
+            failing.wait_for_event(Failed)
+            step.failure = None
+            good = engine.attach(recorder, SAMPLING)
+            hear(good, 2)
+            recorder.wait_for_event(Heard)
+            good.close()
+        assert engine.failure is None
+        assert engine.stats().steps_failed == 4
+    assert caplog.text.count("the others go on") == 4
 
 
 def test_a_session_whose_numbers_break_ends_alone() -> None:

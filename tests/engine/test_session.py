@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -56,8 +57,8 @@ class Bench:
         self.live = LiveSession(0, self.step, held(), self.events.append, SAMPLING, slides)
         self._timing = timing
 
-    def step_once(self) -> bool:
-        """What the engine's thread does for a slot. False if there was nothing to do."""
+    def step_once(self, seconds: float = 0.002) -> bool:
+        """What the engine's thread does for a slot, in a step that takes so long. False if there was nothing to do."""
         pcm = self.live.next_frame()
         if pcm is None and not self.live.may_speak:
             return False
@@ -66,7 +67,7 @@ class Bench:
             self.live.heard(self.step(pcm[None], mask, ~mask).codes[0])
         else:
             result = self.step(np.zeros((1, FRAME), np.float32), ~mask, mask)
-            self.live.spoke(result.pcm[0], result.codes[0], bool(result.ended[0]), 0.002)
+            self.live.spoke(result.pcm[0], result.codes[0], bool(result.ended[0]), seconds)
         return True
 
     def next_frame_is_spoken(self, meanwhile: Callable[[], None]) -> None:
@@ -257,6 +258,27 @@ def test_speech_that_ends_at_once_has_no_first_frame() -> None:
     assert done.mean_step_ms is not None
 
 
+def test_the_figures_of_a_turn_are_of_that_turn_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A turn was told with the steps of all turns before it in its mean, and with the first turn's wait for a first
+    frame: dashboards showed a server that had become slow as still fast.
+    """
+    now = 100.0
+    monkeypatch.setattr(session_module, "time", SimpleNamespace(monotonic=lambda: now))
+    bench = Bench()
+    bench.hear(1)
+    figures = []
+    for wait_s, step_s in ((0.050, 0.002), (0.200, 0.030)):
+        bench.live.speak(2, 2)
+        now += wait_s
+        bench.step_once(step_s)
+        bench.step_once(step_s)
+        bench.run()
+        (done,) = bench.last(1)
+        assert isinstance(done, TurnDone)
+        figures.append((done.first_frame_ms, done.mean_step_ms))
+    assert figures == [(pytest.approx(50), pytest.approx(2)), (pytest.approx(200), pytest.approx(30))]
+
+
 def test_the_lead_is_never_exceeded_and_other_turns_releases_are_ignored() -> None:
     bench = Bench()
     bench.hear(1)
@@ -275,8 +297,10 @@ def test_the_lead_is_never_exceeded_and_other_turns_releases_are_ignored() -> No
 def test_a_release_in_one_turn_is_none_in_the_next() -> None:
     bench = Bench()
     bench.hear(1)
-    bench.speak(2, max_frames=2)
-    bench.live.release(1, 2)
+    bench.speak(2, max_frames=4)
+    bench.live.release(1, 2)  # while it is spoken: afterwards nothing is released any more
+    bench.run()
+    assert bench.done() == [(1, "max_frames", 4)]
     bench.speak(2)
     assert len(bench.index_of_frames(2)) == 2
 
@@ -507,6 +531,20 @@ def test_a_prompt_that_is_taken_back_was_never_heard() -> None:
     bench.speak(2)
     assert bench.entries == [heard(20), SPOKEN, SPOKEN]
     assert Forgotten(1, 9, 0) in bench.events
+
+
+def test_after_a_prompt_was_all_taken_back_the_next_one_can_be_taken_back_too() -> None:
+    """The session went on counting from the length of the forgotten prompt: the next time that its user took something
+    back, a number of frames below zero was asked for in the engine's thread, and everybody's session ended.
+    """
+    bench = Bench()
+    bench.hear(*range(9))
+    bench.live.forget(9)
+    bench.hear(1, 2)
+    bench.live.forget(1)
+    bench.run()
+    assert bench.last(1) == [Forgotten(1, 1, 1)]
+    assert bench.entries == [heard(1)]
 
 
 def test_the_committed_part_of_a_prompt_is_kept() -> None:

@@ -59,7 +59,9 @@ def test_a_step_that_fails_ends_the_sessions_that_it_concerns(error: Exception |
 
 
 def test_a_lost_device_is_told_in_health_and_to_every_session() -> None:
-    """With a code that means: elsewhere. `test_server_entry.py` and `test_native.py` have the exit."""
+    """With a code that means: elsewhere. That the process then ends with status 1 is
+    `test_a_server_whose_engine_has_failed_ends_with_status_1`.
+    """
     step = StubStep(4)
     seen: list[dict[str, object]] = []
 

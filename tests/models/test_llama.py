@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from streaming.models.llama import DecoderState, LlamaDecoder
+from streaming.models.operations.torch import Plain
 from streaming.models.token_layout import AUDIO, END_OF_AUDIO, unit_name
 from tests.reference import CODEBOOK_SIZE, load_decoder
 
@@ -226,8 +227,26 @@ def test_a_rewound_stream_goes_on_as_if_it_had_never_gone_there(decoder: LlamaDe
         assert torch.equal(ours, wanted)
 
 
-def test_reading_only_what_is_held_changes_nothing(decoder: LlamaDecoder) -> None:
-    """Pins a stream that outgrows the columns that are read: the newest keys would be missing."""
+@pytest.mark.parametrize("bos", [True, False], ids=["bos", "no-bos"])
+def test_every_token_sees_itself_however_long_its_stream_is(decoder_checkpoint: Callable[..., Path], bos: bool) -> None:
+    """Counted a frame short, the columns that attention reads end before the last token of every 32nd frame: it did not
+    see itself, and the codes of a long session had a fault every two and a half seconds.
+    """
+    decoder = load_decoder(decoder_checkpoint(bos=bos), operations=Plain())
+    state = decoder.init_state(1, 300)
+    for frames in range(1, 290):  # the first token of a stream is the prefix's last, which is always seen
+        state.frames.fill_(frames)
+        view = decoder.begin_frame(state, 1, 300, decoder.columns_for(state, frames))
+        assert view.index is not None and view.visible is not None
+        assert int(view.index.max()) < view.visible.shape[-1], f"{frames} frames: not among what is read"
+        assert view.visible[0, 0].gather(1, view.index[0][:, None]).all(), f"{frames} frames"
+
+
+def test_reading_only_what_is_held_changes_nothing(decoder_dir: Path) -> None:
+    """Pins a stream that outgrows the columns that are read: the newest keys would be missing. In PyTorch, since
+    compiled operations read what a slot holds, whatever they are told.
+    """
+    decoder = load_decoder(decoder_dir, operations=Plain())
     codes = random_codes(70, 4)
     short, whole = (poisoned(decoder, 1, context_frames=60) for _ in range(2))
     every = whole.ring.keys.shape[3]

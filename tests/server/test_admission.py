@@ -14,10 +14,12 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 from streaming.audio import FRAME
+from streaming.config import Sampling
 from streaming.engine.engine import Engine
 from streaming.protocol import messages
 from streaming.protocol.messages import SessionStart
-from tests.engine.stub_step import StubStep
+from streaming.server.admission import Admission
+from tests.engine.stub_step import Recorder, StubStep, running
 from tests.server.live_server import Client, client, get, run, serving
 
 FAST = SessionStart(pace="fast", max_seconds=0.8)
@@ -60,6 +62,35 @@ def test_those_in_line_are_told_their_place_and_served_in_order(step: StubStep) 
 
     with Engine(step) as engine, serving(engine, queue=2) as server:
         run(scenario(server.url))
+
+
+def test_a_place_in_line_is_told_when_it_changes_and_only_then(step: StubStep) -> None:
+    """Whoever stood before the one who left was told the place that it had already: each client was sent a message for
+    every other one that gave up behind it.
+    """
+
+    async def scenario(engine: Engine) -> None:
+        admission = Admission(engine, queue=3)
+        told: list[list[int]] = [[], [], []]
+        holder = await admission.attach(Recorder(), Sampling(), True, told[0].append)
+        waiting = []
+        for places in told:
+            waiting.append(asyncio.create_task(admission.attach(Recorder(), Sampling(), True, places.append)))
+            await asyncio.sleep(0)
+        assert told == [[1], [2], [3]] and admission.waiting == 3
+        waiting[1].cancel()
+        with suppress(asyncio.CancelledError):
+            await waiting[1]
+        assert told == [[1], [2], [3, 2]]
+        for place, task in enumerate((waiting[0], waiting[2])):
+            holder.close()
+            admission.released()
+            holder = await task
+            assert told == [[1], [2], [3, 2, 1]] and admission.waiting == 1 - place
+        holder.close()
+
+    with running(step) as engine:
+        run(scenario(engine))
 
 
 def test_who_leaves_the_line_holds_nobody_up(step: StubStep) -> None:
