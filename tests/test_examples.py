@@ -74,7 +74,7 @@ def samples(path: Path) -> NDArray[np.int16]:
 def server() -> Iterator[LiveServer]:
     tokens = Tokens.from_text(f"ann:{TOKEN}")
     keeper = Gatekeeper(check_bind("127.0.0.1", tokens, tls=False, insecure_plaintext=False), tokens)
-    same_seed = mock.patch("streaming.server.conversation.secrets.randbits", return_value=7)
+    same_seed = mock.patch("streaming.server.driver.secrets.randbits", return_value=7)
     with same_seed, Engine(StubStep(2, context_frames=256), "stub") as engine, serving(engine, keeper) as live:
         yield live
 

@@ -283,7 +283,10 @@ export class Conversation {
     this.asking = true;
     await this.#audio.openMicrophone({ echoCancellation, noiseSuppression, autoGainControl });
     this.asking = false;
-    if (session !== this.#session) return; // lost while the browser asked
+    if (session !== this.#session) {
+      this.#audio.closeMicrophone(); // lost while the browser asked
+      return;
+    }
     this.#source = "microphone";
     this.#beginPrompt();
     this.#audio.startCapture();

@@ -12,13 +12,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from streaming.audio import FRAME, SAMPLE_RATE
+from streaming.conversation import conversation
 from streaming.protocol import messages
 from streaming.protocol.messages import SessionStart
 from tests.faults.harness import (
@@ -313,6 +314,60 @@ def test_a_client_that_asks_and_never_reads_cannot_fill_the_memory(impatient: Wa
         peer.reset()
         print(f"{kind}: {sent / 2**20:.1f} MiB sent, {grown:.1f} MiB grown")
         assert grown < FLOOD_GROWTH_MIB
+
+
+_QUESTIONS = 600
+"""Fewer than a client may send at once without being read more slowly, in four goes."""
+
+
+def _asking_without_reading(server: Watched) -> RawClient:
+    """Has asked `_QUESTIONS` times, below the rate limit, behind audio that fills everything on its way to it."""
+    peer = _speaking(RawClient(server.port, receive_buffer=4096))
+    stream = server.step.streams[0].entries
+    made = -1
+    while made != len(stream):  # until no frame more fits between the engine and this client
+        made = len(stream)
+        time.sleep(0.2)
+    for begin in range(0, _QUESTIONS, 150):
+        numbers = range(begin, begin + 150)
+        peer.send(b"".join(text(messages.Ping(id=number, client_time_ms=0.0)) for number in numbers))
+        time.sleep(0.1)
+    time.sleep(0.5)
+    return peer
+
+
+def _one_alone() -> AbstractContextManager[Watched]:
+    """A server with one slot, whose client may be silent for as long as it likes."""
+    return watched(slots=1, step_s=0.0, keepalive_s=600)
+
+
+def test_who_asks_and_never_reads_is_not_listened_to_until_it_reads() -> None:
+    """The rate limit hid the bound of what waits for a client: below it, every question was answered into a queue that
+    had no end. Each answer says when it was given.
+    """
+    with _one_alone() as server:
+        with _asking_without_reading(server) as peer:
+            begun = 1e3 * time.monotonic()
+            peer.send(text(messages.Interrupt(turn=1, heard_samples=0)))
+            answered = []
+            while len(answered) < _QUESTIONS:
+                pong = messages.decode_server(peer.expect(b'"pong"'))
+                assert isinstance(pong, messages.Pong)
+                answered.append(pong.server_time_ms)
+            early = sum(at < begun for at in answered)
+            print(f"{early} of {_QUESTIONS} were answered before anything was read")
+            assert 16 < early <= conversation.MAX_UNSENT
+        server.assert_clean()
+
+
+def test_who_asks_and_never_reads_and_vanishes_gives_its_slot_back() -> None:
+    """What waited for such a client was thrown away, and nobody told the session, which waited for room: it held its
+    slot for ever.
+    """
+    with _one_alone() as server:
+        _asking_without_reading(server).reset()
+        wait_for("the slot", lambda: server.sessions() == 0, SLOT_BACK_S)
+        server.assert_clean()
 
 
 @pytest.mark.parametrize("kind", ["ping frames", "ping messages"])

@@ -48,6 +48,15 @@ def test_no_more_than_the_window_is_on_its_way() -> None:
     assert book.has_room() and not book.has_room(2)
 
 
+def test_there_is_room_when_nobody_will_ask_for_what_is_kept() -> None:
+    """A sender with a full window waited for ever once the session was given up."""
+    book = ReplayBook()
+    for _ in range(WINDOW):
+        book.send("x")
+    book.forget()
+    assert book.has_room(WINDOW) and book.unanswered() == []
+
+
 @pytest.mark.parametrize("received", [0, 5, 2**63 - 1])
 def test_what_cannot_have_arrived_is_an_error(received: int) -> None:
     """A count that went back, or past what was sent, would have made a hole."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 import urllib.error
 from collections.abc import Iterator
 from contextlib import suppress
@@ -16,11 +17,13 @@ from websockets.exceptions import ConnectionClosed
 from streaming.audio import FRAME
 from streaming.config import Sampling
 from streaming.engine.engine import Engine
+from streaming.engine.session import LiveSession
+from streaming.errors import EngineFullError
 from streaming.protocol import messages
 from streaming.protocol.messages import SessionStart
 from streaming.server.admission import Admission
 from tests.engine.stub_step import Recorder, StubStep, running
-from tests.server.live_server import Client, client, get, run, serving
+from tests.server.live_server import Client, LiveServer, client, get, run, serving
 
 FAST = SessionStart(pace="fast", max_seconds=0.8)
 SPEECH = np.zeros(3 * FRAME, np.int16)
@@ -93,6 +96,22 @@ def test_a_place_in_line_is_told_when_it_changes_and_only_then(step: StubStep) -
         run(scenario(engine))
 
 
+def test_a_slot_that_becomes_free_wakes_the_next_in_line(step: StubStep, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those in line look by themselves, too, now and then: a slot that nobody told them of stood empty until then."""
+    monkeypatch.setattr("streaming.server.admission._LOOK_AGAIN_S", 3600.0)
+
+    async def scenario(url: str) -> None:
+        async with client(url, FAST) as first, connect(url) as socket:
+            second = Client(socket)
+            await second.send(FAST)
+            await second.expect(messages.SessionQueued)
+            await first.send(messages.SessionClose())
+            await second.expect(messages.SessionStarted)
+
+    with Engine(step) as engine, serving(engine, queue=1) as server:
+        run(scenario(server.url), 20)
+
+
 def test_who_leaves_the_line_holds_nobody_up(step: StubStep) -> None:
     """A slot was kept for a client that had gone."""
 
@@ -111,6 +130,8 @@ def test_who_leaves_the_line_holds_nobody_up(step: StubStep) -> None:
         while (figures := json.loads(await asyncio.to_thread(get, health)))["sessions"]:
             await asyncio.sleep(0.01)
         assert figures["waiting"] == 0
+        metrics = (await asyncio.to_thread(get, health.replace("health", "metrics"))).decode()
+        assert 'streaming_refused_total{code="stopping"} 0.0' in metrics, "who leaves by itself is not refused"
 
     with Engine(step) as engine, serving(engine, queue=2) as server:
         run(scenario(server.url, f"{server.http}/health"))
@@ -127,6 +148,12 @@ def test_a_machine_that_is_too_slow_takes_no_more_sessions_and_tells_those_it_ha
             assert lagging.behind_ms >= 900
             dropped = await session.expect(messages.InputDropped)
             assert dropped.samples > 0
+            begun = time.monotonic()
+            await session.hear(np.zeros(40 * FRAME, np.int16))
+            await session.send(messages.Ping(id=1, client_time_ms=0.0))
+            await session.expect(messages.Pong)
+            told = sum(isinstance(said, messages.InputLagging) for said in session.said)
+            assert told <= 2 + (time.monotonic() - begun), "once a second, not with every message"
             while not json.loads(await asyncio.to_thread(get, health))["overloaded"]:
                 await asyncio.sleep(0.01)  # until a step was measured
             async with connect(url) as socket:
@@ -170,6 +197,95 @@ def test_a_session_that_does_nothing_is_ended(step: StubStep) -> None:
 
     with Engine(step) as engine, serving(engine, idle_s=0.3) as server:
         run(scenario(server.url))
+
+
+def test_listening_to_a_long_turn_is_not_doing_nothing(step: StubStep) -> None:
+    """A client that only listens was cut off in the middle of a continuation longer than the idle time."""
+
+    async def scenario(url: str) -> None:
+        async with client(url, SessionStart(max_seconds=1.2, lead_ms=160)) as session:
+            await session.hear(SPEECH)
+            assert (await session.speak()).reason == "max_seconds"
+
+    with Engine(step) as engine, serving(engine, idle_s=0.4) as server:
+        run(scenario(server.url))
+
+
+def test_who_goes_on_talking_is_not_idle(step: StubStep) -> None:
+    """A long prompt was cut off in the middle."""
+
+    async def scenario(url: str) -> None:
+        async with client(url, FAST) as session:
+            for _ in range(12):
+                await session.hear(SPEECH[:FRAME])
+                await asyncio.sleep(0.1)
+            assert (await session.speak()).reason == "max_seconds"
+
+    with Engine(step) as engine, serving(engine, idle_s=0.6) as server:
+        run(scenario(server.url))
+
+
+def test_those_in_line_are_told_at_once_that_the_server_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They were left standing there until they looked by themselves, or the last turn was over."""
+    monkeypatch.setattr("streaming.server.admission._LOOK_AGAIN_S", 3600.0)
+    step = StubStep(1, gated=True)
+
+    async def scenario(server: LiveServer) -> None:
+        async with client(server.url, FAST) as speaking, connect(server.url) as socket:
+            await speaking.hear(SPEECH)
+            await speaking.send(messages.Speak(turn=1))
+            step.allow(4)
+            await speaking.expect(messages.TurnSpeaking)
+            waiting = Client(socket)
+            await waiting.send(FAST)
+            await waiting.expect(messages.SessionQueued)
+            server.stop()
+            assert (await waiting.expect(messages.SessionRefused)).code == "stopping"
+            step.allow_all()
+            await speaking.expect(messages.TurnDone)
+
+    with Engine(step) as engine, serving(engine, queue=1) as server:
+        try:
+            run(scenario(server), 20)
+        finally:
+            step.allow_all()
+
+
+def test_a_newcomer_does_not_pass_the_line() -> None:
+    """A slot that had just become free went to whoever came in that moment, past those who had waited for it."""
+
+    class OneSlot:
+        free, overloaded = False, False
+
+        def attach(self, *_: object) -> object:
+            if not self.free:
+                raise EngineFullError("full")
+            self.free = False
+            return self
+
+    async def scenario() -> None:
+        engine = OneSlot()
+        admission = Admission(engine, queue=2)  # type: ignore[arg-type]
+        places: list[tuple[str, int]] = []
+
+        def enter(name: str) -> asyncio.Task[LiveSession]:
+            waiting = admission.attach(lambda _: None, Sampling(), True, lambda place: places.append((name, place)))
+            return asyncio.create_task(waiting)
+
+        first = enter("first")
+        await asyncio.sleep(0)
+        engine.free = True  # and nobody has told the line yet
+        second = enter("second")
+        await asyncio.sleep(0)
+        assert places == [("first", 1), ("second", 2)]
+        admission.released()
+        async with asyncio.timeout(5):
+            assert await first is engine
+        assert places[-1] == ("second", 1)
+        second.cancel()
+        await asyncio.gather(second, return_exceptions=True)
+
+    asyncio.run(scenario())
 
 
 def test_a_stopping_server_lets_turns_finish_and_nobody_in(step: StubStep) -> None:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import sys
 import threading
+from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import numpy as np
 import pytest
 
 from streaming.engine.events import Event, Heard
+from streaming.server import engine_events
 from streaming.server.engine_events import EngineEvents
 
 
@@ -67,6 +72,43 @@ def test_nothing_is_left_behind_by_a_loop_that_looks_meanwhile() -> None:
         assert numbers(found) == [*range(5_000)]
 
     asyncio.run(main())
+
+
+def test_whenever_an_event_is_put_the_loop_finds_it() -> None:
+    """Put after the loop had looked for the last time and before it said so, an event lay until the next one came: now
+    and then a session hung. Here one is put at each line of a delivery in turn.
+    """
+    moments = itertools.count()
+
+    async def put_at(line: int) -> bool:
+        """Whether there is such a line."""
+        events, found, left = EngineEvents(), list[Event](), [line]
+
+        def at_each_line(frame: FrameType, what: str, _: object) -> Callable[..., Any] | None:
+            if frame.f_code.co_filename != engine_events.__file__ or frame.f_code is EngineEvents.put.__code__:
+                return None
+            if what in ("line", "return"):
+                left[0] -= 1
+                if left[0] == -1:
+                    thread = threading.Thread(target=events.put, args=(found.append, event(2)))
+                    thread.start()
+                    thread.join()
+            return at_each_line
+
+        events.put(found.append, event(1))
+        before = sys.gettrace()
+        sys.settrace(at_each_line)
+        try:
+            await asyncio.sleep(0)  # it is delivered
+        finally:
+            sys.settrace(before)
+        await asyncio.sleep(0.01)
+        assert numbers(found) == ([1, 2] if left[0] < 0 else [1]), f"put at line {line}"
+        return left[0] < 0
+
+    while asyncio.run(put_at(next(moments))):
+        pass
+    assert next(moments) > 4
 
 
 def test_a_listener_that_fails_takes_nobody_elses_events() -> None:

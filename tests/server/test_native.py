@@ -18,6 +18,7 @@ from streaming.conversation.conversation import Conversation
 from streaming.engine.engine import Engine
 from streaming.protocol import messages
 from streaming.protocol.messages import SamplingOptions, SessionStart
+from streaming.protocol.opus import opus_available
 from tests.engine.stub_step import StubStep, spoken
 from tests.server.live_server import Client, LiveServer, client, get, run, serving
 
@@ -119,6 +120,103 @@ def test_realtime_pace_keeps_to_its_lead(server: LiveServer, step: StubStep) -> 
             assert len(session.audio[1]) <= 19 + 3 + 1, "one frame may leave before the first report"
 
     run(scenario())
+
+
+def test_a_client_that_has_heard_more_than_it_was_sent_is_not_believed(server: LiveServer, step: StubStep) -> None:
+    """Whoever lies about its playback got the whole continuation at once, made by steps that others waited for."""
+
+    async def scenario() -> None:
+        async with client(server.url, SessionStart(max_seconds=20, lead_ms=240)) as session:
+            await session.hear(SPEECH)
+            await session.send(messages.Speak(turn=1))
+            await session.send(messages.Played(turn=1, samples=0))  # from here on the client tells
+            await session.expect(messages.TurnSpeaking)
+            await session.expect_audio(1, 3)
+            await session.send(messages.Played(turn=1, samples=2**31))
+            await session.expect_audio(1, 6)
+            await asyncio.sleep(0.3)
+            assert len(step.streams[0].entries) <= len(SPEECH) // FRAME + 2 * (3 + 1)
+
+    run(scenario())
+
+
+def test_no_lead_is_longer_than_what_an_interruption_can_take_back(server: LiveServer, step: StubStep) -> None:
+    """A client that asked for ten seconds got them, and what it had not heard stayed in the conversation."""
+
+    async def scenario() -> None:
+        async with client(server.url, SessionStart(max_seconds=20, lead_ms=10_000)) as session:
+            await session.hear(SPEECH)
+            await session.send(messages.Speak(turn=1))
+            await session.send(messages.Played(turn=1, samples=0))
+            await session.expect(messages.TurnSpeaking)
+            await session.expect_audio(1, step.rewind_frames)
+            await asyncio.sleep(0.3)
+            assert len(step.streams[0].entries) <= len(SPEECH) // FRAME + step.rewind_frames + 1
+
+    run(scenario())
+
+
+def test_a_late_report_of_an_old_turn_is_none_of_the_next(server: LiveServer, step: StubStep) -> None:
+    """Still on its way when the listener interrupted, it let the next turn run ahead of what was heard."""
+
+    async def scenario() -> None:
+        async with client(server.url, SessionStart(max_seconds=20, lead_ms=240)) as session:
+            await session.hear(SPEECH)
+            await session.send(messages.Speak(turn=1))
+            await session.send(messages.Played(turn=1, samples=0))
+            await session.expect(messages.TurnSpeaking)
+            await session.expect_audio(1, 3)
+            await session.send(messages.Interrupt(turn=1, heard_samples=0))
+            await session.expect(messages.Interrupted)
+            await session.send(messages.Speak(turn=2))
+            await session.send(messages.Played(turn=2, samples=0))
+            await session.expect(messages.TurnSpeaking)
+            await session.expect_audio(2, 3)
+            await session.send(messages.Played(turn=1, samples=3 * FRAME))
+            await asyncio.sleep(0.3)
+            assert len(step.streams[0].entries) <= len(SPEECH) // FRAME + 3 + 1
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("codec", ["pcm16", "opus"])
+def test_a_client_that_sends_too_much_is_read_more_slowly_whatever_it_did_before(
+    server: LiveServer, codec: str
+) -> None:
+    """Who was silent for a while had saved up messages, and took the event loop from all others with them. Answers say
+    when they were given: on a slow machine they are further apart, never closer.
+    """
+    per_s, count = (2_000, 3_000) if codec == "pcm16" else (400, 800)
+    if codec == "opus" and not opus_available():
+        pytest.skip("no sphn")
+
+    async def scenario() -> None:
+        async with client(server.url, SessionStart(codecs=(codec,))) as session:
+            await asyncio.sleep(2.5)
+            sending = asyncio.create_task(ask(session))
+            answers = [await session.expect(messages.Pong) for _ in range(count)]
+            await sending
+            took_s = (answers[-1].server_time_ms - answers[0].server_time_ms) / 1e3
+            assert took_s > count / per_s - 0.2
+
+    async def ask(session: Client) -> None:
+        for number in range(count):
+            await session.send(messages.Ping(id=number, client_time_ms=0.0))
+
+    run(scenario())
+
+
+def test_who_opens_a_socket_and_says_nothing_is_sent_away(server: LiveServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its answers to pings kept it there for ever."""
+    monkeypatch.setattr("streaming.server.native._START_TIMEOUT_S", 0.2)
+
+    async def scenario() -> None:
+        async with connect(server.url, compression=None) as socket:
+            error, code = await _closing(Client(socket))
+            assert error is not None
+            assert (error.code, code) == ("bad_message", 1008)
+
+    run(scenario(), 20)
 
 
 def test_a_client_that_never_reports_is_paced_by_the_clock(server: LiveServer) -> None:
@@ -383,6 +481,30 @@ def test_a_malformed_message_closes_that_session_alone_with_a_reason(server: Liv
                 assert (error.code, error.fatal, code) == ("bad_message", True, 1007)
             await neighbour.speak()
             assert neighbour.spoken().tobytes() == await _turn(server.url)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("letter", ["a", "é", "😀"])
+def test_the_reason_of_a_close_is_cut_to_what_a_close_frame_holds(server: LiveServer, letter: str) -> None:
+    """A reason that repeats what the client sent made a frame that is none (RFC 6455, section 5.5): instead of the
+    reason the client saw its connection fail.
+    """
+
+    async def scenario() -> None:
+        async with client(server.url, FAST) as session:
+            for shift in range(4):  # wherever the cut falls in a letter of several bytes
+                async with client(server.url, FAST) as other:
+                    word = "x" * shift + letter * 150
+                    await other.socket.send(json.dumps({"type": "session.update", "turn_taking": word}))
+                    error, code = await _closing(other)
+                    assert error is not None and word in error.message
+                    assert code == 1007
+                    reason = other.socket.close_reason
+                    assert reason is not None and 118 < len(reason.encode()) <= 123
+                    assert error.message.startswith(reason)
+            await session.hear(SPEECH)
+            await session.speak()
 
     run(scenario())
 

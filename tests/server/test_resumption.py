@@ -7,7 +7,9 @@ import itertools
 import json
 import os
 import random
+import threading
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import pytest
@@ -29,6 +31,7 @@ from streaming.server import session_socket
 from streaming.server.door.access import Gatekeeper, check_bind
 from streaming.server.door.tokens import Tokens
 from tests.engine.stub_step import StubStep
+from tests.faults.harness import Watched, watched
 from tests.server.cut_proxy import cut_proxy
 from tests.server.live_server import Client, LiveServer, client, get, run, serving
 
@@ -349,3 +352,85 @@ def test_a_client_is_told_when_its_session_is_gone(step: StubStep) -> None:
                         pass
 
     run(scenario())
+
+
+def test_who_waits_to_send_is_told_that_the_session_is_over(hasty: LiveServer) -> None:
+    """A microphone that had filled the window while the connection was away hung, and the program with it."""
+
+    async def scenario() -> None:
+        async with cut_proxy(hasty.url) as proxy, ContinuationClient.connect(proxy.url, FAST) as session:
+            await session.send(SPEECH)
+            proxy.open = False
+            proxy.cut()
+
+            async def talk() -> None:
+                while True:
+                    await session.send(SPEECH[:10])
+
+            talking = asyncio.create_task(talk())
+            with pytest.raises(ContinuationError, match="could not be restored"):
+                async for _ in session.events():
+                    pass
+            assert session.sent_samples >= len(SPEECH) + 10 * (WINDOW - 1), "the window is full"
+            with pytest.raises(ContinuationError, match="could not be restored"):
+                await talking
+
+    run(scenario(), 20)
+
+
+def test_what_was_played_without_a_connection_is_said_when_there_is_one_again(step: StubStep) -> None:
+    """Reports are not counted, so they are not kept. Without the latest a server that waits for it before it says more
+    waits for ever, and so does its listener.
+    """
+
+    async def scenario(server: LiveServer) -> None:
+        start = SessionStart(resume=True, max_seconds=0.8, lead_ms=160)
+        async with cut_proxy(server.url) as proxy, ContinuationClient.connect(proxy.url, start) as session:
+            await session.send(SPEECH)
+            await session.speak()
+            await session.played(1, 0)  # from here on the client tells
+            events, frames = session.events(), 0
+            while frames < 2:
+                frames += isinstance(await anext(events), Audio)
+            proxy.cut()
+            while not isinstance(await anext(events), ConnectionLost):
+                pass
+            await session.played(1, 2 * FRAME)
+            while frames < 4:
+                frames += isinstance(await anext(events), Audio)
+
+    with Engine(step, "stub") as engine, serving(engine, resume_s=20.0) as server:
+        run(scenario(server), 20)
+
+
+def test_a_return_that_another_overtakes_is_let_go() -> None:
+    """A client that comes back twice at once, as phones between two networks do, got one session; the socket of its
+    first attempt, and the task that served it, were never told, and stayed.
+    """
+
+    async def scenario(server: Watched) -> None:
+        start = SessionStart(pace="fast", max_seconds=0.8, resume=True)
+        one_more = partial(connect, server.url, compression=None)
+        async with client(server.url, start) as session, one_more() as one, one_more() as two:
+            await session.hear(SPEECH)
+            await session.send(messages.Ping(id=1, client_time_ms=0.0))
+            await session.expect(messages.Pong)  # all of it is handled
+            again = SessionResume(token=_token(session), received=0, position=len(SPEECH))
+            held, goes_on = threading.Event(), threading.Event()
+            server.loop.call_soon_threadsafe(lambda: (held.set(), goes_on.wait(10)))
+            await asyncio.to_thread(held.wait, 10)
+            await Client(one).send(again)
+            await Client(two).send(again)
+            await asyncio.sleep(0.1)
+            goes_on.set()  # and finds both at once
+            async with asyncio.timeout(10):
+                answers = await asyncio.gather(
+                    *(Client(socket).expect(messages.SessionResumed) for socket in (one, two)), return_exceptions=True
+                )
+            assert sum(isinstance(answer, ConnectionClosed) for answer in answers) == 1, answers
+            kept = Client(one if isinstance(answers[0], messages.SessionResumed) else two)
+            assert (await kept.speak()).samples == 10 * FRAME
+
+    with watched(slots=2) as server:
+        run(scenario(server), 30)
+        server.assert_clean()

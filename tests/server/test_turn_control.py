@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import numpy as np
 import pytest
+from msgspec import structs
 
 from streaming.audio import FRAME
 from streaming.protocol import messages
 from streaming.protocol.messages import OPEN_TURN, SamplingOptions, SessionStart, SessionUpdate, VadOptions
 from tests.engine.stub_step import StubStep
-from tests.server.live_server import LiveServer, client, run
+from tests.server.live_server import Client, LiveServer, client, run
 from tests.server.openai.client import LOUD, QUIET, SPEECH, kinds
 
 SAMPLING = SamplingOptions(seed=5)
@@ -179,5 +182,102 @@ def test_who_never_says_what_was_played_stopped_when_the_voice_was_heard(server:
             await session.hear(np.concatenate([LOUD] * 3))
             await session.expect(messages.SpeechStarted)
             assert (await session.expect(messages.Interrupted)).kept_samples <= 3 * FRAME
+
+    run(scenario())
+
+
+BY_VOICE = SessionStart(turn_taking="vad", vad=VAD, lag="wait", max_seconds=20, lead_ms=640)
+
+
+async def _interrupted_by_voice(session: Client, start: SessionStart) -> None:
+    """In the middle of a continuation, of which the client has played nothing yet, a voice is heard."""
+    await session.hear(TURN)
+    await session.expect(messages.TurnSpeaking)
+    await session.send(messages.Played(turn=1, samples=0))
+    if start.max_seconds < 1:
+        await session.expect(messages.TurnDone)
+    else:
+        await session.expect_audio(1, 4)
+    await session.hear(np.concatenate([LOUD] * 4))
+    assert (await session.expect(messages.SpeechStarted)).turn == 1
+
+
+def test_who_has_said_what_was_heard_is_not_interrupted_again(server: LiveServer) -> None:
+    """Half a second later the server cut once more, to what it thought: the next prompt followed half a word."""
+
+    async def scenario() -> None:
+        async with client(server.url, BY_VOICE) as session:
+            await _interrupted_by_voice(session, BY_VOICE)
+            await session.send(messages.Interrupt(turn=1, heard_samples=2 * FRAME))
+            assert (await session.expect(messages.Interrupted)).kept_samples == 2 * FRAME
+            await asyncio.sleep(0.7)
+            await session.send(messages.Ping(id=1, client_time_ms=0.0))
+            await session.expect(messages.Pong)
+            assert sum(isinstance(said, messages.Interrupted) for said in session.said) == 1
+
+    run(scenario())
+
+
+def test_speak_has_to_wait_for_what_was_heard(server: LiveServer) -> None:
+    """Asked for between a voice's interruption and its answer, it ended the session as a fault of the server's."""
+
+    async def scenario() -> None:
+        start = structs.replace(BY_VOICE, max_seconds=0.4)
+        async with client(server.url, start) as session:
+            await _interrupted_by_voice(session, start)
+            await session.send(messages.Speak(turn=OPEN_TURN))
+            error = await session.expect(messages.Error)
+            assert (error.code, error.in_reply_to, error.fatal) == ("bad_state", "speak", False)
+            await session.send(messages.Interrupt(turn=1, heard_samples=0))
+            await session.expect(messages.Interrupted)
+            assert (await session.speak(OPEN_TURN)).turn == 2
+
+    run(scenario())
+
+
+def test_a_voice_that_has_interrupted_is_not_lost_when_the_turns_become_the_clients(server: LiveServer) -> None:
+    """What was said until then waited for an answer that nobody asked for any more."""
+
+    async def scenario() -> None:
+        async with client(server.url, BY_VOICE) as session:
+            await _interrupted_by_voice(session, BY_VOICE)
+            await session.send(SessionUpdate(turn_taking="manual"))
+            assert (await session.expect(messages.Interrupted)).kept_samples == 0, "as far as was played"
+            await session.send(messages.Speak(turn=2, max_seconds=0.08))
+            assert (await session.expect(messages.TurnSpeaking)).prompt_samples >= 3 * FRAME
+
+    run(scenario())
+
+
+def test_a_voice_interrupts_a_turn_that_was_asked_for_by_hand(server: LiveServer) -> None:
+    """Told to take the turns while it spoke, the server took a voice over its own for the next prompt."""
+
+    async def scenario() -> None:
+        async with client(server.url, SessionStart(lag="wait", max_seconds=20)) as session:
+            await session.hear(SPEECH)
+            await session.send(messages.Speak(turn=1))
+            await session.expect(messages.TurnSpeaking)
+            await session.send(SessionUpdate(turn_taking="vad", vad=VAD))
+            await session.hear(np.concatenate([LOUD] * 4))
+            assert (await session.expect(messages.SpeechStarted)).turn == 1
+            assert (await session.expect(messages.Interrupted)).turn == 1
+
+    run(scenario())
+
+
+def test_after_an_interruption_by_hand_the_voice_begins_a_turn_of_its_own(server: LiveServer) -> None:
+    """The turn that was over counted as being played: whoever spoke next interrupted it, and was not answered."""
+
+    async def scenario() -> None:
+        async with client(server.url, SessionStart(lag="wait", max_seconds=20, lead_ms=80)) as session:
+            await session.hear(SPEECH)
+            await session.send(messages.Speak(turn=1))
+            await session.expect(messages.TurnSpeaking)
+            await session.send(messages.Interrupt(turn=1, heard_samples=0))
+            await session.expect(messages.Interrupted)
+            await session.send(SessionUpdate(turn_taking="vad", vad=VAD))
+            await session.hear(TURN)
+            assert (await session.expect(messages.SpeechStarted)).turn == 2
+            assert (await session.expect(messages.TurnSpeaking)).turn == 2
 
     run(scenario())

@@ -35,7 +35,16 @@ from streaming.terminal.loudspeaker import SimulatedLoudspeaker
 from streaming.terminal.recording import Recording
 from streaming.terminal.sources import file_pieces, silence_pieces
 from streaming.terminal.view import Meters, TurnReport
-from tests.client.fake_server import FakeServer, Peer, Script, fake_server, frame_of, never, whole_turn
+from tests.client.fake_server import (
+    FakeServer,
+    Peer,
+    Script,
+    fake_server,
+    frame_of,
+    half_a_turn,
+    never,
+    whole_turn,
+)
 from tests.engine.stub_step import StubStep
 from tests.server.cut_proxy import cut_proxy
 from tests.server.live_server import serving
@@ -441,6 +450,52 @@ class TestMicrophone:
 
         run(test())
 
+    def test_a_key_and_a_voice_that_interrupt_at_once_interrupt_once(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """While the first was still being sent the second said that nothing was heard: the model forgot all that it had
+        said, and the recording and the screen had the turn twice.
+        """
+
+        async def test() -> None:
+            view, gate = Witness(), asyncio.Event()
+            interrupt = ContinuationClient.interrupt
+
+            async def slow(client: ContinuationClient, turn: int, heard_samples: int) -> None:
+                await gate.wait()
+                await interrupt(client, turn, heard_samples)
+
+            async def keys() -> AsyncIterator[Key]:
+                await view.until("listening")
+                yield Key.ENTER
+                while not any(isinstance(message, Played) for message in server.peers[0].said):
+                    await asyncio.sleep(0.005)
+                monkeypatch.setattr(ContinuationClient, "interrupt", slow)
+                opener = asyncio.create_task(voice())
+                yield Key.ENTER
+                await opener
+                await view.until("listening", 2)
+
+            async def voice() -> None:
+                await view.until("interrupted")
+                await server.peers[0].send(SpeechStarted(turn=1, at_samples=0))
+                await view.until("speech_started")
+                await asyncio.sleep(0.1)
+                gate.set()
+
+            async with fake_server(half_a_turn, frames=50) as server:
+                conversation = await self.converse(server, view, keys(), tmp_path / "out.wav")
+                while not (told := [said for said in server.peers[0].said if isinstance(said, Interrupt)]):
+                    await asyncio.sleep(0.005)
+            assert len(told) == view.names().count("interrupted") == view.names().count("turn") == 1
+            assert conversation.last_report is not None
+            heard = told[0].heard_samples
+            assert heard > 0
+            continuation, _ = soundfile.read(tmp_path / "out.wav", dtype="int16")
+            np.testing.assert_array_equal(continuation, whole_continuation(50)[:heard])
+
+        run(test())
+
     def test_what_was_heard_is_kept_when_the_conversation_is_broken_off(self, tmp_path: Path) -> None:
         """Ctrl-C in the middle of a continuation lost all of it."""
         heard: list[int] = []
@@ -511,6 +566,38 @@ class TestOutage:
         assert away[0][0] > away[-1][0] > 0
         assert away[-1][1] > 1_000
         assert shown[-1][0] is None
+
+    def test_a_connection_that_is_being_restored_is_no_server_that_says_nothing(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """In mid-turn the client gave up what the server still kept for it."""
+        monkeypatch.setattr("streaming.terminal.conversation.STALL_S", 0.3)
+
+        async def test() -> None:
+            view = Witness()
+
+            async def keys() -> AsyncIterator[Key]:
+                await view.until("listening")
+                await asyncio.sleep(0.1)
+                yield Key.ENTER
+                await view.until("speaking")
+                proxy.open = False
+                proxy.cut()
+                await view.until("connection_lost")
+                await asyncio.sleep(1.0)
+                proxy.open = True
+                await view.until("turn")
+
+            with Engine(StubStep(2), "stub") as engine, serving(engine, resume_s=20.0) as server:
+                start = SessionStart(resume=True, max_seconds=2.0)
+                async with cut_proxy(server.url) as proxy, ContinuationClient.connect(proxy.url, start) as client:
+                    conversation = Conversation(
+                        client, view, turn_taking="manual", loudspeaker=loudspeaker(), output=None, record=None
+                    )
+                    await conversation.run_microphone(FakeMicrophone(), keys())
+            assert conversation.whole_turns == 1
+
+        run(test())
 
 
 async def _patient() -> AsyncIterator[Key]:

@@ -78,6 +78,20 @@ def test_flush_leaves_a_buffer_that_is_as_new(plan: list[tuple[str, int]]) -> No
     assert (buffer.played_samples, buffer.buffered_samples, buffer.drained) == (0, 0, False)
 
 
+def test_a_turn_that_was_cut_short_while_it_ran_dry_leaves_nothing_to_the_next() -> None:
+    """The next turn began with an underrun that nobody heard and waited 20 ms longer; or it began to play before there
+    was enough to go on with.
+    """
+    buffer = JitterBuffer()
+    for dry in (True, False):
+        buffer.push(np.ones(2 * FRAME, np.int16))
+        buffer.pull(3 * FRAME if dry else FRAME)
+        buffer.flush()
+        buffer.push(np.ones(START_MS * SAMPLE_RATE // 1000 - 1, np.int16))
+        assert (buffer.underruns, buffer.target_ms, buffer.ready) == (0, START_MS, False)
+        buffer.flush()
+
+
 def test_playback_begins_with_the_first_frame() -> None:
     """Of the first frame as Opus the last 6.5 ms come with the second: to wait for these is to wait for a step more."""
     buffer = JitterBuffer()

@@ -90,6 +90,27 @@ test("pressing while it speaks interrupts: first what was heard, then speech of 
   assert.deepEqual(audio.pushed, [1, 1, 1, 1, 1], "the rest of an old turn goes nowhere");
 });
 
+test("a conversation that ended while a voice interrupted it stays ended", async () => {
+  // The page said that it listened, with the microphone closed and no session behind it.
+  const { audio, conversation, sockets, start } = begin();
+  await conversation.listen();
+  start();
+  const [socket] = sockets;
+  audio.talk(100);
+  socket.say({ type: "speech.stopped", turn: 1, at_samples: 2400 });
+  socket.say({ type: "turn.speaking", turn: 1 });
+  socket.speak(1, 0, FRAME);
+  audio.play(FRAME);
+  const answerStop = audio.holdStop();
+  socket.say({ type: "speech.started", turn: 1, at_samples: 2400 });
+  socket.end(1006);
+  await settled();
+  answerStop(); // the device is slower than the network
+  await settled();
+  assert.deepEqual([conversation.phase, conversation.problem.code, audio.microphone], ["problem", "lost", false]);
+  assert.deepEqual(conversation.tape.marks.map(({ kind }) => kind), ["turn"], "nobody interrupted what was over");
+});
+
 test("pressing before the first sound interrupts too: nothing was heard", async () => {
   const { conversation, socket } = await spoken();
   await conversation.press();
@@ -141,6 +162,166 @@ test("hands-free: the server hears the turns, and a voice interrupts", async () 
   assert.equal(socket.closed, 1000);
 });
 
+async function handsFreeSpoken() {
+  const all = begin();
+  await all.conversation.listen();
+  all.start();
+  const [socket] = all.sockets;
+  all.audio.talk(100);
+  socket.say({ type: "speech.stopped", turn: 1, at_samples: 2400 });
+  socket.say({ type: "turn.speaking", turn: 1 });
+  for (let frame = 0; frame < 3; frame++) socket.speak(1, frame * FRAME, FRAME);
+  all.audio.play(2 * FRAME);
+  return { ...all, socket };
+}
+
+test("a turn that is being interrupted is neither reported nor finished any more", async () => {
+  // What the audio thread says until it stops ended the turn twice, once as whole.
+  const { audio, conversation, socket } = await handsFreeSpoken();
+  const said = socket.said().length;
+  const answerStop = audio.holdStop();
+  socket.say({ type: "speech.started", turn: 1, at_samples: 2400 });
+  audio.tell(1, { heard: 3 * FRAME, drained: true });
+  socket.say({ type: "speech.started", turn: 1, at_samples: 2400 });
+  answerStop();
+  await settled();
+  assert.deepEqual(socket.said().slice(said), [{ type: "interrupt", turn: 1, heard_samples: 2 * FRAME }]);
+  assert.equal(conversation.phase, "talking");
+});
+
+test("hands-free in line: what is said there is not kept to be said later", async () => {
+  // A conversation began with minutes of what somebody had said to others while waiting.
+  const { audio, conversation, sockets, start } = begin();
+  await conversation.listen();
+  sockets[0].open();
+  sockets[0].say({ type: "session.queued", place: 1 });
+  audio.talk(1000);
+  start();
+  assert.deepEqual(sockets[0].heard(), []);
+  audio.talk(20);
+  assert.equal(sockets[0].heard().length, 1);
+});
+
+test("a connection that was lost while the browser asked for the microphone leaves it closed", async () => {
+  // It was taken for nobody, the page said that it had failed itself, and the browser showed that it records.
+  const { audio, conversation, sockets, start } = begin();
+  let allow;
+  audio.permission = new Promise((resolve) => (allow = resolve));
+  const pressed = conversation.press();
+  await settled();
+  start();
+  sockets[0].end(1006);
+  await settled();
+  allow();
+  await pressed;
+  assert.deepEqual([conversation.phase, conversation.problem.code], ["problem", "lost"]);
+  assert.deepEqual([audio.capturing, audio.microphone], [false, false]);
+});
+
+test("what a conversation that failed had not said is not the next one's", async () => {
+  // Neither its speech nor its word to go on: the next one spoke before anybody had said anything.
+  const { audio, conversation, sockets, start } = begin();
+  await conversation.press();
+  audio.talk(200);
+  await conversation.letGo(); // early: remembered until the session starts
+  sockets[0].end(1006);
+  await settled();
+  audio.permission = new Promise((resolve) => setTimeout(resolve, 5));
+  const pressed = conversation.press();
+  await settled();
+  start();
+  await pressed;
+  assert.equal(conversation.phase, "talking");
+  assert.deepEqual(sockets[1].story(), []);
+});
+
+test("an empty continuation hands back to the person", async () => {
+  const { audio, conversation, notes, start, sockets } = begin();
+  await conversation.press();
+  start();
+  audio.talk(200);
+  await conversation.letGo();
+  sockets[0].say({ type: "turn.speaking", turn: 1 });
+  sockets[0].say({ type: "turn.done", turn: 1, reason: "end", samples: 0, mean_step_ms: null });
+  assert.deepEqual([conversation.phase, notes.at(-1)], ["ready", "It had nothing to add."]);
+});
+
+test("a turn that was interrupted before it began does not begin", async () => {
+  const { audio, conversation, sockets, start } = begin();
+  await conversation.press();
+  start();
+  audio.talk(200);
+  await conversation.letGo();
+  await conversation.press();
+  sockets[0].say({ type: "turn.speaking", turn: 1 });
+  assert.equal(audio.turn, null);
+});
+
+test("what the audio thread still says of an old turn does not end the new one", async () => {
+  const { audio, conversation, socket } = await spoken();
+  audio.play(FRAME);
+  await conversation.press();
+  audio.talk(200);
+  await conversation.letGo();
+  const said = socket.said().length;
+  audio.tell(1, { heard: 3 * FRAME, drained: true });
+  assert.deepEqual([conversation.phase, socket.said().length], ["waiting", said]);
+});
+
+test("how often it ran dry is told by turn", async () => {
+  // The server's operator saw a gap in every turn after the first one.
+  const { audio, conversation, socket } = await spoken();
+  audio.play(FRAME);
+  audio.tell(1, { heard: 2 * FRAME, underruns: 2 });
+  socket.say({ type: "turn.done", turn: 1, reason: "end", samples: 5 * FRAME, mean_step_ms: 12 });
+  audio.tell(1, { heard: 5 * FRAME, underruns: 2, drained: true });
+  assert.equal(conversation.tape.rolling, false, "pauses between turns are not kept");
+  await conversation.press();
+  audio.talk(200);
+  await conversation.letGo();
+  socket.say({ type: "turn.speaking", turn: 2 });
+  audio.tell(2, { heard: FRAME, underruns: 2 });
+  audio.tell(2, { heard: 2 * FRAME, underruns: 3 });
+  const told = socket.said().filter(({ type }) => type === "played");
+  assert.deepEqual(told.map(({ turn, underruns }) => [turn, underruns]), [[1, 0], [1, 2], [1, 2], [2, 0], [2, 1]]);
+});
+
+test("a microphone that is unplugged is a problem that is told", async () => {
+  const { audio, conversation, sockets, start } = begin();
+  await conversation.press();
+  start();
+  audio.onLost(new AudioError("microphone_lost"));
+  await settled();
+  assert.deepEqual([conversation.phase, conversation.problem.code], ["problem", "microphone_lost"]);
+  assert.equal(sockets[0].closed, 1000);
+});
+
+test("settings that change hold from the next turn on", async () => {
+  const { conversation, settings, sockets, start } = begin();
+  conversation.settingsChanged(); // of no conversation
+  await conversation.press();
+  conversation.settingsChanged();
+  assert.deepEqual(sockets[0].sent, [], "one that has not started begins with them");
+  start();
+  Object.assign(settings, { temperature: 0.2, topK: 5, maxSeconds: 9 });
+  conversation.settingsChanged();
+  assert.deepEqual(sockets[0].said().at(-1), {
+    type: "session.update",
+    sampling: { temperature: 0.2, top_k: 5, seed: 7 },
+    max_seconds: 9,
+  });
+});
+
+test("a prompt that is too long to be kept whole is not said again in part", async () => {
+  const { audio, conversation, sockets, start } = begin();
+  await conversation.press();
+  start();
+  audio.talk(301_000);
+  await conversation.letGo();
+  sockets[0].say({ type: "turn.done", turn: 1, reason: "end", samples: 0, mean_step_ms: 12 });
+  assert.deepEqual([conversation.phase, conversation.canRepeat], ["ready", false]);
+});
+
 test("in line, nothing is taken from the microphone; then it is the person's turn", async () => {
   const { audio, conversation, sockets, start } = begin();
   await conversation.press();
@@ -173,12 +354,12 @@ for (const [name, message, code] of [
   });
 }
 
-test("a connection that is lost, and one that never was, are told apart", async () => {
-  for (const [opened, code] of [[true, "lost"], [false, "gone"]]) {
+test("a connection that is lost, one to a server that stops, and one that never was are told apart", async () => {
+  for (const [opened, closeCode, code] of [[true, 1006, "lost"], [true, 1001, "stopping"], [false, 1006, "gone"]]) {
     const { conversation, sockets } = begin();
     await conversation.press();
     if (opened) sockets[0].open();
-    sockets[0].end(1006);
+    sockets[0].end(closeCode);
     await settled();
     assert.deepEqual([conversation.phase, conversation.problem.code], ["problem", code]);
   }

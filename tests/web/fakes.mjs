@@ -95,9 +95,11 @@ export class FakeAudio {
     this.played = [];
   }
 
+  /** Takes the buffer with it, as a message to the audio thread does. */
   push(turn, pcm) {
+    const taken = structuredClone(pcm, { transfer: [pcm.buffer] });
     this.pushed.push(turn);
-    if (turn === this.turn) this.played.push(...pcm);
+    if (turn === this.turn) this.played.push(...taken);
   }
 
   complete(turn) {
@@ -115,6 +117,22 @@ export class FakeAudio {
       this.onSpeech({ frame: this.frame, pcm: new Int16Array(480).fill(1000), last: false });
       this.frame += 960;
     }
+  }
+
+  /** The audio thread says this of a turn, whichever is being played. */
+  tell(turn, { heard, underruns = 0, drained = false }) {
+    const pcm = new Int16Array(480);
+    this.onPlayed({ turn, frame: this.frame, pcm, heard, buffered: 0, targetMs: 80, underruns, drained });
+  }
+
+  /** From here on a stop is answered when what this returns is called. */
+  holdStop() {
+    const stopped = [];
+    this.stopPlayback = () => new Promise((resolve) => stopped.push(resolve));
+    return () => {
+      delete this.stopPlayback;
+      stopped.splice(0).forEach((resolve) => resolve(this.heard));
+    };
   }
 
   /** The loudspeaker plays so many samples of the turn. */

@@ -18,7 +18,7 @@ test("settings survive, and what cannot be is replaced by what is usual", () => 
   saveSettings(storage(), { ...usual, temperature: 0, handsFree: true, seed: 5 });
   const kept = loadSettings(storage(storage.last));
   assert.deepEqual([kept.temperature, kept.handsFree, kept.seed], [0, true, 5]);
-  for (const text of ["{", "null", "[]", "3", '{"temperature":"hot","topK":-1,"seed":1.5,"handsFree":1,"maxSeconds":1e9}']) {
+  for (const text of ["{", "null", "[]", "3", '{"temperature":"hot","topK":-1,"seed":1.5,"handsFree":1,"maxSeconds":1e9}', '{"topK":"5"}']) {
     assert.deepEqual(loadSettings(storage(text)), usual);
   }
 });
@@ -49,4 +49,5 @@ test("every problem has a title and at least a line, and what the page does not 
     assert.ok(title && lines.length && lines.every((line) => line.length > 10), code);
   }
   assert.deepEqual(explain("new_code", "come back on Monday").lines, ["come back on Monday"]);
+  assert.deepEqual(explain("new_code", "").lines, ["It says: new_code."]);
 });

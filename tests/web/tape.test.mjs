@@ -46,6 +46,8 @@ test("time goes on in silence, and stands still between turns", () => {
   tape.roll(200_000);
   tape.write(YOU, 200_000, ramp(10));
   assert.equal(tape.end, 500 + 4800 + 10, "0.2 s between two stretches");
+  tape.roll(200_500);
+  assert.equal(tape.position(200_000), 500 + 4800, "it rolls already: a second prompt does not move the first");
   tape.insert(YOU, ramp(24_000));
   tape.write(MACHINE, 200_010, ramp(10));
   assert.equal(tape.end, 5310 + 24_000 + 10);

@@ -121,6 +121,55 @@ test("a stop is answered with what was heard, the sound falls within 15 ms, and 
   assert.ok(block.every((sample) => sample === 0));
 });
 
+test("a second prompt is where it was said, and as loud as can be", () => {
+  const { of, say, process } = processor("capture", 24_000);
+  const capture = (level) => {
+    say({ type: "start" });
+    for (let n = 0; n < 8; n++) {
+      process([[new Float32Array(128).fill(level)]]);
+      globalThis.currentFrame += 128;
+    }
+    say({ type: "stop" });
+  };
+  capture(1.5); // louder than 16 bits hold: what wraps crackles
+  globalThis.currentFrame = 100_000;
+  const before = of("pcm").length;
+  capture(-1.5);
+  const [first, second] = [of("pcm").slice(0, before), of("pcm").slice(before)];
+  assert.deepEqual([first[0].frame, second[0].frame], [0, 100_000]);
+  assert.ok(joined(first).every((sample) => sample === 32_767) && joined(second).every((sample) => sample === -32_768));
+});
+
+test("a second turn leaves as the first one does: on time, whole, and with nothing of the one before", () => {
+  const leaves = (turns) => {
+    const { of, say, process } = processor("playback", 44_100);
+    let out;
+    const run = (quanta) => {
+      for (let n = 0; n < quanta; n++) {
+        const block = new Float32Array(128);
+        process([], [[block]]);
+        globalThis.currentFrame += 128;
+        out.push(...block);
+      }
+    };
+    for (let turn = 1; turn <= turns; turn++) {
+      [out, globalThis.currentFrame] = [[], 1_000_000 * turn];
+      say({ type: "begin", turn });
+      if (turn > 1) say({ type: "complete", turn: turn - 1 }); // late
+      run(1);
+      say({ type: "push", turn, pcm: voice(500) }); // too little to begin with
+      run(10);
+      say({ type: "push", turn, pcm: voice(3 * 1920) });
+      run(37);
+      say({ type: "stop" });
+      run(20);
+    }
+    const told = joined(of("played").filter(({ turn }) => turn === turns));
+    return { out, told, startedAt: (of("started").at(-1).frame - 1_000_000 * turns).toFixed(1) };
+  };
+  assert.deepEqual(leaves(2), leaves(1));
+});
+
 test("running dry is counted once more comes, and told", () => {
   const { of, say, process } = processor("playback", 48_000);
   const run = (quanta) => {

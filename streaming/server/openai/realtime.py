@@ -34,8 +34,6 @@ TRUNCATE_TIMEOUT_S = 0.5
 """
 MAX_HELD_SAMPLES = 30 * SAMPLE_RATE
 """Input that is kept while it cannot be heard, because a response is being spoken. Past this the oldest is dropped."""
-ALL_SENT = 2**63 - 1
-"""Heard of a response: whatever was sent of it."""
 _MAX_ITEMS = 256
 _MAX_ITEM_BYTES = 2**14
 """Of these items and bytes of their content `conversation.item.retrieve` knows."""
@@ -220,8 +218,10 @@ class RealtimeDialect:
     def _clear(self) -> list[Received]:
         given = self._cut_by_clock()
         self._decoder.flush()
+        committed = np.concatenate([*self._held, np.zeros(0, np.int16)])[: max(0, self._committed - self._given)]
         self._held.clear()
-        self._held_samples = self._uncommitted = 0
+        self._held.append(committed)
+        self._held_samples, self._uncommitted = len(committed), 0
         if self._busy and self._options.detection is None:  # nothing but what was held
             return [*given, self._in_order(lambda: [events.Cleared()])]
         self._given = min(self._given, self._committed)
@@ -277,7 +277,7 @@ class RealtimeDialect:
         """Nothing more of it is sent; what was not heard of what was sent is cut when the client says so."""
         response.speaking = False
         self._truncatable_until = self._clock() + TRUNCATE_TIMEOUT_S
-        return self._interrupt(response, ALL_SENT)
+        return self._interrupt(response, response.sent)
 
     def _cut_by_clock(self) -> list[Received]:
         """The client said nothing of what it heard: what could have been played by the time that it cancelled."""
@@ -312,7 +312,8 @@ class RealtimeDialect:
             return [self._in_order(lambda: [then])]
         response.speaking = False
         self._truncatable_until = None
-        return [self._interrupt(response, heard_ms * _SAMPLES_PER_MS, then), *([] if self._busy else self._release())]
+        heard = min(heard_ms * _SAMPLES_PER_MS, response.sent)
+        return [self._interrupt(response, heard, then), *([] if self._busy else self._release())]
 
     def _delete(self, item_id: str) -> list[Received]:
         if item_id not in self._items:

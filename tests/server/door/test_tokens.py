@@ -174,6 +174,15 @@ class TestFile:
         assert [tokens.still_valid(bob, now) for now in (1, 2)] == [True, False]
         assert (name_of(tokens, EVE, 2), name_of(tokens, BOB, 2)) == ("bob", None)
 
+    def test_a_token_that_is_given_to_another_ends_the_sessions_of_the_first(self, file: Path) -> None:
+        """They went on under the name of whoever does not have the token any more, and counted against its limits."""
+        tokens = Tokens.from_file(file, 0)
+        bob = holder_of(tokens, BOB, 0)
+        write(file, f"ann:{ANN}\neve:{BOB}\n")
+        assert name_of(tokens, BOB, 1) is None, "whose it is now counts when the file has come to rest"
+        assert [tokens.still_valid(bob, now) for now in (1, 2)] == [True, False]
+        assert name_of(tokens, BOB, 2) == "eve"
+
     @pytest.mark.parametrize("gone", ["deleted", "a folder", "empty"])
     def test_a_file_that_is_gone_revokes_all_and_never_opens(
         self, file: Path, gone: str, caplog: pytest.LogCaptureFixture
@@ -246,14 +255,19 @@ class TestFile:
         for now in range(2, 10):
             assert name_of(tokens, ANN, now) == "ann"
 
-    def test_running_out_of_descriptors_revokes_nobody(self, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Whoever exhausted them while the operator edited the file ended everybody's sessions."""
+    @pytest.mark.parametrize("lacking", [errno.EMFILE, errno.ENFILE, errno.ENOMEM], ids=errno.errorcode.get)
+    def test_running_out_of_descriptors_revokes_nobody(
+        self, file: Path, monkeypatch: pytest.MonkeyPatch, lacking: int
+    ) -> None:
+        """Whoever exhausted them, the process's or the machine's, while the operator edited the file ended everybody's
+        sessions.
+        """
         tokens = Tokens.from_file(file, 0)
         ann = holder_of(tokens, ANN, 0)
         write(file, f"ann:{ANN}\n")
 
         def exhausted(path: Path) -> list[str]:
-            raise OSError(errno.EMFILE, "Too many open files")
+            raise OSError(lacking, "out of something")
 
         with monkeypatch.context() as patched:
             patched.setattr(module, "_read", exhausted)

@@ -8,8 +8,12 @@ import numpy as np
 import pytest
 from websockets.asyncio.client import connect
 
-from streaming.protocol.messages import PATH
+from streaming.audio import FRAME
+from streaming.protocol import messages
+from streaming.protocol.messages import PATH, AudioMessage
 from streaming.server.openai import LIVE_PATH
+from streaming.server.openai.live import LiveDialect, SessionOption, SessionStart
+from streaming.server.openai.realtime_options import Model
 from tests.engine.stub_step import StubStep
 from tests.server.live_server import LiveServer, run
 from tests.server.openai.client import LOUD, QUIET, Client, encoded, kinds, live, said_by
@@ -147,3 +151,15 @@ def test_a_session_that_cannot_start_is_refused_with_a_reason(server: LiveServer
             assert socket.close_code == 1008
 
     run(scenario())
+
+
+def test_usage_is_told_now_and_then() -> None:
+    """It came with every frame, or only at the end of a long turn."""
+    start = SessionStart(session=SessionOption(model="any"))
+    dialect = LiveDialect(Model("any", 4, 64), start)
+
+    def say(reply: messages.Message | AudioMessage) -> list[str]:
+        return [json.loads(event)["type"] for event in dialect.encode(reply)]
+
+    told = [say(AudioMessage(1, FRAME * number, np.zeros(FRAME, np.int16))) for number in range(3 * 125)]
+    assert [kind for kinds in told for kind in kinds].count("session.usage.updated") == 5, "in half a minute"

@@ -17,6 +17,7 @@ from streaming.audio import FRAME, to_float
 from streaming.engine.engine import Engine
 from streaming.protocol.messages import PATH, SessionStart
 from streaming.server.openai import REALTIME_PATH
+from streaming.server.openai.realtime import MAX_HELD_SAMPLES, TRUNCATE_TIMEOUT_S
 from tests.engine.stub_step import StubStep
 from tests.server.live_server import LiveServer, run, serving
 from tests.server.live_server import client as native_client
@@ -125,6 +126,72 @@ def test_without_a_truncation_the_clock_says_what_was_heard(server: LiveServer, 
     run(scenario())
     said = kinds(step.streams[0]).removeprefix("hhh").removesuffix("hhhs")
     assert len(said) < 8 and set(said) <= {"s"}
+
+
+def test_a_client_that_never_truncates_is_heard_again(server: LiveServer) -> None:
+    """What is said after a cancellation waits for the truncation, which some clients never send: hands-free, they were
+    not heard any more.
+    """
+
+    async def scenario() -> None:
+        async with realtime(server.url) as session:
+            detection = {"type": "server_vad", "silence_duration_ms": 200}
+            await session.update({"audio": {"input": {"turn_detection": detection}}})
+            await session.append(*[LOUD] * 4, *[QUIET] * 4)
+            await session.deltas(3)
+            await session.send("response.cancel")
+            await session.until("response.done")
+            await asyncio.sleep(1.2 * TRUNCATE_TIMEOUT_S)
+            await session.append(*[LOUD] * 4, *[QUIET] * 6)
+            await session.until("input_audio_buffer.speech_started")
+            await session.until("response.output_audio.delta")
+
+    run(scenario(), 20)
+
+
+def test_usage_counts_what_a_truncation_left_in_the_context(server: LiveServer) -> None:
+    """A client that pays by its tokens paid for what was taken back, turn after turn."""
+
+    async def scenario() -> None:
+        async with realtime(server.url, MANUAL) as session:
+            await session.append(SPEECH)
+            await session.send("response.create")
+            item_id = (await session.deltas(8))["item_id"]
+            await session.send("response.cancel")
+            await session.send("conversation.item.truncate", item_id=item_id, content_index=0, audio_end_ms=170)
+            await session.until("conversation.item.truncated")
+            await session.append(SPEECH[:FRAME])
+            await session.send("response.create", response={"max_output_tokens": Q})
+            while (done := await session.until("response.done"))["response"]["status"] == "cancelled":
+                pass
+            usage = done["response"]["usage"]
+            kept = (3 + 2) * Q
+            assert (usage["input_token_details"]["cached_tokens"], usage["input_tokens"]) == (kept, kept + Q)
+
+    run(scenario())
+
+
+def test_what_is_said_over_a_long_response_is_kept_for_half_a_minute(server: LiveServer, step: StubStep) -> None:
+    """A client that talks on while it is spoken to filled the server's memory."""
+    second, most = 24_000, MAX_HELD_SAMPLES // FRAME
+
+    async def scenario() -> None:
+        async with realtime(server.url, MANUAL) as session:
+            await session.append(SPEECH)
+            await session.send("response.create")
+            await session.deltas(1)
+            for number in range(35):
+                await session.append(np.full(second, number, np.int16))
+            await session.send("response.cancel")
+            await session.until("response.done")
+            await session.send("response.create", response={"max_output_tokens": Q})
+            await session.until("response.done")
+
+    run(scenario())
+    heard = kinds(step.streams[0]).rstrip("s").removeprefix("hhh").lstrip("s")
+    assert heard == "h" * most
+    oldest = to_float(np.full(FRAME, 5, np.int16))
+    assert step.streams[0].entries[-1 - most] == ("heard", zlib.crc32(oldest.tobytes())), "the oldest five are gone"
 
 
 def test_audio_that_comes_while_a_response_is_spoken_belongs_to_the_next_turn(
