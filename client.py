@@ -97,7 +97,7 @@ async def _stream_file(args: argparse.Namespace) -> None:
         view = files.enter_context(choose_view(json_lines=args.json, hint="Ctrl-C ends it"))
         async with contextlib.AsyncExitStack() as session:
             server = await _find_server(args, session, view)
-            client = await session.enter_async_context(_connect(args, server, view))
+            client = await session.enter_async_context(_connect(args, server, view, floats=not reader.sixteen_bits))
             conversation = Conversation(
                 client,
                 view,
@@ -195,7 +195,11 @@ async def _find_server(args: argparse.Namespace, session: contextlib.AsyncExitSt
 
 
 @contextlib.asynccontextmanager
-async def _connect(args: argparse.Namespace, server: Server, view: View) -> AsyncIterator[ContinuationClient]:
+async def _connect(
+    args: argparse.Namespace, server: Server, view: View, *, floats: bool = False
+) -> AsyncIterator[ContinuationClient]:
+    """floats: whether what will be sent is more than 16 bits hold."""
+    plain = ("float32", "pcm16") if floats else ("pcm16",)
     start = SessionStart(
         turn_taking=args.turn,
         pace=args.pace,
@@ -203,7 +207,7 @@ async def _connect(args: argparse.Namespace, server: Server, view: View) -> Asyn
         lag="wait" if args.input else "drop",  # a file is better late than with holes
         lead_ms=LEAD_MS,
         resume=args.url is not None,
-        codecs=("opus", "pcm16") if _wants_opus(args, server) else ("pcm16",),
+        codecs=("opus", *plain) if _wants_opus(args, server) else plain,
         sampling=SamplingOptions(temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, seed=args.seed),
     )
     async with ContinuationClient.connect(server.url, start, token=server.token) as client:
@@ -282,13 +286,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="length (default: 20)",
     )
     parser.add_argument(
-        "--temperature", type=_number(float, 0, 10), default=0.8, metavar="T", help="0 is greedy (default: 0.8)"
+        "--temperature", type=_number(float, 0, 10), metavar="T", help="0 is greedy (default: the model's, 0.8)"
     )
     parser.add_argument(
-        "--top-k", type=_number(int, 0, 2**31 - 1), default=30, metavar="K", help="0 is off (default: 30)"
+        "--top-k", type=_number(int, 0, 2**31 - 1), metavar="K", help="0 is off (default: the model's, 30)"
     )
     parser.add_argument(
-        "--top-p", type=_number(float, 0, 1, above=True), default=1.0, metavar="P", help="1 is off (default: 1)"
+        "--top-p", type=_number(float, 0, 1, above=True), metavar="P", help="1 is off (default: the model's)"
     )
     parser.add_argument(
         "--seed", type=_number(int, 0, 2**63 - 1), metavar="N", help="same seed and speech, same answer"

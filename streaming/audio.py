@@ -98,11 +98,9 @@ class Framer(Generic[S]):
         return joined[:whole].reshape(-1, FRAME)
 
     def flush(self) -> NDArray[S]:
-        """The last, partial frame padded with zeros [1, FRAME], or [0, FRAME] if there is none. Empties the framer."""
-        padding = -len(self._rest) % FRAME
-        frames = np.concatenate([self._rest, np.zeros(padding, self._dtype)]).reshape(-1, FRAME)
-        self._rest = self._rest[:0]
-        return frames
+        """The samples of the last frame, which is not whole: [n], 0 <= n < FRAME. Empties the framer."""
+        rest, self._rest = self._rest, self._rest[:0]
+        return rest
 
 
 _LEAST_RATE, _MOST_RATE = 1_000, 768_000
@@ -149,6 +147,76 @@ class Resampler:
         return resampled
 
 
+class RecordingResampler:
+    """Change of a recording's rate, in pieces of any sizes: what `torchaudio.transforms.Resample` makes of the whole.
+
+    The published script resamples its prompts so, and other filters give other codes (2 % of them from 16 kHz with
+    soxr's). The taps are torchaudio's defaults, a sinc of 6 zero crossings under a Hann window with a roll-off of 0.99;
+    only those that are not zero are kept, so that any two rates will do. Microphones have `Resampler`: its filters are
+    better, and a whole file in hand has no need to be quick.
+    """
+
+    _CROSSINGS, _ROLLOFF = 6, 0.99
+
+    def __init__(self, rate_in: int, rate_out: int = SAMPLE_RATE) -> None:
+        assert min(rate_in, rate_out) > 0
+        divisor = math.gcd(rate_in, rate_out)
+        self._in, self._out = rate_in // divisor, rate_out // divisor
+        base = min(self._in, self._out) * self._ROLLOFF
+        self._width = math.ceil(self._CROSSINGS * self._in / base)  # samples to either side that a tap may stand on
+        phase = np.arange(self._out)
+        self._first = phase * self._in // self._out  # of a phase's taps, counted from `width` samples before its block
+        place = self._first[:, None] + np.arange(2 * self._width + 2) - self._width  # [out, taps]
+        # torchaudio divides whole numbers in float32 here, and goes on in float64
+        time = (-phase / self._out).astype(np.float32).astype(np.float64)[:, None] + place / self._in
+        time = np.clip(time * base, -self._CROSSINGS, self._CROSSINGS)
+        window = np.cos(time * math.pi / self._CROSSINGS / 2) ** 2
+        taps = np.sinc(time) * window * (base / self._in)
+        self._taps = taps.astype(np.float32).astype(np.float64)
+        self.clear()
+
+    def clear(self) -> None:
+        """As new."""
+        self._held = np.zeros(self._width)  # from what the next output needs on
+        self._held_from = 0  # where that is, counted from `width` samples before the recording
+        self._given = self._made = 0
+
+    def push(self, samples: Samples) -> Samples:
+        """samples float32 [n] -> float32 [m], all that can be said without the samples to come."""
+        assert samples.dtype == np.float32 and samples.ndim == 1
+        if self._in == self._out:
+            return samples
+        self._given += len(samples)
+        return self._run(samples, np.iinfo(np.int64).max)
+
+    def flush(self) -> Samples:
+        """The end of the recording, float32 [m]. The resampler is then as new."""
+        if self._in == self._out:
+            return np.zeros(0, np.float32)
+        # torchaudio rounds this quotient to float32 before it rounds it up
+        whole = math.ceil(np.float32(self._out * self._given / self._in))
+        rest = self._run(np.zeros(self._width + self._in + 1, np.float32), whole)
+        self.clear()
+        return rest
+
+    def _run(self, samples: Samples, most: int) -> Samples:
+        self._held = np.concatenate((self._held, samples))
+        end = self._held_from + len(self._held) - self._taps.shape[1]  # the last place where taps may begin
+        # Output k * out + p begins at k * in + first[p], which is (k * out + p) * in // out.
+        ready = min((end * self._out + self._out - 1) // self._in + 1 if end >= 0 else 0, most)
+        outputs = np.arange(self._made, max(ready, self._made))
+        made = [np.zeros(0, np.float32)]
+        for part in np.array_split(outputs, -(-len(outputs) // 16_384)) if len(outputs) else ():
+            starts = part * self._in // self._out - self._held_from
+            windows = np.lib.stride_tricks.sliding_window_view(self._held, self._taps.shape[1])[starts]
+            made.append(np.einsum("nt,nt->n", windows, self._taps[part % self._out]).astype(np.float32))
+        self._made += len(outputs)
+        keep_from = self._made * self._in // self._out
+        self._held = self._held[keep_from - self._held_from :].copy()
+        self._held_from = keep_from
+        return np.concatenate(made)
+
+
 class AudioReader:
     """An audio file of any rate, channel count and format that soundfile reads, as 24 kHz mono blocks.
 
@@ -156,7 +224,8 @@ class AudioReader:
             for block in reader.blocks():  # float32 [about 2,400]
                 ...
 
-    Channels are mixed down by their mean; samples that are not numbers are silence.
+    Channels are mixed down by their mean; samples that are not numbers are silence. Other rates are changed as the
+    published script changes them.
 
     Raises `AudioError`, with the path in its message, if the file is missing, not audio, or empty.
     """
@@ -192,12 +261,18 @@ class AudioReader:
         """Length, as the file's header has it."""
         return float(self._file.frames / self._file.samplerate)
 
+    @property
+    def sixteen_bits(self) -> bool:
+        """Whether 16 bits hold all that `blocks` gives: 24 kHz mono in such a format."""
+        file = self._file
+        return (file.samplerate, file.channels, file.subtype) == (SAMPLE_RATE, 1, "PCM_16")
+
     def blocks(self) -> Iterator[Samples]:
         """float32 [n] at 24 kHz mono, n about 2,400; all blocks in order are the file.
 
         Raises `AudioError` when the file turns out to be damaged.
         """
-        resampler = Resampler(self._file.samplerate)
+        resampler = RecordingResampler(self._file.samplerate)
         block_frames = max(1, self._file.samplerate // 10)
         while True:
             try:

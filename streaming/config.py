@@ -231,7 +231,8 @@ def _rope(raw: Mapping[str, Any]) -> Rope:
 class Sampling:
     """How a session draws its tokens.
 
-    temperature: 0 is greedy. top_k: 0 is off. top_p: 1 is off. The defaults are the published script's.
+    temperature: 0 is greedy. top_k: 0 is off. top_p: 1 is off. The defaults are the published script's, for a
+    checkpoint that adds nothing to them; see `Sampling.published`.
     seed: 0 to 2**63 - 1; the same seed and prompt give the same continuation, whatever other sessions do.
     """
 
@@ -249,3 +250,41 @@ class Sampling:
             raise ValueError(f"top_p is {self.top_p}, must be above 0 and at most 1")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed is {self.seed}, must be from 0 to 2**63 - 1")
+
+    @staticmethod
+    def published(raw: Mapping[str, Any]) -> Sampling:
+        """As the published script draws. raw: the checkpoint's `generation_config.json`, from which `generate` takes
+        what the script leaves open; the script names the temperature and top-k. Raises `CheckpointError` for a top-p
+        that is none.
+        """
+        top_p = raw.get("top_p")
+        top_p = 1.0 if top_p is None else top_p
+        if not isinstance(top_p, int | float) or isinstance(top_p, bool) or not top_p >= 0:
+            raise CheckpointError(f"generation_config.json: top_p is {top_p!r}, must be a number above 0 and at most 1")
+        # `generate` has no filter from 1 on, and keeps the likeliest token in any case
+        return Sampling(top_p=min(max(float(top_p), 1e-9), 1.0))
+
+
+_NEUTRAL: dict[str, tuple[object, ...]] = {
+    "min_p": (0,),
+    "typical_p": (1,),
+    "top_h": (),
+    "epsilon_cutoff": (0, 1),
+    "eta_cutoff": (0, 1),
+    "repetition_penalty": (1,),
+    "no_repeat_ngram_size": (0,),
+    "sequence_bias": (),
+    "bad_words_ids": (),
+    "suppress_tokens": (),
+    "begin_suppress_tokens": (),
+    "exponential_decay_length_penalty": (),
+    "num_beams": (1,),
+}
+"""What else `generate` would do to the logits if a `generation_config.json` asks for it, with the values that do
+nothing.
+"""
+
+
+def not_followed(raw: Mapping[str, Any]) -> list[str]:
+    """What a `generation_config.json` asks for that the sampler does not have."""
+    return [name for name, neutral in _NEUTRAL.items() if raw.get(name) is not None and raw[name] not in neutral]

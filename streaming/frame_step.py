@@ -50,6 +50,7 @@ class Bucket:
 
     width: slots that are computed, the first ones. columns: entries of the decoder's ring that are looked at.
     listening, speaking: whether any slot does. few: whether ranking the few likeliest tokens is enough (`sampler.FEW`).
+    ends: whether any slot's frame may not be whole.
     """
 
     width: int
@@ -57,12 +58,13 @@ class Bucket:
     listening: bool
     speaking: bool
     few: bool
+    ends: bool = True
 
 
 class DeviceStep:
     """All state of all slots, and the step over it: on the device, without a look at the host.
 
-    inputs: [S, 1920 + 2] float32: pcm, whether the slot listens, whether it speaks.
+    inputs: [S, 1920 + 2] float32: pcm, how many samples of it the slot hears, whether it speaks.
     outputs: [S, 1920 + Q + 2] float32: pcm, codes, whether it ended, whether its numbers are finite.
     """
 
@@ -91,8 +93,9 @@ class DeviceStep:
         pcm, flags = self.inputs[:batch, :FRAME], self.inputs[:batch, FRAME:] > 0
         listening, speaking = flags[:, 0], flags[:, 1]
         if bucket.listening:
+            lengths = self.inputs[:batch, FRAME].long() if bucket.ends else None
             # What stands in the other rows must not matter: a NaN would outlast its frame, masked or not.
-            latent = codec.follow(torch.where(listening[:, None], pcm, 0.0), self.codec_state, listening)
+            latent = codec.follow(torch.where(listening[:, None], pcm, 0.0), self.codec_state, listening, lengths)
             codes, finite = codec.quantizer.encode(latent), latent.isfinite().all(dim=1)
         else:
             finite = torch.ones_like(speaking)
@@ -246,18 +249,26 @@ class FrameStep:
             self._prepare(bucket)
 
     def __call__(
-        self, pcm: NDArray[np.float32], listening: NDArray[np.bool_], speaking: NDArray[np.bool_]
+        self,
+        pcm: NDArray[np.float32],
+        listening: NDArray[np.bool_],
+        speaking: NDArray[np.bool_],
+        lengths: NDArray[np.int64] | None = None,
     ) -> StepResult:
-        """pcm: [B, 1920], read where listening; listening, speaking: [B], never both. B <= num_slots; the first B
-        slots.
+        """pcm: [B, 1920], read where listening; listening, speaking: [B], never both; lengths: [B], how many samples
+        of its pcm each slot hears, 1 to 1920 where listening; None: all. B <= num_slots; the first B slots.
         """
         assert pcm.shape == (len(listening), FRAME) and listening.shape == speaking.shape, (pcm.shape, listening.shape)
         assert not (listening & speaking).any() and (listening | speaking).any()
         batch = len(listening)
-        bucket = self._bucket(listening, speaking)
+        if lengths is None:
+            lengths = np.full(batch, FRAME)
+        heard = lengths[listening]
+        assert lengths.shape == listening.shape and ((heard >= 1) & (heard <= FRAME)).all(), lengths
+        bucket = self._bucket(listening, speaking, ends=bool((heard < FRAME).any()))
         self._prepare(bucket)
         self._given[:batch, :FRAME] = pcm
-        self._given[:batch, FRAME], self._given[:batch, FRAME + 1] = listening, speaking
+        self._given[:batch, FRAME], self._given[:batch, FRAME + 1] = listening * lengths, speaking
         self._given[batch : bucket.width, FRAME:] = 0
         if self._graphs is not None:
             self._graphs.replay(bucket)
@@ -289,13 +300,15 @@ class FrameStep:
             self._given[:, FRAME:] = 0  # a capture runs steps, in which nobody may take part
             self._graphs.capture(bucket)
 
-    def _bucket(self, listening: NDArray[np.bool_], speaking: NDArray[np.bool_]) -> Bucket:
-        """The smallest that fits. On a CPU, where nothing is captured, it is as wide and as long as needed."""
+    def _bucket(self, listening: NDArray[np.bool_], speaking: NDArray[np.bool_], ends: bool = True) -> Bucket:
+        """The smallest that fits. On a CPU, where nothing is captured, it is as wide and as long as needed. Where steps
+        are captured, a frame may always end early: looking at the lengths takes four launches.
+        """
         taking_part = np.flatnonzero(listening | speaking)
         few = all(0 < self._sampling[slot].top_k <= FEW for slot in np.flatnonzero(speaking))
         width, longest = len(listening), int(self._frames[taking_part].max())
         if self._graphs is None:
-            return Bucket(width, self._columns(longest), bool(listening.any()), bool(speaking.any()), few)
+            return Bucket(width, self._columns(longest), bool(listening.any()), bool(speaking.any()), few, ends)
         width = next((w for w in _WIDTHS if width <= w <= self.num_slots), self.num_slots)
         columns = self._columns(next(length for length in self._lengths if longest <= length) if few else _ENDLESS)
         return Bucket(width, columns, bool(listening.any()), bool(speaking.any()), few)

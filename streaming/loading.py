@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from streaming.config import LlamaConfig, MimiConfig
+from streaming.config import LlamaConfig, MimiConfig, Sampling, not_followed
 from streaming.engine.engine import Engine
 from streaming.errors import StreamingError
 from streaming.frame_step import FrameStep
-from streaming.models.checkpoint import TensorSource, locate, read_config
+from streaming.models.checkpoint import TensorSource, locate, read_config, read_generation_config
 from streaming.models.linear import Quantize
 from streaming.models.llama import LlamaDecoder
 from streaming.models.mimi import StreamingMimi
 from streaming.models.operations.torch import Plain
 from streaming.models.random_weights import DECODERS, random_codec, random_decoder
 from streaming.models.token_layout import TokenLayout
+
+_LOG = logging.getLogger(__name__)
 
 DEMO = "demo"
 _DEMO_FOLDER = Path(__file__).parent / "demo" / "voice"
@@ -36,12 +39,15 @@ REWIND_FRAMES = 16
 
 @dataclass(frozen=True)
 class Models:
-    """A codec and a decoder that belong together, and a sentence to show about them, if there is one."""
+    """A codec and a decoder that belong together, a sentence to show about them, if there is one, and how tokens are
+    drawn unless somebody says otherwise.
+    """
 
     name: str
     codec: StreamingMimi
     decoder: LlamaDecoder
     notice: str | None
+    sampling: Sampling
 
 
 def use_threads(count: int = 0) -> None:
@@ -100,7 +106,15 @@ def load_models(
     mimi = load_codec(codec_folder, config.num_codebooks, where, codec_kind)
     layout = TokenLayout.load(folder, config.num_codebooks, mimi.config.codebook_size, config.vocab_size)
     decoder = LlamaDecoder(TensorSource(folder, where, decoder_kind), config, layout, quantize, operations)
-    return Models(str(model), mimi, decoder, _DEMO_NOTICE if model == DEMO else None)
+    return Models(str(model), mimi, decoder, _DEMO_NOTICE if model == DEMO else None, _published_sampling(folder))
+
+
+def _published_sampling(folder: Path) -> Sampling:
+    raw = read_generation_config(folder)
+    missing = not_followed(raw)
+    if missing:
+        _LOG.warning("%s asks for %s, which there is not here: tokens are drawn without", folder, ", ".join(missing))
+    return Sampling.published(raw)
 
 
 def _random_models(
@@ -115,7 +129,8 @@ def _random_models(
     if config is None:
         raise StreamingError(f"{name}: random weights come in the sizes {', '.join(DECODERS)}")
     codec = random_codec(config.num_codebooks, device, codec_dtype)
-    return Models(name, codec, random_decoder(config, device, dtype, quantize, operations), _RANDOM_NOTICE)
+    decoder = random_decoder(config, device, dtype, quantize, operations)
+    return Models(name, codec, decoder, _RANDOM_NOTICE, Sampling())
 
 
 def folders(model: str | Path = DEMO, codec: str | Path | None = None) -> tuple[Path, Path]:
@@ -179,4 +194,5 @@ def load_engine(
             "use fewer --max-sessions or --context-tokens"
         ) from error
     decoder = models.decoder
-    return Engine(step, models.name, models.notice, str(decoder.device), str(decoder.dtype).removeprefix("torch."))
+    dtype_name = str(decoder.dtype).removeprefix("torch.")
+    return Engine(step, models.name, models.notice, str(decoder.device), dtype_name, models.sampling)

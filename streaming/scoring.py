@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from streaming.audio import FRAME, SAMPLE_RATE, read_audio
-from streaming.benchmark.likelihood import advance, encode_streams
+from streaming.benchmark.likelihood import advance, encode_recordings
 from streaming.errors import StreamingError
 from streaming.loading import DEMO, DTYPES, folders, load_models
 from streaming.models.checkpoint import TensorSource
@@ -68,7 +68,7 @@ def score(
 ) -> list[Score]:
     """Scores of recordings, in the order of `paths`, `batch_size` at a time.
 
-    model, codec, device, dtype: as for `load_engine`. A last partial frame is padded with zeros.
+    model, codec, device, dtype: as for `load_engine`.
     Raises as `load_models` does, and `AudioError` for what cannot be read or holds nothing.
     """
     models = load_models(model, codec, device, dtype)
@@ -77,21 +77,16 @@ def score(
     scores = []
     for first in range(0, len(names), batch_size):
         batch = names[first : first + batch_size]
-        waves = [_frames(name, max_seconds) for name in batch]
-        lengths = torch.tensor([len(wave) for wave in waves])
-        pcm = np.zeros((len(waves), int(lengths.max()), FRAME), np.float32)
-        for row, wave in zip(pcm, waves, strict=True):
-            row[: len(wave)] = wave
-        losses, endings = _losses(models.decoder, head, encode_streams(models.codec, pcm), lengths)
+        codes, lengths = encode_recordings(models.codec, [_beginning(name, max_seconds) for name in batch])
+        losses, endings = _losses(models.decoder, head, codes, lengths)
         for name, clip, length, ending in zip(batch, losses, lengths.tolist(), endings.tolist(), strict=True):
             scores.append(Score(name, length, tuple(clip[:length].mean(0).tolist()), ending))
     return scores
 
 
-def _frames(path: str, max_seconds: float) -> NDArray[np.float32]:
-    """A recording's beginning in whole frames, [F, 1920]. Raises `AudioError`."""
-    wave = read_audio(path)[: max(FRAME, int(max_seconds * SAMPLE_RATE))]
-    return np.pad(wave, (0, -len(wave) % FRAME)).reshape(-1, FRAME)
+def _beginning(path: str, max_seconds: float) -> NDArray[np.float32]:
+    """A recording's beginning, [n]. Raises `AudioError`."""
+    return read_audio(path)[: max(FRAME, int(max_seconds * SAMPLE_RATE))]
 
 
 @dataclass(frozen=True)

@@ -202,15 +202,14 @@ def published_pipeline(codec_dir: Path, model_dir: Path, pcm: NDArray[np.float32
     """The batch job of the published `inference.py`, by `transformers` alone, at temperature 0.
 
     Encode everything, write the codes as text, tokenise, `generate`, read the codes back from text, decode everything.
-    Generation is held to the tokens that a slot may emit: `</audio>` only in front of a frame. pcm: float32 [n]; a last
-    partial frame is padded with zeros.
+    Generation is held to the tokens that a slot may emit: `</audio>` only in front of a frame. pcm: float32 [n], given
+    to the codec as it is.
     """
     model = LlamaForCausalLM.from_pretrained(model_dir).eval()
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     codec = MimiModel.from_pretrained(codec_dir).eval()
     books, size = model.config.num_quantizers, codec.config.codebook_size
-    whole = torch.from_numpy(np.pad(pcm, (0, -len(pcm) % FRAME)))
-    prompt = codec.encode(whole[None, None], num_quantizers=books).audio_codes[0].T  # [F, Q]
+    prompt = codec.encode(torch.from_numpy(pcm)[None, None], num_quantizers=books).audio_codes[0].T  # [F, Q]
     text = AUDIO + "".join(unit_name(code, book) for frame in prompt.tolist() for book, code in enumerate(frame))
     tokens = tokenizer(text, return_tensors="pt")["input_ids"]
     end = tokenizer.convert_tokens_to_ids(END_OF_AUDIO)

@@ -47,9 +47,13 @@ class RecordingStep:
         self._step.rewind(slot, frames)
 
     def __call__(
-        self, pcm: NDArray[np.float32], listening: NDArray[np.bool_], speaking: NDArray[np.bool_]
+        self,
+        pcm: NDArray[np.float32],
+        listening: NDArray[np.bool_],
+        speaking: NDArray[np.bool_],
+        lengths: NDArray[np.int64],
     ) -> StepResult:
-        result = self._step(pcm, listening, speaking)
+        result = self._step(pcm, listening, speaking, lengths)
         for slot in np.flatnonzero((listening | speaking) & ~result.ended).tolist():
             self.codes[slot].append(result.codes[slot])
         return result
@@ -96,6 +100,37 @@ def test_the_continuation_is_the_published_pipelines_token_for_token(
     expected = to_int16(wanted.pcm[len(wanted.prompt_codes) * FRAME :]).astype(int)
     assert len(pcm) == len(expected)
     assert np.abs(pcm - expected).max() <= 1, "within the wire's 16 bits"
+
+
+@pytest.mark.parametrize("num_codebooks", [4, 8])
+def test_a_prompt_of_any_length_is_the_published_pipelines(
+    num_codebooks: int, codec_checkpoint: Callable[..., Path], decoder_checkpoint: Callable[..., Path]
+) -> None:
+    """The pipeline is given the samples that there are. Pins a last frame padded with silence on its way to the codec:
+    other codes, and a continuation that had no token in common. Sessions end in the same steps as others, and in none.
+    """
+    codec, decoder = codec_checkpoint(), decoder_checkpoint(num_codebooks=num_codebooks)
+    random = np.random.default_rng(num_codebooks)
+    lengths = [1, 959, 961, 1919, 3 * FRAME, *random.integers(2, 3 * FRAME, 5), *random.integers(3 * FRAME, 40_000, 2)]
+    prompts = [_prompt(seed, int(length)) for seed, length in enumerate(lengths)]
+
+    async def converse(url: str, prompt: NDArray[np.int16]) -> NDArray[np.int16]:
+        start = SessionStart(pace="fast", lag="wait", sampling=GREEDY, max_seconds=0.8)
+        async with client(url, start) as session:
+            await session.hear(prompt, piece=1000)
+            await session.speak()
+            return session.spoken()
+
+    async def together(url: str) -> list[NDArray[np.int16]]:
+        return await asyncio.gather(*(converse(url, prompt) for prompt in prompts))
+
+    with _serving(codec, decoder, slots=len(prompts)) as (server, _):
+        heard = run(together(server.url))
+    for prompt, pcm in zip(prompts, heard, strict=True):
+        wanted = published_pipeline(codec, decoder, to_float(prompt), 10)
+        expected = to_int16(wanted.pcm[len(wanted.prompt_codes) * FRAME :]).astype(int)
+        assert len(pcm) == len(expected), len(prompt)
+        assert np.abs(pcm - expected).max(initial=0) <= 1, len(prompt)
 
 
 def test_a_session_among_others_out_of_step_gives_what_it_gives_alone(codec_dir: Path, decoder_dir: Path) -> None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from transformers import LlamaForCausalLM
 
 from streaming import loading
 from streaming.audio import FRAME
 from streaming.benchmark.likelihood import PROMPT, encode, speech_frames
 from streaming.config import Sampling
-from streaming.errors import StreamingError
+from streaming.errors import CheckpointError, StreamingError
 from streaming.frame_step import FrameStep
 from streaming.models import random_weights
 from streaming.models.random_weights import LLAMA_MIMI_1_3B
@@ -45,6 +50,59 @@ def test_random_weights_go_by_their_size(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(StreamingError, match=r"random:70b: random weights come in the sizes 1\.3b, 8b"):
         loading.load_models("random:70b", device="cpu")
     assert random_weights.DECODERS.keys() == {"1.3b", "8b"}
+
+
+@pytest.mark.parametrize(
+    ("generation", "config", "top_p"),
+    [
+        ({"do_sample": True, "temperature": 0.6, "top_p": 0.9, "bos_token_id": 1}, {}, 0.9),
+        ({"temperature": 0.6}, {"top_p": 0.5}, 1.0),
+        ({"top_p": None}, {}, 1.0),
+        (None, {"top_p": 0.5}, 0.5),
+        (None, {}, 1.0),
+    ],
+    ids=["llama-3.2", "no-top-p", "null", "old", "none"],
+)
+def test_what_the_published_script_leaves_open_is_the_checkpoints(
+    decoder_dir: Path,
+    codec_dir: Path,
+    tmp_path: Path,
+    generation: dict[str, object] | None,
+    config: dict[str, object],
+    top_p: float,
+) -> None:
+    """The script names a temperature and a top-k; `generate` takes top-p from the files, 0.9 for what was made from
+    Llama 3.2. Pins 1.0, which sounds wilder than the script. The file's own temperature is overruled.
+    """
+    folder = shutil.copytree(decoder_dir, tmp_path / "model")
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    if generation is not None:
+        (folder / "generation_config.json").write_text(json.dumps(generation))
+    (folder / "config.json").write_text(json.dumps(json.loads((folder / "config.json").read_text()) | config))
+    with loading.load_engine(folder, codec_dir, device="cpu", max_sessions=1, context_tokens=64) as engine:
+        assert engine.sampling == Sampling(temperature=0.8, top_k=30, top_p=top_p)
+    published = LlamaForCausalLM.from_pretrained(folder).generation_config
+    assert (1.0 if published.top_p is None else published.top_p) == top_p
+
+
+def test_what_the_sampler_does_not_have_is_told(
+    decoder_dir: Path, codec_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = shutil.copytree(decoder_dir, tmp_path / "model")
+    asked = {"min_p": 0.05, "repetition_penalty": 1.0, "no_repeat_ngram_size": 3, "eta_cutoff": 0.0, "num_beams": 1}
+    (folder / "generation_config.json").write_text(json.dumps(asked))
+    loading.load_models(folder, codec_dir, device="cpu")
+    assert "asks for min_p, no_repeat_ngram_size, which there is not here" in caplog.text
+
+
+@pytest.mark.parametrize("top_p", ["0.9", True, -0.5, [0.9]], ids=str)
+def test_a_top_p_that_is_none_is_told_with_its_file(
+    decoder_dir: Path, codec_dir: Path, tmp_path: Path, top_p: object
+) -> None:
+    folder = shutil.copytree(decoder_dir, tmp_path / "model")
+    (folder / "generation_config.json").write_text(json.dumps({"top_p": top_p}))
+    with pytest.raises(CheckpointError, match=r"generation_config\.json: top_p is"):
+        loading.load_models(folder, codec_dir, device="cpu")
 
 
 @pytest.mark.parametrize("kinds", [{"dtype": "float16"}, {"codec_dtype": "float16"}])

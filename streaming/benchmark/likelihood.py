@@ -5,6 +5,7 @@ share.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,25 @@ def encode_streams(codec: StreamingMimi, frames: NDArray[np.float32]) -> Tensor:
     active = torch.ones(len(frames), dtype=torch.bool, device=codec.device)
     pcm = torch.from_numpy(frames).to(codec.device)
     return torch.stack([codec.encode(frame, state, active) for frame in pcm.unbind(1)], dim=1)
+
+
+@torch.inference_mode()
+def encode_recordings(codec: StreamingMimi, waves: Sequence[NDArray[np.float32]]) -> tuple[Tensor, Tensor]:
+    """waves: of any lengths from 1 sample on. Returns codes [B, F, Q], F the most frames of any, and how many frames
+    of each row count, [B].
+    """
+    samples = torch.tensor([len(wave) for wave in waves])
+    frames = -(-samples // FRAME)
+    pcm = np.zeros((len(waves), int(frames.max()) * FRAME), np.float32)
+    for row, wave in zip(pcm, waves, strict=True):
+        row[: len(wave)] = wave
+    state = codec.init_state(len(waves))
+    active = torch.ones(len(waves), dtype=torch.bool, device=codec.device)
+    starts = torch.arange(int(frames.max())) * FRAME
+    lengths = (samples - starts[:, None]).clamp(1, FRAME).to(codec.device)  # past a row's end nothing is looked at
+    given = torch.from_numpy(pcm).to(codec.device).view(len(waves), -1, FRAME).unbind(1)
+    codes = [codec.encode(frame, state, active, length) for frame, length in zip(given, lengths, strict=True)]
+    return torch.stack(codes, dim=1), frames
 
 
 def advance(decoder: LlamaDecoder, state: DecoderState, view: FrameView, codes: Tensor) -> Tensor:

@@ -28,11 +28,12 @@ from typing import NoReturn, Self
 import numpy as np
 from websockets.exceptions import ConnectionClosed
 
-from streaming.audio import FRAME, SAMPLE_RATE, Pcm, Pcm16, to_int16
+from streaming.audio import FRAME, SAMPLE_RATE, Pcm, Pcm16, to_float, to_int16
 from streaming.client.connection import ConnectionLost, ConnectionRestored, Line, closed_error
 from streaming.errors import ContinuationError, ProtocolError
 from streaming.protocol.messages import (
     MAX_AUDIO_SAMPLES,
+    MAX_FLOAT_SAMPLES,
     Ack,
     AudioMessage,
     Error,
@@ -245,10 +246,13 @@ class ContinuationClient:
         return found
 
     async def send(self, pcm: Pcm) -> None:
-        """Speech, int16 or float32 [n], n of any size; returns when the socket has taken it."""
-        samples = to_int16(pcm)
-        for begin in range(0, len(samples), MAX_AUDIO_SAMPLES):
-            piece = samples[begin : begin + MAX_AUDIO_SAMPLES]
+        """Speech, int16 or float32 [n], n of any size; returns when the socket has taken it. float32 that is more than
+        16 bits hold arrives whole where the session's codec is `float32`.
+        """
+        floats = self.started.codec == "float32"
+        samples, most = (to_float(pcm), MAX_FLOAT_SAMPLES) if floats else (to_int16(pcm), MAX_AUDIO_SAMPLES)
+        for begin in range(0, len(samples), most):
+            piece = samples[begin : begin + most]
             message = AudioMessage(self._turn, self._sent_samples, piece)
             self._sent_samples += len(piece)
             await self._send(message)
@@ -356,7 +360,7 @@ class ContinuationClient:
             )
         meter.samples += len(message.pcm)
         meter.arrivals_s.append(now)
-        return Audio(message.turn, message.position_samples, message.pcm, now)
+        return Audio(message.turn, message.position_samples, to_int16(message.pcm), now)
 
     def _on_control(self, message: ServerMessage) -> Event | None:
         match message:

@@ -15,12 +15,11 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar, Protocol
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -77,18 +76,30 @@ Received = ClientMessage | AudioMessage | ProtocolError | Echo | HeardByClock
 """What a dialect makes of what a client sent; what is wrong with it is a `ProtocolError` in its place."""
 
 
+def filled(options: SamplingOptions, usual: Sampling) -> SamplingOptions:
+    """Return the options with what the client left open as usual."""
+    return SamplingOptions(
+        temperature=usual.temperature if options.temperature is None else options.temperature,
+        top_k=usual.top_k if options.top_k is None else options.top_k,
+        top_p=usual.top_p if options.top_p is None else options.top_p,
+        seed=usual.seed if options.seed is None else options.seed,
+    )
+
+
 def sampling_of(options: SamplingOptions) -> Sampling:
-    """Return the engine's form of a session's options, which have a seed."""
-    assert options.seed is not None
-    return Sampling(options.temperature, options.top_k, options.top_p, options.seed)
+    """Return the engine's form of filled options."""
+    temperature, top_k, top_p, seed = options.temperature, options.top_k, options.top_p, options.seed
+    assert temperature is not None and top_k is not None and top_p is not None and seed is not None
+    return Sampling(temperature, top_k, top_p, seed)
 
 
 class Conversation:
     """One session that has a slot.
 
-    start: what the client asked for, with a seed. rewind_frames: how far an interruption can reach back. idle_s: a
-    client that does nothing for so long is told goodbye. sent_is_heard: a client that plays whatever it is sent, and
-    never says what it heard. `end` is set once the session is over; it is the last reply, too.
+    start: what the client asked for, its sampling filled. usual: how it is filled in later messages, with the session's
+    seed. rewind_frames: how far an interruption can reach back. idle_s: a client that does nothing for so long is told
+    goodbye. sent_is_heard: a client that plays whatever it is sent, and never says what it heard. `end` is set once the
+    session is over; it is the last reply, too.
     """
 
     def __init__(
@@ -96,6 +107,7 @@ class Conversation:
         engine: EngineSession,
         outbox: Outbox,
         start: messages.SessionStart,
+        usual: Sampling,
         *,
         rewind_frames: int,
         idle_s: float,
@@ -109,6 +121,7 @@ class Conversation:
         self._lead_frames = lead_frames(start, rewind_frames)
         self.end: End | None = None
         # Settings
+        self._usual = usual
         self._options = self._applied = start.sampling
         self._max_seconds, self._vad = start.max_seconds, start.vad
         # Input
@@ -329,14 +342,17 @@ class Conversation:
         elif audio.turn in (messages.OPEN_TURN, self._turn) and not self._speaking:
             self._listen(self._framer.push(audio.pcm), now)
 
-    def _listen(self, frames: Sequence[NDArray[np.float32]] | NDArray[np.float32], now: float) -> None:
-        """frames: [n, 1920]. When the engine has no room they wait or are dropped, as the client chose."""
+    def _listen(self, frames: Iterable[NDArray[np.float32]], now: float) -> None:
+        """Have the engine hear these frames. When it has no room they wait or are dropped, as the client chose.
+
+        frames: float32 [1920] each, or fewer samples where what is said ends.
+        """
         dropped, drops = 0, self._drops and self._position > self._patient_until
         for frame in frames:
             if not self._commands and self._take_frame(frame):
                 self._prompt_frames += 1
             elif drops:
-                dropped += FRAME
+                dropped += len(frame)
             else:
                 self._prompt_frames += 1
                 self._commands.append(partial(self._take_frame, frame))
@@ -387,7 +403,7 @@ class Conversation:
             keep = FRAME * (self._speech_from if hearing else self._prompt_frames)
             self._taker.clear()
         kept_frames = min(-(-keep // FRAME), self._prompt_frames)  # a frame that holds both stays whole
-        begun = self._framer.flush().reshape(-1)[: max(0, keep - self._prompt_frames * FRAME)]
+        begun = self._framer.flush()[: max(0, keep - self._prompt_frames * FRAME)]
         self._framer.push(begun)
         forgotten, self._prompt_frames = self._prompt_frames - kept_frames, kept_frames
         self._command(lambda: self._engine.forget(forgotten))
@@ -409,7 +425,9 @@ class Conversation:
             self._act(self._taker.speak(), now)
 
     def _continue(self, max_seconds: float, options: SamplingOptions, now: float) -> None:
-        self._listen(self._framer.flush(), now)
+        rest = self._framer.flush()
+        if len(rest):
+            self._listen([rest], now)
         if self._turn == 1 and not self._prompt_frames:
             raise EmptyPromptError("nothing was heard yet: send at least one sample of speech first")
         if options != self._applied:
@@ -509,5 +527,6 @@ class Conversation:
             self._act(taker.speak(), now)  # tells the end of the speech
 
     def _seeded(self, sampling: SamplingOptions) -> SamplingOptions:
-        """Return it with the session's seed where it has none of its own."""
-        return msgspec.structs.replace(sampling, seed=self._options.seed) if sampling.seed is None else sampling
+        """Return it with the session's seed where it has none, and the model's settings where they are left open."""
+        assert self._options.seed is not None
+        return filled(sampling, replace(self._usual, seed=self._options.seed))

@@ -42,14 +42,17 @@ class Session:
         self.seed = sampling.seed
 
     def listen(self, frame: NDArray[np.float32]) -> None:
-        """Hears one frame, float32 [1920] in [-1, 1]; waits while too many are queued.
+        """Hears one frame, float32 [1920] in [-1, 1]; waits while too many are queued. The last frame of what is said
+        may be shorter: the encoder takes it as it takes the end of a file.
 
         Raises `ValueError` for another shape, for integers, and for what is not finite or far out of range;
         `SessionError` while speaking, `PromptTooLongError` where the context does not slide.
         """
         given = np.asarray(frame)
-        if given.shape != (FRAME,):
-            raise ValueError(f"a frame is {FRAME} samples, got an array of shape {given.shape}")
+        if given.ndim != 1 or not 1 <= len(given) <= FRAME:
+            raise ValueError(
+                f"a frame is {FRAME} samples, the last one 1 to {FRAME}; got an array of shape {given.shape}"
+            )
         if given.dtype.kind != "f":
             raise ValueError(
                 f"a frame is float32 in [-1, 1], got {given.dtype}; streaming.audio.to_float converts int16"

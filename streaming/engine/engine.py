@@ -26,6 +26,7 @@ from streaming.engine.slot_pool import SlotPool
 from streaming.errors import EngineStoppedError, StepFailedError
 
 _LOG = logging.getLogger(__name__)
+_PUBLISHED = Sampling()
 _TIMED_STEPS = 1000
 _RECENT_STEPS = 25
 _RECENT_S = 5.0
@@ -61,24 +62,33 @@ class EngineStats:
 
 @dataclass(frozen=True)
 class _Plan:
-    """One step's batch: row i is slot i. pcm: [B, 1920]; listening, speaking: [B]."""
+    """One step's batch: row i is slot i. pcm: [B, 1920]; listening, speaking: [B]; lengths: [B], the samples heard."""
 
     pcm: NDArray[np.float32]
     listening: NDArray[np.bool_]
     speaking: NDArray[np.bool_]
+    lengths: NDArray[np.int64]
     sessions: dict[int, LiveSession]
 
 
 class Engine:
     """Runs `step` for its sessions until closed. `streaming.load_engine` makes one.
 
-    model, notice, device, dtype: what is said of the step, to clients and operators.
+    model, notice, device, dtype: what is said of the step, to clients and operators. sampling: how sessions draw that
+    do not say how; its seed is not looked at.
     """
 
     def __init__(
-        self, step: Step, model: str = "", notice: str | None = None, device: str = "", dtype: str = ""
+        self,
+        step: Step,
+        model: str = "",
+        notice: str | None = None,
+        device: str = "",
+        dtype: str = "",
+        sampling: Sampling = _PUBLISHED,
     ) -> None:
         self.model, self.notice, self.device, self.dtype = model, notice, device, dtype
+        self.sampling = sampling
         self._step = step
         self._pool = SlotPool(step.num_slots)
         self._changed = threading.Condition()
@@ -138,20 +148,26 @@ class Engine:
     def open(
         self,
         *,
-        temperature: float = 0.8,
-        top_k: int = 30,
-        top_p: float = 1.0,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
         seed: int | None = None,
         slides: bool = True,
     ) -> Session:
         """A session with calls that block; `streaming.config.Sampling` says what the options mean.
 
+        What is left out is drawn as the published script draws: temperature 0.8, top-k 30, the checkpoint's top-p.
         Without a seed one is drawn, and `session.seed` tells it. slides: see `attach`.
         Raises `EngineFullError`, `EngineStoppedError`; `ValueError` for options out of range.
         """
-        return Session(
-            self, Sampling(temperature, top_k, top_p, secrets.randbits(63) if seed is None else seed), slides
+        usual = self.sampling
+        sampling = Sampling(
+            temperature=usual.temperature if temperature is None else temperature,
+            top_k=usual.top_k if top_k is None else top_k,
+            top_p=usual.top_p if top_p is None else top_p,
+            seed=secrets.randbits(63) if seed is None else seed,
         )
+        return Session(self, sampling, slides)
 
     def stats(self) -> EngineStats:
         with self._changed:
@@ -189,7 +205,7 @@ class Engine:
             while (plan := self._schedule()) is not None:
                 started = time.monotonic()
                 try:
-                    result = self._step(plan.pcm, plan.listening, plan.speaking)
+                    result = self._step(plan.pcm, plan.listening, plan.speaking, plan.lengths)
                 except Exception as error:  # whatever a step raises concerns its sessions, and at first only them
                     self._step_failed(plan, error)
                 else:
@@ -241,13 +257,15 @@ class Engine:
     def _plan(self, listening: dict[int, NDArray[np.float32]], speaking: list[int]) -> _Plan:
         width = 1 + max((*listening, *speaking))
         pcm = np.zeros((width, FRAME), np.float32)
+        lengths = np.zeros(width, np.int64)
         masks = np.zeros((2, width), np.bool_)
         for slot, frame in listening.items():
-            pcm[slot] = frame
+            pcm[slot, : len(frame)] = frame
+            lengths[slot] = len(frame)
         masks[0, list(listening)] = True
         masks[1, speaking] = True
         sessions = {slot: self._sessions[slot] for slot in (*listening, *speaking)}
-        return _Plan(pcm, masks[0], masks[1], sessions)
+        return _Plan(pcm, masks[0], masks[1], lengths, sessions)
 
     def _postprocess(self, plan: _Plan, result: StepResult, seconds: float) -> None:
         self._failed_in_a_row = 0

@@ -74,7 +74,11 @@ class Step(Protocol):
     def frames(self, slot: int) -> int: ...
     def is_fatal(self, error: Exception) -> bool: ...
     def __call__(
-        self, pcm: NDArray[np.float32], listening: NDArray[np.bool_], speaking: NDArray[np.bool_]
+        self,
+        pcm: NDArray[np.float32],
+        listening: NDArray[np.bool_],
+        speaking: NDArray[np.bool_],
+        lengths: NDArray[np.int64],
     ) -> StepResult: ...
 
 
@@ -174,12 +178,13 @@ class LiveSession:
             return self._state is State.CLOSED
 
     def listen(self, pcm: NDArray[np.float32]) -> bool:
-        """Hears one frame, float32 [1920], which is now the session's: do not write into it again.
+        """Hears one frame, float32 [1920], which is now the session's: do not write into it again. One of fewer samples
+        (at least one) is the end of what is said: the encoder takes it as it takes the end of a file.
 
         False if `QUEUED_FRAMES` wait already: offer it again after a `Heard`. Raises `SessionError` while speaking.
         A session that does not slide fails with `PromptTooLongError` when it hears more than its context holds.
         """
-        assert pcm.shape == (FRAME,) and pcm.dtype == np.float32, (pcm.shape, pcm.dtype)
+        assert pcm.ndim == 1 and 1 <= len(pcm) <= FRAME and pcm.dtype == np.float32, (pcm.shape, pcm.dtype)
         with self._changed:
             self._require_open()
             if self._speaking_next:

@@ -19,7 +19,14 @@ from torch import Tensor
 
 from streaming.errors import CheckpointError, HubUnreachableError
 
-_PATTERNS = ("config.json", "tokenizer*", "special_tokens_map.json", "*.safetensors", "model.safetensors.index.json")
+_PATTERNS = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "*.safetensors",
+    "model.safetensors.index.json",
+)
 _MAX_CONFIG_BYTES = 1 << 20
 _ADVICE = "Give a folder with --model DIR (and --codec DIR), or use --model demo, which needs no download."
 
@@ -47,7 +54,18 @@ def locate(source: str | Path) -> Path:
 
 def read_config(folder: Path) -> Mapping[str, Any]:
     """The checkpoint's config.json as it stands. Raises `CheckpointError` if it is not a JSON object."""
-    path = folder / "config.json"
+    return _read_object(folder / "config.json")
+
+
+def read_generation_config(folder: Path) -> Mapping[str, Any]:
+    """The checkpoint's generation_config.json or, as `transformers` does where there is none, its config.json, which
+    held the same settings in older checkpoints. Raises `CheckpointError` if it is not a JSON object.
+    """
+    path = folder / "generation_config.json"
+    return _read_object(path if path.is_file() else folder / "config.json")
+
+
+def _read_object(path: Path) -> Mapping[str, Any]:
     try:
         with path.open("rb") as file:
             text = file.read(_MAX_CONFIG_BYTES + 1)

@@ -182,22 +182,30 @@ class StreamingMimi:
         return MimiState(halves[0], halves[1], rewind_frames)
 
     @torch.inference_mode()
-    def encode(self, pcm: Tensor, state: MimiState, active: Tensor) -> Tensor:
+    def encode(self, pcm: Tensor, state: MimiState, active: Tensor, lengths: Tensor | None = None) -> Tensor:
         """One frame of speech to codes.
 
-        pcm: [B, 1920] float, +-1; active: [B] bool. Returns codes [B, Q] int64, meaningless where not active.
+        pcm: [B, 1920] float, +-1; active: [B] bool; lengths: [B] int64, samples of the frame that there are, from 1 on,
+        the first ones; None: all. What lies past the end of a recording is not silence to `transformers`: no layer has
+        any input there. Returns codes [B, Q] int64, meaningless where not active.
         """
-        return self.quantizer.encode(self.follow(pcm, state, active))
+        return self.quantizer.encode(self.follow(pcm, state, active, lengths))
 
     @torch.inference_mode()
-    def follow(self, pcm: Tensor, state: MimiState, active: Tensor) -> Tensor:
-        """`encode` without the quantizer: lets the encoder hear a frame. Returns the latent [B, hidden]."""
+    def follow(self, pcm: Tensor, state: MimiState, active: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """`encode` without the quantizer: lets the encoder hear a frame. Returns the latent [B, hidden].
+
+        A stream that goes on after a frame that was not whole has zeros past that frame's end in its past, too, in the
+        input of every layer.
+        """
         assert pcm.shape[1:] == (FRAME,), pcm.shape
         half = state.encoder
         frames = half.frames[: pcm.shape[0]]
         contexts = self._contexts(half, frames, self._encoder_shapes)
-        x, new = self._encoder(pcm.to(self.activations).unsqueeze(-1), contexts, self.operations)
+        x, new = self._encoder(pcm.to(self.activations).unsqueeze(-1), contexts, self.operations, lengths)
         x = self._encoder_transformer(x, frames, half.ring, self.operations)
+        if lengths is not None:  # here the padding is replicated: a last step without its second stands for it
+            x = torch.where((lengths <= FRAME // _STEPS)[:, None, None], x[:, :1], x)
         # The checkpoint's only replicated padding: the first frame of a stream stands before itself.
         context = torch.where((frames == 0)[:, None, None], x[:, :1], next(contexts))
         x, last = self._downsample(x, context, self.operations)

@@ -6,6 +6,9 @@ the few steps before it.
 
 A layer's only state is its context, the last inputs that the next frame still needs. Layers take and return contexts;
 who keeps them is not their business.
+
+A stream may end within a frame. Every layer then finds zeros in its own input behind the last step that holds a sample
+of the stream, as `transformers` pads the input of each convolution of an encoder (`MimiConv1d`).
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
+from streaming.audio import FRAME
 from streaming.config import MimiConfig
 from streaming.models.checkpoint import TensorSource
 from streaming.models.linear import Linear, linear
@@ -69,14 +73,17 @@ class CausalConv1d:
     def context(self) -> int:
         return (self.kernel - 1) * self.dilation + 1 - self.stride
 
-    def __call__(self, x: Tensor, context: Tensor, operations: Plain, activate: bool = False) -> tuple[Tensor, Tensor]:
-        """x: [B, T, C_in], T a multiple of the stride; context: [B, context, C_in]. activate: whether an ELU stands
-        before the convolution; contexts have it behind them.
+    def __call__(
+        self, x: Tensor, context: Tensor, operations: Plain, activate: bool = False, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """x: [B, T, C_in], a frame of T steps, T a multiple of the stride; context: [B, context, C_in]. activate:
+        whether an ELU stands before the convolution; contexts have it behind them. lengths: [B] int64, samples of the
+        frame that belong to the stream; None: all.
 
         Returns the output [B, T / stride * upsample, C_out] and the context for the next frame.
         """
         batch, time, _ = x.shape
-        x = operations.extend(context, x, activate)
+        x = operations.extend(context, x, activate, lengths, FRAME // time)
         context = x[:, x.shape[1] - self.context :]
         y = operations.windows(x, self.product, self.kernel, self.stride, self.dilation)
         return y.view(batch, time // self.stride * self.upsample, -1), context
@@ -150,12 +157,16 @@ class SeaNet:
             else:
                 yield layer
 
-    def __call__(self, x: Tensor, contexts: Iterator[Tensor], operations: Plain) -> tuple[Tensor, list[Tensor]]:
-        """x: [B, T, C]; contexts as `convolutions` orders them. Returns the output and the next frame's contexts."""
+    def __call__(
+        self, x: Tensor, contexts: Iterator[Tensor], operations: Plain, lengths: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """x: [B, T, C], a frame; contexts as `convolutions` orders them; lengths: as `CausalConv1d` takes them. Returns
+        the output and the next frame's contexts.
+        """
         new: list[Tensor] = []
 
         def run(conv: CausalConv1d, x: Tensor, activate: bool = True) -> Tensor:
-            y, context = conv(x, next(contexts), operations, activate)
+            y, context = conv(x, next(contexts), operations, activate, lengths)
             new.append(context)
             return y
 

@@ -1,7 +1,8 @@
 """The native protocol's messages: pure values, bytes in and bytes out. `docs/protocol.md` is the specification.
 
-Text messages are JSON objects told apart by `type`; binary messages are a 16-byte header and mono 16-bit PCM, or the
-same and Opus packets (`streaming.protocol.opus` has what is in them). Decoding raises `ProtocolError` and nothing else.
+Text messages are JSON objects told apart by `type`; binary messages are a 16-byte header and mono PCM, of 16 bits or
+float32, or the same and Opus packets (`streaming.protocol.opus` has what is in them). Decoding raises `ProtocolError`
+and nothing else.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from typing import Annotated, ClassVar, Literal, TypeVar, get_args
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
+from streaming.audio import Pcm
 from streaming.errors import ProtocolError
 
 PROTOCOL_VERSION = 1
@@ -22,6 +23,10 @@ MAX_AUDIO_SAMPLES = 48_000
 """Most samples in one binary message: two seconds."""
 MAX_MESSAGE_BYTES = 16 + 2 * MAX_AUDIO_SAMPLES
 """Largest message either side sends."""
+MAX_FLOAT_SAMPLES = 24_000
+"""The same where samples are float32: one second."""
+LOUDEST = 1_000.0
+"""Most that a float32 sample may be: 60 dB over full scale is no loud speech but samples in another unit."""
 MAX_OPUS_SAMPLES = 2_880
 """Most samples that the packets of one Opus message decode to: 120 ms, as much as one packet may hold."""
 MAX_OPUS_PACKET_BYTES = 4_000
@@ -32,8 +37,8 @@ OPEN_TURN = 0
 NonNegative = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Turn = Annotated[int, msgspec.Meta(ge=1, le=2**32 - 1)]
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=3600)]
-Codec = Literal["pcm16", "opus"]
-"""How audio is carried, in both directions."""
+Codec = Literal["pcm16", "opus", "float32"]
+"""How audio is carried, in both directions; `float32` is that of a client alone, whose server answers in PCM16."""
 
 
 class UnknownTypeError(ProtocolError):
@@ -62,11 +67,13 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False, ta
 
 
 class SamplingOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How tokens are drawn. Temperature 0 is greedy; `top_k` 0 and `top_p` 1 switch those filters off."""
+    """How tokens are drawn. Temperature 0 is greedy; `top_k` 0 and `top_p` 1 switch those filters off. From a client
+    None leaves a setting open: it is then the model's; a server says all of them.
+    """
 
-    temperature: Annotated[float, msgspec.Meta(ge=0, le=10)] = 0.8
-    top_k: Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)] = 30
-    top_p: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
+    temperature: Annotated[float, msgspec.Meta(ge=0, le=10)] | None = None
+    top_k: Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)] | None = None
+    top_p: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None
     seed: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] | None = None
 
 
@@ -189,6 +196,7 @@ class SessionStarted(Message, tag="session.started", frozen=True):
     notice: str | None = None
     resume: Resumption | None = None
     codec: Codec = "pcm16"
+    sampling: SamplingOptions = SamplingOptions()
 
     counted = False
 
@@ -366,6 +374,7 @@ class _Versioned(msgspec.Struct, frozen=True):
 _HEADER = struct.Struct("<BBHIQ")
 _KIND_PCM16 = 1
 _KIND_OPUS = 2
+_KIND_FLOAT32 = 3
 _U16 = struct.Struct("<H")
 
 
@@ -375,14 +384,14 @@ class AudioMessage:
 
     turn: the turn that the audio belongs to.
     position_samples: samples sent before these, in the session (client to server) or in the turn (server to client).
-    pcm: int16 [n], 24 kHz mono.
+    pcm: [n], 24 kHz mono; from a server int16, from a client int16 or float32.
     """
 
     counted: ClassVar[bool] = True
 
     turn: int
     position_samples: int
-    pcm: NDArray[np.int16]
+    pcm: Pcm
 
 
 @dataclass(frozen=True, slots=True)
@@ -408,7 +417,9 @@ def encode_audio(message: AudioMessage | OpusMessage) -> bytes:
         header = _HEADER.pack(_KIND_OPUS, message.fresh, message.skip, turn, position)
         sized = (_U16.pack(len(packet)) + packet for packet in message.packets)
         return b"".join((header, _U16.pack(message.samples), *sized))
-    assert message.pcm.dtype == np.int16 and message.pcm.ndim == 1
+    assert message.pcm.dtype in (np.int16, np.float32) and message.pcm.ndim == 1
+    if message.pcm.dtype == np.float32:
+        return _HEADER.pack(_KIND_FLOAT32, 0, 0, turn, position) + message.pcm.astype("<f4", copy=False).tobytes()
     return _HEADER.pack(_KIND_PCM16, 0, 0, turn, position) + message.pcm.astype("<i2", copy=False).tobytes()
 
 
@@ -423,6 +434,20 @@ def decode_audio(data: bytes) -> AudioMessage:
     if payload > 2 * MAX_AUDIO_SAMPLES:
         raise ProtocolError(f"at most {MAX_AUDIO_SAMPLES} samples a message, got {payload // 2}")
     return AudioMessage(turn, position, np.frombuffer(data, "<i2", offset=_HEADER.size).astype(np.int16, copy=False))
+
+
+def decode_float(data: bytes) -> AudioMessage:
+    """The same in a session whose codec is float32. Raises `ProtocolError`, for numbers that are no speech, too."""
+    kind, flags, reserved, turn, position = _header(data)
+    if kind != _KIND_FLOAT32 or flags or reserved:
+        raise ProtocolError(f"binary kind {kind}, flags {flags}, reserved {reserved}: only 3 (float32), 0, 0 is known")
+    payload = len(data) - _HEADER.size
+    if payload % 4 or payload > 4 * MAX_FLOAT_SAMPLES:
+        raise ProtocolError(f"at most {MAX_FLOAT_SAMPLES} samples of four bytes a message, got {payload} bytes")
+    pcm = np.frombuffer(data, "<f4", offset=_HEADER.size).astype(np.float32, copy=False)
+    if not (abs(pcm) <= LOUDEST).all():  # neither is NaN
+        raise ProtocolError("speech is float32 in [-1, 1]; this message holds NaN, infinity or numbers far beyond")
+    return AudioMessage(turn, position, pcm)
 
 
 def decode_opus(data: bytes) -> OpusMessage:

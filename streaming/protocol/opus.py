@@ -96,7 +96,7 @@ class OpusSender:
         assert audio.position_samples == self._given
         self._given += len(audio.pcm)
         self._turn = audio.turn
-        return self._encode(audio.pcm)
+        return self._encode(to_int16(audio.pcm))
 
     def flush(self) -> list[OpusMessage]:
         """What is left of the stream, to its last sample; the stream is over."""

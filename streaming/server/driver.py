@@ -11,11 +11,12 @@ import logging
 import secrets
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from msgspec import structs
 
 from streaming.audio import FRAME, SAMPLE_RATE, to_float
-from streaming.conversation.conversation import Conversation, Observer, Received, sampling_of
+from streaming.conversation.conversation import Conversation, Observer, Received, filled, sampling_of
 from streaming.conversation.ends import GONE, INTERNAL, fatal, refusal, revoked, stopped
 from streaming.conversation.outbox import End, Outbox, Reply
 from streaming.engine import events
@@ -53,7 +54,8 @@ class Driver:
         sent_is_heard: bool = False,
     ) -> None:
         seed = secrets.randbits(63) if start.sampling.seed is None else start.sampling.seed
-        self._start = structs.replace(start, sampling=structs.replace(start.sampling, seed=seed))
+        self._usual = replace(engine.sampling, seed=seed)  # what a client may leave open
+        self._start = structs.replace(start, sampling=filled(start.sampling, self._usual))
         self._engine, self._admission, self._voices = engine, admission, voices
         self._idle_s, self._resume, self._sent_is_heard = idle_s, resume, sent_is_heard
         self._observer = observer
@@ -204,6 +206,7 @@ class Driver:
             turn=1,
             notice=engine.notice,
             resume=self._resume,
+            sampling=self._start.sampling,
         )
         self._observer.said(started)
         self._outbox.put(started)
@@ -212,6 +215,7 @@ class Driver:
             session,
             self._outbox,
             self._start,
+            self._usual,
             rewind_frames=engine.rewind_frames,
             idle_s=self._idle_s,
             observer=observer,

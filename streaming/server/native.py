@@ -94,6 +94,8 @@ class NativeDialect:
         return [received]
 
     def _decode_audio(self, data: bytes) -> AudioMessage:
+        if self._codec == "float32":
+            return messages.decode_float(data)
         if self._opus is None:
             return messages.decode_audio(data)
         return self._opus[1].push(messages.decode_opus(data))
@@ -245,7 +247,7 @@ class NativeService:
         resume = None
         if start.resume and self._resume_s:
             resume = messages.Resumption(token=token, seconds=self._resume_s, window=WINDOW)
-        codec: Codec = "opus" if _wants_opus(start) and opus_available() else "pcm16"
+        codec = _codec(start)
         if codec == "opus":
             start = structs.replace(start, lead_ms=max(start.lead_ms, _OPUS_LEAD_MS))
         observer = self._sessions.observer.session(visitor.name)
@@ -273,9 +275,12 @@ def _say(message: Message) -> Sequence[str]:
     return [messages.encode(message)]
 
 
-def _wants_opus(start: SessionStart) -> bool:
-    """Whether Opus is the first of the client's codecs that there is."""
-    return next((codec for codec in start.codecs if codec in ("opus", "pcm16")), "pcm16") == "opus"
+def _codec(start: SessionStart) -> Codec:
+    """The first of the client's codecs that there is."""
+    known: dict[str, Codec] = {"pcm16": "pcm16", "float32": "float32"}
+    if "opus" in start.codecs and opus_available():
+        known["opus"] = "opus"
+    return next((known[name] for name in start.codecs if name in known), "pcm16")
 
 
 def _digest(token: str) -> bytes:

@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from streaming.audio import SAMPLE_RATE, SILENCE_DBFS, Pcm16, WavWriter, level_dbfs
+from streaming.audio import SAMPLE_RATE, SILENCE_DBFS, Pcm, Pcm16, WavWriter, level_dbfs, to_int16
 from streaming.client.client import Audio, ContinuationClient, Event
 from streaming.client.connection import ConnectionLost, ConnectionRestored
 from streaming.errors import ContinuationError
@@ -99,7 +99,7 @@ class Conversation:
         self._view = view
         self._vad = turn_taking == "vad"
         self._push_to_talk, self._talking = push_to_talk, False
-        self._unsaid: list[Pcm16] = []
+        self._unsaid: list[Pcm] = []
         self._away_until_s: float | None = None  # while the connection is lost
         self._lost_at_samples = 0
         self._behind_until_s = 0.0
@@ -114,7 +114,7 @@ class Conversation:
         self._last_event_s = time.monotonic()
         self._over = asyncio.Event()
 
-    async def run_file(self, pieces: AsyncIterator[Pcm16]) -> TurnReport:
+    async def run_file(self, pieces: AsyncIterator[Pcm]) -> TurnReport:
         """Sends the pieces and gets their continuation.
 
         Returns its report. Raises `ContinuationError` unless it came whole.
@@ -158,7 +158,7 @@ class Conversation:
 
     # Speech out
 
-    async def _send_file(self, pieces: AsyncIterator[Pcm16]) -> None:
+    async def _send_file(self, pieces: AsyncIterator[Pcm]) -> None:
         await self._send(pieces)
         self._file_ended_s = time.monotonic()
         if self._vad:
@@ -166,7 +166,7 @@ class Conversation:
         else:
             await self._speak()
 
-    async def _send(self, pieces: AsyncIterator[Pcm16]) -> None:
+    async def _send(self, pieces: AsyncIterator[Pcm]) -> None:
         async for piece in pieces:
             self.meters.input_dbfs = level_dbfs(piece)
             wanted = self._vad or (self._spoken is None and (self._talking or not self._push_to_talk))
@@ -175,15 +175,15 @@ class Conversation:
                 if self._away_until_s is None or sum(map(len, self._unsaid)) >= AWAY_PIECE_SAMPLES:
                     await self._say()
             if self._record is not None:
-                self._record.sent(piece if wanted else np.zeros_like(piece))
+                self._record.sent(to_int16(piece if wanted else np.zeros_like(piece)))
                 if self._loudspeaker is None:
-                    self._record.heard(np.zeros_like(piece))
+                    self._record.heard(np.zeros(len(piece), np.int16))
         self.meters.input_dbfs = SILENCE_DBFS
 
     async def _say(self) -> None:
         """Sends what was taken from the source."""
         if self._unsaid:
-            pcm = np.concatenate(self._unsaid)
+            pcm: Any = np.concatenate(self._unsaid)  # of one type; or a file's float32 and silence, zero in any
             self._unsaid.clear()
             await self._client.send(pcm)
 

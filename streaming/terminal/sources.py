@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import numpy as np
 
-from streaming.audio import SAMPLE_RATE, AudioReader, Pcm16, to_int16
+from streaming.audio import SAMPLE_RATE, AudioReader, Pcm16, Samples
 
 PIECE_SAMPLES = SAMPLE_RATE // 50
 """20 ms, what a microphone hands over at a time."""
@@ -16,8 +16,8 @@ FAST_PIECE_SAMPLES = SAMPLE_RATE // 2
 """Where nobody waits for a piece, fewer messages are better."""
 
 
-async def file_pieces(reader: AudioReader, *, realtime: bool) -> AsyncIterator[Pcm16]:
-    """The file as int16 pieces, [480] in real time and [12000] otherwise, the last one shorter.
+async def file_pieces(reader: AudioReader, *, realtime: bool) -> AsyncIterator[Samples]:
+    """The file as float32 pieces, [480] in real time and [12000] otherwise, the last one shorter.
 
     In real time each piece comes when its last sample would have been spoken, by a schedule from the first call on, so
     that delays do not add up. Raises `AudioError` for a damaged file.
@@ -41,10 +41,10 @@ async def silence_pieces() -> AsyncIterator[Pcm16]:
         yield np.zeros(PIECE_SAMPLES, np.int16)
 
 
-def _cut(reader: AudioReader, samples: int) -> Iterator[Pcm16]:
-    rest = np.zeros(0, np.int16)
+def _cut(reader: AudioReader, samples: int) -> Iterator[Samples]:
+    rest = np.zeros(0, np.float32)
     for block in reader.blocks():
-        rest = np.concatenate([rest, to_int16(block)])
+        rest = np.concatenate([rest, block])
         while len(rest) >= samples:
             yield rest[:samples]
             rest = rest[samples:]

@@ -195,6 +195,14 @@ bindNumber("temperature", "temperature", (value) => value.toFixed(2));
 bindNumber("max-seconds", "maxSeconds", (value) => `${value} s`);
 bindNumber("silence", "silenceMs", (value) => `${value} ms`);
 bindNumber("top-k", "topK", String);
+$("top-p").value = settings.topP ?? "";
+$("top-p").addEventListener("input", () => {
+  const valid = $("top-p").checkValidity();
+  $("top-p").setAttribute("aria-invalid", String(!valid));
+  if (!valid) return;
+  change({ topP: $("top-p").value === "" ? null : Number($("top-p").value) });
+  conversation.settingsChanged();
+});
 bindSwitch("echo", "echoCancellation");
 bindSwitch("noise", "noiseSuppression");
 bindSwitch("gain", "autoGainControl");
@@ -312,12 +320,13 @@ function showProblem(problem) {
   if (problem.code === "unauthorized") $("token").focus();
 }
 
-function showFigures({ firstSoundMs, bufferMs, targetMs, underruns, stepMs, seed }) {
+function showFigures({ firstSoundMs, bufferMs, targetMs, underruns, stepMs, seed, topP }) {
   const step = stepMs ?? figures?.step_ms_p50 ?? null;
   write($("first-sound"), firstSoundMs === null ? "–" : `${Math.round(firstSoundMs)} ms`);
   write($("buffer"), bufferMs === null ? "–" : `${Math.round(bufferMs)} ms`, targetMs === null ? "" : `starts at ${targetMs}`);
   write($("underruns"), bufferMs === null ? "–" : String(underruns));
   write($("step"), step === null ? "–" : `${step.toFixed(1)} ms`);
+  if (topP !== null && settings.topP === null) $("top-p").placeholder = String(topP);
   write($("seed-used"), seed === null ? "–" : String(seed));
   write($("slots"), figures === null ? "–" : String(figures.free), figures === null ? "" : `of ${figures.slots}`);
 }

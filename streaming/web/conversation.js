@@ -21,7 +21,7 @@ import { MACHINE, Tape, YOU } from "./tape.js";
 const LEAD_MS = 400;
 const MAX_LATENCY_MS = 500;
 const MAX_PROMPT_SAMPLES = 300 * SAMPLE_RATE; // what can be repeated
-const NOTHING_YET = { firstSoundMs: null, bufferMs: null, targetMs: null, underruns: 0, stepMs: null, seed: null };
+const NOTHING_YET = { firstSoundMs: null, bufferMs: null, targetMs: null, underruns: 0, stepMs: null, seed: null, topP: null };
 
 /** A continuation that was asked for or is being played. Frames are the audio clock's. */
 class Spoken {
@@ -377,6 +377,7 @@ export class Conversation {
     switch (event.type) {
       case "session.started":
         if (event.notice) this.#told(event.notice);
+        this.figures = { ...this.figures, topP: event.sampling?.top_p ?? null };
         this.#begin();
         break;
       case "session.queued":
@@ -525,8 +526,8 @@ export class Conversation {
   }
 
   #sampling() {
-    const { temperature, topK } = this.#settings();
-    return { temperature, top_k: topK, seed: this.figures.seed };
+    const { temperature, topK, topP } = this.#settings();
+    return { temperature, top_k: topK, top_p: topP, seed: this.figures.seed };
   }
 
   #setPhase(phase) {

@@ -2,7 +2,8 @@
 
 const KEY = "settings";
 
-/** The ranges are the page's; the server allows more. seed: null draws a new one for every conversation. */
+/** The ranges are the page's; the server allows more. seed: null draws a new one for every conversation. topP: null is the
+ * model's. */
 const RANGES = {
   temperature: [0, 2, 0.8],
   topK: [0, 2048, 30],
@@ -35,7 +36,10 @@ export function loadSettings(storage) {
     if (!(error instanceof SyntaxError)) throw error;
     stored = {};
   }
-  const settings = { seed: isSeed(stored.seed) ? stored.seed : null };
+  const settings = {
+    seed: isSeed(stored.seed) ? stored.seed : null,
+    topP: isShare(stored.topP) ? stored.topP : null,
+  };
   for (const [name, [low, high, usual]] of Object.entries(RANGES)) {
     const value = stored[name];
     settings[name] = typeof value === "number" && value >= low && value <= high ? value : usual;
@@ -59,6 +63,10 @@ export function parseSeed(text) {
 
 export function drawSeed() {
   return crypto.getRandomValues(new Uint32Array(1))[0];
+}
+
+function isShare(value) {
+  return typeof value === "number" && value > 0 && value <= 1;
 }
 
 function isSeed(value) {

@@ -24,6 +24,7 @@ from streaming.protocol.messages import (
     Message,
     Ping,
     Pong,
+    SamplingOptions,
     SessionClose,
     SessionClosed,
     SessionStart,
@@ -48,6 +49,7 @@ STARTED = SessionStarted(
     rewind_samples=SAMPLE_RATE,
     seed=7,
     turn=1,
+    sampling=SamplingOptions(temperature=0.8, top_k=30, top_p=1.0, seed=7),
 )
 
 

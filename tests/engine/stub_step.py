@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import zlib
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -118,6 +118,7 @@ class StubStep:
         self.streams: dict[int, Stream] = {}
         self._sampling: dict[int, Sampling] = {}
         self._longest: dict[int, int] = {}  # what rewinding is limited by: the rings were written up to here
+        self.lengths: dict[int, list[int]] = defaultdict(list)  # samples of each frame heard, whatever became of it
         self._delay_s = delay_s
         self._gated = gated
         self._begun, self._allowed = threading.Semaphore(0), threading.Semaphore(0)
@@ -160,13 +161,22 @@ class StubStep:
         assert 0 <= frames <= self.reach(slot), "overwritten in the rings"
         stream.rewind(frames)
 
-    def __call__(self, pcm: Pcm, listening: NDArray[np.bool_], speaking: NDArray[np.bool_]) -> StubResult:
+    def __call__(
+        self,
+        pcm: Pcm,
+        listening: NDArray[np.bool_],
+        speaking: NDArray[np.bool_],
+        lengths: NDArray[np.int64] | None = None,
+    ) -> StubResult:
         self._require_own_thread()
         batch = len(listening)
         assert listening.shape == speaking.shape == (batch,) and 1 <= batch <= self.num_slots
         assert listening.dtype == speaking.dtype == np.bool_
         assert pcm.shape == (batch, FRAME) and pcm.dtype == np.float32
         assert not (listening & speaking).any() and (listening | speaking).any()
+        lengths = listening * FRAME if lengths is None else lengths
+        assert lengths.shape == (batch,) and lengths.dtype == np.int64 and not lengths[~listening].any()
+        assert (lengths[listening] >= 1).all() and (lengths <= FRAME).all()
         assert (listening | speaking)[-1], "wider than need be"
         if self._gated:
             self._begun.release()
@@ -183,6 +193,8 @@ class StubStep:
             np.zeros(batch, np.bool_),
             np.isin(np.arange(batch), list(self.breaks)) & (listening | speaking),
         )
+        for slot in np.flatnonzero(listening).tolist():
+            self.lengths[slot].append(int(lengths[slot]))
         for slot in np.flatnonzero(listening | speaking).tolist():
             self._advance(slot, pcm[slot] if listening[slot] else None, result)
         return result

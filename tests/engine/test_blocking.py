@@ -197,7 +197,9 @@ def test_the_callers_buffer_may_be_used_again() -> None:
         assert stream(step, session) == [heard(value) for value in range(4)]
 
 
-@pytest.mark.parametrize("pcm", [np.zeros(FRAME - 1), np.zeros((1, FRAME)), np.float32(0), np.zeros((FRAME, 1))])
+@pytest.mark.parametrize(
+    "pcm", [np.zeros(FRAME + 1), np.zeros(0), np.zeros((1, FRAME)), np.float32(0), np.zeros((FRAME, 1))]
+)
 def test_another_shape_is_refused(session: Session, pcm: np.ndarray) -> None:
     with pytest.raises(ValueError, match="a frame is 1920 samples"):
         session.listen(pcm)
@@ -270,6 +272,23 @@ def test_sampling_is_the_callers_and_a_seed_is_drawn(engine: Engine) -> None:
     with pytest.raises(ValueError, match="temperature"):
         engine.open(temperature=-1.0)
     assert engine.stats().sessions == 0
+
+
+def test_the_last_frame_may_be_shorter_and_the_step_is_told(session: Session, step: StubStep) -> None:
+    """Pins a rest of a recording that could not be heard, or was heard as if silence followed it."""
+    session.listen(frame(1))
+    session.listen(frame(2)[:700])
+    assert len(list(session.speak(1))) == 1
+    assert step.lengths[session._live.slot] == [FRAME, 700]
+
+
+def test_what_is_left_out_is_drawn_as_the_model_would_have_it() -> None:
+    """Pins a top-p of 1 for a checkpoint that says 0.9."""
+    step = StubStep(1)
+    with Engine(step, sampling=Sampling(0.7, 20, 0.9)) as engine, engine.open(top_k=5, seed=3) as session:
+        session.listen(frame(1))
+        assert len(list(session.speak(1))) == 1
+    assert step.streams[0].entries[-1] == spoken(Sampling(0.7, 5, 0.9, 3))
 
 
 def test_a_closed_session_raises_and_its_slot_is_free(engine: Engine, session: Session) -> None:

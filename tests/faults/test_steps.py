@@ -29,12 +29,16 @@ class _Step(StubStep):
         self.error = error
 
     def __call__(
-        self, pcm: NDArray[np.float32], listening: NDArray[np.bool_], speaking: NDArray[np.bool_]
+        self,
+        pcm: NDArray[np.float32],
+        listening: NDArray[np.bool_],
+        speaking: NDArray[np.bool_],
+        lengths: NDArray[np.int64],
     ) -> StubResult:
         marked = listening & (pcm[:, 0] > 0.37) & (pcm[:, 0] < 0.38)
         if marked.any() and self.error is not None and (listening | speaking).sum() == 1:
             raise self.error
-        result = super().__call__(pcm, listening, speaking)
+        result = super().__call__(pcm, listening, speaking, lengths)
         result.broken[:] |= marked
         return result
 

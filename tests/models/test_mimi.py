@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from transformers import MimiModel
+from transformers.models.mimi.modeling_mimi import MimiConv1d
 
 from streaming.errors import CheckpointError
 from streaming.models.mimi import MimiState, StreamingMimi
@@ -21,6 +22,13 @@ SLOTS = 4
 ON = torch.tensor([True])
 HUGE = 1e30
 """Poison for memory that was never written. Not NaN: a masked entry has weight zero, and zero times NaN is NaN."""
+
+
+@pytest.fixture(params=["picked", "plain"])
+def operations(request: pytest.FixtureRequest) -> None:
+    """What is loaded runs on what suits the processor, or in PyTorch alone."""
+    if request.param == "plain":
+        request.getfixturevalue("without_native")
 
 
 @torch.inference_mode()
@@ -78,6 +86,98 @@ def test_frame_by_frame_equals_the_whole_file(
     assert len(codes[0, :, 0].unique()) >= 5, "the checkpoint says too little to tell streams apart"
     assert torch.equal(ours, codes[0])
     assert relative_error(heard, audio[0]) < 1e-4
+
+
+def stream_of_any_length(codec: StreamingMimi, pcm: Tensor) -> Tensor:
+    """pcm: [n]. Codes [F, Q] of a stream that ends where the samples do."""
+    state = poisoned(codec, 1)
+    codes = []
+    for start in range(0, len(pcm), FRAME):
+        frame = torch.full((1, FRAME), HUGE)  # what lies past the end is not looked at
+        heard = pcm[start : start + FRAME]
+        frame[0, : len(heard)] = heard
+        codes.append(codec.encode(frame, state, ON, torch.tensor([len(heard)])))
+    return torch.cat(codes)
+
+
+@pytest.mark.usefixtures("operations")
+@pytest.mark.parametrize("num_codebooks", [4, 8])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {},
+        {"num_residual_layers": 3, "dilation_growth_rate": 3, "residual_kernel_size": 5},
+        {"upsampling_ratios": [5, 4, 8, 6], "kernel_size": 5, "last_kernel_size": 5, "compress": 1},
+    ],
+    ids=["tiny", "dilated", "other-kernels"],
+)
+def test_a_recording_of_any_length_equals_the_whole_file(
+    codec_checkpoint: Callable[..., Path], overrides: dict[str, object], num_codebooks: int
+) -> None:
+    """Pins a last frame that is padded with silence: `transformers` is given the samples that there are and pads each
+    layer's input, so that 1,919 of 1,920 lengths ended in other codes, and the continuation was another one.
+    """
+    folder = codec_checkpoint(**overrides)
+    codec = load_codec(folder, num_codebooks)
+    model = MimiModel.from_pretrained(folder).eval()
+    random = np.random.default_rng(num_codebooks)
+    wave = torch.from_numpy(speech(30))
+    edges = [1, 2, 7, 8, 959, 960, 961, 1919, 1920, 1921, 2880, 2881, 3839, 3840, 5759]
+    differ = 0
+    for length in (*edges, *random.integers(1, 3 * FRAME, 25), *random.integers(3 * FRAME, len(wave), 5)):
+        pcm = wave[: int(length)]
+        with torch.inference_mode():
+            wanted = model.encode(pcm[None, None], num_quantizers=num_codebooks).audio_codes[0].T
+        assert torch.equal(stream_of_any_length(codec, pcm), wanted), length
+        padded = torch.nn.functional.pad(pcm, (0, -len(pcm) % FRAME))
+        differ += not torch.equal(stream(codec, padded)[0], wanted)
+    assert differ > 10, "the checkpoint says too little to tell silence from an end"
+
+
+@pytest.mark.usefixtures("operations")
+def test_what_follows_an_end_finds_every_layers_input_as_the_end_left_it(codec_dir: Path) -> None:
+    """A live stream goes on after a turn's last frame. Judged by `transformers`' own layers, with zeros past the end in
+    the input of each; and no slot beside it changes by a bit. Pins a context that holds what the end's step computed
+    of samples that were never there.
+    """
+    codec = load_codec(codec_dir)
+    for ends in (1, 700, 960, 961, 1500, 1919):
+        pcm = streams(30, 3)
+        lengths = torch.full((30, 3), FRAME)
+        lengths[9, 1] = ends
+        active = torch.tensor([True, True, True])
+        state, undisturbed = poisoned(codec, 3), poisoned(codec, 3)
+        frames = pcm.view(3, -1, FRAME).unbind(1)
+        ours = [codec.follow(frame, state, active, length) for frame, length in zip(frames, lengths, strict=True)]
+        whole = [codec.follow(frame, undisturbed, active) for frame in frames]
+        for both, alone in zip(ours, whole, strict=True):
+            assert torch.equal(both[[0, 2]], alone[[0, 2]])
+        latents = torch.stack(ours)[:, 1]
+        assert relative_error(latents, padded_within(codec_dir, pcm[1], 9 * FRAME + ends)) < 1e-5
+        assert relative_error(latents[10:], torch.stack(whole)[10:, 1]) > 1e-4, "it could not have failed"
+
+
+@torch.inference_mode()
+def padded_within(folder: Path, pcm: Tensor, end: int) -> Tensor:
+    """Latents [F, hidden] of pcm [F * 1920]; from sample `end` to the end of its frame each layer's input is zero."""
+    model = MimiModel.from_pretrained(folder).eval()
+    frames, until = len(pcm) // FRAME, -(-end // FRAME)
+
+    def end_early(conv: MimiConv1d, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        x = given[0].clone()
+        hop = FRAME * frames // x.shape[2]
+        if conv.pad_mode == "replicate":
+            last = (end - 1) // hop
+            x[..., last : until * FRAME // hop] = x[..., last : last + 1]
+        else:
+            x[..., -(-end // hop) : until * FRAME // hop] = 0
+        return (x, *given[1:])
+
+    for module in model.modules():
+        if isinstance(module, MimiConv1d):
+            module.register_forward_pre_hook(end_early)
+    latents: Tensor = model.encoder(pcm[None, None]).latents[0].T
+    return latents
 
 
 def test_fewer_codebooks_are_the_first_ones_and_only_they_are_loaded(codec_dir: Path) -> None:

@@ -5,19 +5,23 @@ from __future__ import annotations
 import asyncio
 import json
 import urllib.error
+import zlib
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 from streaming.audio import FRAME
+from streaming.client.client import Audio, ContinuationClient
 from streaming.config import Sampling
 from streaming.conversation.conversation import Conversation
 from streaming.engine.engine import Engine
 from streaming.protocol import messages
-from streaming.protocol.messages import SamplingOptions, SessionStart
+from streaming.protocol.messages import AudioMessage, SamplingOptions, SessionStart
 from streaming.protocol.opus import opus_available
 from tests.engine.stub_step import StubStep, spoken
 from tests.server.live_server import Client, LiveServer, client, get, run, serving
@@ -347,6 +351,91 @@ def test_an_update_takes_effect_with_the_next_turn_and_keeps_the_seed(server: Li
     assert entries[13:] == [spoken(Sampling(seed=9, top_k=5))] * 10
 
 
+def test_what_a_client_leaves_open_is_the_models_and_is_told() -> None:
+    """Pins a top-p of 1.0 where the checkpoint has 0.9, and a client that cannot know what it is drawn with."""
+    step = StubStep(1)
+    usual = Sampling(temperature=0.8, top_k=30, top_p=0.9)
+
+    async def scenario(url: str) -> None:
+        start = SessionStart(pace="fast", max_seconds=0.16, sampling=SamplingOptions(temperature=0.5, seed=3))
+        async with client(url, start) as session:
+            started = session.said[0]
+            assert isinstance(started, messages.SessionStarted)
+            assert started.sampling == SamplingOptions(temperature=0.5, top_k=30, top_p=0.9, seed=3)
+            await session.hear(SPEECH)
+            await session.speak(1)
+            await session.send(messages.SessionUpdate(sampling=SamplingOptions(top_k=5)))
+            told = (await session.expect(messages.SessionUpdated)).sampling
+            assert told == SamplingOptions(temperature=0.8, top_k=5, top_p=0.9, seed=3)
+            await session.speak(2)
+            await session.send(messages.Speak(turn=3, sampling=SamplingOptions(top_p=1.0, seed=4)))
+            await session.expect(messages.TurnDone)
+
+    with Engine(step, "stub", sampling=usual) as engine, serving(engine) as live:
+        run(scenario(live.url))
+    assert step.streams[0].entries[3:] == [
+        *[spoken(Sampling(0.5, 30, 0.9, 3))] * 2,
+        *[spoken(Sampling(0.8, 5, 0.9, 3))] * 2,
+        *[spoken(Sampling(0.8, 30, 1.0, 4))] * 2,
+    ]
+
+
+def test_float32_is_heard_as_it_is() -> None:
+    """A recording that was resampled lost what 16 bits do not hold on its way: one frame in forty had another code."""
+    pcm = np.random.default_rng(0).uniform(-1, 1, FRAME).astype(np.float32)
+    pcm[:2] = 1e-9, 1.5
+    step = StubStep(1)
+
+    async def scenario(url: str) -> None:
+        start = SessionStart(pace="fast", max_seconds=0.08, codecs=("flac", "float32", "pcm16"))
+        async with ContinuationClient.connect(url, start) as session:
+            assert session.started.codec == "float32"
+            await session.send(pcm)
+            await session.speak()
+            async for event in session.events():
+                if isinstance(event, messages.TurnDone):
+                    break
+                assert not isinstance(event, Audio) or event.pcm.dtype == np.int16
+
+    with Engine(step, "stub") as engine, serving(engine) as live:
+        run(scenario(live.url))
+    assert step.streams[0].entries[0] == ("heard", zlib.crc32(pcm.tobytes()))
+
+
+@pytest.mark.parametrize("sample", [np.nan, np.inf, -1001.0], ids=str)
+def test_float32_that_is_no_speech_ends_the_session_alone(server: LiveServer, sample: float) -> None:
+    """A NaN would stay in the model's state for the rest of the session."""
+
+    async def scenario() -> None:
+        async with client(server.url, SessionStart(codecs=("float32",))) as session:
+            await session.socket.send(messages.encode_audio(AudioMessage(1, 0, np.float32([0.5, sample]))))
+            error = await session.expect(messages.Error)
+            assert (error.code, error.fatal) == ("bad_message", True)
+            assert "NaN, infinity" in error.message
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("codec", "pcm"),
+    [("float32", np.zeros(2, np.int16)), ("pcm16", np.zeros(2, np.float32)), ("float32", np.zeros(24_001, np.float32))],
+    ids=["other", "not-asked", "long"],
+)
+def test_a_session_has_one_kind_of_audio(server: LiveServer, codec: str, pcm: NDArray[Any]) -> None:
+    """Pins float32 read as twice as many samples of 16 bits."""
+
+    async def scenario() -> None:
+        async with client(server.url, SessionStart(codecs=(codec,)), max_size=None) as session:
+            await session.socket.send(messages.encode_audio(AudioMessage(1, 0, pcm)))
+            await session.expect(messages.Error)
+
+    if len(pcm) < 24_000:
+        run(scenario())
+    else:
+        with pytest.raises(ConnectionClosed):  # more than any message may be
+            run(scenario())
+
+
 def test_a_fault_of_the_servers_own_is_told_and_harms_nobody_else(
     server: LiveServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -603,7 +692,8 @@ def test_ping_update_and_close_are_answered(server: LiveServer) -> None:
             assert (pong.id, pong.client_time_ms) == (7, 1.5)
             options = SamplingOptions(temperature=0.0, seed=9)
             await session.send(messages.SessionUpdate(max_seconds=0.16, sampling=options))
-            assert (await session.expect(messages.SessionUpdated)).sampling == options
+            told = (await session.expect(messages.SessionUpdated)).sampling
+            assert told == SamplingOptions(temperature=0.0, top_k=30, top_p=1.0, seed=9)
             await session.hear(SPEECH)
             assert (await session.speak()).samples == 2 * FRAME
             await session.send(messages.SessionClose())

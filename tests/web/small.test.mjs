@@ -14,6 +14,7 @@ function storage(text = null) {
 test("settings survive, and what cannot be is replaced by what is usual", () => {
   const usual = loadSettings(storage());
   assert.deepEqual([usual.temperature, usual.topK, usual.seed, usual.echoCancellation], [0.8, 30, null, true]);
+  assert.equal(usual.topP, null, "the model's, whatever it is");
   assert.deepEqual([usual.noiseSuppression, usual.autoGainControl], [false, false]);
   saveSettings(storage(), { ...usual, temperature: 0, handsFree: true, seed: 5 });
   const kept = loadSettings(storage(storage.last));

@@ -34,8 +34,10 @@ class VoiceStep(StubStep):
         """With what each slot was set up last."""
         return list(self._sampling.values())
 
-    def __call__(self, pcm: Pcm, listening: NDArray[np.bool_], speaking: NDArray[np.bool_]) -> StubResult:
-        result = super().__call__(pcm, listening, speaking)
+    def __call__(
+        self, pcm: Pcm, listening: NDArray[np.bool_], speaking: NDArray[np.bool_], lengths: NDArray[np.int64]
+    ) -> StubResult:
+        result = super().__call__(pcm, listening, speaking, lengths)
         for slot in np.flatnonzero(listening | speaking).tolist():
             if listening[slot]:
                 self.heard[slot].append(pcm[slot].copy())

@@ -99,12 +99,16 @@ class Plain:
         h = qkv.view(*qkv.shape[:2], -1, ring.keys.shape[4]).transpose(1, 2)
         return attend(ring.keep(h, layer, view.index, view.cos, view.sin), ring, layer, view.visible)
 
-    def extend(self, context: Tensor, x: Tensor, activate: bool) -> Tensor:
+    def extend(self, context: Tensor, x: Tensor, activate: bool, lengths: Tensor | None = None, hop: int = 1) -> Tensor:
         """What a convolution reads: its context [B, C, N], and x [B, T, N], by its ELU if `activate`, behind it.
+
+        lengths: [B] int64, how many samples each row's x stands for; hop: samples a step. Steps behind them are zeros.
 
         ELU to 6e-8 of `torch.nn.functional.elu`, which goes through `expm1` and takes a CPU five times as long
         (docs/decisions.md).
         """
+        if lengths is not None:
+            x = ended(x, lengths, hop)
         if activate:
             x = torch.maximum(x, x.clamp(max=0).exp_().sub_(1))
         return torch.cat((context, x), dim=1)
@@ -123,3 +127,11 @@ class Plain:
     def draw(self, logits: Tensor, book: int, state: SamplerState, frame: Drawing, few: bool) -> Tensor:
         """See `sampler.draw`."""
         return sampler.draw(logits, book, state, frame, few)
+
+
+def ended(x: Tensor, lengths: Tensor, hop: int) -> Tensor:
+    """x: [B, T, N], `hop` samples a step; lengths: [B] int64, in samples. Returns x with zeros in the steps that hold
+    none of them.
+    """
+    held = torch.arange(x.shape[1], device=x.device) * hop < lengths[:, None]  # [B, T]
+    return torch.where(held.unsqueeze(-1), x, torch.zeros((), dtype=x.dtype, device=x.device))

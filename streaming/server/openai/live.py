@@ -15,7 +15,7 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
-from streaming.audio import SAMPLE_RATE
+from streaming.audio import SAMPLE_RATE, to_int16
 from streaming.conversation.conversation import Received
 from streaming.conversation.outbox import Echo
 from streaming.errors import ProtocolError
@@ -244,7 +244,7 @@ class LiveDialect:
         match reply:
             case AudioMessage(pcm=pcm):
                 self._spoken += len(pcm)
-                said = self._delta(self._encoder.push(pcm))
+                said = self._delta(self._encoder.push(to_int16(pcm)))
                 return [*said, *self._usage_event()] if self._spoken - self._reported >= _USAGE_SAMPLES else said
             case messages.TurnDone():
                 return [*self._delta(self._encoder.flush()), *self._usage_event()]

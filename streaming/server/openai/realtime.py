@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
-from streaming.audio import FRAME, SAMPLE_RATE
+from streaming.audio import FRAME, SAMPLE_RATE, to_int16
 from streaming.conversation.conversation import HeardByClock, Received
 from streaming.conversation.outbox import Echo
 from streaming.errors import ProtocolError
@@ -490,7 +490,7 @@ class RealtimeDialect:
         if response is None or response.turn != audio.turn or not response.speaking:
             return []
         response.sent += len(audio.pcm)
-        return response.delta(response.encoder.push(audio.pcm))
+        return response.delta(response.encoder.push(to_int16(audio.pcm)))
 
     def _turn_done(self, done: messages.TurnDone) -> list[ServerEvent]:
         self._spoken = (done.turn, done.samples // FRAME)

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from streaming.audio import FRAME_RATE, SAMPLE_RATE
-from streaming.protocol.messages import SamplingOptions, VadOptions
+from streaming.protocol.messages import VadOptions
 from streaming.server.openai import realtime_events as events
 from streaming.server.openai.formats import G711_RATE, PCM, Format
 from streaming.server.openai.realtime_events import EventError, Limit
@@ -35,7 +35,9 @@ class Model:
 
 @dataclass(frozen=True)
 class Options:
-    """A session's options as they are. detection: None where the client says when it has spoken."""
+    """A session's options as they are. detection: None where the client says when it has spoken. temperature: None for
+    the model's.
+    """
 
     input: Format = PCM
     output: Format = PCM
@@ -43,7 +45,7 @@ class Options:
     modalities: tuple[str, ...] = ("audio",)
     voice: str = "continuation"
     limit: Limit = "inf"
-    temperature: float = SamplingOptions().temperature
+    temperature: float | None = None
 
     def vad(self) -> VadOptions:
         """As the conversation has it, held to what it allows."""

@@ -14,7 +14,7 @@ from streaming.models.attention import FrameView, KeyValueRing, Rotary
 from streaming.models.linear import Linear
 from streaming.models.operations.native.library import library
 from streaming.models.operations.native.matrix import FLOATS, NativeLinear, pointer
-from streaming.models.operations.torch import Plain
+from streaming.models.operations.torch import Plain, ended
 from streaming.models.sampler import Drawing, SamplerState
 
 
@@ -141,9 +141,9 @@ class Native(Plain):
             raise MemoryError(f"no memory for the scores of {batch} slots")
         return out
 
-    def extend(self, context: Tensor, x: Tensor, activate: bool) -> Tensor:
+    def extend(self, context: Tensor, x: Tensor, activate: bool, lengths: Tensor | None = None, hop: int = 1) -> Tensor:
         batch, old, channels = context.shape
-        new, x = x.shape[1], x.contiguous()
+        new, x = x.shape[1], (x if lengths is None else ended(x, lengths, hop)).contiguous()
         assert not old or context.stride()[1:] == (channels, 1)
         out = torch.empty(batch, old + new, channels)
         self._library.native_extend(

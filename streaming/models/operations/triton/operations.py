@@ -80,8 +80,8 @@ class Fused(Plain):
         cos, sin = rotary(position)
         return FrameView(position, start, cos.unsqueeze(1), sin.unsqueeze(1), None, None)
 
-    def extend(self, context: Tensor, x: Tensor, activate: bool) -> Tensor:
-        return extend(context, x, activate)
+    def extend(self, context: Tensor, x: Tensor, activate: bool, lengths: Tensor | None = None, hop: int = 1) -> Tensor:
+        return extend(context, x, activate, lengths, hop)
 
     def attend(self, qkv: Tensor, ring: KeyValueRing, layer: int, view: FrameView) -> Tensor:
         keys, values = ring.keys[:, layer], ring.values[:, layer]
