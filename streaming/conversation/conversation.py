@@ -31,7 +31,7 @@ from streaming.conversation.outbox import Echo, End, Outbox
 from streaming.conversation.pacing import frames_in, lead_frames
 from streaming.conversation.playback import Playback
 from streaming.engine import events
-from streaming.errors import EmptyPromptError, ProtocolError, SessionError, StreamingError
+from streaming.errors import EmptyPromptError, PromptTooLongError, ProtocolError, SessionError, StreamingError
 from streaming.protocol import messages
 from streaming.protocol.messages import AudioMessage, ClientMessage, Message, SamplingOptions, UnknownTypeError
 
@@ -173,7 +173,7 @@ class Conversation:
             self._handle(received, now, probabilities)
         except UnknownTypeError as error:
             self._say(error_message(error, in_reply_to=error.kind))
-        except ProtocolError as error:
+        except (ProtocolError, PromptTooLongError) as error:
             self._finish(fatal(error))
         except SessionError as error:
             kind = received.type if isinstance(received, Message | HeardByClock) else None
@@ -373,18 +373,29 @@ class Conversation:
                     self._say(messages.SpeechStarted(turn=self._turn, at_samples=at))
                 case turn_taking.SpeechStopped(at):
                     self._say(messages.SpeechStopped(turn=self._turn, at_samples=at))
-                case turn_taking.Speak() if not self._vad.respond:
-                    assert self._taker is not None
-                    self._taker.speaking_ended()
                 case turn_taking.Speak():
-                    self._continue(self._max_seconds, self._options, now)
+                    self._go_on(now)
                 case turn_taking.BargeIn(at):
                     self._barge_in(at, now)
 
+    def _go_on(self, now: float) -> None:
+        """Go on at the end of speech."""
+        assert self._taker is not None
+        try:
+            self._continue(self._max_seconds, self._options, now)
+        except EmptyPromptError as error:  # the engine had no room for any of it
+            self._say(error_message(error))
+            self._taker.speaking_ended()
+
     def _barge_in(self, at_samples: int, now: float) -> None:
         """A voice interrupts: tell the client, which says what it heard."""
+        assert self._taker is not None
         playback = self._playback
-        assert playback is not None
+        if playback is None:  # there is nothing to interrupt, see `_go_on`
+            self._speech_from = self._prompt_frames
+            self._say(messages.SpeechStarted(turn=self._turn, at_samples=at_samples))
+            self._act(self._taker.interrupted(), now)
+            return
         playback.stop(now)
         self._speech_from = 0
         self._say(messages.SpeechStarted(turn=playback.turn, at_samples=at_samples))
@@ -415,10 +426,10 @@ class Conversation:
         if self._speaking:
             raise SessionError("the session is already speaking")
         if self._taker is not None:
+            if self._taker.state is turn_taking.TurnState.INTERRUPTING or self._heard_due is not None:
+                raise SessionError("the session is being interrupted: say what was heard first")
             if self._taker.state is turn_taking.TurnState.SPEAKING:
                 self._taker.speaking_ended()  # what is still being played counts as heard
-            elif self._taker.state is turn_taking.TurnState.INTERRUPTING:
-                raise SessionError("the session is being interrupted: say what was heard first")
         options = self._options if sampling is None else self._seeded(sampling)
         self._continue(self._max_seconds if max_seconds is None else max_seconds, options, now)
         if self._taker is not None:
@@ -449,7 +460,7 @@ class Conversation:
         self._heard_due = None
         playback.stop(now)
         playback.over = True
-        self._outbox.drop_audio(turn)
+        self._outbox.cut(turn, playback.sent_samples)
         if turn == self._turn:
             self._cut[turn] = playback.sent_samples
         self._command(lambda: self._engine.interrupt(turn, heard))
@@ -466,10 +477,11 @@ class Conversation:
             )
         )
         self._turn_is_over(done.turn)
+        self._active_at = now  # the client may have listened all the while
         if self._playback is not None and self._playback.turn == done.turn:
             self._playback.frames = done.frames
             self._look_at_playback(now)
-        if self._draining:
+        if self._draining and not self._speaking:
             self._finish(stopped())
 
     def _turn_is_over(self, turn: int) -> None:
@@ -517,14 +529,12 @@ class Conversation:
     def _take_no_turns(self, taker: turn_taking.TurnTaker, now: float) -> None:
         """Go from vad to manual. What is being said is the beginning of a prompt."""
         self._taker = None
-        playback = self._playback
-        if taker.state is turn_taking.TurnState.INTERRUPTING and playback is not None:
-            self._interrupt(playback, playback.played_samples(now), now)
-            for action in taker.interrupted():
-                if isinstance(action, turn_taking.Listen):
-                    self._listen(self._framer.push(action.pcm), now)
-        elif taker.state is turn_taking.TurnState.HEARING:
-            self._act(taker.speak(), now)  # tells the end of the speech
+        if self._heard_due is not None and self._playback is not None:
+            self._interrupt(self._playback, self._playback.played_samples(now), now)
+        actions = taker.interrupted() if taker.state is turn_taking.TurnState.INTERRUPTING else []
+        if taker.state is turn_taking.TurnState.HEARING:
+            actions += taker.speak()  # tells the end of the speech
+        self._act([action for action in actions if not isinstance(action, turn_taking.Speak)], now)
 
     def _seeded(self, sampling: SamplingOptions) -> SamplingOptions:
         """Return it with the session's seed where it has none, and the model's settings where they are left open."""

@@ -6,7 +6,9 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
-from streaming.protocol.messages import AudioMessage, Message
+from msgspec import structs
+
+from streaming.protocol.messages import AudioMessage, Message, TurnDone
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +50,14 @@ class Outbox:
         """Return the next one, or None if there is none."""
         return self._replies.popleft() if self._replies else None
 
-    def drop_audio(self, turn: int) -> None:
-        """Forget the audio of a turn that was interrupted: nobody will play it."""
-        kept = [reply for reply in self._replies if not (isinstance(reply, AudioMessage) and reply.turn == turn)]
-        if len(kept) < len(self._replies):
-            self._replies = deque(kept)
+    def cut(self, turn: int, sent_samples: int) -> None:
+        """Forget the audio of a turn that was interrupted: nobody will play it. Its end tells how much was sent."""
+        waiting, self._replies = self._replies, deque()
+        for reply in waiting:
+            if isinstance(reply, TurnDone) and reply.turn == turn:
+                self._replies.append(structs.replace(reply, samples=sent_samples))
+            elif not (isinstance(reply, AudioMessage) and reply.turn == turn):
+                self._replies.append(reply)
 
     def clear(self) -> None:
         """Forget all: nobody will take them."""

@@ -32,6 +32,7 @@ class TurnOptions(Protocol):
     silence_ms: this much silence ends the speech; it is counted in whole windows of 32 ms, rounded up.
     prefix_ms: how much audio before the onset belongs to the prompt.
     barge_in: speech while the machine speaks interrupts it; otherwise it is ignored until the machine is done.
+    respond: the end of speech is the word to speak; otherwise nothing follows it.
     """
 
     @property
@@ -42,6 +43,8 @@ class TurnOptions(Protocol):
     def prefix_ms(self) -> int: ...
     @property
     def barge_in(self) -> bool: ...
+    @property
+    def respond(self) -> bool: ...
 
 
 # Edges of speech
@@ -152,8 +155,10 @@ class TurnTaker:
         SPEAKING ── onset, with barge_in: BargeIn ─▶ INTERRUPTING ── interrupted(): Listen ─▶ HEARING
         SPEAKING ── speaking_ended(), or interrupted() that nobody's voice asked for ─▶ IDLE
 
+        HEARING ── silence, without respond: SpeechStopped ─▶ IDLE
         IDLE, HEARING ── speak(): SpeechStopped, where somebody was being heard ─▶ SPEAKING
         HEARING ── clear(): what was being said is no prompt any more ─▶ IDLE
+        INTERRUPTING ── clear(): what was being said is no prompt any more ─▶ SPEAKING, until `interrupted()`
 
     No action but BargeIn comes while the machine speaks. The same input gives the same actions however it is cut into
     pushes; only `Listen` is cut differently.
@@ -173,7 +178,7 @@ class TurnTaker:
         self._take(options)
 
     def _take(self, options: TurnOptions) -> None:
-        self._barge_in = options.barge_in
+        self._barge_in, self._respond = options.barge_in, options.respond
         self._prefix_samples = options.prefix_ms * SAMPLES_PER_MS
 
     def push(self, pcm: Pcm, probabilities: Sequence[float]) -> list[Action]:
@@ -213,6 +218,8 @@ class TurnTaker:
         self._handed_out = self._position
         if self.state is TurnState.HEARING:
             self.state = TurnState.IDLE
+        elif self.state is TurnState.INTERRUPTING:
+            self.state = TurnState.SPEAKING
         self._detector.forget()
 
     def interrupted(self) -> list[Action]:
@@ -241,6 +248,9 @@ class TurnTaker:
     def _stop(self, at_samples: int) -> list[Action]:
         if self.state is not TurnState.HEARING:
             return []
+        if not self._respond:
+            self.state = TurnState.IDLE
+            return [SpeechStopped(at_samples)]
         self.state = TurnState.SPEAKING
         return [SpeechStopped(at_samples), Speak()]
 

@@ -73,5 +73,9 @@ class VoiceActivity:
             except Exception as error:  # each session is told, and ends; what fails is not this server's loop
                 answers = [error] * len(requests)
             for request, answer in zip(requests, answers, strict=True):
-                request.judged(answer)
+                try:
+                    request.judged(answer)
+                except Exception as error:  # each on its own: none can fail another
+                    context = {"message": "a session failed over its voice activity", "exception": error}
+                    asyncio.get_running_loop().call_exception_handler(context)
         self._judging = None
