@@ -33,7 +33,7 @@ from streaming.protocol.messages import (
 from streaming.protocol.opus import OpusReceiver, OpusSender, opus_available
 from streaming.protocol.replay import WINDOW, ReplayBook
 from streaming.server.admission import Admission
-from streaming.server.door.access import Visitor
+from streaming.server.door.gatekeeper import Visitor
 from streaming.server.driver import Driver
 from streaming.server.session_socket import MESSAGES_PER_S, SessionSocket
 from streaming.server.sessions import Session, Sessions

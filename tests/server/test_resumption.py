@@ -26,7 +26,8 @@ from streaming.protocol.messages import SamplingOptions, SessionResume, SessionS
 from streaming.protocol.opus import opus_available
 from streaming.protocol.replay import WINDOW
 from streaming.server import session_socket
-from streaming.server.door.access import Gatekeeper, check_bind
+from streaming.server.door.bind import check_bind
+from streaming.server.door.gatekeeper import Gatekeeper
 from streaming.server.door.tokens import Tokens
 from tests.engine.stub_step import StubStep
 from tests.server.cut_proxy import cut_proxy
