@@ -18,7 +18,7 @@ from websockets.http11 import Request, Response
 
 from streaming.audio import FRAME
 from streaming.client.client import Audio, Clock, ContinuationClient, Event
-from streaming.client.connection import RefusedError
+from streaming.client.dialing import RefusedError
 from streaming.errors import ContinuationError, ProtocolError
 from streaming.protocol.messages import (
     AudioMessage,

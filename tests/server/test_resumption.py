@@ -18,7 +18,7 @@ from websockets.exceptions import ConnectionClosed
 
 from streaming.audio import FRAME
 from streaming.client.client import Audio, ContinuationClient, Event
-from streaming.client.connection import ConnectionLost, ConnectionRestored
+from streaming.client.resumable_connection import ConnectionLost, ConnectionRestored
 from streaming.engine.engine import Engine
 from streaming.errors import ContinuationError
 from streaming.protocol import messages

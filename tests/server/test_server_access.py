@@ -18,7 +18,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from streaming.audio import FRAME
 from streaming.client.client import ContinuationClient
-from streaming.client.connection import RefusedError
+from streaming.client.dialing import RefusedError
 from streaming.engine.engine import Engine
 from streaming.protocol import messages
 from streaming.protocol.messages import SessionStart
