@@ -25,7 +25,7 @@ from rich.console import Console
 
 from streaming.audio import AudioReader, WavWriter
 from streaming.client.client import ContinuationClient
-from streaming.client.connection import RefusedError, SessionLostError, is_loopback
+from streaming.client.dialing import RefusedError, SessionLostError, leads_to_this_machine
 from streaming.errors import ContinuationError, StreamingError
 from streaming.protocol.messages import SamplingOptions, SessionStart
 from streaming.protocol.opus import opus_available
@@ -219,7 +219,7 @@ async def _connect(
 def _wants_opus(args: argparse.Namespace, server: Server) -> bool:
     """On this machine nothing is gained by it, and the voice is not quite the same."""
     if args.transport == "auto":
-        return opus_available() and not is_loopback(server.url)
+        return opus_available() and not leads_to_this_machine(server.url)
     return bool(args.transport == "opus")
 
 

@@ -19,9 +19,14 @@ from streaming.engine.engine import Engine
 from streaming.errors import StreamingError
 from streaming.loading import CONTEXT_TOKENS, DEMO, DTYPES, load_engine, use_threads
 from streaming.options import OptionParser
-from streaming.server.door.access import Gatekeeper, Limits, check_bind, parse_origins, parse_proxies
+from streaming.server.door.bind import check_address, check_bind
+from streaming.server.door.gatekeeper import Gatekeeper
+from streaming.server.door.limits import Limits
+from streaming.server.door.origins import parse_origins
+from streaming.server.door.proxies import parse_proxies
+from streaming.server.door.tls import load_tls
 from streaming.server.door.tokens import load_tokens
-from streaming.server.server import ServerOptions, Shutdown, check_address, load_tls, run_server
+from streaming.server.server import ServerOptions, Shutdown, run_server
 from streaming.server.watch import log
 
 _LOG = logging.getLogger("streaming.server")

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 
 # From the bottom. A module may import its own floor and those before it, unless ALLOWED says less.
 LAYERS = (
-    ("streaming.errors", "streaming.config", "streaming.audio", "streaming.options"),
+    ("streaming.errors", "streaming.config", "streaming.audio", "streaming.options", "streaming.addresses"),
     ("streaming.models",),
     ("streaming.frame_step",),
     ("streaming.engine",),
@@ -37,6 +37,7 @@ ALLOWED = {
     "streaming.config": ("streaming.errors",),
     "streaming.audio": ("streaming.errors",),
     "streaming.options": ("streaming.errors",),
+    "streaming.addresses": (),
     "streaming.engine": VALUES,  # it gets the step as a callable
     "streaming.protocol": VALUES,
     "streaming.conversation": (*VALUES, "streaming.protocol", "streaming.engine.events"),

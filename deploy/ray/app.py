@@ -23,7 +23,8 @@ from ray.serve.config import AutoscalingContext
 
 from deploy.ray.relay import HEALTHZ, Relay
 from streaming.errors import StreamingError
-from streaming.server.door.access import METRICS_READER, check_bind
+from streaming.server.door.bind import check_bind
+from streaming.server.door.gatekeeper import METRICS_READER
 from streaming.server.door.tokens import ENVIRONMENT, load_tokens
 
 _LOG = logging.getLogger("ray.serve")

@@ -13,7 +13,7 @@ from streaming.benchmark import live
 from streaming.benchmark.figures import cpu_seconds, percentile, rounded
 from streaming.benchmark.report import Report, Value
 from streaming.client.client import ContinuationClient
-from streaming.client.connection import RefusedError
+from streaming.client.dialing import RefusedError
 from streaming.errors import ContinuationError
 from streaming.protocol.messages import SessionStart
 

@@ -22,7 +22,7 @@ import numpy as np
 from streaming.audio import SAMPLE_RATE, Pcm16, read_audio, to_int16
 from streaming.benchmark.schedule import SessionPlan, Turn
 from streaming.client.client import Audio, ContinuationClient
-from streaming.client.connection import RefusedError
+from streaming.client.dialing import RefusedError
 from streaming.errors import ContinuationError, ProtocolError
 from streaming.protocol.messages import Error, InputDropped, InputLagging, SamplingOptions, SessionStart, TurnDone
 from streaming.terminal.jitter_buffer import START_MS, JitterBuffer

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import numpy as np
 
-from streaming.client.connection import is_loopback
+from streaming.client.dialing import leads_to_this_machine
 from streaming.protocol.messages import PATH
 
 _TIMEOUT_S = 5.0
@@ -151,7 +151,9 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 def _opener(url: str) -> urllib.request.OpenerDirector:
     """As the clients connect: through the system's proxy, but not to this machine itself."""
-    return urllib.request.build_opener(_NoRedirect, *([urllib.request.ProxyHandler({})] if is_loopback(url) else []))
+    return urllib.request.build_opener(
+        _NoRedirect, *([urllib.request.ProxyHandler({})] if leads_to_this_machine(url) else [])
+    )
 
 
 def same_process(before: Look, after: Look) -> bool:

@@ -29,7 +29,8 @@ import numpy as np
 from websockets.exceptions import ConnectionClosed
 
 from streaming.audio import FRAME, SAMPLE_RATE, Pcm, Pcm16, to_float, to_int16
-from streaming.client.connection import ConnectionLost, ConnectionRestored, Line, closed_error
+from streaming.client.dialing import closed_error
+from streaming.client.resumable_connection import ConnectionLost, ConnectionRestored, ResumableConnection
 from streaming.errors import ContinuationError, ProtocolError
 from streaming.protocol.messages import (
     MAX_AUDIO_SAMPLES,
@@ -166,16 +167,16 @@ class ContinuationClient:
     failed, stopped, or went away; and `ProtocolError` when it broke the protocol.
     """
 
-    def __init__(self, line: Line, start: SessionStart) -> None:
-        self.started = line.started
+    def __init__(self, connection: ResumableConnection, start: SessionStart) -> None:
+        self.started = connection.started
         """What the server said of itself and the session."""
         self.clock = Clock()
         """Round trip and clock offset, measured every second."""
         self.stale_samples = 0
         """Samples that came for a turn that had been interrupted, and were dropped."""
-        self._line = line
+        self._connection = connection
         self._vad = start.turn_taking == "vad"
-        self._turn = line.started.turn
+        self._turn = connection.started.turn
         self._reported = (0, 0, 0)  # turn, frames and underruns of the last report
         self._dropped_turn = 0
         self._meters: dict[int, _TurnMeter] = {}
@@ -202,7 +203,7 @@ class ContinuationClient:
         such server or it does not answer in `open_timeout_s`.
         """
         start = start or SessionStart()
-        client = cls(await Line.open(url, start, token, open_timeout_s), start)
+        client = cls(await ResumableConnection.open(url, start, token, open_timeout_s), start)
         reading, pinging = asyncio.create_task(client._read()), asyncio.create_task(client._ping())
         try:
             yield client
@@ -210,7 +211,7 @@ class ContinuationClient:
             pinging.cancel()
             reading.cancel()
             await asyncio.gather(pinging, reading, return_exceptions=True)
-            await client._line.close(SessionClose() if client._failure is None else None)
+            await client._connection.close(SessionClose() if client._failure is None else None)
 
     @property
     def turn(self) -> int:
@@ -225,12 +226,12 @@ class ContinuationClient:
     @property
     def sent_bytes(self) -> int:
         """Bytes of all messages sent so far, without what sockets add."""
-        return self._line.sent_bytes
+        return self._connection.sent_bytes
 
     @property
     def received_bytes(self) -> int:
         """The same of all messages received."""
-        return self._line.received_bytes
+        return self._connection.received_bytes
 
     def latency(self, turn: int) -> TurnLatency:
         """Times of one of the latest turns, whole after its `TurnDone`. Older ones are forgotten, and empty."""
@@ -310,7 +311,7 @@ class ContinuationClient:
         if self._failure is not None:
             self._fail()
         try:
-            await self._line.send(message)
+            await self._connection.send(message)
         except ConnectionClosed as closed:
             # The reader may hold the reason, in a message that came before the end; give it a moment.
             for _ in range(100):
@@ -329,14 +330,14 @@ class ContinuationClient:
     async def _read(self) -> None:
         try:
             while True:
-                event = self._on_message(await self._line.receive())
+                event = self._on_message(await self._connection.receive())
                 if event is not None:
                     await self._events.put(event)
         except ContinuationError as error:
             self._failure = error
         except ProtocolError as error:
             self._failure = ProtocolError(f"the server broke the protocol: {error}")
-        self._line.give_up()
+        self._connection.give_up()
         await self._events.put(None)
 
     def _on_message(self, message: ServerMessage | AudioMessage | ConnectionLost | ConnectionRestored) -> Event | None:
@@ -405,5 +406,5 @@ class ContinuationClient:
     async def _ping(self) -> None:
         with contextlib.suppress(ConnectionClosed):
             for number in itertools.count():
-                await self._line.send(Ping(id=number, client_time_ms=1000 * time.monotonic()))
+                await self._connection.send(Ping(id=number, client_time_ms=1000 * time.monotonic()))
                 await asyncio.sleep(PING_INTERVAL_S)

@@ -13,7 +13,8 @@ from websockets.asyncio.server import ServerConnection
 from websockets.http11 import Request, Response
 
 from streaming.protocol.messages import PATH
-from streaming.server.door.access import Gatekeeper, Refusal, Visitor
+from streaming.server.door.gatekeeper import Gatekeeper, Visitor
+from streaming.server.door.refusals import Refusal
 from streaming.server.openai import OPENAI_PATHS
 from streaming.server.pages import web_pages
 from streaming.server.watch.health import HEALTH, LIVE, READY, Health

@@ -5,8 +5,6 @@ connection was lost.
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -33,8 +31,9 @@ from streaming.protocol.messages import (
 from streaming.protocol.opus import OpusReceiver, OpusSender, opus_available
 from streaming.protocol.replay import WINDOW, ReplayBook
 from streaming.server.admission import Admission
-from streaming.server.door.access import Visitor
+from streaming.server.door.gatekeeper import Visitor
 from streaming.server.driver import Driver
+from streaming.server.resumption import ResumableSessions
 from streaming.server.session_socket import MESSAGES_PER_S, SessionSocket
 from streaming.server.sessions import Session, Sessions
 from streaming.server.watch.observer import SessionObserver
@@ -44,18 +43,6 @@ _OPUS_MESSAGES_PER_S = 400
 """Each may cost 0.3 ms of the event loop: 48 times what a client needs, and an eighth of what all have."""
 _OPUS_LEAD_MS = 160
 """The least with Opus: the end of a frame comes with the next one, so that one alone is never played to its end."""
-
-
-class SessionExpiredError(StreamingError):
-    """There is no session to come back to."""
-
-    code = "session_expired"
-
-
-class SessionElsewhereError(StreamingError):
-    """The session to come back to is another server's."""
-
-    code = "session_elsewhere"
 
 
 class UnsupportedProtocolError(StreamingError):
@@ -210,18 +197,14 @@ class NativeSession(Session):
 
 
 class NativeService:
-    """The sockets of this protocol. resume_s: for how long a session outlives its connection; 0: none does.
-
-    A resume token is the server's own mark and 192 random bits; of these only a hash is kept.
-    """
+    """The sockets of this protocol. resume_s: for how long a session outlives its connection; 0: none does."""
 
     def __init__(
         self, engine: Engine, admission: Admission, sessions: Sessions, idle_s: float, resume_s: float
     ) -> None:
         self._engine, self._admission, self._sessions = engine, admission, sessions
         self._idle_s, self._resume_s = idle_s, resume_s
-        self._mark = secrets.token_hex(4)
-        self._resumable: dict[bytes, NativeSession] = {}
+        self._resumable: ResumableSessions[NativeSession] = ResumableSessions()
 
     async def __call__(self, socket: ServerConnection, visitor: Visitor) -> None:
         """Serves one socket."""
@@ -229,7 +212,7 @@ class NativeService:
             try:
                 first = await _first_message(socket)
                 if isinstance(first, SessionResume):
-                    await self._find(first.token, visitor).resume(socket, first)
+                    await self._resumable.find(first.token, visitor).resume(socket, first)
                     return
             except ConnectionClosed:
                 return
@@ -243,7 +226,7 @@ class NativeService:
         await self._sessions.turn_away(socket, too_many, _say)
 
     async def _start(self, socket: ServerConnection, visitor: Visitor, start: SessionStart) -> None:
-        token = f"{self._mark}.{secrets.token_urlsafe(24)}"
+        token = self._resumable.new_token()
         resume = None
         if start.resume and self._resume_s:
             resume = messages.Resumption(token=token, seconds=self._resume_s, window=WINDOW)
@@ -256,19 +239,11 @@ class NativeService:
         )
         session = NativeSession(driver, visitor, socket, resume, codec, observer)
         if resume is not None:
-            self._resumable[_digest(token)] = session
+            self._resumable.add(token, session)
         try:
             await self._sessions.run(session)
         finally:
-            self._resumable.pop(_digest(token), None)
-
-    def _find(self, token: str, visitor: Visitor) -> NativeSession:
-        session = self._resumable.get(_digest(token))
-        if session is not None and session.visitor.holder == visitor.holder:
-            return session
-        if token.partition(".")[0] != self._mark:
-            raise SessionElsewhereError("this session is another server's, or one's that was restarted; start anew")
-        raise SessionExpiredError("this session is over, or was left alone for too long; start anew")
+            self._resumable.remove(token)
 
 
 def _say(message: Message) -> Sequence[str]:
@@ -281,11 +256,6 @@ def _codec(start: SessionStart) -> Codec:
     if "opus" in start.codecs and opus_available():
         known["opus"] = "opus"
     return next((known[name] for name in start.codecs if name in known), "pcm16")
-
-
-def _digest(token: str) -> bytes:
-    """Looked up instead of the token, so that the time it takes tells nothing."""
-    return hashlib.sha256(token.encode()).digest()
 
 
 async def _first_message(socket: ServerConnection) -> SessionStart | SessionResume:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import socket
 import ssl
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
@@ -16,12 +14,13 @@ from websockets.http11 import Request, Response
 
 from streaming.audio import FRAME_RATE
 from streaming.engine.engine import Engine
-from streaming.errors import StreamingError
 from streaming.protocol.messages import MAX_MESSAGE_BYTES, PATH
 from streaming.server.admission import Admission
 from streaming.server.connection import connection
-from streaming.server.door.access import Bind, Gatekeeper, Visitor, select_subprotocol
-from streaming.server.door.handshakes import Doorstep, listen
+from streaming.server.door.bind import address_taken
+from streaming.server.door.credentials import select_subprotocol
+from streaming.server.door.gatekeeper import Gatekeeper, Visitor
+from streaming.server.door.handshakes import PendingHandshakes, listen
 from streaming.server.http import HttpEndpoints
 from streaming.server.native import NativeService
 from streaming.server.openai import LIVE_PATH, REALTIME_PATH
@@ -63,48 +62,6 @@ class ServerOptions:
     drain_s: float = 30.0
     keepalive_s: float = 10.0
     handshake_s: float = 10.0
-
-
-class AddressError(StreamingError):
-    """The address to listen on is taken, or not this machine's."""
-
-    code = "bad_address"
-
-
-class TlsError(StreamingError):
-    """A certificate or key that cannot be used."""
-
-    code = "bad_tls"
-
-
-def check_address(bind: Bind, port: int) -> None:
-    """Raises `AddressError` if the address cannot be had now: better before a model is loaded than after."""
-    for address in bind.addresses:
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        try:
-            with socket.socket(family, socket.SOCK_STREAM) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, os.name != "nt")
-                probe.bind((address, port))
-        except OSError as error:
-            raise _taken(bind, port, error) from error
-
-
-def _taken(bind: Bind, port: int, error: OSError) -> AddressError:
-    return AddressError(f"cannot listen on {bind.host}:{port}: {error.strerror or error}")
-
-
-def load_tls(certificate: str | None, key: str | None) -> ssl.SSLContext | None:
-    """The context of a server with this certificate chain and key, PEM files; None for neither. Raises `TlsError`."""
-    if certificate is None and key is None:
-        return None
-    if certificate is None or key is None:
-        raise TlsError("--tls-cert and --tls-key go together")
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    try:
-        context.load_cert_chain(certificate, key, password=lambda: "")  # never ask at the terminal
-    except (OSError, ssl.SSLError) as error:
-        raise TlsError(f"cannot use --tls-cert {certificate} with --tls-key {key}: {error}") from error
-    return context
 
 
 class Shutdown:
@@ -154,18 +111,18 @@ async def run_server(
             _LOG.exception("a connection failed")
             raise
 
-    doorstep = Doorstep(keeper.limits)
+    pending = PendingHandshakes(keeper.limits)
 
     def look(connection: ServerConnection, request: Request) -> Response | None:
         sock = connection.transport.get_extra_info("socket")
         if sock is not None:  # under TLS it may be lost by now
-            doorstep.leave(sock.fileno())
+            pending.leave(sock.fileno())
         return endpoints(connection, request)
 
     try:
-        sockets = listen(keeper.bind.addresses, options.port, doorstep)
+        sockets = listen(keeper.bind.addresses, options.port, pending)
     except OSError as error:
-        raise _taken(keeper.bind, options.port, error) from error
+        raise address_taken(keeper.bind, options.port, error) from error
     async with AsyncExitStack() as stack:
         servers = [
             await stack.enter_async_context(

@@ -12,7 +12,8 @@ from websockets.asyncio.server import ServerConnection
 from streaming.conversation.ends import refused
 from streaming.conversation.outbox import End
 from streaming.protocol.messages import Message
-from streaming.server.door.access import Gatekeeper, Refusal, Visitor
+from streaming.server.door.gatekeeper import Gatekeeper, Visitor
+from streaming.server.door.refusals import Refusal
 from streaming.server.driver import Driver
 from streaming.server.session_socket import Dialect, SessionSocket, dismiss
 from streaming.server.voice_activity import VoiceActivity

@@ -15,7 +15,7 @@ import numpy as np
 
 from streaming.audio import SAMPLE_RATE, SILENCE_DBFS, Pcm, Pcm16, WavWriter, level_dbfs, to_int16
 from streaming.client.client import Audio, ContinuationClient, Event
-from streaming.client.connection import ConnectionLost, ConnectionRestored
+from streaming.client.resumable_connection import ConnectionLost, ConnectionRestored
 from streaming.errors import ContinuationError
 from streaming.protocol.messages import (
     Error,

@@ -12,9 +12,11 @@ import pytest
 from streaming.benchmark.__main__ import main, parse
 from streaming.benchmark.figures import cpu_seconds
 from streaming.benchmark.target import Look, Target, steps_between
-from streaming.server.door.access import Gatekeeper, Limits, check_bind
+from streaming.server.door.bind import check_bind
+from streaming.server.door.gatekeeper import Gatekeeper
+from streaming.server.door.limits import Limits
+from streaming.server.door.tls import load_tls
 from streaming.server.door.tokens import Tokens
-from streaming.server.server import load_tls
 from tests.benchmark.balancer import balancing
 from tests.benchmark.test_target import METRICS, answering
 from tests.engine.stub_step import StubStep, running

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
 from streaming.audio import FRAME, SAMPLE_RATE
+from streaming.client.client import Audio, ContinuationClient
 from streaming.protocol.messages import (
     AudioMessage,
     ClientMessage,
@@ -167,3 +168,24 @@ async def half_a_turn(peer: Peer, message: ClientMessage) -> None:
 async def never(_: Peer, __: ClientMessage) -> None:
     """The script of a server that says nothing."""
     await asyncio.sleep(0)
+
+
+def run(test: Coroutine[Any, Any, None]) -> None:
+    """Run a test that may take 20 s."""
+
+    async def bounded() -> None:
+        async with asyncio.timeout(20):
+            await test
+
+    asyncio.run(bounded())
+
+
+async def one_turn(client: ContinuationClient) -> tuple[list[Audio], TurnDone]:
+    """Events up to the next `TurnDone`."""
+    audio: list[Audio] = []
+    async for event in client.events():
+        if isinstance(event, Audio):
+            audio.append(event)
+        if isinstance(event, TurnDone):
+            return audio, event
+    raise AssertionError("events ended in peace")

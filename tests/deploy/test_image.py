@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from streaming.engine.engine import Engine
-from streaming.server.server import load_tls
+from streaming.server.door.tls import load_tls
 from tests.engine.stub_step import StubStep
 from tests.server.certificate import self_signed
 from tests.server.live_server import serving

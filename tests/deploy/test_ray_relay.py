@@ -18,7 +18,8 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from streaming.audio import FRAME
 from streaming.client.client import Audio, ContinuationClient
-from streaming.client.connection import ConnectionRestored, RefusedError
+from streaming.client.dialing import RefusedError
+from streaming.client.resumable_connection import ConnectionRestored
 from streaming.protocol import messages
 from streaming.protocol.messages import SamplingOptions, SessionStart
 from tests.server.cut_proxy import cut_proxy

@@ -27,10 +27,11 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from streaming.audio import FRAME
 from streaming.client.client import Audio, ContinuationClient
-from streaming.client.connection import ConnectionLost, SessionLostError
+from streaming.client.dialing import SessionLostError
+from streaming.client.resumable_connection import ConnectionLost
 from streaming.protocol import messages
 from streaming.protocol.messages import SessionStart
-from streaming.server.door.access import BindError
+from streaming.server.door.bind import BindError
 from tests.server.live_server import Client, client, get, run
 
 if find_spec("ray") is None:

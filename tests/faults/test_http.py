@@ -20,8 +20,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from streaming.protocol import messages
-from streaming.server.door.access import Limits
 from streaming.server.door.handshakes import ListeningSocket
+from streaming.server.door.limits import Limits
 from tests.faults.harness import (
     FAST,
     SPEECH,

@@ -18,7 +18,8 @@ import pytest
 import streaming
 from streaming.engine.engine import Engine
 from streaming.protocol import messages
-from streaming.server.door.access import Gatekeeper, check_bind
+from streaming.server.door.bind import check_bind
+from streaming.server.door.gatekeeper import Gatekeeper
 from streaming.server.door.tokens import Tokens
 from tests.engine.stub_step import StubStep
 from tests.faults.harness import FAST, SPEECH, beside_a_healthy_session, watched

@@ -14,8 +14,10 @@ from contextlib import ExitStack, suppress
 import pytest
 
 from streaming.protocol import messages
-from streaming.server.door.access import Gatekeeper, Limits, check_bind
-from streaming.server.server import load_tls
+from streaming.server.door.bind import check_bind
+from streaming.server.door.gatekeeper import Gatekeeper
+from streaming.server.door.limits import Limits
+from streaming.server.door.tls import load_tls
 from tests.faults.harness import (
     ENDLESS,
     FAST,

@@ -21,7 +21,8 @@ from streaming.audio import FRAME
 from streaming.engine.engine import Engine
 from streaming.protocol import messages
 from streaming.protocol.messages import AudioMessage, Message, SessionStart
-from streaming.server.door.access import Gatekeeper, check_bind
+from streaming.server.door.bind import check_bind
+from streaming.server.door.gatekeeper import Gatekeeper
 from streaming.server.server import ServerOptions, Shutdown, run_server
 
 PATIENCE_S = 60.0

@@ -16,7 +16,8 @@ import pytest
 from websockets.datastructures import Headers
 
 from streaming.engine.engine import Engine
-from streaming.server.door.access import Gatekeeper, check_bind
+from streaming.server.door.bind import check_bind
+from streaming.server.door.gatekeeper import Gatekeeper
 from streaming.server.door.tokens import Tokens
 from streaming.server.pages import HEADERS, Pages, web_pages
 from tests.engine.stub_step import StubStep

@@ -20,7 +20,7 @@ from websockets.exceptions import ConnectionClosed
 
 from streaming.audio import FRAME
 from streaming.client.client import Audio, ContinuationClient, Event
-from streaming.client.connection import ConnectionLost, ConnectionRestored
+from streaming.client.resumable_connection import ConnectionLost, ConnectionRestored
 from streaming.engine.engine import Engine
 from streaming.errors import ContinuationError
 from streaming.protocol import messages
@@ -28,7 +28,8 @@ from streaming.protocol.messages import SamplingOptions, SessionResume, SessionS
 from streaming.protocol.opus import opus_available
 from streaming.protocol.replay import WINDOW
 from streaming.server import session_socket
-from streaming.server.door.access import Gatekeeper, check_bind
+from streaming.server.door.bind import check_bind
+from streaming.server.door.gatekeeper import Gatekeeper
 from streaming.server.door.tokens import Tokens
 from tests.engine.stub_step import StubStep
 from tests.faults.harness import Watched, watched

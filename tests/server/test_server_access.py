@@ -18,13 +18,16 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from streaming.audio import FRAME
 from streaming.client.client import ContinuationClient
-from streaming.client.connection import RefusedError
+from streaming.client.dialing import RefusedError
 from streaming.engine.engine import Engine
 from streaming.protocol import messages
 from streaming.protocol.messages import SessionStart
-from streaming.server.door.access import Gatekeeper, Limits, check_bind, parse_origins
+from streaming.server.door.bind import check_bind
+from streaming.server.door.gatekeeper import Gatekeeper
+from streaming.server.door.limits import Limits
+from streaming.server.door.origins import parse_origins
+from streaming.server.door.tls import load_tls
 from streaming.server.door.tokens import Tokens
-from streaming.server.server import load_tls
 from tests.engine.stub_step import StubStep
 from tests.server.certificate import self_signed
 from tests.server.live_server import client, run, run_server_py, serving

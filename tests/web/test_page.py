@@ -25,9 +25,11 @@ from numpy.typing import NDArray
 
 from streaming.audio import FRAME, SAMPLE_RATE, to_int16
 from streaming.engine.engine import Engine
-from streaming.server.door.access import Bind, Gatekeeper, check_bind, parse_origins
+from streaming.server.door.bind import Bind, check_bind
+from streaming.server.door.gatekeeper import Gatekeeper
+from streaming.server.door.origins import parse_origins
+from streaming.server.door.tls import load_tls
 from streaming.server.door.tokens import Tokens
-from streaming.server.server import load_tls
 from tests.server.certificate import self_signed
 from tests.server.cut_proxy import CutProxy, cut_proxy
 from tests.server.live_server import LiveServer, serving

@@ -1,4 +1,4 @@
-"""The listening sockets, and how many connections may stand before them without having said what they want.
+"""The listening sockets, and how many of their connections may be without a request: handshakes that are pending.
 
 Between accepting a connection and the end of its handshake asyncio has nothing but a time-out, and under TLS the
 connection is nobody's until then: whoever opens enough of them takes all file descriptors. But asyncio calls `accept`
@@ -14,18 +14,18 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from streaming.server.door.access import Limits, address_key
+from streaming.server.door.limits import Limits, address_key
 
 _AT_ONCE = 16
 """Connections accepted in one turn of the event loop: 5 ms of it. asyncio would take as many as the backlog holds."""
 _EXHAUSTED = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 
 
-class Doorstep:
+class PendingHandshakes:
     """Connections that were accepted and have not sent a request yet.
 
-    When there are too many, of one address or in all, the one that has stood there for longest is hung up on, and not
-    the newcomer refused: a client whose handshake goes on gets in, however many others only stand there.
+    When there are too many, of one address or in all, the one that has waited for longest is hung up on, and not the
+    newcomer refused: a client whose handshake goes on gets in, however many others only wait.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -65,15 +65,15 @@ class Doorstep:
 
 
 class ListeningSocket(socket.socket):
-    """Bound; what it accepts enters `doorstep`. Raises `OSError` where the address cannot be had."""
+    """Bound; what it accepts enters `pending`. Raises `OSError` where the address cannot be had."""
 
-    def __init__(self, address: str, port: int, doorstep: Doorstep) -> None:
+    def __init__(self, address: str, port: int, pending: PendingHandshakes) -> None:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         bound = socket.create_server((address, port), family=family)
         # asyncio goes by the protocol's number: without it Nagle's algorithm (RFC 896) stays on, and a small message
         # that follows another waits for the peer's delayed acknowledgement: 40 ms.
         super().__init__(bound.family, bound.type, socket.IPPROTO_TCP, fileno=bound.detach())
-        self._doorstep, self._in_a_row = doorstep, 0
+        self._pending, self._in_a_row = pending, 0
 
     def accept(self) -> tuple[socket.socket, Any]:
         if self._in_a_row >= _AT_ONCE:
@@ -87,16 +87,16 @@ class ListeningSocket(socket.socket):
             self._in_a_row = _AT_ONCE if error.errno in _EXHAUSTED else 0
             raise
         self._in_a_row += 1
-        self._doorstep.enter(connection, peer[0])
+        self._pending.enter(connection, peer[0])
         return connection, peer
 
 
-def listen(addresses: Sequence[str], port: int, doorstep: Doorstep) -> list[ListeningSocket]:
+def listen(addresses: Sequence[str], port: int, pending: PendingHandshakes) -> list[ListeningSocket]:
     """One socket an address, all on the same port, which the first one finds if it is 0. Raises `OSError`."""
     sockets: list[ListeningSocket] = []
     try:
         for address in addresses:
-            sockets.append(ListeningSocket(address, port, doorstep))
+            sockets.append(ListeningSocket(address, port, pending))
             port = sockets[0].getsockname()[1]
     except OSError:
         for opened in sockets:

@@ -15,7 +15,7 @@ from streaming.conversation.outbox import End
 from streaming.engine.engine import Engine
 from streaming.protocol import messages
 from streaming.server.admission import Admission
-from streaming.server.door.access import Visitor
+from streaming.server.door.gatekeeper import Visitor
 from streaming.server.driver import Driver
 from streaming.server.openai import live, realtime
 from streaming.server.openai.realtime_events import MAX_EVENT_BYTES

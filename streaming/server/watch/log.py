@@ -10,10 +10,10 @@ import json
 import logging
 import sys
 import time
-from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal
+
+from streaming.server.token_buckets import TokenBuckets
 
 Format = Literal["text", "json"]
 Value = str | int | float | None
@@ -43,13 +43,6 @@ def configure(form: Format, level: str) -> None:
     logging.getLogger("websockets").setLevel(logging.CRITICAL)  # it tells strangers' rubbish as errors, with tracebacks
 
 
-@dataclass(slots=True)
-class _Bucket:
-    level: float
-    at: float
-    suppressed: int = 0
-
-
 class Throttle(logging.Filter):
     """Lets so many lines of a kind through: of the same logger, text before formatting, and code.
 
@@ -59,24 +52,16 @@ class Throttle(logging.Filter):
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
         self._clock = clock
-        self._buckets: OrderedDict[tuple[str, str, Value], _Bucket] = OrderedDict()
+        self._buckets: TokenBuckets[tuple[str, str, Value]] = TokenBuckets(_KINDS)
 
     def filter(self, record: logging.LogRecord) -> bool:
         loud = record.levelno >= logging.WARNING
         most, per_s = (_LOUD_LINES, _LOUD_PER_S) if loud else (_QUIET_LINES, _QUIET_PER_S)
         key, now = (record.name, str(record.msg), _fields(record).get("code")), self._clock()
-        bucket = self._buckets.get(key)
-        if bucket is None:
-            while len(self._buckets) >= _KINDS:
-                self._buckets.popitem(last=False)
-            bucket = self._buckets[key] = _Bucket(most, now)
-        self._buckets.move_to_end(key)
-        bucket.level, bucket.at = min(float(most), bucket.level + (now - bucket.at) * per_s), now
-        if bucket.level < 1:
-            bucket.suppressed += 1
+        bucket = self._buckets.of(key, most, per_s, now)
+        if bucket.take(now):
             return False
-        bucket.level -= 1
-        record.suppressed, bucket.suppressed = bucket.suppressed, 0
+        record.suppressed, bucket.missed = bucket.missed, 0
         return True
 
 

@@ -10,8 +10,8 @@ from contextlib import ExitStack
 
 import pytest
 
-from streaming.server.door.access import Limits
-from streaming.server.door.handshakes import Doorstep, listen
+from streaming.server.door.handshakes import PendingHandshakes, listen
+from streaming.server.door.limits import Limits
 
 FAR, NEAR = "192.0.2.1", "127.0.0.1"
 
@@ -42,64 +42,64 @@ def _hung_up(pairs: list[tuple[socket.socket, socket.socket]]) -> list[int]:
 
 def test_the_one_that_has_waited_for_longest_goes(pairs: list[tuple[socket.socket, socket.socket]]) -> None:
     """Refusing the newcomer instead would keep everybody out for as long as the others stay."""
-    doorstep = Doorstep(Limits(handshakes=3))
+    pending = PendingHandshakes(Limits(handshakes=3))
     for near, _ in pairs[:3]:
-        doorstep.enter(near, NEAR)
-    doorstep.leave(pairs[0][0].fileno())  # has sent its request
-    doorstep.enter(pairs[3][0], NEAR)
+        pending.enter(near, NEAR)
+    pending.leave(pairs[0][0].fileno())  # has sent its request
+    pending.enter(pairs[3][0], NEAR)
     assert _hung_up(pairs) == []
-    doorstep.enter(pairs[4][0], NEAR)
+    pending.enter(pairs[4][0], NEAR)
     assert _hung_up(pairs) == [1]
-    assert len(doorstep) == 3
+    assert len(pending) == 3
 
 
 def test_an_address_that_has_too_many_loses_its_own(pairs: list[tuple[socket.socket, socket.socket]]) -> None:
     """And nobody else's. Loopback is not counted by address: a proxy has everybody's connections there."""
-    doorstep = Doorstep(Limits(handshakes_per_address=2))
+    pending = PendingHandshakes(Limits(handshakes_per_address=2))
     for (near, _), peer in zip(pairs, [NEAR, NEAR, NEAR, FAR, FAR, "198.51.100.1", FAR, FAR], strict=True):
-        doorstep.enter(near, peer)
+        pending.enter(near, peer)
     assert _hung_up(pairs) == [3, 4]
 
 
 def test_hosts_of_one_ipv6_network_are_one_address(pairs: list[tuple[socket.socket, socket.socket]]) -> None:
-    doorstep = Doorstep(Limits(handshakes_per_address=1))
+    pending = PendingHandshakes(Limits(handshakes_per_address=1))
     for (near, _), peer in zip(pairs, ["2001:db8::1", "2001:db8::2", "2001:db8:1::1"], strict=False):
-        doorstep.enter(near, peer)
+        pending.enter(near, peer)
     assert _hung_up(pairs) == [0]
 
 
 def test_a_connection_that_was_closed_is_not_missed() -> None:
     """Its descriptor's number is the next one's, which must not be thrown out in its place."""
-    doorstep = Doorstep(Limits(handshakes=2))
+    pending = PendingHandshakes(Limits(handshakes=2))
     first, far = socket.socketpair()
     number = first.fileno()
-    doorstep.enter(first, FAR)
+    pending.enter(first, FAR)
     first.close()
     with far, ExitStack() as stack:
         ends = [stack.enter_context(end) for end in socket.socketpair()]
         assert ends[0].fileno() == number
-        doorstep.enter(ends[0], FAR)
-        assert len(doorstep) == 1
-        doorstep.leave(number)
-        assert len(doorstep) == 0
+        pending.enter(ends[0], FAR)
+        assert len(pending) == 1
+        pending.leave(number)
+        assert len(pending) == 0
 
 
 def test_half_of_the_descriptors_are_for_those_who_are_in(
     pairs: list[tuple[socket.socket, socket.socket]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("streaming.server.door.handshakes._descriptors", lambda: 4)
-    doorstep = Doorstep(Limits())
+    pending = PendingHandshakes(Limits())
     for near, _ in pairs:
-        doorstep.enter(near, NEAR)
+        pending.enter(near, NEAR)
     assert _hung_up(pairs) == [0, 1, 2, 3, 4, 5]
 
 
 def test_all_addresses_get_one_port_and_a_part_of_the_backlog_at_once() -> None:
     """`localhost` has two addresses: with port 0 each had a port of its own, and only one was told."""
-    doorstep = Doorstep(Limits())
+    pending = PendingHandshakes(Limits())
     addresses = ["127.0.0.1", "127.0.0.2"]
     with ExitStack() as stack:
-        sockets = [stack.enter_context(opened) for opened in listen(addresses, 0, doorstep)]
+        sockets = [stack.enter_context(opened) for opened in listen(addresses, 0, pending)]
         port = sockets[0].getsockname()[1]
         assert [opened.getsockname() for opened in sockets] == [(address, port) for address in addresses]
         sockets[0].setblocking(False)
@@ -110,9 +110,9 @@ def test_all_addresses_get_one_port_and_a_part_of_the_backlog_at_once() -> None:
                 stack.enter_context(sockets[0].accept()[0])
             with pytest.raises(BlockingIOError):
                 sockets[0].accept()
-        assert len(doorstep) == 40
+        assert len(pending) == 40
         with pytest.raises(OSError, match="in use"):
-            listen(["127.0.0.3", "127.0.0.1"], port, doorstep)
+            listen(["127.0.0.3", "127.0.0.1"], port, pending)
 
 
 def test_running_out_of_descriptors_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,7 +122,7 @@ def test_running_out_of_descriptors_is_told_once(monkeypatch: pytest.MonkeyPatch
         raise OSError(errno.EMFILE, "Too many open files")
 
     monkeypatch.setattr(socket.socket, "accept", exhausted)
-    with listen(["127.0.0.1"], 0, Doorstep(Limits()))[0] as opened:
+    with listen(["127.0.0.1"], 0, PendingHandshakes(Limits()))[0] as opened:
         for _ in range(2):
             with pytest.raises(OSError, match="Too many open files"):
                 opened.accept()
@@ -143,7 +143,7 @@ def test_what_is_accepted_sends_small_messages_at_once() -> None:
             chosen.set_result(end.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
             writer.close()
 
-        (listening,) = listen([NEAR], 0, Doorstep(Limits()))
+        (listening,) = listen([NEAR], 0, PendingHandshakes(Limits()))
         async with await asyncio.start_server(connected, sock=listening):
             _, writer = await asyncio.open_connection(*listening.getsockname())
             try:

@@ -12,7 +12,9 @@ from websockets.typing import Subprotocol
 
 from streaming.engine.engine import Engine
 from streaming.protocol.messages import PATH
-from streaming.server.door.access import Gatekeeper, Limits, check_bind
+from streaming.server.door.bind import check_bind
+from streaming.server.door.gatekeeper import Gatekeeper
+from streaming.server.door.limits import Limits
 from streaming.server.door.tokens import Tokens
 from streaming.server.openai import LIVE_PATH, REALTIME_PATH
 from tests.engine.stub_step import StubStep

@@ -14,7 +14,8 @@ from streaming.audio import FRAME
 from streaming.engine.engine import Engine
 from streaming.protocol import messages
 from streaming.protocol.messages import SessionStart
-from streaming.server.door.access import Gatekeeper, check_bind
+from streaming.server.door.bind import check_bind
+from streaming.server.door.gatekeeper import Gatekeeper
 from streaming.server.door.tokens import Tokens
 from streaming.server.watch.log import JsonFormatter, TextFormatter, Throttle, event
 from tests.engine.stub_step import StubStep

@@ -16,7 +16,8 @@ from streaming.audio import FRAME
 from streaming.engine.engine import Engine
 from streaming.protocol import messages
 from streaming.protocol.messages import SessionStart
-from streaming.server.door.access import Gatekeeper, check_bind
+from streaming.server.door.bind import check_bind
+from streaming.server.door.gatekeeper import Gatekeeper
 from streaming.server.door.tokens import Tokens
 from tests.engine.stub_step import StubStep
 from tests.server.live_server import LiveServer, client, get, run, serving

@@ -6,8 +6,8 @@ import asyncio
 
 import numpy as np
 from msgspec import structs
+from streaming.client.resumable_connection import ResumableConnection
 
-from streaming.client.connection import Line
 from streaming.protocol.messages import (
     Ack,
     AudioMessage,
@@ -36,21 +36,21 @@ def test_who_has_waited_to_speak_speaks_first() -> None:
 
     async def scenario() -> None:
         async with fake_server(script, opening=RESUMABLE) as server:
-            line = await Line.open(server.url, SessionStart(resume=True), None, 5.0)
+            connection = await ResumableConnection.open(server.url, SessionStart(resume=True), None, 5.0)
             for position in range(WINDOW):
-                await line.send(AudioMessage(1, position, np.zeros(1, np.int16)))
-            last_word = asyncio.create_task(line.send(AudioMessage(1, WINDOW, np.zeros(1, np.int16))))
+                await connection.send(AudioMessage(1, position, np.zeros(1, np.int16)))
+            last_word = asyncio.create_task(connection.send(AudioMessage(1, WINDOW, np.zeros(1, np.int16))))
             await asyncio.sleep(0.1)
             assert not last_word.done()
             (peer,) = server.peers
             await peer.send(Ack(received=2))  # room for two
             await peer.send(TurnSpeaking(turn=1, prompt_samples=0, dropped_samples=0))
-            assert isinstance(await line.receive(), TurnSpeaking)
-            await line.send(Speak(turn=1))
+            assert isinstance(await connection.receive(), TurnSpeaking)
+            await connection.send(Speak(turn=1))
             await last_word
             while not heard_before_speak:
                 await asyncio.sleep(0.01)
-            await line.close(None)
+            await connection.close(None)
 
     run(scenario(), 20)
     assert heard_before_speak == [WINDOW + 1]

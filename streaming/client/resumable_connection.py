@@ -1,4 +1,4 @@
-"""A client's connection to its session, which outlives its sockets where the server allows that.
+"""The client's reconnecting: a connection to a session that outlives its sockets, where the server allows that.
 
 What was said while there was no connection is kept, in order, and said when there is one again; what the server said
 meanwhile it keeps and says. Nothing is lost or doubled; `docs/protocol.md`, "Coming back", specifies it.
@@ -7,32 +7,31 @@ meanwhile it keeps and says. Nothing is lost or doubled; `docs/protocol.md`, "Co
 from __future__ import annotations
 
 import asyncio
-import re
-import ssl
 import time
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Self
-from urllib.parse import urlsplit, urlunsplit
 
 from websockets.asyncio.client import ClientConnection
-from websockets.asyncio.client import connect as connect_socket
-from websockets.exceptions import ConnectionClosed, InvalidStatus, InvalidURI, WebSocketException
-from websockets.http11 import Response
+from websockets.exceptions import ConnectionClosed
 
-from streaming.audio import FRAME, SAMPLE_RATE
+from streaming.client.dialing import (
+    CLOSE_TIMEOUT_S,
+    RefusedError,
+    ServerAddress,
+    SessionLostError,
+    closed_error,
+    dial,
+    open_session,
+)
 from streaming.errors import ContinuationError, ProtocolError
 from streaming.protocol.messages import (
-    MAX_MESSAGE_BYTES,
-    PATH,
     Ack,
     AudioMessage,
-    Error,
     Interrupt,
     Message,
     Played,
     ServerMessage,
-    SessionQueued,
     SessionRefused,
     SessionResume,
     SessionResumed,
@@ -49,29 +48,9 @@ from streaming.protocol.messages import (
 from streaming.protocol.opus import WHOLE_FRAMES, OpusReceiver, OpusSender
 from streaming.protocol.replay import ReplayBook
 
-CLOSE_TIMEOUT_S = 2.0
 _ATTEMPT_TIMEOUT_S = 5.0
 _RETRY_S = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6)
 """Before each attempt to come back; the last one again and again."""
-_LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
-_TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]+", re.ASCII)  # RFC 6750, section 2.1
-_REFUSAL = re.compile(r"([a-z_]{1,40}): ([ -~]{1,300})\n?", re.ASCII)
-_MAX_REFUSAL_BYTES = 1_000
-_DIGITS = re.compile(r"[0-9]{1,6}", re.ASCII)
-
-
-class RefusedError(ContinuationError):
-    """The server took no session: it is full, or does not let you in. Try again after `retry_after_ms`, if not 0."""
-
-    def __init__(self, refusal: SessionRefused) -> None:
-        wait = f"; try again in {refusal.retry_after_ms / 1000:.1f} s" if refusal.retry_after_ms > 0 else ""
-        super().__init__(f"the server refused the session ({refusal.code}): {refusal.message}{wait}")
-        self.refusal = refusal.code
-        self.retry_after_ms = refusal.retry_after_ms
-
-
-class SessionLostError(ContinuationError):
-    """The connection broke and the session with it, through no fault of either side: a new one may be begun."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,20 +68,11 @@ class ConnectionRestored:
     after_ms: float
 
 
-@dataclass(frozen=True, slots=True)
-class _Address:
-    """Where the server is, and what it wants to see."""
-
-    url: str
-    host: str | None
-    token: str | None
-
-
-class Line:
+class ResumableConnection:
     """Made by `open`; one task calls `receive` all the time, any may `send`."""
 
     def __init__(
-        self, address: _Address, socket: ClientConnection, start: SessionStart, started: SessionStarted
+        self, address: ServerAddress, socket: ClientConnection, start: SessionStart, started: SessionStarted
     ) -> None:
         self.started = started
         self.sent_bytes = self.received_bytes = 0
@@ -124,11 +94,11 @@ class Line:
     @classmethod
     async def open(cls, url: str, start: SessionStart, token: str | None, timeout_s: float) -> Self:
         """Raises `RefusedError` where the server takes no session, `ContinuationError` for everything else amiss."""
-        address = _complete(url, token)
-        socket = await _dial(address, timeout_s)
+        address = ServerAddress.parse(url, token)
+        socket = await dial(address, timeout_s)
         try:
             async with asyncio.timeout(timeout_s):
-                return cls(address, socket, start, await _open_session(socket, start))
+                return cls(address, socket, start, await open_session(socket, start))
         except TimeoutError:
             await socket.close()
             raise ContinuationError(f"{url} did not open a session in {timeout_s:g} s") from None
@@ -267,7 +237,7 @@ class Line:
             await asyncio.sleep(min(left, _RETRY_S[min(attempt, len(_RETRY_S) - 1)]))
             attempt += 1
             try:
-                socket = await _dial(self._address, min(max(left, 0.1), _ATTEMPT_TIMEOUT_S))
+                socket = await dial(self._address, min(max(left, 0.1), _ATTEMPT_TIMEOUT_S))
                 received = await self._resume(socket)
             except RefusedError as refused:
                 if not refused.retry_after_ms:
@@ -324,108 +294,3 @@ class Line:
         except ConnectionClosed:
             return  # `receive` notices too
         self._connected = True
-
-
-def is_loopback(url: str) -> bool:
-    """Whether `url` leads to this machine. Raises `ContinuationError` where it leads nowhere."""
-    return _complete(url, None).host in _LOOPBACK
-
-
-async def _dial(address: _Address, timeout_s: float) -> ClientConnection:
-    """A socket whose handshake is done. Raises `RefusedError`, `ContinuationError`."""
-    url = address.url
-    try:
-        async with asyncio.timeout(timeout_s):
-            return await _Connect(
-                url,
-                additional_headers=None if address.token is None else {"Authorization": f"Bearer {address.token}"},
-                compression=None,
-                max_size=MAX_MESSAGE_BYTES,
-                open_timeout=None,
-                close_timeout=CLOSE_TIMEOUT_S,
-                proxy=None if address.host in _LOOPBACK else True,
-            )
-    except TimeoutError:
-        raise ContinuationError(f"{url} did not answer in {timeout_s:g} s") from None
-    except InvalidStatus as error:
-        raise _not_let_in(error.response, url, address.token) from None
-    except ssl.SSLError as error:
-        reason = error.verify_message if isinstance(error, ssl.SSLCertVerificationError) else error.reason
-        raise ContinuationError(f"no trusted TLS connection to {url}: {reason}") from None
-    except (InvalidURI, ValueError) as error:
-        raise ContinuationError(f"{url}: not a WebSocket address ({error})") from None
-    except OSError as error:
-        reason, tls = error.strerror or str(error) or "connection lost", url.startswith("wss:")
-        question = "is it running, and with TLS?" if tls else "is it running?"
-        raise ContinuationError(f"nothing answers at {url} ({reason}); {question}") from None
-    except WebSocketException as error:
-        raise ContinuationError(f"{url} does not speak WebSocket ({error})") from None
-
-
-class _Connect(connect_socket):
-    """Follows no redirects: a token is for the server that it was given for."""
-
-    def process_redirect(self, exc: Exception) -> Exception | str:
-        return exc
-
-
-def _not_let_in(response: Response, url: str, token: str | None) -> ContinuationError:
-    """What an HTTP answer instead of a WebSocket means: one line, with the server's own if that is what it sent."""
-    status = response.status_code
-    if status not in (401, 403, 429):
-        return ContinuationError(f"{url} answered HTTP {status}; is it a continuation server, and its path {PATH}?")
-    said = _REFUSAL.fullmatch((response.body or b"")[:_MAX_REFUSAL_BYTES].decode("ascii", errors="replace"))
-    code, message = (said[1], said[2]) if said else ("http", f"{url} answered HTTP {status}")
-    if status == 401 and token is None:
-        message = "it asks for a token; client.py takes it from the environment variable STREAMING_TOKEN"
-    elif status == 401:
-        message = "the token is not valid there, or no longer"
-    wait = response.headers.get_all("Retry-After")[:1]
-    retry_s = int(wait[0]) if wait and _DIGITS.fullmatch(wait[0]) else 0
-    return RefusedError(SessionRefused(code=code, message=message, retry_after_ms=1000 * retry_s))
-
-
-async def _open_session(socket: ClientConnection, start: SessionStart) -> SessionStarted:
-    try:
-        await socket.send(encode(start))
-        while True:
-            data = await socket.recv()
-            answer: Message | None = decode_server(data) if isinstance(data, str) else None
-            if not isinstance(answer, SessionQueued):
-                break
-    except ConnectionClosed as closed:
-        raise closed_error(closed) from None
-    match answer:
-        case SessionStarted(sample_rate=rate, frame_samples=frame) if (rate, frame) != (SAMPLE_RATE, FRAME):
-            raise ContinuationError(
-                f"the server works at {rate} Hz in frames of {frame} samples, this client at {SAMPLE_RATE} in {FRAME}"
-            )
-        case SessionStarted():
-            return answer
-        case SessionRefused():
-            raise RefusedError(answer)
-        case Error():
-            raise ContinuationError(f"the server did not open a session ({answer.code}): {answer.message}")
-    raise ProtocolError("the server answered session.start with something else than session.started")
-
-
-def _complete(url: str, token: str | None) -> _Address:
-    """With the protocol's path where the URL has none."""
-    try:
-        parts = urlsplit(url)
-        host = parts.hostname
-    except ValueError as error:
-        raise ContinuationError(f"{url}: not a WebSocket address ({error})") from None
-    if parts.scheme not in ("ws", "wss") or not host:
-        raise ContinuationError(f"{url}: not a WebSocket address; it looks like ws://HOST:PORT{PATH}")
-    if token is not None and not _TOKEN.fullmatch(token):
-        raise ContinuationError("the token holds characters that no token has, a space or a line end perhaps")
-    return _Address(urlunsplit(parts._replace(path=PATH)) if parts.path in ("", "/") else url, host, token)
-
-
-def closed_error(closed: ConnectionClosed) -> ContinuationError:
-    frame = closed.rcvd
-    if frame is None:
-        return SessionLostError("the connection to the server broke")
-    reason = f": {frame.reason}" if frame.reason else ""
-    return ContinuationError(f"the server closed the connection ({frame.code}){reason}")

@@ -1,0 +1,170 @@
+"""Dialing: from a server's URL to an open session, or to why there is none."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import ssl
+from dataclasses import dataclass
+from typing import Self
+from urllib.parse import urlsplit, urlunsplit
+
+from websockets.asyncio.client import ClientConnection
+from websockets.asyncio.client import connect as connect_socket
+from websockets.exceptions import ConnectionClosed, InvalidStatus, InvalidURI, WebSocketException
+from websockets.http11 import Response
+
+from streaming.addresses import names_this_machine
+from streaming.audio import FRAME, SAMPLE_RATE
+from streaming.errors import ContinuationError, ProtocolError
+from streaming.protocol.messages import (
+    MAX_MESSAGE_BYTES,
+    PATH,
+    Error,
+    Message,
+    SessionQueued,
+    SessionRefused,
+    SessionStart,
+    SessionStarted,
+    decode_server,
+    encode,
+)
+
+CLOSE_TIMEOUT_S = 2.0
+_TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]+", re.ASCII)  # RFC 6750, section 2.1
+_REFUSAL = re.compile(r"([a-z_]{1,40}): ([ -~]{1,300})\n?", re.ASCII)
+_MAX_REFUSAL_BYTES = 1_000
+_DIGITS = re.compile(r"[0-9]{1,6}", re.ASCII)
+
+
+class RefusedError(ContinuationError):
+    """The server took no session: it is full, or does not let you in. Try again after `retry_after_ms`, if not 0."""
+
+    def __init__(self, refusal: SessionRefused) -> None:
+        wait = f"; try again in {refusal.retry_after_ms / 1000:.1f} s" if refusal.retry_after_ms > 0 else ""
+        super().__init__(f"the server refused the session ({refusal.code}): {refusal.message}{wait}")
+        self.refusal = refusal.code
+        self.retry_after_ms = refusal.retry_after_ms
+
+
+class SessionLostError(ContinuationError):
+    """The connection broke and the session with it, through no fault of either side: a new one may be begun."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerAddress:
+    """Where the server is, and the token that it wants to see."""
+
+    url: str
+    host: str
+    token: str | None
+
+    @classmethod
+    def parse(cls, url: str, token: str | None) -> Self:
+        """Return the address, with the protocol's path where the URL has none. Raises `ContinuationError`."""
+        try:
+            parts = urlsplit(url)
+            host = parts.hostname
+        except ValueError as error:
+            raise ContinuationError(f"{url}: not a WebSocket address ({error})") from None
+        if parts.scheme not in ("ws", "wss") or not host:
+            raise ContinuationError(f"{url}: not a WebSocket address; it looks like ws://HOST:PORT{PATH}")
+        if token is not None and not _TOKEN.fullmatch(token):
+            raise ContinuationError("the token holds characters that no token has, a space or a line end perhaps")
+        return cls(urlunsplit(parts._replace(path=PATH)) if parts.path in ("", "/") else url, host, token)
+
+
+def leads_to_this_machine(url: str) -> bool:
+    """Return whether `url` leads to this machine. Raises `ContinuationError` where it leads nowhere."""
+    return names_this_machine(ServerAddress.parse(url, None).host)
+
+
+async def dial(address: ServerAddress, timeout_s: float) -> ClientConnection:
+    """Return a socket whose handshake is done. Raises `RefusedError`, `ContinuationError`."""
+    url = address.url
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await _Connect(
+                url,
+                additional_headers=None if address.token is None else {"Authorization": f"Bearer {address.token}"},
+                compression=None,
+                max_size=MAX_MESSAGE_BYTES,
+                open_timeout=None,
+                close_timeout=CLOSE_TIMEOUT_S,
+                proxy=None if names_this_machine(address.host) else True,
+            )
+    except TimeoutError:
+        raise ContinuationError(f"{url} did not answer in {timeout_s:g} s") from None
+    except InvalidStatus as error:
+        raise _refused(error.response, url, address.token) from None
+    except ssl.SSLError as error:
+        reason = error.verify_message if isinstance(error, ssl.SSLCertVerificationError) else error.reason
+        raise ContinuationError(f"no trusted TLS connection to {url}: {reason}") from None
+    except (InvalidURI, ValueError) as error:
+        raise ContinuationError(f"{url}: not a WebSocket address ({error})") from None
+    except OSError as error:
+        reason, tls = error.strerror or str(error) or "connection lost", url.startswith("wss:")
+        question = "is it running, and with TLS?" if tls else "is it running?"
+        raise ContinuationError(f"nothing answers at {url} ({reason}); {question}") from None
+    except WebSocketException as error:
+        raise ContinuationError(f"{url} does not speak WebSocket ({error})") from None
+
+
+class _Connect(connect_socket):
+    """Follows no redirects: a token is for the server that it was given for."""
+
+    def process_redirect(self, exc: Exception) -> Exception | str:
+        return exc
+
+
+def _refused(response: Response, url: str, token: str | None) -> ContinuationError:
+    """Return what an HTTP answer instead of a WebSocket means: one line, with the server's own if it sent one."""
+    status = response.status_code
+    if status not in (401, 403, 429):
+        return ContinuationError(f"{url} answered HTTP {status}; is it a continuation server, and its path {PATH}?")
+    said = _REFUSAL.fullmatch((response.body or b"")[:_MAX_REFUSAL_BYTES].decode("ascii", errors="replace"))
+    code, message = (said[1], said[2]) if said else ("http", f"{url} answered HTTP {status}")
+    if status == 401 and token is None:
+        message = "it asks for a token; client.py takes it from the environment variable STREAMING_TOKEN"
+    elif status == 401:
+        message = "the token is not valid there, or no longer"
+    wait = response.headers.get_all("Retry-After")[:1]
+    retry_s = int(wait[0]) if wait and _DIGITS.fullmatch(wait[0]) else 0
+    return RefusedError(SessionRefused(code=code, message=message, retry_after_ms=1000 * retry_s))
+
+
+async def open_session(socket: ClientConnection, start: SessionStart) -> SessionStarted:
+    """Return the server's answer to `start`, after a wait in line where there is one.
+
+    Raises `RefusedError`, `ContinuationError`, `ProtocolError`.
+    """
+    try:
+        await socket.send(encode(start))
+        while True:
+            data = await socket.recv()
+            answer: Message | None = decode_server(data) if isinstance(data, str) else None
+            if not isinstance(answer, SessionQueued):
+                break
+    except ConnectionClosed as closed:
+        raise closed_error(closed) from None
+    match answer:
+        case SessionStarted(sample_rate=rate, frame_samples=frame) if (rate, frame) != (SAMPLE_RATE, FRAME):
+            raise ContinuationError(
+                f"the server works at {rate} Hz in frames of {frame} samples, this client at {SAMPLE_RATE} in {FRAME}"
+            )
+        case SessionStarted():
+            return answer
+        case SessionRefused():
+            raise RefusedError(answer)
+        case Error():
+            raise ContinuationError(f"the server did not open a session ({answer.code}): {answer.message}")
+    raise ProtocolError("the server answered session.start with something else than session.started")
+
+
+def closed_error(closed: ConnectionClosed) -> ContinuationError:
+    """Return what it means that a socket was closed: by the server, with a reason, or by nobody in form."""
+    frame = closed.rcvd
+    if frame is None:
+        return SessionLostError("the connection to the server broke")
+    reason = f": {frame.reason}" if frame.reason else ""
+    return ContinuationError(f"the server closed the connection ({frame.code}){reason}")

@@ -1,0 +1,65 @@
+"""Who may come back to which session: resume tokens, and the sessions that they lead to."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from typing import Generic, TypeVar
+
+from streaming.errors import StreamingError
+from streaming.server.door.gatekeeper import Visitor
+from streaming.server.sessions import Session
+
+Resumed = TypeVar("Resumed", bound=Session)
+
+
+class SessionExpiredError(StreamingError):
+    """There is no session to come back to."""
+
+    code = "session_expired"
+
+
+class SessionElsewhereError(StreamingError):
+    """The session to come back to is another server's."""
+
+    code = "session_elsewhere"
+
+
+class ResumableSessions(Generic[Resumed]):
+    """The sessions that a client may come back to, by their resume tokens.
+
+    A resume token is this server's own mark and 192 random bits; of these only a hash is kept.
+    """
+
+    def __init__(self) -> None:
+        self._mark = secrets.token_hex(4)
+        self._sessions: dict[bytes, Resumed] = {}
+
+    def new_token(self) -> str:
+        """Return a token that no session has yet."""
+        return f"{self._mark}.{secrets.token_urlsafe(24)}"
+
+    def add(self, token: str, session: Resumed) -> None:
+        """From here on `token` leads to this session."""
+        self._sessions[_digest(token)] = session
+
+    def remove(self, token: str) -> None:
+        """From here on `token` leads nowhere."""
+        self._sessions.pop(_digest(token), None)
+
+    def find(self, token: str, visitor: Visitor) -> Resumed:
+        """Return the session to come back to: only for the holder of the access token that opened it.
+
+        Raises `SessionElsewhereError` for another server's token, otherwise `SessionExpiredError` where there is none.
+        """
+        session = self._sessions.get(_digest(token))
+        if session is not None and session.visitor.holder == visitor.holder:
+            return session
+        if token.partition(".")[0] != self._mark:
+            raise SessionElsewhereError("this session is another server's, or one's that was restarted; start anew")
+        raise SessionExpiredError("this session is over, or was left alone for too long; start anew")
+
+
+def _digest(token: str) -> bytes:
+    """Looked up instead of the token, so that the time it takes tells nothing."""
+    return hashlib.sha256(token.encode()).digest()
