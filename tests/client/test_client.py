@@ -397,6 +397,20 @@ class TestMeasurements:
 
         run(test())
 
+    def test_times_of_old_turns_are_forgotten(self) -> None:
+        """The memory of a long call grew with its turns."""
+
+        async def test() -> None:
+            async with fake_server() as server, ContinuationClient.connect(server.url) as client:
+                for turn in range(1, 8):
+                    await client.speak()
+                    await one_turn(client)
+                    assert client.latency(turn).seconds == pytest.approx(0.4)
+                assert client.latency(6).seconds == pytest.approx(0.4)
+                assert client.latency(1).seconds == 0.0
+
+        run(test())
+
     def test_a_turn_without_audio_has_no_times(self) -> None:
         async def test() -> None:
             async with fake_server(frames=0) as server, ContinuationClient.connect(server.url) as client:

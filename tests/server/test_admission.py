@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 import urllib.error
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
-from streaming.audio import FRAME
+from streaming.audio import FRAME, SAMPLE_RATE
 from streaming.config import Sampling
 from streaming.engine.engine import Engine
 from streaming.engine.session import LiveSession
@@ -163,6 +164,10 @@ def test_a_machine_that_is_too_slow_takes_no_more_sessions_and_tells_those_it_ha
                 assert await _closed(refused) == 1013
             await session.send(messages.SessionClose())
             await session.expect(messages.SessionClosed)
+            lost = sum(said.samples for said in session.said if isinstance(said, messages.InputDropped))
+            metrics = (await asyncio.to_thread(get, health.replace("health", "metrics"))).decode()
+            (told,) = re.findall(r"^streaming_input_dropped_seconds_total (.*)", metrics, re.MULTILINE)
+            assert float(told) == pytest.approx(lost / SAMPLE_RATE), "and the operator can see it"
         async with client(url, FAST):
             pass  # with nobody left, what was measured no longer counts
 

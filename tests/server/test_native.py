@@ -185,12 +185,14 @@ def test_a_late_report_of_an_old_turn_is_none_of_the_next(server: LiveServer, st
 
 @pytest.mark.parametrize("codec", ["pcm16", "opus"])
 def test_a_client_that_sends_too_much_is_read_more_slowly_whatever_it_did_before(
-    server: LiveServer, codec: str
+    server: LiveServer, codec: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who was silent for a while had saved up messages, and took the event loop from all others with them. Answers say
     when they were given: on a slow machine they are further apart, never closer.
     """
-    per_s, count = (2_000, 3_000) if codec == "pcm16" else (400, 800)
+    per_s, count = (200, 400) if codec == "pcm16" else (400, 800)
+    if codec == "pcm16":
+        monkeypatch.setattr("streaming.server.native.MESSAGES_PER_S", per_s)  # far below what any machine can take
     if codec == "opus" and not opus_available():
         pytest.skip("no sphn")
 

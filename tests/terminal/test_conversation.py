@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
 from typing import Any, Literal
@@ -496,6 +497,72 @@ class TestMicrophone:
 
         run(test())
 
+    def test_a_turn_that_is_interrupted_at_its_end_is_not_finished_as_well(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Interrupted while the last report of its playback was being sent, a turn was told and kept twice."""
+
+        async def test() -> None:
+            view, gate, last = Witness(), asyncio.Event(), asyncio.Event()
+            played = ContinuationClient.played
+
+            async def slow(client: ContinuationClient, turn: int, samples: int, underruns: int = 0) -> None:
+                if samples == 2 * FRAME and not gate.is_set():
+                    last.set()
+                    await gate.wait()
+                await played(client, turn, samples, underruns)
+
+            monkeypatch.setattr(ContinuationClient, "played", slow)
+
+            async def keys() -> AsyncIterator[Key]:
+                await view.until("listening")
+                yield Key.ENTER
+                await last.wait()
+                yield Key.ENTER
+                await view.until("listening", 2)
+                gate.set()
+                await asyncio.sleep(0.2)
+
+            async with fake_server(frames=2) as server:
+                conversation = await self.converse(server, view, keys(), tmp_path / "out.wav")
+            assert view.names().count("turn") == 1
+            assert conversation.whole_turns == 0
+
+        run(test())
+
+    def test_a_recording_has_of_the_microphone_what_was_sent(self, tmp_path: Path) -> None:
+        """While the machine spoke, the room was recorded as if it had been said to it."""
+
+        class Humming:
+            dropped_ms = 0.0
+
+            async def pieces(self) -> AsyncIterator[NDArray[np.int16]]:
+                async for piece in silence_pieces():
+                    yield piece + np.int16(1_000)
+
+        async def test() -> None:
+            view = Witness()
+
+            async def keys() -> AsyncIterator[Key]:
+                await view.until("listening")
+                await asyncio.sleep(0.1)
+                yield Key.ENTER
+                await view.until("turn")
+
+            async with fake_server(frames=4) as server:
+                with Recording(tmp_path / "record.wav") as record:
+                    async with ContinuationClient.connect(server.url) as client:
+                        conversation = Conversation(
+                            client, view, turn_taking="manual", loudspeaker=loudspeaker(), output=None, record=record
+                        )
+                        await conversation.run_microphone(Humming(), keys())
+                        sent.append(client.sent_samples)
+
+        sent: list[int] = []
+        run(test())
+        record, _ = soundfile.read(tmp_path / "record.wav", dtype="int16")
+        assert np.count_nonzero(record[:, 0]) == sent[0] < len(record)
+
     def test_what_was_heard_is_kept_when_the_conversation_is_broken_off(self, tmp_path: Path) -> None:
         """Ctrl-C in the middle of a continuation lost all of it."""
         heard: list[int] = []
@@ -529,10 +596,15 @@ class TestOutage:
     def test_the_microphone_goes_on_while_the_connection_is_away(self, tmp_path: Path) -> None:
         """After 256 small pieces, five seconds, the rest of what was said was lost."""
         shown: list[tuple[float | None, float]] = []
+        cut_at_s: list[float] = []
+        said: list[int] = []
 
         class Watching(Witness):
             def show(self, meters: Meters) -> None:
                 shown.append((meters.away_seconds, meters.kept_input_ms))
+                if meters.away_seconds is not None:
+                    away_ms = 1e3 * (time.monotonic() - cut_at_s[0])
+                    assert meters.kept_input_ms <= away_ms + 50, "what was said before was heard"
 
         async def test() -> None:
             view = Watching()
@@ -540,6 +612,7 @@ class TestOutage:
             async def keys() -> AsyncIterator[Key]:
                 await view.until("listening")
                 await asyncio.sleep(0.3)
+                cut_at_s.append(time.monotonic())
                 proxy.open = False
                 proxy.cut()
                 await view.until("connection_lost")
@@ -547,6 +620,8 @@ class TestOutage:
                 yield Key.ENTER  # the prompt is over before the connection is back
                 proxy.open = True
                 await view.until("connection_restored")
+                await view.until("speaking")
+                said.append(client.sent_samples)
                 await view.until("turn")
 
             with Engine(StubStep(2), "stub") as engine, serving(engine, resume_s=20.0) as server:
@@ -559,7 +634,7 @@ class TestOutage:
                     assert client.sent_samples > 1.5 * SAMPLE_RATE
             assert conversation.whole_turns == 1
             speaking = next(fields for name, fields in view.events if name == "speaking")
-            assert speaking["prompt_seconds"] >= client.sent_samples / SAMPLE_RATE, "all of it was heard"
+            assert speaking["prompt_seconds"] >= said[0] / SAMPLE_RATE, "all of it was heard"
 
         run(test())
         away = [(seconds, kept) for seconds, kept in shown if seconds is not None]

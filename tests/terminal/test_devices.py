@@ -6,6 +6,7 @@ import asyncio
 import builtins
 import io
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -125,6 +126,21 @@ class TestMicrophone:
 
         asyncio.run(test())
 
+    def test_a_voice_on_either_channel_is_heard(self) -> None:
+        """A headset that has it on the right was silent."""
+
+        async def test() -> None:
+            with Microphone(find_device(list_devices(), "3", "input")) as microphone:
+                stream = Stream.opened[0]
+                times = SimpleNamespace(inputBufferAdcTime=0.98, currentTime=1.0)
+                for _ in range(20):
+                    stream.callback(np.tile(np.float32([0.0, 0.5]), (320, 1)), 320, times, None)
+                pieces = microphone.pieces()
+                samples = np.concatenate([await anext(pieces) for _ in range(10)])
+                assert abs(int(samples[-1]) - 8_192) < 10, "the mean of both"
+
+        asyncio.run(test())
+
     def test_what_nobody_fetches_is_dropped_from_the_old_end_and_counted(self) -> None:
         """An unbounded queue turns a stall of the loop into lag for the rest of the call."""
 
@@ -203,3 +219,26 @@ class TestSpeaker:
             speaker.play(np.full(FRAME, 2_000, np.int16))
             assert stream.wanted(240)[0, 0] == pytest.approx(2_000 / 32_768)
             assert speaker.playback().underruns == 0
+
+    def test_nothing_of_an_interrupted_turn_is_in_the_next(self) -> None:
+        """The resampler's memory was heard as a click, and the gaps of one turn were reported again for the next."""
+        with Speaker(find_device(list_devices(), "1", "output"), max_buffer_ms=240) as speaker:
+            stream = Stream.opened[0]
+            for _ in range(2):
+                speaker.play(np.full(2 * FRAME, 20_000, np.int16))
+                stream.wanted(44_100)  # and runs dry
+            assert speaker.playback().underruns == 1
+            speaker.stop()
+            assert speaker.playback().underruns == 0
+            speaker.play(np.zeros(2 * FRAME, np.int16))
+            assert not stream.wanted(4_410).any()
+
+    def test_no_more_is_waited_for_than_the_server_sends(self) -> None:
+        """What the device holds is not played yet, so the server sends so much less: a buffer that waited for the whole
+        lead waited for ever.
+        """
+        with Speaker(find_device(list_devices(), "2", "output"), max_buffer_ms=100) as speaker:
+            stream = Stream.opened[0]
+            for _ in range(5):
+                speaker.play(np.full(FRAME, 1_000, np.int16))  # 80 ms, and the device holds 20
+                assert stream.wanted(2 * FRAME).any()

@@ -173,6 +173,9 @@ class TestLimits:
         answer = ask(keeper, now=1.0)
         assert isinstance(answer, Refusal)
         assert (answer.status, answer.retry_after_s, answer.headers["Retry-After"]) == (429, 3.0, "3")
+        answer = ask(keeper, now=1.5)
+        assert isinstance(answer, Refusal)
+        assert (answer.retry_after_s, answer.headers["Retry-After"]) == (2.5, "3"), "not before there is room"
         assert isinstance(ask(keeper, now=4.0), Visitor)
         assert isinstance(ask(keeper, peer="203.0.113.8"), Visitor)
 

@@ -248,6 +248,19 @@ class TestFile:
         assert [name_of(tokens, ANN, now) for now in (1, 2, 3)] == [None] * 3
         assert name_of(tokens, EVE, 3) == "ann"
 
+    def test_a_file_that_looks_the_same_and_is_not_has_not_come_to_rest(
+        self, file: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Half of a file, written within a tick of its clock, was taken at its word: new tokens let in, and those below
+        them were revoked.
+        """
+        monkeypatch.setattr(module, "_signature", lambda _: (1, 1, 1, 1))
+        tokens = Tokens.from_file(file, 0)
+        bob = holder_of(tokens, BOB, 0)
+        write(file, f"ann:{ANN}\neve:{EVE}\n")
+        assert (name_of(tokens, EVE, 1), tokens.still_valid(bob, 1)) == (None, True)
+        assert (name_of(tokens, EVE, 2), tokens.still_valid(bob, 2)) == ("eve", False)
+
     def test_a_file_at_rest_is_not_read(self, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         tokens = Tokens.from_file(file, 0)
         tokens.check(ANN, 1)

@@ -6,10 +6,12 @@ import asyncio
 import json
 import urllib.request
 from contextlib import suppress
+from types import SimpleNamespace
 from typing import Any
 from urllib.error import HTTPError
 
 import numpy as np
+import pytest
 
 from streaming.audio import FRAME
 from streaming.engine.engine import Engine
@@ -119,3 +121,13 @@ def test_nothing_of_a_client_is_told() -> None:
             "step_ms_p50",
             "step_ms_p99",
         }
+
+
+@pytest.mark.parametrize(("waiting", "queue", "ready"), [(0, 0, True), (1, 2, True), (2, 2, False)])
+def test_a_free_slot_is_for_those_in_line(waiting: int, queue: int, ready: bool) -> None:
+    """Between the end of a session and the start of the next in line, newcomers were sent to a server with no room."""
+    stats = SimpleNamespace(sessions=1, slots=2)
+    engine = SimpleNamespace(failure=None, overloaded=False, stats=lambda: stats)
+    admission = SimpleNamespace(stopping=False, waiting=waiting, queue=queue)
+    health = Health(engine, admission, (), "1.0")  # type: ignore[arg-type]
+    assert health.ready == ready

@@ -164,7 +164,9 @@ def test_a_flood_of_one_kind_is_a_few_lines_and_a_count() -> None:
     (again,) = passed(2, "full")
     assert json.loads(JsonFormatter().format(again))["suppressed"] == 9_990
     now[0] = 3600.0
-    assert len(passed(100, "full")) == 10, "what was not used is not saved up"
+    later = passed(100, "full")
+    assert len(later) == 10, "what was not used is not saved up"
+    assert json.loads(JsonFormatter().format(later[0]))["suppressed"] == 1, "each is counted once"
 
 
 def test_kinds_are_bounded() -> None:
