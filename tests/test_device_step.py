@@ -233,9 +233,62 @@ def test_every_step_of_a_gpu_finds_its_bucket_captured(
             step._sampling = [Sampling(top_k=int(k)) for k in random.choice([0, 5, 64, 65], slots)]
             bucket = step._bucket(listening, speaking)
             assert bucket in captured, bucket
-            assert bucket.width >= width
+            assert bucket.width == min(b.width for b in captured if b.width >= width), "wider than it has to be"
+            assert (bucket.listening, bucket.speaking) == (listening.any(), speaking.any())
+            ranked = [step._sampling[slot].top_k for slot in np.flatnonzero(speaking)]
+            assert bucket.few == all(0 < top_k <= 64 for top_k in ranked), "the speakers' options alone count"
             longest = int(step._frames[:width][listening | speaking].max())
-            assert bucket.columns >= decoder.columns_for(step._device.decoder_state, longest)
+            # Ranking all tokens is captured at one length.
+            length = min(length for length in step._lengths if longest <= length) if bucket.few else 10_000
+            assert bucket.columns == decoder.columns_for(step._device.decoder_state, length), "longer than it has to be"
+
+
+class _Recorded:
+    """What graphs do, on a CPU: `capture` runs the work as often as a recording does, `replay` once."""
+
+    def __init__(self, step: FrameStep) -> None:
+        self._step, self.captured = step, set[Bucket]()
+
+    def capture(self, bucket: Bucket) -> None:
+        for _ in range(3):
+            self._step._work(bucket)
+        self.captured.add(bucket)
+
+    def __contains__(self, bucket: Bucket) -> bool:
+        return bucket in self.captured
+
+    def replay(self, bucket: Bucket) -> None:
+        assert bucket in self.captured, "a graph that was never recorded"
+        self._step._work(bucket)
+
+
+@pytest.mark.parametrize("warm", [True, False], ids=["warm", "cold"])
+def test_buckets_that_are_wider_than_a_step_move_nobody_who_takes_no_part(
+    codec: StreamingMimi, decoder: LlamaDecoder, warm: bool
+) -> None:
+    """A step of three runs as one of four, and what the fourth slot did in the step before still stands in the inputs:
+    it went on speaking by itself. And so did everybody whenever a graph was recorded in mid-conversation.
+    """
+    graphs, plain = FrameStep(codec, decoder, 5, WINDOW, REWIND), FrameStep(codec, decoder, 5, WINDOW, REWIND)
+    recorded = graphs._graphs = _Recorded(graphs)  # type: ignore[assignment]
+    if warm:
+        graphs.warm_up()
+        assert recorded.captured == set(graphs.buckets())
+    for step in (graphs, plain):
+        for slot in range(5):
+            step.open(slot, Sampling(seed=slot, top_k=0 if slot == 2 else 30))
+    speech = np.random.default_rng(1).standard_normal((30, 5, 1920)).astype(np.float32)
+    plan = ["lllll", "sssss", "sls", "s", "ss-ls", "l-s", "lls", "-s", "sslss", "l"]
+    for doing, pcm in zip(plan, speech, strict=False):
+        listening, speaking = (np.array([what == kind for what in doing]) for kind in "ls")
+        results = [step(pcm[: len(doing)], listening, speaking) for step in (graphs, plain)]
+        for ours, wanted in zip(*((r.codes, r.pcm, r.ended, r.broken) for r in results), strict=True):
+            assert np.array_equal(ours[listening | speaking], wanted[listening | speaking])
+        for step in (graphs, plain):
+            told = [step.frames(slot) for slot in range(5)]
+            assert step._device.decoder_state.frames.tolist() == told
+            assert step._device.codec_state.decoder.frames.tolist() == told
+        assert [graphs.frames(slot) for slot in range(5)] == [plain.frames(slot) for slot in range(5)]
 
 
 def test_one_length_of_context_is_captured_where_attention_reads_what_is_held(

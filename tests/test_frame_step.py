@@ -330,6 +330,61 @@ def test_a_session_that_feeds_nan_harms_itself_alone(codec: StreamingMimi, decod
         assert np.array_equal(ours.pcm[0], wanted.pcm[0])
 
 
+def _poison_the_decoder(step: FrameStep) -> None:
+    step._device.decoder_state.ring.values[1, :, :, step._device.decoder.prefix :] = torch.nan
+
+
+def _poison_what_is_heard(step: FrameStep) -> None:
+    step._device.codec_state.encoder.contexts[1] = torch.nan
+
+
+def _poison_what_is_said(step: FrameStep) -> None:
+    step._device.codec_state.decoder.contexts[1] = torch.nan
+
+
+@pytest.mark.parametrize("poison", [_poison_the_decoder, _poison_what_is_heard, _poison_what_is_said])
+@pytest.mark.parametrize("speaks", [False, True], ids=["listening", "speaking"])
+def test_numbers_that_break_anywhere_are_told_at_once(
+    codec: StreamingMimi, decoder: LlamaDecoder, poison: Callable[[FrameStep], None], speaks: bool
+) -> None:
+    """Looked for in one place alone, a NaN that came up in another was spoken, or silently fed to the model, for as
+    long as the session lasted.
+    """
+    step = opened(FrameStep(codec, decoder, 2, WINDOW, REWIND), SAMPLED, SAMPLED)
+    for first, second in zip(frames_of(4), frames_of(4, 1), strict=True):
+        assert not advance(step, {0: first, 1: second}).broken.any()
+    poison(step)
+    result = advance(step, {0: frames_of(1)[0], 1: None if speaks else frames_of(1, 2)[0]})
+    assert result.broken.tolist() == [False, True]
+
+
+def test_an_end_that_is_no_number_is_told(
+    codec: StreamingMimi, decoder: LlamaDecoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end's logit was left out of the look at the others: where it alone broke, speech never ended."""
+    step = opened(FrameStep(codec, decoder, 2, WINDOW, REWIND), SAMPLED, SAMPLED)
+    advance(step, {0: frames_of(1)[0], 1: frames_of(1, 1)[0]})
+    logits = decoder.logits
+
+    def broken(hidden: Tensor, codebook: int) -> Tensor:
+        out = logits(hidden, codebook).clone()
+        out[1, -1] = torch.nan if codebook == 0 else -torch.inf
+        return out
+
+    monkeypatch.setattr(decoder, "logits", broken)
+    assert advance(step, {0: None, 1: None}).broken.tolist() == [False, True]
+
+
+def test_only_a_lost_device_is_the_end(codec: StreamingMimi, decoder: LlamaDecoder) -> None:
+    """Too little memory for one wide step ended the server; or a lost device did not, and every session failed for as
+    long as clients came.
+    """
+    step = FrameStep(codec, decoder, 1, WINDOW, REWIND)
+    assert step.is_fatal(torch.AcceleratorError("an illegal memory access was encountered"))
+    for error in (torch.OutOfMemoryError("no memory"), RuntimeError("shapes"), MemoryError(), ZeroDivisionError()):
+        assert not step.is_fatal(error)
+
+
 @pytest.mark.parametrize("follows", [True, False], ids=["follows", "deaf"])
 def test_audio_is_read_where_a_slot_listens_and_nowhere_else(
     codec: StreamingMimi, decoder: LlamaDecoder, follows: bool

@@ -103,6 +103,46 @@ def test_a_top_p_that_is_none_is_told_with_its_file(
     (folder / "generation_config.json").write_text(json.dumps({"top_p": top_p}))
     with pytest.raises(CheckpointError, match=r"generation_config\.json: top_p is"):
         loading.load_models(folder, codec_dir, device="cpu")
+def test_what_is_asked_for_is_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flags that were read and not passed on: a server in int8 that kept every weight whole, a codec that went to
+    bfloat16 with its decoder, an interruption that cut no further than by default, graphs recorded in mid-conversation.
+    """
+    models = loading.load_models("demo", device="cpu", dtype="bfloat16")
+    assert (models.codec.dtype, models.decoder.dtype) == (torch.float32, torch.bfloat16)
+    whole, eight = (loading.load_models("demo", device="cpu", quantize=kind) for kind in ("none", "int8"))
+    error = (whole.decoder.prefix_keys - eight.decoder.prefix_keys).norm() / whole.decoder.prefix_keys.norm()
+    assert 0 < error < 0.2, "rounded to 8 bits"
+    warmed: list[FrameStep] = []
+    monkeypatch.setattr(FrameStep, "warm_up", lambda step: warmed.append(step))
+    with loading.load_engine(device="cpu", max_sessions=2, rewind_frames=3, context_tokens=500) as engine:
+        assert (engine.stats().slots, engine.rewind_frames) == (2, 3)
+        assert engine.context_frames == (500 - whole.decoder.prefix) // whole.decoder.num_codebooks
+        assert warmed == [engine._step]
+
+
+def test_the_demo_speaks_through_another_codec_if_it_is_given_one(tmp_path: Path) -> None:
+    """`--codec` was taken for a flag of other models."""
+    assert loading.folders("demo")[1].name == "codec"
+    (tmp_path / "config.json").write_text("{}")
+    assert loading.folders("demo", tmp_path)[1] == tmp_path
+
+
+@pytest.mark.parametrize(("count", "cores", "variable", "threads"), [(0, 8, None, 7), (0, 1, None, 1), (3, 8, "5", 3)])
+def test_a_core_is_left_to_those_who_move_the_bytes(
+    monkeypatch: pytest.MonkeyPatch, count: int, cores: int, variable: str | None, threads: int
+) -> None:
+    """On all cores, the products waited for the one on which the event loop ran, and every step was late."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    monkeypatch.setattr(loading.os, "cpu_count", lambda: cores)
+    told: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", told.append)
+    loading.use_threads(count)
+    assert told == [threads]
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    loading.use_threads()
+    assert told == [threads], "the variable says it"
 
 
 @pytest.mark.parametrize("kinds", [{"dtype": "float16"}, {"codec_dtype": "float16"}])

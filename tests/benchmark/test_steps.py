@@ -43,6 +43,7 @@ def test_a_server_carries_what_keeps_a_frame_in_time(tmp_path: Path) -> None:
     steps = measured(written(tmp_path, n1=[20.0], n3=[70.0] * 98 + [90.0] * 2, n2=[50.0]))
     assert steps.carries == 2 and steps.late(3) == pytest.approx(0.02, abs=0.01) and steps.late(2) == 0
     assert measured(written(tmp_path, n1=[100.0])).carries == 0
+    assert measured(written(tmp_path, n1=[80.0])).carries == 0, "as long as a frame is late for the next one"
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"series": {}}', '{"series": {"whole step, speaking, 1": []}}', "[1]"])
@@ -61,6 +62,42 @@ def test_what_step_writes_is_what_is_read(tmp_path: Path, monkeypatch: pytest.Mo
     assert main(["step", "--slots", "1", "2", "--seconds", "0.01", "--json", str(path)]) == 0
     steps = measured(path)
     assert steps.widths == (1, 2) and all(len(times) >= 3 for times in steps.times_ms)
+
+
+def test_a_step_s_table_is_its_times_against_the_floors_of_its_stages(
+    codec: StreamingMimi, decoder: LlamaDecoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A share upside down, or a bandwidth counted in numbers instead of bytes: what is published is how near a step
+    comes to what the machine can do.
+    """
+    block = torch.ones(1_000_000)
+    taken = {"codec encode": 4.0, "codec decode": 5.0, "decoder, listening": 6.0, "decoder, speaking": 7.0}
+    taken |= {"sampling": 1.0, "whole step, listening": 20.0, "whole step, speaking": 30.0, "reading": 2.0}
+    monkeypatch.setattr(step, "_load", lambda _: step._Models("tiny", codec, decoder))
+    monkeypatch.setattr(machine, "block_to_read", lambda _: block)
+    monkeypatch.setattr(machine, "matrix_rate", lambda *_: 1e30)
+    monkeypatch.setattr(machine, "interleaved", lambda runs, *_: {name: [taken[name]] * 3 for name in runs})
+    options = argparse.Namespace(
+        slots=[2], seconds=1.0, context_tokens=82, codec_dtype="float32", quantize="none", random="mimi"
+    )
+    report = step.measure(options)
+    assert report.facts["GB/s"] == pytest.approx(2.0), "4 MB in 2 ms"
+    rows = {str(row["stage"]): row for row in report.rows}
+    for name, row in rows.items():
+        assert row["ms"] == taken[name] and row["share of floor"] == pytest.approx(row["floor ms"] / taken[name])
+    reads = {
+        stage.name: stage.work.read_bytes + stage.state_bytes for stage in _stages_of(codec, decoder) if stage.work
+    }
+    for name, read in reads.items():
+        assert rows[name]["floor ms"] == pytest.approx(1e3 * read / 2e9), name
+    whole = rows["whole step, listening"]["floor ms"]
+    assert whole == pytest.approx(
+        sum(rows[n]["floor ms"] for n in ("codec encode", "decoder, listening", "codec decode"))
+    )
+
+
+def _stages_of(codec: StreamingMimi, decoder: LlamaDecoder) -> list[step._Stage]:
+    return step._stages(step._Models("tiny", codec, decoder), 2, argparse.Namespace(context_tokens=82))
 
 
 def test_a_stage_s_floor_counts_all_keys_and_values_that_its_slots_hold(

@@ -58,7 +58,7 @@ class EngineModel:
     def listen(self, pcm: NDArray[np.float32]) -> bool:
         self._fail()
         assert not self._speaking_next, "the session is speaking"
-        assert pcm.shape == (FRAME,) and pcm.dtype == np.float32
+        assert pcm.ndim == 1 and 1 <= len(pcm) <= FRAME and pcm.dtype == np.float32
         if self._queued >= self.room:
             return False
         self._queued += 1

@@ -352,6 +352,23 @@ def test_failed_steps_with_good_ones_between_them_do_not_add_up(caplog: pytest.L
     assert caplog.text.count("the others go on") == 4
 
 
+def test_a_session_whose_numbers_break_while_it_speaks_is_told_so_and_says_nothing_more() -> None:
+    """Looked at while it listened alone, a slot whose numbers broke in mid-speech hissed at its listener to the end."""
+    step = StubStep(1, gated=True)
+    with running(step) as engine:
+        recorder = Recorder()
+        live = engine.attach(recorder, SAMPLING)
+        hear(live, 1)
+        live.speak(9, 9)
+        step.allow(3)
+        recorder.wait_for_event(FrameSpoken, 2)
+        step.breaks = {live.slot}
+        step.allow_all()
+        recorder.wait_for_event(Failed)
+        assert len(recorder.of(FrameSpoken)) == 2
+        assert isinstance(recorder.of(Failed)[0].error, StepFailedError)
+
+
 def test_a_session_whose_numbers_break_ends_alone() -> None:
     """A NaN in one slot's logits was spoken as noise, for ever."""
     step = StubStep(2, gated=True)
@@ -484,6 +501,19 @@ def test_an_hour_keeps_memory_flat() -> None:
         talk(live, 43_000)
         gc.collect()
         assert sys.getallocatedblocks() - before < 2000
+
+
+def test_one_slow_step_refuses_nobody() -> None:
+    """A collection of garbage or a neighbour's minute in one step of many, and the next caller was sent away."""
+    slow_s = iter((0.1,))
+    step = StubStep(2, delay_s=lambda: next(slow_s, 0.0))
+    with running(step) as engine:
+        recorder = Recorder()
+        live = engine.attach(recorder, SAMPLING)
+        hear(live, 1, 2, 3, 4, 5)
+        settle(live, recorder)
+        assert (engine.stats().step_ms_p99 or 0) > 80
+        assert not engine.overloaded
 
 
 def test_slow_steps_of_the_past_say_nothing_of_now(monkeypatch: pytest.MonkeyPatch) -> None:

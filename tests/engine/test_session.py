@@ -362,6 +362,19 @@ def test_tokens_are_drawn_differently_from_the_command_on() -> None:
     assert bench.entries == [heard(1), SPOKEN, spoken(Sampling(seed=8))]
 
 
+def test_options_outlive_a_prompt_that_is_all_taken_back() -> None:
+    """The slot is opened anew for it, and was given the options that the session had begun with: a temperature that had
+    been changed before was heard no more.
+    """
+    bench = Bench()
+    bench.live.configure(Sampling(seed=8))
+    bench.hear(1)
+    bench.live.forget(1)
+    bench.hear(2)
+    bench.speak(1)
+    assert bench.entries == [heard(2), spoken(Sampling(seed=8))]
+
+
 # Interrupting
 
 

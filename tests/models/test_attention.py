@@ -12,6 +12,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply
 
 from streaming.config import Rope
 from streaming.models.attention import KeyValueRing, Rotary, attend, rotate
+from streaming.models.operations.torch import Plain
 
 CPU = torch.device("cpu")
 RELEASED = Rope(500_000.0, factor=32.0, low_freq_factor=1.0, high_freq_factor=4.0, original_context=8192)
@@ -97,6 +98,21 @@ def test_grouped_heads_attend_as_if_keys_were_repeated(heads: int, groups: int, 
     keys, values = (t[:batch, 1].repeat_interleave(groups, dim=1) for t in (ring.keys, ring.values))
     wanted = F.scaled_dot_product_attention(query, keys, values, attn_mask=visible).transpose(1, 2).flatten(2)
     torch.testing.assert_close(attend(query, ring, 1, visible), wanted)
+
+
+def test_a_part_of_a_view_has_the_windows_of_its_own_tokens() -> None:
+    """Windows that begin per token stayed those of the whole frame: a token fed alone had another one's window."""
+    operations, rotary = Plain(), Rotary(SMALL, 16, CPU)
+    ring = KeyValueRing.allocate(2, 1, 1, 40, 16, 0, CPU, torch.float32)
+    position = torch.tensor([[20, 21, 22, 23], [8, 9, 10, 11]])
+    whole = operations.view(position, position - 5, ring, rotary, 40)
+    for first, last in ((0, 1), (1, 3), (3, 4)):
+        part, alone = whole.columns(first, last), slice(first, last)
+        wanted = operations.view(position[:, alone], position[:, alone] - 5, ring, rotary, 40)
+        for name in ("position", "start", "cos", "sin", "index"):
+            assert torch.equal(getattr(part, name), getattr(wanted, name)), name
+    start = torch.tensor([[15], [3]])
+    assert torch.equal(operations.view(position, start, ring, rotary, 40).columns(1, 2).start, start)
 
 
 def test_writing_touches_its_own_slots_and_layer_only() -> None:

@@ -15,7 +15,7 @@ from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogit
 
 from streaming.config import Sampling
 from streaming.models import sampler
-from streaming.models.sampler import SamplerState, sample, uniform
+from streaming.models.sampler import Drawing, SamplerState, sample, uniform
 
 CPU = torch.device("cpu")
 DRAWS = 20_000
@@ -164,6 +164,42 @@ def test_neighbouring_seeds_and_numbers_are_uniform_and_independent(seed: int) -
             pairs = torch.histc(((grid * 10).floor() * 10 + (shifted * 10).floor()) / 100 + 0.005, 100, 0, 1)
             assert float(((pairs - expected).square() / expected).sum()) < 99 + 6 * math.sqrt(2 * 99), (rows, columns)
     assert len(grid.unique()) > 0.99 * count * count
+
+
+def test_every_token_of_a_stream_has_a_random_number_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers that come again, in the codebooks of one frame or in the next frame, tie the codes to each other: speech
+    that hums, with every test of the frequencies passed.
+    """
+    numbers: list[Tensor] = []
+    real = sampler.sample
+
+    def noted(logits: Tensor, state: SamplerState, number: Tensor, few: bool = False) -> Tensor:
+        numbers.append(number.clone())
+        return real(logits, state, number, few)
+
+    monkeypatch.setattr(sampler, "sample", noted)
+    books, frames = 4, 10
+    state = many(Sampling(), 2)
+    for frame in range(frames):
+        flags = torch.zeros(4, 2, dtype=torch.bool)
+        position = torch.tensor([frame, frames + frame])
+        drawing = Drawing(position, flags[0], ~flags[1], torch.zeros(2, books, dtype=torch.int64), flags[2], ~flags[3])
+        for book in range(books):
+            sampler.draw(random_logits(2, VOCABULARY), book, state, drawing, few=False)
+    assert torch.cat(numbers).unique().tolist() == list(range(2 * frames * books))
+
+
+def test_the_end_is_drawn_by_who_speaks_and_no_one_else() -> None:
+    """A session that listened stood still for a frame whenever its draw, which nobody wanted, came out as the end."""
+    logits = torch.full((2, VOCABULARY), -10.0)
+    logits[:, -1] = 10.0
+    flags = torch.zeros(2, 2, dtype=torch.bool)
+    codes = torch.full((2, 4), 3)
+    listening = torch.tensor([True, False])
+    drawing = Drawing(torch.zeros(2, dtype=torch.int64), listening, ~listening, codes, flags[0], ~flags[1])
+    fed = sampler.draw(logits, 0, many(Sampling(), 2), drawing, few=True)
+    assert drawing.ended.tolist() == [False, True]
+    assert codes[0].tolist() == [3, 3, 3, 3] and int(fed[0]) == 3
 
 
 @pytest.mark.parametrize("top_p", [1.0, 0.8])

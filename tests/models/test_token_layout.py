@@ -148,6 +148,18 @@ def test_a_prompt_that_does_not_end_in_audio_is_refused(tmp_path: Path) -> None:
         TokenLayout.load(tmp_path, BOOKS, SIZE, VOCABULARY)
 
 
+def test_a_prompt_that_begins_twice_is_refused(tmp_path: Path) -> None:
+    """Pins a template that says everything twice: every session would begin with `<audio><audio>`, which the model has
+    never seen.
+    """
+    write_tokenizer(tmp_path, BOOKS)
+    processor = json.loads((tmp_path / "tokenizer.json").read_text())["post_processor"]
+    processor["single"].append(processor["single"][-1])
+    edit(tmp_path, post_processor=processor)
+    with pytest.raises(TokenLayoutError, match="of <audio>: it must end in its one token"):
+        TokenLayout.load(tmp_path, BOOKS, SIZE, VOCABULARY)
+
+
 @pytest.mark.parametrize("content", [None, "", "{", "[]", '{"version": "1.0", "model": {"type": "none"}}'])
 def test_damaged_tokenizer_files_are_a_layout_error(tmp_path: Path, content: str | None) -> None:
     """Pins whatever the tokenizer library raises on a damaged download, shown as a traceback."""
