@@ -103,6 +103,8 @@ def test_a_top_p_that_is_none_is_told_with_its_file(
     (folder / "generation_config.json").write_text(json.dumps({"top_p": top_p}))
     with pytest.raises(CheckpointError, match=r"generation_config\.json: top_p is"):
         loading.load_models(folder, codec_dir, device="cpu")
+
+
 def test_what_is_asked_for_is_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Flags that were read and not passed on: a server in int8 that kept every weight whole, a codec that went to
     bfloat16 with its decoder, an interruption that cut no further than by default, graphs recorded in mid-conversation.

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from streaming.audio import FRAME
 from streaming.config import Sampling
-from streaming.conversation.conversation import Conversation, Received
+from streaming.conversation.conversation import Conversation, Received, filled
 from streaming.conversation.outbox import Outbox, Reply
 from streaming.engine.events import (
     QUEUED_FRAMES,
@@ -182,11 +182,12 @@ class Talk:
         self.now = 100.0
         self.engine = engine or EngineModel()
         self.counts, self.outbox = Counts(), Outbox()
-        options = SessionStart(sampling=messages.SamplingOptions(seed=7), **start)
+        options = SessionStart(sampling=filled(messages.SamplingOptions(), sampling()), **start)
         self.conversation = Conversation(
             self.engine,
             self.outbox,
             options,
+            sampling(),
             rewind_frames=rewind_frames,
             idle_s=idle_s,
             observer=self.counts,

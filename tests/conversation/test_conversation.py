@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from streaming.audio import FRAME
-from streaming.conversation.conversation import HEARD_TIMEOUT_S, MAX_UNSENT, HeardByClock
+from streaming.conversation.conversation import HEARD_TIMEOUT_S, MAX_UNSENT, HeardByClock, filled
 from streaming.conversation.ends import CLIENT_LEFT
 from streaming.conversation.outbox import Echo, End
 from streaming.engine import events
@@ -186,7 +186,7 @@ def test_frames_of_an_old_turn_that_leave_late_are_none_of_the_next() -> None:
     for _ in range(3):
         talk.conversation.sent(1, talk.now)
     talk.say(Played(turn=2, samples=3 * FRAME))  # which it was never sent
-    assert talk.counts.played[-1] == (2, 0, 0)
+    assert talk.counts.reports == [(2, 0, 0)]
 
 
 # Taking input back
@@ -628,7 +628,7 @@ def test_settings_take_effect_with_the_next_turn() -> None:
     talk.hear()
     talk.say(SessionUpdate(max_seconds=0.16, sampling=SamplingOptions(top_k=5)))
     updated = messages.SessionUpdated(
-        max_seconds=0.16, sampling=SamplingOptions(top_k=5, seed=7), turn_taking="manual", vad=VadOptions()
+        max_seconds=0.16, sampling=filled(SamplingOptions(top_k=5), sampling()), turn_taking="manual", vad=VadOptions()
     )
     assert talk.told() == [updated]
     talk.say(SPEAK)
