@@ -354,7 +354,7 @@ def test_numbers_that_break_anywhere_are_told_at_once(
     for first, second in zip(frames_of(4), frames_of(4, 1), strict=True):
         assert not advance(step, {0: first, 1: second}).broken.any()
     poison(step)
-    result = advance(step, {0: frames_of(1)[0], 1: None if speaks else frames_of(1, 2)[0]})
+    result = advance(step, dict.fromkeys((0, 1)) if speaks else {0: frames_of(1)[0], 1: frames_of(1, 2)[0]})
     assert result.broken.tolist() == [False, True]
 
 
