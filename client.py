@@ -21,6 +21,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from streaming.command import INTERRUPTED, TERMINATED, complain, drop_output, end_on_signals, raise_on_interrupt, say
+
+if __name__ == "__main__":
+    end_on_signals()
+
 from rich.console import Console
 
 from streaming.audio import AudioReader, WavWriter
@@ -58,6 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the client with these command line arguments; returns the exit status."""
     args = _parse(arguments)
     try:
+        raise_on_interrupt()
         if args.list_devices:
             _print_devices(list_devices(), json_lines=args.json)
         elif args.input is not None:
@@ -65,15 +71,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             asyncio.run(_politely(_converse(args)))
     except StreamingError as error:
-        print(f"client.py: {error}", file=sys.stderr)
+        complain(f"client.py: {error}")
         return 1
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
     except asyncio.CancelledError:
-        return 143
+        return TERMINATED
     except BrokenPipeError:
-        # Whoever read standard output is gone; the interpreter must not try to flush it again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output()  # whoever read it is gone
         return 1
     return 0
 
@@ -187,7 +192,11 @@ async def _find_server(args: argparse.Namespace, session: contextlib.AsyncExitSt
     # A token of its own: whoever else is on this machine can reach the port, and has no business there.
     token = secrets.token_urlsafe(32)
     # What the environment says to servers is not for this one: it could not even be reached with other tokens or TLS.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("STREAMING_")}
+    # How it computes is another matter.
+    ours = ("STREAMING_NATIVE",)
+    environment = {
+        name: value for name, value in os.environ.items() if name in ours or not name.startswith("STREAMING_")
+    }
     environment["STREAMING_TOKENS"] = f"client:{token}"
     url = await session.enter_async_context(own_server(command, environment=environment, said=_notice(view)))
     view.event("server", {"url": url})
@@ -249,17 +258,19 @@ def _summarize(args: argparse.Namespace, view: View, turns: int, report: TurnRep
     files = {"output": args.output, "record": args.record}
     view.event("summary", {"turns": turns, **files, **asdict(report)})
     if not args.json and not sys.stdout.isatty():  # on a terminal the view has said it
-        print(f"client.py: {report.sentence()}", file=sys.stderr)
+        complain(f"client.py: {report.sentence()}")
 
 
 def _print_devices(devices: list[Device], *, json_lines: bool) -> None:
     if json_lines:
-        for device in devices:
-            print(json.dumps(asdict(device)))
+        say("\n".join(json.dumps(asdict(device)) for device in devices))
     elif devices:
-        Console().print(device_table(devices))
+        table = Console()
+        with table.capture() as drawn:
+            table.print(device_table(devices))
+        say(drawn.get().rstrip())
     else:
-        print("no sound devices")
+        say("no sound devices")
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -14,10 +14,15 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 
+from streaming.command import INTERRUPTED, complain, end_on_signals, raise_on_interrupt, say
+
+if __name__ == "__main__":
+    end_on_signals()
+
 from streaming.audio import FRAME_RATE
+from streaming.config import CONTEXT_TOKENS, DEMO, DTYPES
 from streaming.engine.engine import Engine
 from streaming.errors import StreamingError
-from streaming.loading import CONTEXT_TOKENS, DEMO, DTYPES, load_engine, use_threads
 from streaming.options import OptionParser
 from streaming.server.door.bind import check_address, check_bind
 from streaming.server.door.gatekeeper import Gatekeeper
@@ -30,11 +35,22 @@ from streaming.server.server import ServerOptions, Shutdown, run_server
 from streaming.server.watch import log
 
 _LOG = logging.getLogger("streaming.server")
+_OTHER_VARIABLES = (
+    "STREAMING_TOKENS",
+    "STREAMING_TOKEN",  # of clients
+    "STREAMING_METRICS_TOKEN",  # of benchmarks
+    "STREAMING_NATIVE",
+    "STREAMING_DEMO_ROOT",  # of the recipe
+    "STREAMING_LONG_SESSION_MINUTES",  # of a test
+)
+"""In the environment, and of no flag."""
+_LEAST_THREADS_LIMIT = 64
+"""So many threads can be had everywhere, though more than cores only wait for each other."""
 
 
 def parse(arguments: list[str] | None = None, environment: Mapping[str, str] = os.environ) -> argparse.Namespace:
     # STREAMING_TOKENS are the tokens themselves, which no flag may hold
-    parser = OptionParser("server.py", __doc__, {"tokens": "STREAMING_TOKENS_FILE"})
+    parser = OptionParser("server.py", __doc__, {"tokens": "STREAMING_TOKENS_FILE"}, _OTHER_VARIABLES)
     parser.add_argument(
         "--model",
         default=DEMO,
@@ -101,10 +117,17 @@ def parse(arguments: list[str] | None = None, environment: Mapping[str, str] = o
     options = parser.parse(arguments, environment)
     if not 0 <= options.port <= 65535:
         parser.error(f"--port is {options.port}, must be from 0 to 65535")
-    if options.threads < 0:
-        parser.error(f"--threads is {options.threads}, must be at least 1, or 0 for all cores but one")
+    most_threads = max(os.cpu_count() or 1, _LEAST_THREADS_LIMIT)
+    if not 0 <= options.threads <= most_threads:
+        parser.error(f"--threads is {options.threads}, must be from 1 to {most_threads}, or 0 for all cores but one")
+    if environment.get("STREAMING_NATIVE", "") not in ("", "0", "1"):
+        parser.error("the environment variable STREAMING_NATIVE must be 0 or 1")
+    if options.until_eof and sys.stdin is None:
+        parser.error("--until-eof ends the server with standard input, which is closed already")
     if options.max_sessions < 1:
         parser.error(f"--max-sessions is {options.max_sessions}, must be at least 1")
+    if not 1 <= options.context_tokens < 2**40:
+        parser.error(f"--context-tokens is {options.context_tokens}, must be at least 1 and below 2**40")
     if options.queue < 0 or not options.drain_seconds >= 0 or not 0 <= options.resume_seconds <= 3600:
         parser.error("--queue and --drain-seconds must be 0 or more, --resume-seconds from 0 to 3600")
     if not options.idle_seconds > 0:
@@ -117,9 +140,9 @@ def parse(arguments: list[str] | None = None, environment: Mapping[str, str] = o
 def introduce(engine: Engine, slots: int) -> None:
     """To the person at the terminal; the log has it in `server.started`."""
     shape = f"{engine.num_codebooks} codebooks, {engine.context_frames / FRAME_RATE:.1f} s of context"
-    print(f"{engine.model}: {shape}, {slots} slots", file=sys.stderr)
+    complain(f"{engine.model}: {shape}, {slots} slots")
     if engine.notice:
-        print(f"note: {engine.notice}", file=sys.stderr, flush=True)
+        complain(f"note: {engine.notice}")
 
 
 async def serve(engine: Engine, keeper: Gatekeeper, options: ServerOptions, *, until_eof: bool) -> None:
@@ -131,17 +154,19 @@ async def serve(engine: Engine, keeper: Gatekeeper, options: ServerOptions, *, u
     if until_eof:
 
         def wait_for_eof() -> None:
-            while os.read(sys.stdin.fileno(), 4096):  # a buffer is locked while it is read: at exit Python would abort
-                pass
+            with suppress(OSError):  # what cannot be read has ended
+                while os.read(0, 4096):  # not by Python's buffer, which is locked while it is read: it aborts at exit
+                    pass
             with suppress(RuntimeError):  # the loop is closed: the server has ended by itself
                 loop.call_soon_threadsafe(shutdown.request_at_once)
 
         threading.Thread(target=wait_for_eof, name="stdin", daemon=True).start()
-    await run_server(engine, keeper, options, shutdown, lambda url: print(f"listening on {url}", flush=True))
+    await run_server(engine, keeper, options, shutdown, lambda url: say(f"listening on {url}"))
 
 
-def main() -> int:
-    options = parse()
+def main(arguments: list[str] | None = None) -> int:
+    """Run the server with these command line arguments; return the exit status."""
+    options = parse(arguments)
     log.configure(options.log_format, options.log_level)
     try:
         tokens = load_tokens(os.environ, options.tokens, time.monotonic())
@@ -159,6 +184,8 @@ def main() -> int:
             drain_s=options.drain_seconds,
         )
         check_address(bind, options.port)
+        from streaming.loading import load_engine, use_threads  # brings torch, which takes seconds
+
         use_threads(options.threads)
         with load_engine(
             options.model,
@@ -174,16 +201,19 @@ def main() -> int:
                 introduce(engine, options.max_sessions)
             gc.collect()
             gc.freeze()  # hundreds of thousands of objects that stay: going through them took 0.3 s of everybody's time
+            raise_on_interrupt()  # where the loop cannot handle signals
             asyncio.run(serve(engine, keeper, served, until_eof=options.until_eof))
-            return 1 if engine.failure is not None else 0
+            status = 1 if engine.failure is not None else 0
+            end_on_signals(status)  # it is over, but for what is closed
+            return status
     except StreamingError as error:
         if options.log_format == "text":
-            print(f"server.py: {error}", file=sys.stderr)
+            complain(f"server.py: {error}")
         else:
             log.event(_LOG, logging.ERROR, "server.failed", code=error.code, message=str(error))
         return 1
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 import { readFileSync, writeFileSync } from "node:fs";
 
 const [source, target, url = "ws://127.0.0.1:8765/v1/continue"] = process.argv.slice(2);
+process.on("uncaughtException", (error) => { console.error(error.message); process.exit(1); });
+if (!target || !globalThis.WebSocket) throw new Error("with Node 22: node continue_file.mjs IN.wav OUT.wav [URL]");
 const token = process.env.STREAMING_TOKEN;
 const wav = readFileSync(source);
 const format = wav.subarray(20, 36);

@@ -26,13 +26,14 @@ async def main(source: str, target: str, url: str = "ws://127.0.0.1:8765/v1/cont
         async for data in socket:
             if isinstance(data, bytes):
                 spoken += data[HEADER.size :]
-            elif (said := json.loads(data))["type"] == "turn.done":
-                break
-            elif said["type"] in ("error", "session.refused"):
+            elif (said := json.loads(data))["type"] in ("error", "session.refused"):
                 sys.exit(f"{said['code']}: {said['message']}")
+            elif said["type"] == "turn.done":
+                break
     with wave.open(target, "wb") as file:
         file.setparams((1, 2, 24_000, 0, "NONE", ""))
         file.writeframes(spoken)
 
 
-asyncio.run(main(*sys.argv[1:]))
+sys.excepthook = lambda kind, error, _: print(f"{kind.__name__}: {error}", file=sys.stderr)  # a line, no traceback
+sys.exit(__doc__ if len(sys.argv) < 3 else asyncio.run(main(*sys.argv[1:])))

@@ -8,6 +8,13 @@ from typing import Any
 
 from streaming.errors import CheckpointError
 
+DEMO = "demo"
+"""The model that comes with the package."""
+CONTEXT_TOKENS = 1024
+"""What the released models were trained on: 20.4 s of Q = 4."""
+DTYPES = ("float32", "bfloat16")
+"""By name: what a model computes in."""
+
 # Above these a config is damaged or hostile: refuse it before it asks for memory.
 _MAX_HIDDEN = 16_384
 _MAX_LAYERS = 256
@@ -108,7 +115,9 @@ class MimiConfig:
             raise CheckpointError(
                 f"config.json: its residual layers look back {reach} samples; {_MAX_REACH} are the most"
             )
-        _check_parameters(2 * _transformer(config) + config.num_codebooks * config.codebook_size * config.codebook_dim)
+        _check_parameters(
+            2 * transformer_parameters(config) + config.num_codebooks * config.codebook_size * config.codebook_dim
+        )
         groups = raw.get("upsample_groups", 512)
         if groups != hidden:
             raise CheckpointError(f"config.json: upsample_groups {groups!r} is not hidden_size {hidden}")
@@ -155,12 +164,12 @@ class LlamaConfig:
             vocab_size=_size(raw, "vocab_size", None, _MAX_VOCABULARY),
             num_codebooks=_size(raw, "num_quantizers", None, 64),
         )
-        _check_parameters(_transformer(config) + 2 * config.vocab_size * hidden)
+        _check_parameters(transformer_parameters(config) + 2 * config.vocab_size * hidden)
         return config
 
 
-def _transformer(config: MimiConfig | LlamaConfig) -> int:
-    """About how many parameters its layers have."""
+def transformer_parameters(config: MimiConfig | LlamaConfig) -> int:
+    """Return how many weights the matrices of its layers have."""
     attention = 2 * (config.num_heads + config.num_kv_heads) * config.head_dim
     return config.num_layers * config.hidden_size * (attention + 3 * config.intermediate_size)
 

@@ -35,6 +35,12 @@ class TokenLayoutError(CheckpointError):
     code = "bad_token_layout"
 
 
+class TooLargeError(StreamingError):
+    """What was asked for does not fit into the memory that there is."""
+
+    code = "too_large"
+
+
 class EngineFullError(StreamingError):
     """Every slot is taken; come back later."""
 

@@ -11,12 +11,14 @@ and do not advance.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.overrides import TorchFunctionMode
 
 from streaming.audio import FRAME
 from streaming.config import Sampling
@@ -28,6 +30,8 @@ _WIDTHS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 """Batch widths that are captured as graphs; a step in between computes some idle slots along."""
 _ENDLESS = 2**31
 """Frames of a stream that fills any context."""
+_LAYERS_AT_ONCE = 8
+"""Outputs of the codec's widest layer that a step holds for a row: 1.0 MB of the demo's, measured over 32 rows."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,47 @@ class DeviceStep:
         outputs[:, :FRAME] = audio
         outputs[:, FRAME : FRAME + books] = codes
         outputs[:, -2], outputs[:, -1] = ended, finite
+
+
+class _OnPaper(TorchFunctionMode):
+    """Makes tensors that take no memory, on PyTorch's meta device."""
+
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        given = dict(kwargs or {})
+        if "device" in given:
+            given["device"] = "meta"
+        return function(*args, **given)
+
+
+def _tensors(state: object) -> Iterator[torch.Tensor]:
+    if isinstance(state, torch.Tensor):
+        yield state
+    elif is_dataclass(state):
+        for field in fields(state):
+            yield from _tensors(getattr(state, field.name))
+
+
+def slot_bytes(codec: StreamingMimi, decoder: LlamaDecoder | None, context_tokens: int, rewind_frames: int) -> int:
+    """Return how much memory a slot takes: its state, and what a step of it holds for the moment. Takes none itself.
+
+    decoder: None for the codec alone. Raises `RuntimeError` for sizes that overflow.
+    """
+    held: tuple[object, ...]
+    with _OnPaper():
+        if decoder is None:
+            held = (codec.init_state(1, rewind_frames),)
+        else:
+            frames = decoder.context_frames(context_tokens)
+            step = DeviceStep(codec, decoder, 1, frames, rewind_frames, encoder_follows=True)
+            held = (step.codec_state, step.decoder_state, step.sampler, step.inputs, step.outputs)
+    state = sum(tensor.nbytes for part in held for tensor in _tensors(part))
+    return state + _LAYERS_AT_ONCE * FRAME * codec.config.num_filters * codec.activations.itemsize
 
 
 class _Graphs:

@@ -9,10 +9,14 @@ from pathlib import Path
 
 import torch
 
-from streaming.config import LlamaConfig, MimiConfig, Sampling, not_followed
+from streaming import config as values
+from streaming.config import CONTEXT_TOKENS as CONTEXT_TOKENS  # these are loading's own words, too
+from streaming.config import DEMO as DEMO
+from streaming.config import LlamaConfig, MimiConfig, Sampling, not_followed, transformer_parameters
 from streaming.engine.engine import Engine
-from streaming.errors import StreamingError
-from streaming.frame_step import FrameStep
+from streaming.errors import StreamingError, TooLargeError
+from streaming.frame_step import FrameStep, slot_bytes
+from streaming.memory import Memory, available_memory, size
 from streaming.models.checkpoint import TensorSource, locate, read_config, read_generation_config
 from streaming.models.linear import Quantize
 from streaming.models.llama import LlamaDecoder
@@ -23,18 +27,19 @@ from streaming.models.token_layout import TokenLayout
 
 _LOG = logging.getLogger(__name__)
 
-DEMO = "demo"
 _DEMO_FOLDER = Path(__file__).parent / "demo" / "voice"
 _DEMO_NOTICE = "the demo model is a few hours of training on synthetic voices: it speaks in theirs, and says nothing"
 RANDOM = "random:"
 """Before the name of a size: full-size weights made in memory, so that speed needs no download."""
 _RANDOM_NOTICE = "the weights are random: what it says is noise, at a real model's pace"
 DEFAULT_CODEC = "kyutai/mimi"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-CONTEXT_TOKENS = 1024
-"""What the released models were trained on: 20.4 s of Q = 4."""
+DTYPES = {name: getattr(torch, name) for name in values.DTYPES}
 REWIND_FRAMES = 16
 """How far back an interruption can cut: 1.28 s, three times the default lead."""
+_LEAST_CONTEXT_FRAMES = 2
+"""The frame that is made, and one to go on from: a session with fewer would hear nothing."""
+_SHARE = 0.9
+"""Of the free memory, at most so much for slots: the rest is for connections, graphs, and whoever else is there."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +108,7 @@ def load_models(
         return _random_models(str(model), where, decoder_kind, quantize, codec_kind, operations)
     folder, codec_folder = folders(model, codec)
     config = LlamaConfig.from_dict(read_config(folder))
+    check_weights(config, quantize, 2, where)  # in bfloat16, however they are used: no less than that
     mimi = load_codec(codec_folder, config.num_codebooks, where, codec_kind)
     layout = TokenLayout.load(folder, config.num_codebooks, mimi.config.codebook_size, config.vocab_size)
     decoder = LlamaDecoder(TensorSource(folder, where, decoder_kind), config, layout, quantize, operations)
@@ -128,6 +134,7 @@ def _random_models(
     config = DECODERS.get(name.removeprefix(RANDOM))
     if config is None:
         raise StreamingError(f"{name}: random weights come in the sizes {', '.join(DECODERS)}")
+    check_weights(config, quantize, dtype.itemsize, device)
     codec = random_codec(config.num_codebooks, device, codec_dtype)
     decoder = random_decoder(config, device, dtype, quantize, operations)
     return Models(name, codec, decoder, _RANDOM_NOTICE, Sampling())
@@ -175,24 +182,90 @@ def load_engine(
 ) -> Engine:
     """A running engine with `max_sessions` slots. Close it, or use it in a `with` block.
 
-    Raises as `load_models` does; `StreamingError` for sizes that make no sense.
+    Raises as `load_models` does; `TooLargeError` where the memory does not suffice, `StreamingError` for other sizes
+    that make no sense.
     """
     if max_sessions < 1 or rewind_frames < 0:
         raise StreamingError(f"max_sessions is {max_sessions}, rewind_frames {rewind_frames}: at least 1 and 0")
     models = load_models(model, codec, device, dtype, quantize, codec_dtype)
-    context_frames = models.decoder.context_frames(context_tokens)
-    if context_frames < 1:
-        raise StreamingError(
-            f"a context of {context_tokens} tokens holds no frame of {models.decoder.num_codebooks} codebooks"
-        )
+    context_frames = frames_of_context(models.decoder, context_tokens)
+    check_memory(models.codec, models.decoder, max_sessions, context_tokens, rewind_frames)
     try:
         step = FrameStep(models.codec, models.decoder, max_sessions, context_frames, rewind_frames, encoder_follows)
         step.warm_up()
     except (RuntimeError, MemoryError) as error:  # torch raises the first for want of memory
-        raise StreamingError(
+        raise TooLargeError(
             f"{max_sessions} sessions with {context_tokens} tokens of context each do not fit into memory; "
             "use fewer --max-sessions or --context-tokens"
         ) from error
     decoder = models.decoder
     dtype_name = str(decoder.dtype).removeprefix("torch.")
     return Engine(step, models.name, models.notice, str(decoder.device), dtype_name, models.sampling)
+
+
+def frames_of_context(decoder: LlamaDecoder, context_tokens: int) -> int:
+    """Return how many frames a context holds. Raises `StreamingError` for one in which nothing can be heard."""
+    frames = decoder.context_frames(context_tokens)
+    if frames < _LEAST_CONTEXT_FRAMES:
+        least = decoder.prefix + _LEAST_CONTEXT_FRAMES * decoder.num_codebooks
+        raise StreamingError(
+            f"a context of {context_tokens} tokens is too short to hear anything: with {decoder.num_codebooks} "
+            f"codebooks {least} is the least that works"
+        )
+    return frames
+
+
+def check_memory(
+    codec: StreamingMimi,
+    decoder: LlamaDecoder | None,
+    sessions: int,
+    context_tokens: int = CONTEXT_TOKENS,
+    rewind_frames: int = REWIND_FRAMES,
+    memory: Memory | None = None,
+) -> None:
+    """Raise `TooLargeError` if there is no memory for so many slots, before any of it is taken.
+
+    A system that gives out more memory than it has kills a process when it uses it, without a word. memory: what there
+    is; by default, what the models' device says. decoder: None for the codec alone.
+    """
+    memory = memory or _memory_of(codec.device)
+    try:
+        each = slot_bytes(codec, decoder, context_tokens, rewind_frames)
+    except RuntimeError as error:
+        raise TooLargeError(f"{context_tokens:,} tokens of context do not fit into any memory") from error
+    if memory is None or sessions * each <= _SHARE * memory.free:
+        return
+    most = int(_SHARE * memory.free / each)
+    hint = f"at most {most:,} fit" if most else f"one alone needs {size(each)}; use fewer --context-tokens"
+    raise TooLargeError(
+        f"{sessions:,} sessions with {context_tokens:,} tokens of context need {size(sessions * each)}, and "
+        f"{_free(memory, codec.device)}: {hint}"
+    )
+
+
+def check_weights(
+    config: LlamaConfig, quantize: Quantize, bytes_each: float, device: torch.device, memory: Memory | None = None
+) -> None:
+    """Raise `TooLargeError` if a decoder's weights alone do not fit, before they are read.
+
+    bytes_each: of a weight that is not quantized. memory: what there is; by default, what the device says.
+    """
+    needed = {"int8": 1.0, "int4": 0.5}.get(quantize, bytes_each) * transformer_parameters(config)
+    memory = memory or _memory_of(device)
+    if memory is not None and needed > memory.free:
+        raise TooLargeError(
+            f"the decoder's weights need {size(needed)}, and {_free(memory, device)}; "
+            "try --quantize int4, or a smaller model"
+        )
+
+
+def _memory_of(device: torch.device) -> Memory | None:
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return Memory(total, free)
+    return available_memory()
+
+
+def _free(memory: Memory, device: torch.device) -> str:
+    where = "this machine's" if device.type == "cpu" else f"{device}'s"
+    return f"{size(memory.free)} of {where} {size(memory.total)} are free"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,10 @@ from typing import Any, NoReturn
 
 PREFIX = "STREAMING_"
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
+_SERVICE_LINK = re.compile(
+    r"\w+_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)=.*|\w+_PORT=\w+://.*"
+)
+"""What Kubernetes puts into every pod beside a service whose name begins with ours."""
 _HOW = (
     "Each flag can also be a key of the TOML file that --config names (max-sessions = 8), or an environment variable "
     f"({PREFIX}MAX_SESSIONS=8; lists with commas). A flag comes before a variable, a variable before the file."
@@ -24,13 +29,19 @@ _HOW = (
 class OptionParser(argparse.ArgumentParser):
     """An argument parser whose flags have two more sources.
 
-    variables: the names of those that are not `STREAMING_` and the flag's own. A flag's default must be what its
-    argument would be parsed to.
+    variables: the names of those that are not `STREAMING_` and the flag's own. others: variables of that prefix that
+    belong to no flag. A flag's default must be what its argument would be parsed to.
     """
 
-    def __init__(self, prog: str, description: str | None, variables: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        prog: str,
+        description: str | None,
+        variables: Mapping[str, str] | None = None,
+        others: Sequence[str] = (),
+    ) -> None:
         super().__init__(prog=prog, description=description, epilog=_HOW, allow_abbrev=False)
-        self._variables = variables or {}
+        self._variables, self._others = variables or {}, others
         self._source = ""
         self.add_argument("--config", metavar="FILE", help="options from a TOML file; a flag or a variable comes first")
 
@@ -38,6 +49,8 @@ class OptionParser(argparse.ArgumentParser):
         """Ends the process with a message that names the source where something is wrong."""
         given = self.parse_args(arguments, self._nothing())
         actions = [action for action in self._actions if action.dest != "help"]
+        self._check_names(environment, [*map(self.variable, actions), *self._others])
+        self._refuse_empty(given, actions)
         for action in actions:
             variable = self.variable(action)
             if getattr(given, action.dest) is None and environment.get(variable):
@@ -47,6 +60,7 @@ class OptionParser(argparse.ArgumentParser):
         for action in actions:
             if getattr(given, action.dest) is None:
                 setattr(given, action.dest, action.default)
+        self._refuse_empty(given, actions)
         return given
 
     def variable(self, action: argparse.Action) -> str:
@@ -56,6 +70,20 @@ class OptionParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         super().error(f"{self._source}: {message}" if self._source else message)
+
+    def _check_names(self, environment: Mapping[str, str], known: Sequence[str]) -> None:
+        """A variable that nobody reads is a limit that does not hold. Those that Kubernetes sets are let pass."""
+        for name, value in environment.items():
+            if name.startswith(PREFIX) and name not in known and not _SERVICE_LINK.fullmatch(f"{name}={value}"):
+                near = difflib.get_close_matches(name, known, 1, 0.5)
+                self.error(f"there is no option for {name}" + (f": did you mean {near[0]}?" if near else ""))
+
+    def _refuse_empty(self, given: argparse.Namespace, actions: Sequence[argparse.Action]) -> None:
+        """An empty name is a variable of a shell that was not set; as a path it is this folder."""
+        for action in actions:
+            value = getattr(given, action.dest)
+            if isinstance(value, str) and not value.strip():
+                self.error(f"{action.option_strings[0]} is empty")
 
     def _nothing(self) -> argparse.Namespace:
         """So that what is given differs from what is a default; no flag's value is None."""
@@ -99,6 +127,22 @@ class OptionParser(argparse.ArgumentParser):
         if isinstance(value, bool) or not isinstance(value, str | int | float):
             self.error(f"must be a number or a string, not {value!r}")
         return [f"{flag}={value}"]
+
+
+def count(text: str) -> int:
+    """An argparse type: 1 or more."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return value
+
+
+def positive(text: str) -> float:
+    """An argparse type: a finite number above 0."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
 
 
 def _key(action: argparse.Action) -> str:

@@ -8,6 +8,11 @@ from __future__ import annotations
 import sys
 from types import ModuleType
 
+from streaming.command import end_on_signals
+
+if __name__ == "__main__":
+    end_on_signals()
+
 from streaming.scoring import main, score
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,12 +23,14 @@ from torch import Tensor
 
 from streaming.audio import FRAME, SAMPLE_RATE, read_audio
 from streaming.benchmark.likelihood import advance, encode_recordings
+from streaming.command import INTERRUPTED, check_result, complain, raise_on_interrupt, say, write_result
 from streaming.errors import StreamingError
 from streaming.loading import DEMO, DTYPES, folders, load_models
 from streaming.models.checkpoint import TensorSource
 from streaming.models.linear import Linear, linear
 from streaming.models.llama import LlamaDecoder
 from streaming.models.token_layout import TokenLayout
+from streaming.options import count, positive
 
 MAX_SECONDS = 20.0
 """Of a clip; the rest is not looked at. As published."""
@@ -182,18 +183,25 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line of `python -m streaming.score`."""
     parser = argparse.ArgumentParser(prog="python -m streaming.score", description=__doc__.splitlines()[0])
     parser.add_argument("recordings", nargs="*", type=Path, metavar="WAV")
-    parser.add_argument("--pairs", type=Path, metavar="CSV", help="columns positive, negative and, if need be, task")
+    parser.add_argument(
+        "--pairs",
+        type=Path,
+        metavar="CSV",
+        help="columns positive, negative (paths from the CSV's folder) and, if need be, task",
+    )
     parser.add_argument("--model", default=DEMO, metavar="demo|HUB_ID|DIR")
     parser.add_argument("--codec", metavar="HUB_ID|DIR")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", choices=("auto", *DTYPES), default="auto")
-    parser.add_argument("--batch", type=int, default=8, metavar="N", help="clips at a time")
-    parser.add_argument("--max-seconds", type=float, default=MAX_SECONDS, metavar="S", help="of a clip")
+    parser.add_argument("--batch", type=count, default=8, metavar="N", help="clips at a time")
+    parser.add_argument("--max-seconds", type=positive, default=MAX_SECONDS, metavar="S", help="of a clip")
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args(arguments)
     if bool(options.recordings) == bool(options.pairs):
         parser.error("give recordings, or --pairs CSV")
     try:
+        raise_on_interrupt()
+        check_result("--json", options.json)
         pairs = read_pairs(options.pairs) if options.pairs else []
         if options.pairs and not pairs:
             raise StreamingError(f"{options.pairs} holds no pairs")
@@ -207,23 +215,38 @@ def main(arguments: list[str] | None = None) -> int:
             batch_size=options.batch,
             max_seconds=options.max_seconds,
         )
+        _show(pairs, scores, options.json)
     except StreamingError as error:
-        print(f"score: {error}", file=sys.stderr)
+        complain(f"score: {error}")
         return 1
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return 0
+
+
+def _show(pairs: list[tuple[str, Path, Path]], scores: list[Score], path: Path | None) -> None:
+    """On standard output, and in the file where one is asked for."""
     tasks: dict[str, Pairs] = {}
+    lines: list[str] = []
     for task in dict.fromkeys(task for task, _, _ in pairs):
         rows = [number for number, pair in enumerate(pairs) if pair[0] == task]
         tasks[task] = compare([scores[2 * row] for row in rows], [scores[2 * row + 1] for row in rows])
         result = tasks[task]
-        print(
+        lines.append(
             f"{task}: {result.accuracy:.3f}, by codebook 0 alone {result.semantic_accuracy:.3f}, {result.pairs} pairs"
         )
     if not pairs:
         for entry in scores:
             books = " ".join(f"{loss:.3f}" for loss in entry.by_codebook)
-            print(f"{entry.path}: {entry.nats:.4f} nats/token; by codebook {books}; end {entry.ending:.2f}")
-    if options.json is not None:
-        clips = [asdict(entry) | {"nats": entry.nats, "semantic": entry.semantic} for entry in scores]
-        report = {"clips": clips, "tasks": {task: asdict(result) for task, result in tasks.items()}}
-        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    return 0
+            lines.append(f"{entry.path}: {entry.nats:.4f} nats/token; by codebook {books}; end {entry.ending:.2f}")
+    try:
+        say("\n".join(lines))
+    finally:
+        if path is not None:
+            write_result("--json", path, _report(scores, tasks))
+
+
+def _report(scores: list[Score], tasks: dict[str, Pairs]) -> str:
+    clips = [asdict(entry) | {"nats": entry.nats, "semantic": entry.semantic} for entry in scores]
+    report = {"clips": clips, "tasks": {task: asdict(result) for task, result in tasks.items()}}
+    return json.dumps(report, indent=2) + "\n"

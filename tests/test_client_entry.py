@@ -43,6 +43,8 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 OWN_SERVER = """
 import argparse, asyncio, os, sys
+assert {name for name in os.environ if name.startswith("STREAMING_")} == {"STREAMING_NATIVE", "STREAMING_TOKENS"}
+assert os.environ["STREAMING_NATIVE"] == "0"
 parser = argparse.ArgumentParser()
 parser.add_argument("--port"), parser.add_argument("--model"), parser.add_argument("--until-eof", action="store_true")
 args = parser.parse_args()
@@ -81,7 +83,9 @@ def installed(tmp_path: Path) -> Path:
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT)}
+    """What is for other servers must not reach the client's own; how it computes must."""
+    ours = {"STREAMING_NATIVE": "0", "STREAMING_PORT": "1", "STREAMING_TLS_CERT": "/nowhere"}
+    return {**os.environ, **ours, "PYTHONPATH": str(ROOT)}
 
 
 def run_client(installed: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

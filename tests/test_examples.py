@@ -116,15 +116,22 @@ def test_an_example_that_fails_says_so(example: str, server: LiveServer, tmp_pat
     silent = tmp_path / "silent.wav"
     with wave.open(str(silent), "wb") as file:
         file.setparams((1, 2, 24_000, 0, "NONE", ""))
+    rubbish = tmp_path / "rubbish.wav"
+    rubbish.write_bytes(b"rubbish" * 20)
     for source, url, token in (
+        (tmp_path / "none.wav", server.url, TOKEN),  # nothing there
+        (rubbish, server.url, TOKEN),  # no WAV file
         (PROMPT, server.url, None),  # not let in
         (silent, server.url, TOKEN),  # nothing to continue
         (PROMPT, "ws://127.0.0.1:9/v1/continue", TOKEN),  # nobody there
     ):
         done = run_example(example, source, target, url, token=token)
-        assert done.returncode != 0
-        assert done.stderr
+        assert done.returncode == 1
+        assert len(done.stderr.strip().splitlines()) == 1, done.stderr
         assert not target.exists()
+    used = run_example(example)
+    assert used.returncode == 1
+    assert f"{example} IN.wav OUT.wav [URL]" in used.stderr
 
 
 @pytest.mark.parametrize("example", ["continue_file.py", "continue_file.mjs"])

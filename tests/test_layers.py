@@ -13,7 +13,15 @@ ROOT = Path(__file__).parents[1]
 
 # From the bottom. A module may import its own floor and those before it, unless ALLOWED says less.
 LAYERS = (
-    ("streaming.errors", "streaming.config", "streaming.audio", "streaming.options", "streaming.addresses"),
+    (
+        "streaming.errors",
+        "streaming.config",
+        "streaming.audio",
+        "streaming.addresses",
+        "streaming.command",
+        "streaming.memory",
+        "streaming.options",
+    ),
     ("streaming.models",),
     ("streaming.frame_step",),
     ("streaming.engine",),
@@ -38,6 +46,8 @@ ALLOWED = {
     "streaming.audio": ("streaming.errors",),
     "streaming.options": ("streaming.errors",),
     "streaming.addresses": (),
+    "streaming.command": ("streaming.errors",),
+    "streaming.memory": (),
     "streaming.engine": VALUES,  # it gets the step as a callable
     "streaming.protocol": VALUES,
     "streaming.conversation": (*VALUES, "streaming.protocol", "streaming.engine.events"),

@@ -132,6 +132,60 @@ def test_what_is_wrong_in_the_environment_names_the_variable(capsys: pytest.Capt
     assert "the environment variable STREAMING_PORT: argument --port: invalid int" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("STREAMING_MAX_SESIONS", "no option for STREAMING_MAX_SESIONS: did you mean STREAMING_MAX_SESSIONS?"),
+        ("STREAMING_TOKEN_FILE", "did you mean STREAMING_TOKENS_FILE?"),
+        ("STREAMING_TLS_KEYS", "did you mean STREAMING_TLS_KEY?"),
+        ("STREAMING_", "no option for STREAMING_"),
+        ("STREAMING_QQ", "no option for STREAMING_QQ"),
+    ],
+)
+def test_a_variable_that_nobody_reads_is_refused_with_the_nearest_name(
+    name: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A mistyped limit passed in silence, and did not hold."""
+    with pytest.raises(SystemExit) as ended:
+        parsed(environment={name: "7"})
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_other_variables_of_ours_and_those_that_kubernetes_sets_are_let_pass() -> None:
+    """A service named streaming-metrics beside a pod would have kept its server from starting."""
+    ours = dict.fromkeys(("STREAMING_TOKEN", "STREAMING_TOKENS", "STREAMING_METRICS_TOKEN"), "ann:secret-of-16-letters")
+    ours |= {"STREAMING_NATIVE": "0", "STREAMING_LONG_SESSION_MINUTES": "1", "STREAMING_DEMO_ROOT": "/x"}
+    address = "tcp://10.0.0.1:80"
+    links = {"SERVICE_HOST": "10.0.0.1", "SERVICE_PORT": "80", "SERVICE_PORT_HTTP": "80", "PORT": address}
+    links |= {
+        "PORT_80_TCP": address,
+        "PORT_80_TCP_PROTO": "tcp",
+        "PORT_80_TCP_PORT": "80",
+        "PORT_80_TCP_ADDR": "10.0.0.1",
+    }
+    services = {f"STREAMING_METRICS_{name}": value for name, value in links.items()}
+    assert vars(parsed(environment=ours | services)) == vars(parsed())
+
+
+def test_the_switch_of_native_operations_is_0_or_1(capsys: pytest.CaptureFixture[str]) -> None:
+    """`STREAMING_NATIVE=false` left them on."""
+    with pytest.raises(SystemExit):
+        parsed(environment={"STREAMING_NATIVE": "false"})
+    assert "STREAMING_NATIVE must be 0 or 1" in capsys.readouterr().err
+
+
+def test_help_needs_no_torch() -> None:
+    """It took seconds, most of them for importing what an answer needs nothing of."""
+    for script in ("server", "client"):
+        code = f"import {script}, sys\ntry:\n    {script}.main()\nfinally:\n    print({{'torch'}} & set(sys.modules))"
+        done = subprocess.run(
+            [sys.executable, "-c", code, "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        assert done.stdout.startswith("usage: ")
+        assert done.stdout.endswith("\nset()\n")
+
+
 def test_a_file_that_is_not_there_or_no_text_is_said_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
     for path, said in ((tmp_path / "none", "No such file"), (tmp_path, "directory"), (tmp_path / "binary", "no TOML")):

@@ -112,9 +112,11 @@ def test_a_port_that_is_taken_is_said_so_before_a_model_is_loaded() -> None:
     [
         (["--model", "/nowhere"], "--model demo"),
         (["--device", "cuda:99"], "--device cpu"),
-        (["--context-tokens", "3"], "holds no frame"),
-        (["--context-tokens", "99999999999"], "do not fit"),
-        (["--max-sessions", "99999999"], "do not fit"),
+        (["--context-tokens", "3"], "14 is the least that works"),
+        (["--context-tokens", "8"], "14 is the least that works"),
+        (["--context-tokens", "9999999999"], "one alone needs"),
+        (["--max-sessions", "100000"], "100,000 sessions with 1,024 tokens of context need"),
+        (["--max-sessions", "999999999999"], "fit"),
     ],
 )
 def test_what_cannot_be_loaded_is_one_line_that_says_what_to_do(flags: list[str], said: str) -> None:

@@ -11,6 +11,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol, cast
 
+from streaming.command import (
+    INTERRUPTED,
+    OutputError,
+    check_result,
+    complain,
+    end_on_signals,
+    raise_on_interrupt,
+    say,
+    write_result,
+)
+
+if __name__ == "__main__":
+    end_on_signals()
+
 from streaming.benchmark import plot
 from streaming.benchmark.report import Report
 from streaming.errors import StreamingError
@@ -58,20 +72,37 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     options = parse(sys.argv[1:] if arguments is None else arguments)
     try:
+        raise_on_interrupt()
+        check_result("--json", options.json)
         if options.plot is not None:
             plot.check(options.plot)
-        report: Report = options.measure(options)
+        _show(options.measure(options), options)
     except StreamingError as error:
-        print(f"benchmark: {error}", file=sys.stderr)
+        complain(f"benchmark: {error}")
         return 1
     except (KeyboardInterrupt, asyncio.CancelledError):
-        return 130
-    print(report.table())
-    if options.json is not None:
-        options.json.write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
-    if options.plot is not None:
-        plot.draw(report, options.plot)
+        return INTERRUPTED
     return 0
+
+
+def _show(report: Report, options: argparse.Namespace) -> None:
+    """To all the places that were asked for, whichever of them fail."""
+    try:
+        say(report.table())
+    finally:
+        try:
+            if options.json is not None:
+                write_result("--json", options.json, json.dumps(asdict(report), indent=2) + "\n")
+        finally:
+            if options.plot is not None:
+                _draw(report, options.plot)
+
+
+def _draw(report: Report, path: Path) -> None:
+    try:
+        plot.draw(report, path)
+    except OSError as error:
+        raise OutputError(f"cannot write --plot {path}: {error.strerror or error}") from None
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from streaming.models.checkpoint import TensorSource, read_config
 from streaming.models.llama import LlamaDecoder
 from streaming.models.random_weights import DECODERS, MIMI, codes_layout
 from streaming.models.token_layout import TokenLayout
+from streaming.options import count, positive
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,8 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of both decoders")
     parser.add_argument("--quantize", choices=("none", "int8", "int4"), default="none", help="of ours")
     parser.add_argument("--codec-dtype", choices=DTYPES, default="float32", help="of our codec")
-    parser.add_argument("--tokens", type=int, default=32, metavar="N", help="in one call of generate")
-    parser.add_argument("--seconds", type=float, default=20.0, metavar="S", help="for the codec, and for the decoder")
+    parser.add_argument("--tokens", type=count, default=32, metavar="N", help="in one call of generate")
+    parser.add_argument(
+        "--seconds", type=positive, default=20.0, metavar="S", help="for the codec, and for the decoder"
+    )
 
 
 def measure(options: argparse.Namespace) -> Report:

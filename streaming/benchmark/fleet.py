@@ -22,6 +22,8 @@ from streaming.benchmark.simulation import LOOK_S, POLICIES, Event, Length, Resu
 from streaming.benchmark.steps import ROOFLINES, Floats, StepCurve, StepsError, curve, erlang_b
 
 _TURNS = 20_000
+_MOST_REPLICAS, _MOST_LOAD = 100_000, 100
+"""Beyond, the events fill the memory before the first one is over."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,6 +70,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--minutes", type=live.positive, default=10.0, metavar="M", help="simulated (default: 10)")
     parser.add_argument("--seed", type=int, default=0, metavar="N")
     parser.add_argument("--plot", type=Path, metavar="PNG", help="needs matplotlib: the extra `benchmark`")
+    parser.set_defaults(check=_check)
+
+
+def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """What flags must be to each other."""
+    if options.event != "burst" and options.event_share > 1:
+        parser.error(f"--event-share is {options.event_share:g}: of the servers, at most all (1) can be hit")
+    if max(options.replicas) > _MOST_REPLICAS or max(options.load) > _MOST_LOAD:
+        parser.error(f"at most {_MOST_REPLICAS:,} --replicas and a --load of {_MOST_LOAD} can be simulated")
 
 
 def _policies() -> str:

@@ -18,6 +18,7 @@ from streaming.loading import DEMO, DTYPES
 from streaming.models.attention import FrameView
 from streaming.models.llama import DecoderState, LlamaDecoder
 from streaming.models.mimi import StreamingMimi
+from streaming.options import count
 
 PROMPT = Path(__file__).resolve().parents[2] / "examples" / "prompt.wav"
 
@@ -28,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", choices=("auto", *DTYPES), default="auto")
     parser.add_argument("--input", type=Path, default=PROMPT, metavar="WAV", help="speech; repeated if too short")
-    parser.add_argument("--samples", type=int, default=64, metavar="N", help="how many places to measure at")
+    parser.add_argument("--samples", type=count, default=64, metavar="N", help="how many places to measure at")
 
 
 def speech_frames(path: Path, count: int) -> NDArray[np.float32]:

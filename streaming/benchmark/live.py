@@ -24,6 +24,8 @@ from streaming.benchmark.report import Value
 from streaming.benchmark.schedule import Manner, SessionPlan, held
 from streaming.benchmark.target import Look, Target
 from streaming.errors import ContinuationError
+from streaming.options import count as count  # for the commands that add these flags
+from streaming.options import positive as positive
 from streaming.protocol.messages import PATH
 from streaming.terminal.own_server import own_server, server_command
 
@@ -75,22 +77,6 @@ def add_arguments(parser: argparse.ArgumentParser, *, max_sessions: int) -> None
     )
     parser.add_argument("--plot", type=Path, metavar="PNG", help="needs matplotlib: the extra `benchmark`")
     parser.set_defaults(check=_check, own_sessions=max_sessions)
-
-
-def count(text: str) -> int:
-    """An argparse type: 1 or more."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return value
-
-
-def positive(text: str) -> float:
-    """An argparse type: a finite number above 0."""
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return value
 
 
 def _share(text: str) -> float:

@@ -29,8 +29,10 @@ import torch
 
 from streaming.benchmark import machine
 from streaming.benchmark.report import Report
+from streaming.command import OutputError, check_result
 from streaming.errors import StreamingError
 from streaming.loading import pick_device
+from streaming.options import positive
 
 ROOT = Path(__file__).resolve().parents[2]
 _PACKAGES = ("torch", "transformers", "triton", "moshi", "websockets", "numpy")
@@ -105,7 +107,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", nargs="+", metavar="NAME", default=[], help="runs whose names begin so")
     parser.add_argument("--list", action="store_true", help="the runs, without running them")
     parser.add_argument("--folder", type=Path, default=ROOT / "docs" / "results", metavar="DIR")
-    parser.add_argument("--timeout", type=float, default=600.0, metavar="S", help="of each run")
+    parser.add_argument("--timeout", type=positive, default=600.0, metavar="S", help="of each run")
 
 
 def measure(options: argparse.Namespace) -> Report:
@@ -117,6 +119,8 @@ def measure(options: argparse.Namespace) -> Report:
         raise StreamingError(f"no run is named so; there are {', '.join(run.name for run in runs)}")
     path: Path = options.folder / f"{_slug(device)}.json"
     rows: list[dict[str, str | int | float]] = []
+    if not options.list:
+        _check_place(path)
     for run in chosen:
         if options.list:
             rows.append({"run": run.name, "command": " ".join(("python", "-m", *run.arguments))})
@@ -126,6 +130,21 @@ def measure(options: argparse.Namespace) -> Report:
         rows.append({"run": run.name, "outcome": record["outcome"], "seconds": record["seconds"]})
         print(f"{run.name}: {record['outcome']}, {record['seconds']:.0f} s", file=sys.stderr, flush=True)
     return Report(f"results of {machine.name_of(device)}", {"file": str(path)}, rows)
+
+
+def _check_place(path: Path) -> None:
+    """Raise `OutputError` where results could not be kept, before hours are spent on them."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"--folder {path.parent} cannot be made: {error.strerror or error}") from None
+    check_result("--folder", path)
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"runs": {}}
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{path} is damaged ({error}); move it away") from None
+    if not isinstance(found, dict) or not isinstance(found.get("runs"), dict):
+        raise OutputError(f"{path} is no file of results; move it away")
 
 
 def take(run: Run, timeout_s: float) -> dict[str, Any]:

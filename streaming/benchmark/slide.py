@@ -16,10 +16,11 @@ from torch import Tensor
 from streaming.benchmark import likelihood
 from streaming.benchmark.likelihood import compare, encode, feed, speech_frames
 from streaming.benchmark.report import Report, Value
-from streaming.loading import CONTEXT_TOKENS, load_models
+from streaming.loading import CONTEXT_TOKENS, frames_of_context, load_models
 from streaming.models.attention import FrameView, rotate
 from streaming.models.llama import DecoderState, LlamaDecoder
 from streaming.models.operations.torch import Plain
+from streaming.options import count
 
 _BATCH = 16
 Alter = Callable[[LlamaDecoder, DecoderState, FrameView], FrameView]
@@ -27,7 +28,7 @@ Alter = Callable[[LlamaDecoder, DecoderState, FrameView], FrameView]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     likelihood.add_arguments(parser)
-    parser.add_argument("--context-tokens", type=int, default=CONTEXT_TOKENS, metavar="N")
+    parser.add_argument("--context-tokens", type=count, default=CONTEXT_TOKENS, metavar="N")
 
 
 def measure(options: argparse.Namespace) -> Report:
@@ -35,7 +36,7 @@ def measure(options: argparse.Namespace) -> Report:
     # One of the policies takes a mask, which only the reference knows.
     models = load_models(options.model, options.codec, options.device, options.dtype, operations=Plain())
     decoder = models.decoder
-    window = decoder.context_frames(options.context_tokens)
+    window = frames_of_context(decoder, options.context_tokens)
     # Two windows to fill the first and turn it over once; from there on everything that is cached has slid.
     places = torch.linspace(2 * window, 5 * window, options.samples).round().long().unique()
     codes = encode(models.codec, speech_frames(options.input, int(places[-1]) + 1))

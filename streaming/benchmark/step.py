@@ -26,12 +26,23 @@ from streaming.benchmark.steps import series_name
 from streaming.benchmark.work import Work, work_of
 from streaming.config import Sampling
 from streaming.frame_step import FrameStep
-from streaming.loading import CONTEXT_TOKENS, DEMO, DTYPES, RANDOM, REWIND_FRAMES, load_models, pick_device
+from streaming.loading import (
+    CONTEXT_TOKENS,
+    DEMO,
+    DTYPES,
+    RANDOM,
+    REWIND_FRAMES,
+    check_memory,
+    frames_of_context,
+    load_models,
+    pick_device,
+)
 from streaming.models.attention import KeyValueRing
 from streaming.models.llama import LlamaDecoder
 from streaming.models.mimi import StreamingMimi
 from streaming.models.random_weights import DECODERS, random_codec
 from streaming.models.sampler import Drawing
+from streaming.options import count, positive
 
 _QUALITY_FRAMES = 200
 _READING = "reading"
@@ -51,9 +62,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--input", type=Path, default=PROMPT, metavar="WAV", help="speech, for what --quantize and --codec-dtype cost"
     )
-    parser.add_argument("--slots", type=int, nargs="+", metavar="B", help="sessions in a step (default: 1 4, GPU 1 64)")
-    parser.add_argument("--context-tokens", type=int, default=CONTEXT_TOKENS, metavar="N", help="all of it held")
-    parser.add_argument("--seconds", type=float, default=5.0, metavar="S", help="of measurement for each line")
+    parser.add_argument(
+        "--slots", type=count, nargs="+", metavar="B", help="sessions in a step (default: 1 4, GPU 1 64)"
+    )
+    parser.add_argument("--context-tokens", type=count, default=CONTEXT_TOKENS, metavar="N", help="all of it held")
+    parser.add_argument("--seconds", type=positive, default=5.0, metavar="S", help="of measurement for each line")
 
 
 @dataclass(frozen=True)
@@ -78,12 +91,14 @@ def measure(options: argparse.Namespace) -> Report:
     """`step`: see the module. Raises as loading does."""
     models = _load(options)
     device = models.codec.device
+    widths = options.slots or ((1, 64) if device.type == "cuda" else (1, 4))
+    _check(models, max(widths), options)
     block = machine.block_to_read(device)
     multiplying = {kind: machine.matrix_rate(device, kind) for kind in {models.codec.dtype, *_kinds(models)}}
     rows: list[dict[str, str | int | float]] = []
     series: dict[str, list[float]] = {}
     done: list[tuple[int, list[_Stage], dict[str, list[float]]]] = []
-    for slots in options.slots or ((1, 64) if device.type == "cuda" else (1, 4)):
+    for slots in widths:
         stages = _stages(models, slots, options)
         # The memory is read in turn with what is measured: on a machine that is shared its rate is not always the same.
         runs: dict[str, Callable[[], object]] = {_READING: block.sum, **{stage.name: stage.run for stage in stages}}
@@ -117,6 +132,15 @@ def measure(options: argparse.Namespace) -> Report:
     if options.random is None:
         facts |= _quality(models, options)
     return Report("one frame step (80 ms of speech) and its floor", facts, rows, series=series)
+
+
+def _check(models: _Models, slots: int, options: argparse.Namespace) -> None:
+    """Raise what the measurement would end with, before it begins."""
+    check_memory(models.codec, models.decoder, slots, options.context_tokens)
+    if models.decoder is not None:
+        frames_of_context(models.decoder, options.context_tokens)
+    if options.random is None:
+        speech_frames(options.input, 1)
 
 
 def _quality(models: _Models, options: argparse.Namespace) -> dict[str, str | int | float]:
@@ -196,7 +220,7 @@ def _stages(models: _Models, slots: int, options: argparse.Namespace) -> list[_S
     ]
     if decoder is None:
         return stages
-    step = FrameStep(codec, decoder, slots, decoder.context_frames(options.context_tokens), REWIND_FRAMES)
+    step = FrameStep(codec, decoder, slots, frames_of_context(decoder, options.context_tokens), REWIND_FRAMES)
     inner = step._device
     for slot in range(slots):
         step.open(slot, Sampling(seed=slot))

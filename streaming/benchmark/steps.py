@@ -75,14 +75,18 @@ class StepCurve:
 
 
 def measured(path: Path, run: str | None = None) -> StepCurve:
-    """From `step --json`, or from a run of that in a file of `results`. Raises `StepsError`, `OSError`."""
+    """From `step --json`, or from a run of that in a file of `results`. Raises `StepsError`."""
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
+        if run is not None and run not in report["runs"]:
+            raise StepsError(f"{path} has no run {run}: it has {', '.join(report['runs'])}")
         series: dict[str, list[float]] = (report["runs"][run]["report"] if run is not None else report)["series"]
         prefix = series_name(0, _STAGE)[:-1]
         found = {int(name.removeprefix(prefix)): times for name, times in series.items() if name.startswith(prefix)}
         if not found or not all(times and min(times) > 0 for times in found.values()):
             raise ValueError("no step times in it")
+    except OSError as error:
+        raise StepsError(f"cannot read {path}: {error.strerror or error}") from None
     except (ValueError, KeyError, TypeError) as error:
         where = f"{path}, {run}," if run is not None else path
         raise StepsError(f"{where} has no step times as `step --json` writes them: {error!r}") from None
@@ -143,7 +147,7 @@ def computed(name: str, share_of_floor: float, spread: StepCurve | None = None) 
 
 
 def curve(source: str, share_of_floor: float, spread: str | None = None) -> StepCurve:
-    """source: a roofline's name, or a file, or `FILE:RUN` of a file of `results`. Raises `StepsError`, `OSError`."""
+    """source: a roofline's name, or a file, or `FILE:RUN` of a file of `results`. Raises `StepsError`."""
     if source in ROOFLINES:
         return computed(source, share_of_floor, measured(Path(spread)) if spread else None)
     path, _, run = source.partition(".json:")

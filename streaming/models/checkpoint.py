@@ -36,8 +36,13 @@ def locate(source: str | Path) -> Path:
 
     Raises `CheckpointError` for a folder without config.json, `HubUnreachableError` for a hub id that cannot be had.
     """
-    path = Path(source).expanduser()
-    if path.is_dir():
+    try:
+        path = Path(source).expanduser()
+        is_folder = path.is_dir()
+    except (OSError, RuntimeError, ValueError) as error:  # too long a name, a user that there is not, a NUL
+        reason = getattr(error, "strerror", None) or str(error)
+        raise CheckpointError(f"{str(source)[:80]!r} cannot be a folder ({reason[:80]}). {_ADVICE}") from error
+    if is_folder:
         if not (path / "config.json").is_file():
             raise CheckpointError(f"{path} is not a checkpoint: it has no config.json")
         return path

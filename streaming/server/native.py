@@ -137,7 +137,6 @@ class NativeSession(Session):
         super().__init__(driver, NativeDialect(driver.answer, self._book, codec), visitor, socket)
         self._messages_per_s = _OPUS_MESSAGES_PER_S if codec == "opus" else MESSAGES_PER_S
         self._returned: asyncio.Queue[_Return] = asyncio.Queue()
-        self._draining = False
 
     async def _serve(self, driving: asyncio.Task[None]) -> None:
         first: list[str | bytes] = []
@@ -164,7 +163,7 @@ class NativeSession(Session):
     async def _wait_for_client(self, driving: asyncio.Task[None]) -> _Return | None:
         """Whoever comes back in time to a session that is not over, where the connection was lost and not closed."""
         closed = self._socket.protocol.close_rcvd or self._socket.protocol.close_sent
-        if self._book is None or closed or self._draining or not self._book.received:
+        if self._book is None or closed or not self._book.received:
             return None
         returned = asyncio.create_task(self._returned.get())
         self.away = True
@@ -187,13 +186,6 @@ class NativeSession(Session):
         self._returned.put_nowait(returned)
         self._socket.transport.abort()
         await returned.done.wait()
-
-    def drain(self) -> None:
-        """Ends the session when its turn is over, now if it is listening or away: the server will stop."""
-        self._draining = True
-        super().drain()
-        if self.away:
-            self.stop()
 
 
 class NativeService:

@@ -87,6 +87,9 @@ async def run_server(
 ) -> None:
     """Serves until told to stop, or until the engine fails; then tells every session and closes.
 
+    While the last turns finish the port stays open: health and metrics are answered, clients that lost their connection
+    come back, and new sessions are refused with `stopping`.
+
     listening: called once with the URL when connections are accepted. Raises `AddressError` if the address cannot be
     had.
     """
@@ -170,12 +173,12 @@ async def run_server(
         admission.stop()
         reason = "told" if engine.failure is None else "engine_failed"
         event(_LOG, logging.INFO, "server.stopping", reason=reason, sessions=len(running))
-        for server in servers:
-            server.close(close_connections=False)
         sessions.drain()
         drained = asyncio.create_task(sessions.gone())
         hurry = asyncio.create_task(shutdown.at_once.wait())
         await asyncio.wait((drained, hurry), timeout=options.drain_s, return_when=asyncio.FIRST_COMPLETED)
+        for server in servers:
+            server.close(close_connections=False)
         sessions.stop()
         await asyncio.wait((drained,), timeout=_GOODBYE_S)  # for goodbyes
         sessions.abort()

@@ -36,6 +36,7 @@ from rich.table import Table
 from rich.text import Text
 
 from streaming.audio import SILENCE_DBFS
+from streaming.command import OutputError
 
 LEVELS_INTERVAL_S = 1.0
 _METER_WIDTH = 40
@@ -143,8 +144,13 @@ class JsonView:
         self._next_levels_s = now_s() + LEVELS_INTERVAL_S
 
     def event(self, name: str, fields: Mapping[str, Any]) -> None:
-        self._out.write(json.dumps({"event": name, **_rounded(fields)}) + "\n")
-        self._out.flush()
+        try:
+            self._out.write(json.dumps({"event": name, **_rounded(fields)}) + "\n")
+            self._out.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise OutputError(f"cannot write to standard output: {error.strerror or error}") from None
 
     def show(self, meters: Meters) -> None:
         if self._now_s() >= self._next_levels_s:

@@ -6,8 +6,8 @@ import asyncio
 
 import numpy as np
 from msgspec import structs
-from streaming.client.resumable_connection import ResumableConnection
 
+from streaming.client.resumable_connection import ResumableConnection
 from streaming.protocol.messages import (
     Ack,
     AudioMessage,

@@ -145,12 +145,13 @@ def test_what_it_copies_is_enough_to_run_the_server_and_to_look_after_it(image: 
     assert subprocess.run(asked, cwd=image, env=env | {"STREAMING_PORT": port[1]}, check=False).returncode == 1
 
 
-def test_the_health_check_speaks_tls_where_the_server_does(tmp_path: Path) -> None:
+@pytest.mark.parametrize("with_tls", [True, False])
+def test_the_health_check_speaks_tls_where_the_server_does(tmp_path: Path, with_tls: bool) -> None:
+    """With the certificate named in a file, as operations.md has it, the container stayed unhealthy."""
     certificate, key = self_signed(tmp_path)
-    with Engine(StubStep(1)) as engine, serving(engine, tls=load_tls(str(certificate), str(key))) as server:
+    tls = load_tls(str(certificate), str(key)) if with_tls else None
+    with Engine(StubStep(1)) as engine, serving(engine, tls=tls) as server:
         port = server.url.rsplit(":", 1)[1].split("/")[0]
-        for variables, status in (({"STREAMING_TLS_CERT": str(certificate)}, 0), ({}, 1)):
-            done = subprocess.run(
-                [sys.executable, HEALTHCHECK], env={**os.environ, "STREAMING_PORT": port, **variables}, check=False
-            )
-            assert done.returncode == status
+        asked = [sys.executable, HEALTHCHECK]
+        assert subprocess.run(asked, env={**os.environ, "STREAMING_PORT": port}, check=False).returncode == 0
+    assert subprocess.run(asked, env={**os.environ, "STREAMING_PORT": port}, check=False).returncode == 1

@@ -323,6 +323,47 @@ def test_a_stopping_server_lets_turns_finish_and_nobody_in(step: StubStep) -> No
             get(f"{server.http}/health")
 
 
+def test_a_stopping_server_goes_on_telling_that_it_stops_until_its_last_turn_is_over() -> None:
+    """It closed its port first: balancers and Prometheus saw a server that was down, on every drain over a minute, and
+    newcomers behind one address were not told to try another.
+    """
+    step = StubStep(1, gated=True)
+
+    def answers(http: str) -> tuple[list[int], str]:
+        statuses = []
+        for path in ("/health/live", "/health/ready", "/health"):
+            try:
+                get(http + path)
+            except urllib.error.HTTPError as error:
+                statuses.append(error.code if json.loads(error.read())["status"] == "stopping" else 0)
+            else:
+                statuses.append(200)
+        return statuses, get(f"{http}/metrics").decode()
+
+    async def scenario(server: LiveServer) -> None:
+        async with client(server.url, FAST) as speaking:
+            await speaking.hear(SPEECH)
+            await speaking.send(messages.Speak(turn=1))
+            step.allow(5)
+            await speaking.expect(messages.TurnSpeaking)
+            server.stop()
+            while (await asyncio.to_thread(answers, server.http))[0] != [200, 503, 503]:
+                await asyncio.sleep(0.02)
+            assert "\nstreaming_running 0.0\n" in (await asyncio.to_thread(answers, server.http))[1]
+            async with connect(server.url) as late:
+                newcomer = Client(late)
+                await newcomer.send(FAST)
+                refused = await newcomer.expect(messages.SessionRefused)
+                assert (refused.code, refused.retry_after_ms) == ("stopping", 1000)
+                assert await _closed(newcomer) == 1013
+            step.allow_all()
+            await speaking.expect(messages.SessionClosed)
+
+    with Engine(step) as engine, serving(engine) as server:
+        run(scenario(server))
+        server.join()
+
+
 @pytest.mark.parametrize("twice", [False, True])
 def test_a_turn_that_takes_too_long_is_cut_at_the_end(twice: bool) -> None:
     """By the time that draining may take, or by a second request."""

@@ -69,6 +69,16 @@ async def _until_sessions(server: LiveServer, count: int) -> None:
         await asyncio.sleep(0.02)
 
 
+async def _until_away(server: LiveServer) -> None:
+    while not json.loads(await asyncio.to_thread(get, server.http + "/health"))["away"]:
+        await asyncio.sleep(0.02)
+
+
+async def _until_stopping(server: LiveServer) -> None:
+    while "streaming_running 1.0" in (await asyncio.to_thread(get, server.http + "/metrics")).decode():
+        await asyncio.sleep(0.02)
+
+
 async def _turn(session: ContinuationClient) -> tuple[NDArray[np.int16], list[Event]]:
     """Speaks a prompt in small pieces and takes its whole continuation."""
     for at in range(0, len(SPEECH), 700):
@@ -282,19 +292,66 @@ def test_a_session_belongs_to_the_token_that_opened_it() -> None:
         run(scenario(server))
 
 
-def test_a_server_that_stops_does_not_wait_for_who_is_away(step: StubStep) -> None:
+def test_a_server_that_stops_does_not_wait_for_who_is_away_and_in_no_turn(step: StubStep) -> None:
+    async def scenario(server: LiveServer) -> None:
+        async with client(server.url, FAST) as session:
+            await session.hear(SPEECH)
+            session.socket.transport.abort()
+        await _until_away(server)
+        server.stop()
+        async with asyncio.timeout(5):
+            await asyncio.to_thread(server.join)
+
+    with Engine(step, "stub") as engine, serving(engine, resume_s=600.0, drain_s=600.0) as server:
+        run(scenario(server))
+
+
+@pytest.mark.parametrize("lost_first", [True, False])
+def test_who_lost_the_connection_comes_back_to_a_server_that_stops(step: StubStep, lost_first: bool) -> None:
+    """The port was closed: a turn that the drain was there for was lost with its connection."""
+
+    async def scenario(server: LiveServer) -> None:
+        async with client(server.url, SessionStart(resume=True, max_seconds=4)) as session:
+            token = _token(session)
+            await session.hear(SPEECH)
+            await session.send(messages.Speak(turn=1))
+            await session.expect(messages.TurnSpeaking)
+            await session.expect_audio(1, 1)
+            if not lost_first:
+                server.stop()
+                await _until_stopping(server)
+            session.socket.transport.abort()
+        if lost_first:
+            await _until_away(server)
+            server.stop()
+            await _until_stopping(server)
+        received = len(session.audio[1]) + sum(message.counted for message in session.said[1:])
+        again, answer = await _resume(server.url, token, received, len(SPEECH))
+        assert isinstance(answer, messages.SessionResumed)
+        again.audio = session.audio
+        done = await again.expect(messages.TurnDone)
+        assert (done.reason, len(again.spoken())) == ("max_seconds", 50 * FRAME)
+        assert (await again.expect(messages.SessionClosed)).reason == "stopping"
+        await again.socket.close()
+        await asyncio.to_thread(server.join)
+
+    with Engine(step, "stub") as engine, serving(engine, resume_s=600.0, drain_s=600.0) as server:
+        run(scenario(server))
+
+
+def test_a_server_that_stops_keeps_who_is_away_no_longer_than_ever(step: StubStep) -> None:
+    """For as long as sessions are kept, and not for all of the drain."""
+
     async def scenario(server: LiveServer) -> None:
         async with client(server.url, SessionStart(resume=True, max_seconds=3600)) as session:
             await session.hear(SPEECH)
             await session.send(messages.Speak(turn=1))
             await session.expect(messages.TurnSpeaking)
             session.socket.transport.abort()
-        await asyncio.sleep(0.3)
         server.stop()
-        async with asyncio.timeout(5):
-            await asyncio.to_thread(server.join)
+        await asyncio.to_thread(server.join)
 
-    with Engine(step, "stub") as engine, serving(engine, resume_s=600.0, drain_s=600.0) as server:
+    with Engine(step, "stub") as engine, serving(engine, resume_s=RESUME_S, drain_s=600.0) as server:
         run(scenario(server))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -60,7 +61,9 @@ def check_bind(
     try:
         addresses = tuple(resolve(host))
     except (OSError, UnicodeError) as error:
-        raise BindError(f"--host {host} has no address ({error}); name one of this machine's") from None
+        reason = error.strerror if isinstance(error, OSError) else error
+        hint = "the port goes into --port" if re.search(r"[^:]:\d+$", host) else "name one of this machine's"
+        raise BindError(f"--host {host} has no address ({reason}); {hint}") from None
     if not addresses:
         raise BindError(f"--host {host} has no address; name one of this machine's")
     loopback = all(map(is_loopback, addresses))

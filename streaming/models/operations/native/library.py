@@ -54,6 +54,7 @@ _FUNCTIONS: dict[str, tuple[type | None, tuple[type, ...]]] = {
 def library() -> ctypes.CDLL | None:
     """The compiled operations, or None where they cannot be had; a line in the log says why."""
     if os.environ.get(SWITCH) == "0":
+        _LOG.info("running without native operations, slower: %s=0 says so", SWITCH)
         return None
     try:
         opened = build()
@@ -169,6 +170,7 @@ def _cache() -> Path | None:
     except OSError:  # no home, or not to be written to
         return None
     if found.st_uid != os.getuid() or found.st_mode & 0o022:
-        _LOG.warning("%s is not used, since others could write to it: the native operations are compiled anew", folder)
+        reason = "others could write to it" if found.st_uid == os.getuid() else "it belongs to another user"
+        _LOG.warning("%s is not used, since %s: the native operations are compiled anew", folder, reason)
         return None
     return folder if os.access(folder, os.W_OK) else None

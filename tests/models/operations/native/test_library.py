@@ -137,9 +137,28 @@ def test_without_a_working_compiler_it_goes_on_in_pytorch(
     assert not cache.exists() or not list(cache.iterdir())
 
 
-def test_the_switch_is_silent(without_native: None, caplog: pytest.LogCaptureFixture) -> None:
-    assert native.library() is None
-    assert not caplog.records
+def test_the_switch_is_told(without_native: None, caplog: pytest.LogCaptureFixture) -> None:
+    """The documents said so and it was not: an operator's forgotten variable halved the speed in silence."""
+    native.library.cache_clear()
+    with caplog.at_level("INFO"):
+        assert native.library() is None
+    (record,) = caplog.records
+    assert (record.levelname, record.message) == (
+        "INFO",
+        "running without native operations, slower: STREAMING_NATIVE=0 says so",
+    )
+
+
+def test_a_folder_of_another_user_is_told_as_such(
+    cache: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It said that others could write to it, which was not so."""
+    cache.mkdir(parents=True, mode=0o700)
+    owner = os.getuid()
+    monkeypatch.setattr(native.os, "getuid", lambda: owner + 1)
+    assert native.library() is not None
+    assert "belongs to another user" in caplog.text
+    assert not list(cache.iterdir())
 
 
 def test_threads_are_pytorch_s() -> None:

@@ -1,0 +1,86 @@
+"""What the commands share: what signals do before a command handles them, and what becomes of lines for the terminal.
+
+It imports nothing that takes time: a command calls `end_on_signals` before its other imports.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from streaming.errors import StreamingError
+
+INTERRUPTED, TERMINATED = 130, 143
+"""Exit statuses after Ctrl-C and after SIGTERM, as shells have them: 128 and the signal's number."""
+
+
+class OutputError(StreamingError):
+    """Standard output, or a file for results, cannot be written."""
+
+    code = "bad_output"
+
+
+def end_on_signals(status: int | None = None) -> None:
+    """Let Ctrl-C and SIGTERM end the process at once and without a word, until it handles them itself.
+
+    status: the exit status then; by default what the signal's is.
+
+    An exception in the middle of an import is told as a traceback of whatever was being imported; and process 1 of a
+    container would not be ended by SIGTERM at all.
+    """
+    signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED if status is None else status))
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(TERMINATED if status is None else status))
+
+
+def raise_on_interrupt() -> None:
+    """Let Ctrl-C raise `KeyboardInterrupt`, so that what is open is closed."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def say(line: str) -> None:
+    """Print a line to standard output at once. Raises `OutputError`; what could not be written is then dropped."""
+    try:
+        print(line, flush=True)
+    except OSError as error:
+        drop_output()
+        raise OutputError(f"cannot write to standard output: {error.strerror or error}") from None
+
+
+def complain(line: str) -> None:
+    """Print a line to standard error, if that can be written: there is nowhere else to say that it cannot."""
+    with suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
+
+
+def drop_output() -> None:
+    """Forget what waits for standard output, which the interpreter would try to write once more at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def check_result(flag: str, path: Path | None) -> None:
+    """Raise `OutputError` if the file that `flag` names cannot be written: better before the work than after."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise OutputError(f"{flag} {path} is a folder; name a file in it")
+    if not path.parent.is_dir():
+        raise OutputError(f"{flag} {path}: there is no folder {path.parent}")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise OutputError(f"{flag} {path} cannot be written to; choose another place")
+
+
+def write_result(flag: str, path: Path, text: str) -> None:
+    """Write results to the file that `flag` names.
+
+    Where that fails they go to standard output, so that nothing is lost, and `OutputError` is raised.
+    """
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        say(text)
+        raise OutputError(
+            f"cannot write {flag} {path}: {error.strerror or error}; the results are on standard output instead"
+        ) from None
