@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from streaming.audio import FRAME
-from streaming.conversation.playback import Playback
 from streaming.protocol import messages
 from streaming.protocol.messages import OPEN_TURN, SamplingOptions, SessionStart, SessionUpdate, VadOptions
 from tests.engine.stub_step import StubStep
