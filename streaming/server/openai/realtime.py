@@ -185,15 +185,14 @@ class RealtimeDialect:
             return [self._interruptions.cancel(response)]
         if not self._responses.awaited:
             raise _not_active()
+        return [in_order(lambda: self._cancel_later(cancel.response_id), cancel.event_id)]
 
-        def later() -> list[ServerEvent]:
-            response = self._responses.speaking(cancel.response_id)
-            if response is None:
-                raise _not_active()
-            self._give(self._interruptions.cancel(response))
-            return []
-
-        return [in_order(later, cancel.event_id)]
+    def _cancel_later(self, response_id: str | None) -> list[ServerEvent]:
+        response = self._responses.speaking(response_id)
+        if response is None:
+            raise _not_active()
+        self._give(self._interruptions.cancel(response))
+        return []
 
     def _truncate(self, truncate: asked.ItemTruncate) -> list[Received]:
         truncated = self._items.truncate(truncate)
