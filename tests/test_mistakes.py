@@ -19,7 +19,7 @@ import server
 from streaming import scoring
 from streaming.benchmark import __main__ as benchmark
 from streaming.command import OutputError, check_result, write_result
-from streaming.server.server import TlsError, load_tls
+from streaming.server.door.tls import TlsError, load_tls
 from tests.server.certificate import self_signed
 
 ROOT = Path(__file__).parents[1]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from streaming.audio import FRAME
 from streaming.conversation.conversation import HeardByClock, Received
@@ -17,7 +20,8 @@ from streaming.protocol.messages import AudioMessage, Interrupted, TurnDone, Tur
 from tests.conversation.engine_model import EngineModel, Talk
 
 W = 768
-TURNS = st.integers(0, 4)
+TURNS = st.sampled_from([0, 0, 0, 0, 1, 2])
+"""0: the last that the client was told of."""
 SAMPLES = st.sampled_from([0, 1, FRAME - 1, FRAME, 3 * FRAME, 10**9])
 VADS = st.builds(
     VadOptions,
@@ -29,7 +33,7 @@ VADS = st.builds(
 SAMPLINGS = st.none() | st.builds(messages.SamplingOptions, top_k=st.integers(0, 3))
 SECONDS = st.sampled_from([None, 0.08, 0.4])
 WORDS: st.SearchStrategy[Received] = st.one_of(
-    st.builds(messages.Speak, turn=st.just(0) | TURNS, max_seconds=SECONDS, sampling=SAMPLINGS),
+    st.builds(messages.Speak, turn=TURNS, max_seconds=SECONDS, sampling=SAMPLINGS),
     st.builds(messages.Interrupt, turn=TURNS, heard_samples=SAMPLES),
     st.builds(HeardByClock, TURNS),
     st.builds(messages.Played, turn=TURNS, samples=SAMPLES),
@@ -57,6 +61,8 @@ SPEECHES = st.lists(st.tuples(st.sampled_from([0.0, 0.9]), st.integers(1, 6)), m
 ACTS = st.one_of(
     st.tuples(st.just("voice"), SPEECHES),
     st.tuples(st.just("say"), WORDS),
+    st.tuples(st.just("say"), WORDS),
+    st.tuples(st.just("turn"), st.integers(1, 8)),
     st.tuples(st.just("step"), st.integers(1, 8)),
     st.tuples(st.just("step"), st.integers(1, 8)),
     st.tuples(st.just("send"), st.integers(1, 8)),
@@ -80,6 +86,12 @@ class Checked(Talk):
                 self.voice(*(probability for probability, windows in what for _ in range(windows)))
         elif kind == "say":
             self.speak_up(what)
+        elif kind == "turn":
+            assert isinstance(what, int)
+            self.act("voice", [(0.9, 5), (0.0, 5)])
+            self.speak_up(messages.Speak(turn=messages.OPEN_TURN))
+            self.step(20)
+            self.taken += self.replies(what)
         elif kind == "step":
             assert isinstance(what, int)
             self.step(what)
@@ -97,12 +109,17 @@ class Checked(Talk):
             assert self.conversation.deadline(self.now) > self.now
 
     def speak_up(self, word: object) -> None:
-        if not self.conversation.ready:
+        if not self.conversation.ready or self.conversation.end is not None:
             return
+        if isinstance(word, messages.Interrupt | HeardByClock | messages.Played) and word.turn == 0:
+            word = replace(word, turn=max(1, self.turns()))
         errors = self.errors()
         self.conversation.receive(word, self.now)  # type: ignore[arg-type]
         if isinstance(word, messages.Interrupt | HeardByClock) and self.errors() == errors:
             self.interrupted.setdefault(word.turn, len(self.taken))
+
+    def turns(self) -> int:
+        return sum(isinstance(reply, TurnSpeaking) for reply in self.counts.replies)
 
     def errors(self) -> int:
         return sum(isinstance(reply, messages.Error) for reply in self.counts.replies)
@@ -113,6 +130,10 @@ class Checked(Talk):
             self.step()
             self.taken += self.replies()
             self.wait(0.5)
+
+
+def replace(word: Any, **changes: Any) -> Any:
+    return dataclasses.replace(word, **changes) if isinstance(word, HeardByClock) else structs.replace(word, **changes)
 
 
 def check_replies(talk: Checked) -> None:

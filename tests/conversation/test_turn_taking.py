@@ -288,7 +288,11 @@ scripts = st.lists(
 calls = st.lists(st.tuples(st.integers(0, 120 * W), st.sampled_from(["ended", "interrupted"])), max_size=12)
 cuts = st.lists(st.integers(0, 120 * W), max_size=40)
 all_options = st.builds(
-    VadOptions, silence_ms=st.integers(80, 400), prefix_ms=st.integers(0, 500), barge_in=st.booleans()
+    VadOptions,
+    silence_ms=st.integers(80, 400),
+    prefix_ms=st.integers(0, 500),
+    barge_in=st.booleans(),
+    respond=st.booleans(),
 )
 
 
@@ -359,7 +363,7 @@ def test_prompts_are_contiguous_slices_in_order_and_never_come_over_the_machine(
             case SpeechStopped(at):
                 assert state == "hearing"
                 assert fed - at >= options.silence_ms * SAMPLES_PER_MS
-                state = "stopped"
+                state = "stopped" if options.respond else "idle"
             case Speak():
                 assert state == "stopped"
                 state = "speaking"
@@ -392,6 +396,31 @@ def test_cleared_input_is_never_heard() -> None:
     conversation.taker.clear()
     assert conversation.taker.state is TurnState.IDLE
     assert plain(conversation.hear(6))[:2] == [SpeechStarted(8 * W), slice(8 * W, 14 * W)]
+
+
+def test_input_that_is_cleared_while_the_context_is_cut_is_never_heard() -> None:
+    """The cut was followed by `Speak`: the machine answered what had been taken back."""
+    talk = speaking(NO * 10 + YES * 6 + NO * 10 + YES * 4)
+    assert plain(talk.hear(14)) == [BargeIn(18 * W)]
+    talk.taker.clear()
+    assert plain(talk.hear(4)) == []
+    assert plain(talk.interrupted()) == []
+    assert talk.taker.state is TurnState.IDLE
+    assert plain(talk.hear(12))[0] == SpeechStarted(34 * W)
+
+
+def test_without_respond_the_end_of_speech_leaves_the_session_listening() -> None:
+    """The next speech in the same push was taken for a barge-in, over a machine that was silent."""
+    talk = Conversation((YES * 3 + NO * 5) * 2, VadOptions(silence_ms=160, prefix_ms=0, respond=False))
+    assert plain(talk.hear(16)) == [
+        SpeechStarted(0),
+        slice(0, 8 * W),
+        SpeechStopped(3 * W),
+        SpeechStarted(8 * W),
+        slice(8 * W, 16 * W),
+        SpeechStopped(11 * W),
+    ]
+    assert talk.taker.state is TurnState.IDLE
 
 
 def test_options_change_in_mid_stream() -> None:

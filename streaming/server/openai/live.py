@@ -10,9 +10,8 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
-import msgspec
 import numpy as np
 
 from streaming.audio import SAMPLE_RATE, to_int16
@@ -21,8 +20,25 @@ from streaming.conversation.outbox import Echo
 from streaming.errors import ProtocolError
 from streaming.protocol import messages
 from streaming.protocol.messages import OPEN_TURN, AudioMessage, Message
-from streaming.server.openai.formats import G711_RATE, PCM, Decoder, Encoder, Format
-from streaming.server.openai.realtime_events import event_id_of
+from streaming.server.openai.formats import Decoder, Encoder
+from streaming.server.openai.live_events import (
+    Append,
+    AppendCommentary,
+    AppendInstructions,
+    AppendThinking,
+    AudioOption,
+    LiveError,
+    Mute,
+    SessionClose,
+    SessionStart,
+    SessionUpdate,
+    Unmute,
+    decode,
+    failure,
+    rejection,
+    say,
+    session_format,
+)
 from streaming.server.openai.realtime_options import Model
 
 LEAD_MS = 240
@@ -31,141 +47,6 @@ _LIFETIME_S = 3600
 """What clients are told that a session may last. Ours has no end."""
 _USAGE_SAMPLES = 5 * SAMPLE_RATE
 """How much is spoken between two reports of it."""
-
-
-# Client to server
-
-
-class ClientEvent(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
-    event_id: str | None = None
-
-
-class FormatOption(msgspec.Struct, frozen=True):
-    type: Literal["audio/pcm", "audio/pcmu", "audio/pcma"] = "audio/pcm"
-    rate: float | None = None
-
-
-class OutputOption(msgspec.Struct, frozen=True):
-    voice: Any = None
-
-
-class AudioOption(msgspec.Struct, frozen=True):
-    format: FormatOption | None = None
-    output: OutputOption | None = None
-
-
-class SessionOption(msgspec.Struct, frozen=True):
-    model: str | None = None
-    audio: AudioOption | None = None
-
-
-class SessionStart(ClientEvent, kw_only=True, tag="session.start", frozen=True):
-    session: SessionOption
-
-
-class SessionUpdate(ClientEvent, kw_only=True, tag="session.update", frozen=True):
-    pass
-
-
-class Append(ClientEvent, kw_only=True, tag="session.input_audio.append", frozen=True):
-    audio: bytes  # base64 on the wire
-
-
-class Mute(ClientEvent, kw_only=True, tag="session.input_audio.mute", frozen=True):
-    pass
-
-
-class Unmute(ClientEvent, kw_only=True, tag="session.input_audio.unmute", frozen=True):
-    pass
-
-
-class AppendInstructions(ClientEvent, kw_only=True, tag="session.instructions.append", frozen=True):
-    pass
-
-
-class AppendThinking(ClientEvent, kw_only=True, tag="session.thinking.append", frozen=True):
-    pass
-
-
-class AppendCommentary(ClientEvent, kw_only=True, tag="session.commentary.append", frozen=True):
-    pass
-
-
-class SessionClose(ClientEvent, kw_only=True, tag="session.close", frozen=True):
-    pass
-
-
-AnyClientEvent = (
-    SessionStart
-    | SessionUpdate
-    | Append
-    | Mute
-    | Unmute
-    | AppendInstructions
-    | AppendThinking
-    | AppendCommentary
-    | SessionClose
-)
-
-_decoder: msgspec.json.Decoder[AnyClientEvent] = msgspec.json.Decoder(AnyClientEvent)
-
-
-class LiveError(ProtocolError):
-    """An event that cannot be taken."""
-
-    def __init__(self, code: str, message: str, param: str | None = None) -> None:
-        super().__init__(message)
-        self.event_code, self.param = code, param
-
-
-def decode(text: str | bytes) -> AnyClientEvent:
-    """What a client said. Raises `LiveError`."""
-    try:
-        if isinstance(text, str):
-            return _decoder.decode(text)
-        raise LiveError("invalid_json", "events are text messages")
-    except msgspec.ValidationError as error:
-        message, _, path = str(error).partition(" - at `$.")
-        raise LiveError("invalid_value", message, path.rstrip("`") or None) from None
-    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-        raise LiveError("invalid_json", f"not JSON: {error}") from None
-
-
-def session_format(start: SessionStart) -> Format:
-    """Raises `LiveError` for a rate that is not the format's."""
-    option = (start.session.audio or AudioOption()).format
-    if option is None:
-        return PCM
-    rates = (24_000, 16_000) if option.type == "audio/pcm" else (G711_RATE,)
-    if option.rate not in (None, *rates):
-        raise LiveError("invalid_value", f"{option.type} has {rates} samples a second", "session.audio.format.rate")
-    return Format(option.type, rates[0] if option.rate is None else int(option.rate))
-
-
-# Server to client
-
-
-def rejection(error: ProtocolError, data: str | bytes) -> dict[str, Any]:
-    """What was wrong with this event of the client's."""
-    code, param = (error.event_code, error.param) if isinstance(error, LiveError) else ("invalid_value", "audio")
-    client_event_id = event_id_of(data)
-    described = {"type": "invalid_request_error", "code": code, "message": str(error)[:1000], "param": param}
-    described["client_event_id"] = client_event_id
-    return {"type": "error", "client_event_id": client_event_id, "error": described}
-
-
-def _failure(code: str, message: str, retry_after_ms: int = 0) -> dict[str, Any]:
-    """retry_after_ms: not OpenAI's; when it is worth trying again, 0 where it is not."""
-    error = {"type": "server_error", "code": code, "message": message}
-    return {"type": "error", "error": error | ({"retry_after_ms": retry_after_ms} if retry_after_ms else {})}
-
-
-_encoder = msgspec.json.Encoder()
-
-
-def say(event: dict[str, Any]) -> str:
-    """An event as the text to send."""
-    return _encoder.encode(event).decode()
 
 
 def native_start(model: Model, lead_ms: int) -> messages.SessionStart:
@@ -255,12 +136,12 @@ class LiveDialect:
             case messages.SessionQueued(place=place):
                 return [{"type": "session.queued", "place": place}]
             case messages.SessionRefused(code=code, message=message, retry_after_ms=wait):
-                return [_failure(code, message, wait)]
+                return [failure(code, message, wait)]
             case messages.SessionClosed(reason=reason):
                 why = "close_requested" if reason == "client" else "expired" if reason == "idle" else "remote_hangup"
                 return [{"type": "session.closed", "reason": why, "session": self._session(), "usage": self._usage()}]
             case messages.Error(fatal=True, code=code, message=message):
-                return [_failure(code, message)]
+                return [failure(code, message)]
         return []
 
     def _delta(self, data: bytes) -> list[dict[str, Any]]:

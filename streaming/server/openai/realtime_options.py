@@ -8,15 +8,15 @@ from typing import Any
 import msgspec
 
 from streaming.audio import FRAME_RATE, SAMPLE_RATE
-from streaming.protocol.messages import VadOptions
-from streaming.server.openai import realtime_events as events
+from streaming.protocol.messages import SamplingOptions, SessionStart, VadOptions
+from streaming.server.openai import realtime_client_events as asked
 from streaming.server.openai.formats import G711_RATE, PCM, Format
 from streaming.server.openai.realtime_events import EventError, Limit
 
 _MAX_FRAMES = 45_000  # an hour
 _SILENCE_MS = {"low": 1000, "medium": 500, "auto": 500, "high": 300}
 """What an eagerness of `semantic_vad` means to a detector that knows only silence."""
-_SERVER_VAD = events.TurnDetection()
+_SERVER_VAD = asked.TurnDetection()
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Options:
 
     input: Format = PCM
     output: Format = PCM
-    detection: events.TurnDetection | None = _SERVER_VAD
+    detection: asked.TurnDetection | None = _SERVER_VAD
     modalities: tuple[str, ...] = ("audio",)
     voice: str = "continuation"
     limit: Limit = "inf"
@@ -49,7 +49,7 @@ class Options:
 
     def vad(self) -> VadOptions:
         """As the conversation has it, held to what it allows."""
-        detection = self.detection or events.TurnDetection()
+        detection = self.detection or asked.TurnDetection()
         threshold = 0.5 if detection.threshold is None else detection.threshold
         prefix = 300 if detection.prefix_padding_ms is None else detection.prefix_padding_ms
         silence = detection.silence_duration_ms
@@ -68,10 +68,10 @@ class Options:
         """Whether a response follows the end of speech unasked."""
         return self.detection is not None and self.detection.create_response is not False
 
-    def updated(self, update: events.SessionOption) -> Options:
+    def updated(self, update: asked.SessionOption) -> Options:
         """Raises `EventError` for what no session can be."""
-        audio = update.audio or events.AudioOption()
-        given, wanted = audio.input or events.InputOption(), audio.output or events.OutputOption()
+        audio = update.audio or asked.AudioOption()
+        given, wanted = audio.input or asked.InputOption(), audio.output or asked.OutputOption()
         changes: dict[str, Any] = {}
         if given.format is not None:
             changes["input"] = format_of(given.format, "session.audio.input.format")
@@ -80,10 +80,10 @@ class Options:
         if isinstance(wanted.voice, str):
             changes["voice"] = wanted.voice[:64]
         detection = given.turn_detection
-        if isinstance(detection, events.TurnDetection):
+        if isinstance(detection, asked.TurnDetection):
             changes["detection"] = detection
         elif not isinstance(detection, msgspec.UnsetType):
-            changes["detection"] = events.TurnDetection() if detection else None
+            changes["detection"] = asked.TurnDetection() if detection else None
         if update.output_modalities is not None:
             changes["modalities"] = modalities_of(update.output_modalities, "session.output_modalities")
         if update.max_output_tokens is not None:
@@ -91,6 +91,24 @@ class Options:
         if update.temperature is not None:
             changes["temperature"] = temperature_of(update.temperature)
         return replace(self, **changes)
+
+    def for_response(self, wanted: asked.ResponseOption) -> Options:
+        """Return the options of a response that wants this. Raises `EventError` for what none can be."""
+        modalities, limit = self.modalities, self.limit
+        if wanted.output_modalities is not None:
+            modalities = modalities_of(wanted.output_modalities, "response.output_modalities")
+        if wanted.max_output_tokens is not None:
+            limit = limit_of(wanted.max_output_tokens, "response.max_output_tokens")
+        return replace(self, modalities=modalities, limit=limit)
+
+    def sampling(self, temperature: float | None, metadata: dict[str, str] | None) -> SamplingOptions | None:
+        """Return how a response is drawn that has these, None if as all are. metadata: may hold a `seed`."""
+        seed = (metadata or {}).get("seed", "")
+        seeded = seed.isascii() and seed.isdigit() and int(seed[:20]) < 2**63
+        if temperature is None and not seeded:
+            return None
+        drawn = self.temperature if temperature is None else temperature_of(temperature)
+        return SamplingOptions(temperature=drawn, seed=int(seed[:20]) if seeded else None)
 
     def session(self, session_id: str, model: Model) -> dict[str, Any]:
         """What is so, which is not always what was asked for: there are no words, so no instructions and no tools."""
@@ -129,7 +147,13 @@ class Options:
         }
 
 
-def format_of(option: events.FormatOption, param: str) -> Format:
+def session_start(model: Model, lead_ms: int) -> SessionStart:
+    """Return the session that a client finds before it has asked for anything."""
+    vad = Options().vad()
+    return SessionStart(turn_taking="vad", vad=vad, lag="wait", max_seconds=model.seconds("inf"), lead_ms=lead_ms)
+
+
+def format_of(option: asked.FormatOption, param: str) -> Format:
     """Raises `EventError` for a rate that is not the format's."""
     rate = SAMPLE_RATE if option.type == "audio/pcm" else G711_RATE
     if option.rate not in (None, rate):

@@ -17,9 +17,9 @@ from streaming.protocol import messages
 from streaming.server.admission import Admission
 from streaming.server.door.gatekeeper import Visitor
 from streaming.server.driver import Driver
-from streaming.server.openai import live, realtime
-from streaming.server.openai.realtime_events import MAX_EVENT_BYTES
-from streaming.server.openai.realtime_options import Model
+from streaming.server.openai import live, live_events, realtime
+from streaming.server.openai.realtime_client_events import MAX_EVENT_BYTES
+from streaming.server.openai.realtime_options import Model, session_start
 from streaming.server.session_socket import Dialect
 from streaming.server.sessions import Session, Sessions
 
@@ -79,7 +79,7 @@ class RealtimeService(OpenAIService):
         await self._converse(
             socket,
             visitor,
-            realtime.session_start(model, self._lead_ms),
+            session_start(model, self._lead_ms),
             lambda driver: realtime.RealtimeDialect(model, driver.give, clock),
         )
 
@@ -94,8 +94,8 @@ class LiveService(OpenAIService):
                 start = await _first_event(socket)
             except ConnectionClosed:
                 return
-            except live.LiveError as error:
-                event = live.say({"event_id": "event_0"} | live.rejection(error, ""))
+            except live_events.LiveError as error:
+                event = live_events.say({"event_id": "event_0"} | live_events.rejection(error, ""))
                 message = messages.Error(code=error.event_code, message=str(error), fatal=True)
                 end = End(message, CloseCode.POLICY_VIOLATION, error.event_code)
                 await self._sessions.dismiss(socket, end, lambda _: [event])
@@ -124,13 +124,13 @@ def _asked_model(path: str) -> str:
     return parse_qs(path.partition("?")[2], max_num_fields=20).get("model", [""])[0]
 
 
-async def _first_event(socket: ServerConnection) -> live.SessionStart:
+async def _first_event(socket: ServerConnection) -> live_events.SessionStart:
     try:
         async with asyncio.timeout(_START_TIMEOUT_S):
-            start = live.decode(await socket.recv())
+            start = live_events.decode(await socket.recv())
     except TimeoutError:
-        raise live.LiveError("session_not_started", "no session.start within 10 s") from None
-    if not isinstance(start, live.SessionStart):
-        raise live.LiveError("session_not_started", "the first event must be session.start", "type")
-    live.session_format(start)
+        raise live_events.LiveError("session_not_started", "no session.start within 10 s") from None
+    if not isinstance(start, live_events.SessionStart):
+        raise live_events.LiveError("session_not_started", "the first event must be session.start", "type")
+    live_events.session_format(start)
     return start

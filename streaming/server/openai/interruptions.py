@@ -1,0 +1,65 @@
+"""What is cut of a Realtime response: at the client's word or, if a cancelled one is never truncated, by the clock."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from streaming.conversation.conversation import HeardByClock
+from streaming.protocol import messages
+from streaming.server.openai.realtime_events import ServerEvent
+from streaming.server.openai.realtime_response import Response
+
+TRUNCATE_TIMEOUT_S = 0.5
+"""How long a client may take to say what was heard of a response that it cancelled; the native protocol's limit, too.
+"""
+ALL_SENT = 2**63 - 1
+"""Heard of a response: whatever was sent of it."""
+
+
+class Interruptions:
+    """Hold those of one session that wait for a word or an answer. clock: in seconds, monotonic."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._answers: deque[list[ServerEvent]] = deque()  # what to say when an `interrupt` was answered
+        self._turn: int | None = None  # of a response that was cancelled, and what was heard of it is unsaid
+        self._until = 0.0  # the client may say that
+
+    @property
+    def unsaid(self) -> bool:
+        """Whether a response was cancelled, and what was heard of it may still be said."""
+        return self._turn is not None
+
+    @property
+    def overdue(self) -> bool:
+        """Whether the client has had its time to say so."""
+        return self.unsaid and self._clock() >= self._until
+
+    def cancel(self, response: Response) -> messages.Interrupt:
+        """Say no more of it; what was not heard of what was sent is cut when the client says so."""
+        response.speaking = False
+        self._turn, self._until = response.turn, self._clock() + TRUNCATE_TIMEOUT_S
+        return self._interrupt(response, ALL_SENT)
+
+    def cut(self, response: Response, heard_samples: int, then: ServerEvent) -> messages.Interrupt:
+        """Cut it to what was heard. then: what is said once that is done."""
+        response.speaking = False
+        self._turn = None
+        return self._interrupt(response, heard_samples, then)
+
+    def cut_by_clock(self) -> list[HeardByClock]:
+        """The client said nothing: cut to what could have been played by the time that it cancelled."""
+        if self._turn is None:
+            return []
+        turn, self._turn = self._turn, None
+        self._answers.append([])
+        return [HeardByClock(turn)]
+
+    def answered(self) -> list[ServerEvent]:
+        """Return what to say when an interruption was answered. A voice's is answered, too, and nothing is said."""
+        return self._answers.popleft() if self._answers else []
+
+    def _interrupt(self, response: Response, heard_samples: int, *then: ServerEvent) -> messages.Interrupt:
+        self._answers.append([*then])
+        return messages.Interrupt(turn=response.turn, heard_samples=heard_samples)
