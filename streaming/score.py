@@ -1,23 +1,16 @@
-"""`python -m streaming.score A.wav B.wav ...`, and `streaming.score([...])`: see `streaming.scoring`.
+"""`python -m streaming.score A.wav B.wav ...`: see `streaming.scoring`.
 
-The command and the function share a name, so the module can be called: an import of it takes the function's place.
+This file is the command alone. The function has the same name, `streaming.score`, and an import of this module would
+take its place.
 """
 
 from __future__ import annotations
 
 import sys
-from types import ModuleType
 
-from streaming.scoring import main, score
+from streaming.scoring import main
 
+if __name__ != "__main__":
+    raise ImportError("streaming.score is a function, and a command; what is to be imported is streaming.scoring")
 
-class _Function(ModuleType):
-    """A module that is its function."""
-
-    __call__ = staticmethod(score)
-
-
-sys.modules[__name__].__class__ = _Function
-
-if __name__ == "__main__":
-    sys.exit(main())
+sys.exit(main())

@@ -43,6 +43,7 @@ ALLOWED = {
     "streaming.conversation": (*VALUES, "streaming.protocol", "streaming.engine.events"),
     "streaming.client": (*VALUES, "streaming.protocol"),
     "streaming.terminal": (*VALUES, "streaming.protocol", "streaming.client"),
+    "streaming.scoring": (*VALUES, "streaming.loading", "streaming.models"),
     "streaming.demo": (*VALUES, "streaming.models", "streaming.frame_step"),
     "client": (*VALUES, "streaming.protocol", "streaming.client", "streaming.terminal"),
 }

@@ -19,13 +19,14 @@ from torch import Tensor
 
 from streaming.audio import FRAME
 from streaming.benchmark import machine
-from streaming.benchmark.likelihood import PROMPT, compare, encode, feed, speech_frames
+from streaming.benchmark.likelihood import PROMPT, compare, speech_frames
 from streaming.benchmark.report import Report
 from streaming.benchmark.steps import series_name
 from streaming.benchmark.work import Work, work_of
 from streaming.config import Sampling
 from streaming.frame_step import FrameStep
 from streaming.loading import CONTEXT_TOKENS, DEMO, DTYPES, RANDOM, REWIND_FRAMES, load_models, pick_device
+from streaming.models.likelihood import encode, feed
 from streaming.models.llama import LlamaDecoder
 from streaming.models.mimi import StreamingMimi
 from streaming.models.random_weights import DECODERS, random_codec
