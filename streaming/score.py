@@ -1,28 +1,17 @@
-"""`python -m streaming.score A.wav B.wav ...`, and `streaming.score([...])`: see `streaming.scoring`.
+"""`python -m streaming.score A.wav B.wav ...`: see `streaming.scoring`.
 
-The command and the function share a name, so the module can be called: an import of it takes the function's place.
+It is a command, and not to be imported: an import would take the place of the function `streaming.score`.
 """
 
 from __future__ import annotations
 
+import importlib
 import sys
-from types import ModuleType
 
 from streaming.command import end_on_signals
 
-if __name__ == "__main__":
-    end_on_signals()
+if __name__ != "__main__":
+    raise ImportError("streaming.score is a function, and a command; what is to be imported is streaming.scoring")
 
-from streaming.scoring import main, score
-
-
-class _Function(ModuleType):
-    """A module that is its function."""
-
-    __call__ = staticmethod(score)
-
-
-sys.modules[__name__].__class__ = _Function
-
-if __name__ == "__main__":
-    sys.exit(main())
+end_on_signals()  # before torch is imported, which takes seconds
+sys.exit(importlib.import_module("streaming.scoring").main())

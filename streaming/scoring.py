@@ -17,19 +17,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
 
 from streaming.audio import FRAME, SAMPLE_RATE, read_audio
-from streaming.benchmark.likelihood import advance, encode_recordings
 from streaming.command import INTERRUPTED, check_result, complain, raise_on_interrupt, say, write_result
 from streaming.errors import StreamingError
 from streaming.loading import DEMO, DTYPES, folders, load_models
-from streaming.models.checkpoint import TensorSource
-from streaming.models.linear import Linear, linear
-from streaming.models.llama import LlamaDecoder
-from streaming.models.token_layout import TokenLayout
+from streaming.models.likelihood import OutputLayer, clip_losses, encode_recordings
 from streaming.options import count, positive
 
 MAX_SECONDS = 20.0
@@ -73,13 +67,13 @@ def score(
     Raises as `load_models` does, and `AudioError` for what cannot be read or holds nothing.
     """
     models = load_models(model, codec, device, dtype)
-    head = _Head.load(folders(model, codec)[0], models.decoder)
+    output = OutputLayer.load(folders(model, codec)[0], models.decoder)
     names = [str(path) for path in paths]
     scores = []
     for first in range(0, len(names), batch_size):
         batch = names[first : first + batch_size]
         codes, lengths = encode_recordings(models.codec, [_beginning(name, max_seconds) for name in batch])
-        losses, endings = _losses(models.decoder, head, codes, lengths)
+        losses, endings = clip_losses(models.decoder, output, codes, lengths)
         for name, clip, length, ending in zip(batch, losses, lengths.tolist(), endings.tolist(), strict=True):
             scores.append(Score(name, length, tuple(clip[:length].mean(0).tolist()), ending))
     return scores
@@ -88,50 +82,6 @@ def score(
 def _beginning(path: str, max_seconds: float) -> NDArray[np.float32]:
     """A recording's beginning, [n]. Raises `AudioError`."""
     return read_audio(path)[: max(FRAME, int(max_seconds * SAMPLE_RATE))]
-
-
-@dataclass(frozen=True)
-class _Head:
-    """The whole output layer; the engine keeps only what it may emit. rows: from hidden to V; units: [Q, K] ids."""
-
-    rows: Linear
-    units: Tensor
-    end: int
-
-    @staticmethod
-    def load(folder: Path, decoder: LlamaDecoder) -> _Head:
-        """Reads it from the decoder's checkpoint."""
-        config = decoder.config
-        source = TensorSource(folder, decoder.device, decoder.dtype)
-        name = "lm_head.weight" if "lm_head.weight" in source else "model.embed_tokens.weight"
-        layout = TokenLayout.load(folder, decoder.num_codebooks, decoder.codebook_size, config.vocab_size)
-        rows = linear(source.load(name, (config.vocab_size, config.hidden_size)))
-        return _Head(rows, layout.units.to(decoder.device), layout.end)
-
-    def losses(self, hidden: Tensor, ids: Tensor) -> Tensor:
-        """hidden: [N, hidden]; ids: [N]. Returns the negative log-likelihoods, [N]."""
-        return F.cross_entropy(self.rows(hidden).float(), ids, reduction="none")
-
-
-@torch.inference_mode()
-def _losses(decoder: LlamaDecoder, head: _Head, codes: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """codes: [B, F, Q]; lengths: [B], frames that count. Returns losses [B, F, Q], and of each clip's end [B]."""
-    batch, frames, books = codes.shape
-    state = decoder.init_state(batch, frames + 1)
-    losses = torch.zeros(batch, frames, books)
-    endings = torch.zeros(batch)
-    ends = torch.full((batch,), head.end, device=codes.device)
-    book = torch.arange(books, device=codes.device)
-    for frame in range(frames + 1):
-        view = decoder.begin_frame(state, batch, frames + 1, decoder.columns_for(state, frame))
-        fed = codes[:, min(frame, frames - 1)]  # past the last frame only what its first column says is looked at
-        hidden = advance(decoder, state, view, fed)
-        ending = head.losses(hidden[:, 0], ends).cpu()
-        endings = torch.where(lengths == frame, ending, endings)
-        if frame < frames:
-            ids = head.units[book, fed]  # [B, Q]
-            losses[:, frame] = head.losses(hidden.flatten(0, 1), ids.flatten()).view(batch, books).cpu()
-    return losses, endings
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,7 @@ ALLOWED = {
     "streaming.client": (*VALUES, "streaming.protocol"),
     "streaming.terminal": (*VALUES, "streaming.protocol", "streaming.client"),
     "recipes": (*VALUES, "streaming.models", "streaming.frame_step"),
+    "streaming.scoring": (*VALUES, "streaming.loading", "streaming.models"),
     "client": (*VALUES, "streaming.protocol", "streaming.client", "streaming.terminal"),
 }
 TORCH = ("torch", "transformers", "safetensors", "tokenizers")

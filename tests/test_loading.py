@@ -13,11 +13,12 @@ from transformers import LlamaForCausalLM
 
 from streaming import loading
 from streaming.audio import FRAME
-from streaming.benchmark.likelihood import PROMPT, encode, speech_frames
+from streaming.benchmark.likelihood import PROMPT, speech_frames
 from streaming.config import Sampling
 from streaming.errors import CheckpointError, StreamingError
 from streaming.frame_step import FrameStep
 from streaming.models import random_weights
+from streaming.models.likelihood import encode
 from streaming.models.random_weights import LLAMA_MIMI_1_3B
 
 

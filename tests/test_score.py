@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from streaming.models.token_layout import AUDIO, END_OF_AUDIO, unit_name
 from streaming.scoring import Score, compare, main, score
 from tests.reference import speech
 
+ROOT = Path(__file__).parents[1]
 _LENGTHS = (9, 30, 17)
 """Frames; the second and third also get a part of a frame more."""
 
@@ -141,5 +144,13 @@ def test_an_empty_recording_is_an_error_of_its_own(tmp_path: Path, codec_dir: Pa
 
 def test_the_package_has_the_function_by_name() -> None:
     """Pins `streaming.score` becoming the module of that name when something has imported it."""
-    module = importlib.import_module("streaming.score")
-    assert callable(streaming.score) and callable(module)
+    with pytest.raises(ImportError, match=r"streaming\.scoring"):
+        importlib.import_module("streaming.score")
+    assert streaming.score is score
+
+
+def test_the_command_has_the_same_name() -> None:
+    """Pins a module that cannot be run because it may not be imported."""
+    ran = subprocess.run([sys.executable, "-m", "streaming.score"], capture_output=True, text=True, cwd=ROOT)
+    assert ran.returncode == 2
+    assert "give recordings, or --pairs CSV" in ran.stderr

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from streaming.benchmark import likelihood
-from streaming.benchmark.likelihood import compare, encode, feed, speech_frames
+from streaming.benchmark.likelihood import compare, speech_frames
 from streaming.benchmark.report import Report, Value
 from streaming.loading import CONTEXT_TOKENS, frames_of_context, load_models
 from streaming.models.attention import FrameView, rotate
+from streaming.models.likelihood import encode, feed
 from streaming.models.llama import DecoderState, LlamaDecoder
 from streaming.models.operations.torch import Plain
 from streaming.options import count

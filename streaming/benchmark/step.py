@@ -20,7 +20,7 @@ from torch import Tensor
 from streaming.audio import FRAME
 from streaming.benchmark import machine
 from streaming.benchmark.floors import Rates, Works
-from streaming.benchmark.likelihood import PROMPT, compare, encode, feed, speech_frames
+from streaming.benchmark.likelihood import PROMPT, compare, speech_frames
 from streaming.benchmark.report import Report
 from streaming.benchmark.steps import series_name
 from streaming.benchmark.work import Work, work_of
@@ -38,6 +38,7 @@ from streaming.loading import (
     pick_device,
 )
 from streaming.models.attention import KeyValueRing
+from streaming.models.likelihood import encode, feed
 from streaming.models.llama import LlamaDecoder
 from streaming.models.mimi import StreamingMimi
 from streaming.models.random_weights import DECODERS, random_codec

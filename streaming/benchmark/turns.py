@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from streaming.benchmark import likelihood
-from streaming.benchmark.likelihood import compare, feed, speech_frames
+from streaming.benchmark.likelihood import compare, speech_frames
 from streaming.benchmark.report import Report, Value
 from streaming.loading import load_models
+from streaming.models.likelihood import feed
 from streaming.models.llama import LlamaDecoder
 from streaming.models.mimi import StreamingMimi
 

@@ -11,10 +11,11 @@ from transformers import AutoTokenizer, LlamaForCausalLM, MimiModel
 import streaming
 from recipes.demo import recipe
 from streaming.audio import FRAME, read_audio
-from streaming.benchmark.likelihood import PROMPT, encode
+from streaming.benchmark.likelihood import PROMPT
 from streaming.config import Sampling
 from streaming.frame_step import FrameStep
 from streaming.loading import folders, load_models
+from streaming.models.likelihood import encode
 from streaming.models.voice_activity import SpeechStream, load_vad_model, speech_probabilities
 
 DECODER, CODEC = folders()
