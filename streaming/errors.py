@@ -1,7 +1,8 @@
-"""One exception tree: everything this package raises about peers, capacity, checkpoints, audio and devices.
+"""The root of the one exception tree of this package, and the errors that several modules raise or catch.
 
-`code` is the stable, machine-readable name that goes over the wire and into logs; the message says what happened and
-what to do next. Programmers' errors are assertions, not members of this tree.
+An error that one module alone raises stands in that module, beside what raises it; it is of this tree, too. `code` is
+the stable, machine-readable name that goes over the wire and into logs; the message says what happened and what to do
+next. Programmers' errors are assertions, not members of this tree.
 """
 
 from __future__ import annotations

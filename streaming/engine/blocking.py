@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import queue
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from streaming.audio import FRAME
-from streaming.config import Sampling
 from streaming.engine.events import Event, Failed, FrameSpoken, TurnDone
+from streaming.engine.session import Listener, LiveSession
 from streaming.errors import EngineStoppedError
-
-if TYPE_CHECKING:
-    from streaming.engine.engine import Engine
 
 LEAD_FRAMES = 4
 """How far the engine works ahead of whoever iterates."""
@@ -34,12 +30,13 @@ class Session:
         play(pcm)
     """
 
-    def __init__(self, engine: Engine, sampling: Sampling, slides: bool) -> None:
+    def __init__(self, attach: Callable[[Listener], LiveSession], seed: int) -> None:
+        """attach: opens the engine's session, which tells the listener what happens; seed: of its sampling."""
         self._events: queue.SimpleQueue[FrameSpoken | TurnDone | Failed] = queue.SimpleQueue()  # bounded by the lead
-        self._live = engine.attach(self._take, sampling, slides)
+        self._live = attach(self._take)
         self._turn = 0  # the one that was spoken last
         self._interrupted = 0  # the last one of which `interrupt` was asked
-        self.seed = sampling.seed
+        self.seed = seed
 
     def listen(self, frame: NDArray[np.float32]) -> None:
         """Hears one frame, float32 [1920] in [-1, 1]; waits while too many are queued. The last frame of what is said

@@ -167,7 +167,7 @@ class Engine:
             top_p=usual.top_p if top_p is None else top_p,
             seed=secrets.randbits(63) if seed is None else seed,
         )
-        return Session(self, sampling, slides)
+        return Session(lambda listener: self.attach(listener, sampling, slides), sampling.seed)
 
     def stats(self) -> EngineStats:
         with self._changed:
