@@ -14,10 +14,6 @@ class SlotPool:
         self.size = size
         self._free = list(range(size))
 
-    @property
-    def free(self) -> int:
-        return len(self._free)
-
     def acquire(self) -> int:
         """The lowest free slot. Raises `EngineFullError` if there is none."""
         if not self._free:

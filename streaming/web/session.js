@@ -3,7 +3,7 @@
  * nothing of a browser but something that behaves like a WebSocket.
  */
 
-import { Exchange } from "./exchange.js";
+import { ReplayBook } from "./replay-book.js";
 import { FRAME, PROTOCOL, ProtocolError, decodeAudio, decodeControl, encodeAudio } from "./protocol.js";
 
 const SECOND_BYTES = 48_000;
@@ -39,7 +39,7 @@ export class Session {
   #opened = false;
   #over = false;
   #heard = { turn: 0, samples: 0 };
-  #exchange = null;
+  #book = null;
   #resume = null; // how to come back
   #lostAt = null;
   #attempts = 0;
@@ -111,10 +111,10 @@ export class Session {
   }
 
   #isBehind() {
-    if (this.#lostAt !== null) return this.#exchange.unanswered.length >= MAX_KEPT;
+    if (this.#lostAt !== null) return this.#book.unanswered.length >= MAX_KEPT;
     const unsent = this.#socket?.bufferedAmount ?? 0;
     this.#backlog = Math.min(this.#backlog, unsent);
-    const most = this.#exchange === null ? MAX_UNSENT_BYTES : MAX_UNSENT_RESUMABLE_BYTES;
+    const most = this.#book === null ? MAX_UNSENT_BYTES : MAX_UNSENT_RESUMABLE_BYTES;
     return unsent - this.#backlog > most;
   }
 
@@ -125,7 +125,7 @@ export class Session {
   /** A counted message: kept until it has arrived. */
   #send(data) {
     if (this.#over) return;
-    this.#exchange?.send(data);
+    this.#book?.send(data);
     if (this.#lostAt === null) this.#socket.send(data);
   }
 
@@ -147,7 +147,7 @@ export class Session {
   }
 
   #onClose(code, reason) {
-    if (this.#lostAt !== null || (this.#exchange !== null && code === ABNORMAL)) this.#comeBack();
+    if (this.#lostAt !== null || (this.#book !== null && code === ABNORMAL)) this.#comeBack();
     else this.#end(code, reason);
   }
 
@@ -169,14 +169,14 @@ export class Session {
   #attempt() {
     this.#timer = setTimeout(() => this.#comeBack(), ATTEMPT_MS);
     this.#open(() => {
-      this.#say("session.resume", { token: this.#resume.token, received: this.#exchange.received, position: this.position });
+      this.#say("session.resume", { token: this.#resume.token, received: this.#book.received, position: this.position });
     });
   }
 
   #restore({ received }) {
     clearTimeout(this.#timer);
-    this.#exchange.acknowledge(received);
-    for (const data of this.#exchange.unanswered) this.#socket.send(data);
+    this.#book.acknowledge(received);
+    for (const data of this.#book.unanswered) this.#socket.send(data);
     this.#backlog = this.#socket.bufferedAmount;
     if (this.#played !== null) this.#say("played", this.#played);
     const afterMs = performance.now() - this.#lostAt;
@@ -227,9 +227,9 @@ export class Session {
       return;
     }
     if (event.type === "session.started") this.#begin(event);
-    else if (event.type === "ack") this.#exchange?.acknowledge(event.received);
-    else if (this.#exchange !== null && !UNCOUNTED.has(event.type) && this.#exchange.receive()) {
-      this.#say("ack", { received: this.#exchange.received });
+    else if (event.type === "ack") this.#book?.acknowledge(event.received);
+    else if (this.#book !== null && !UNCOUNTED.has(event.type) && this.#book.receive()) {
+      this.#say("ack", { received: this.#book.received });
     }
     if (event.type === "audio") this.#follow(event);
     else if (event.type === "turn.done") this.turn = Math.max(this.turn, event.turn + 1);
@@ -239,7 +239,7 @@ export class Session {
   #begin({ turn, resume }) {
     [this.started, this.turn] = [true, turn];
     if (!resume) return;
-    [this.#resume, this.#exchange] = [resume, new Exchange()];
+    [this.#resume, this.#book] = [resume, new ReplayBook()];
     this.#looking = setInterval(() => this.#look(), LOOK_MS);
   }
 

@@ -50,4 +50,7 @@ def test_it_is_a_set_of_which_the_least_is_taken(steps: list[int | None]) -> Non
             slot = pool.acquire()
             assert slot == min(set(range(6)) - taken)
             taken.add(slot)
-        assert pool.free == 6 - len(taken)
+    left = sorted(set(range(6)) - taken)
+    assert [pool.acquire() for _ in left] == left
+    with pytest.raises(EngineFullError):
+        pool.acquire()

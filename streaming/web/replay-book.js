@@ -7,7 +7,7 @@ import { ProtocolError } from "./protocol.js";
 
 export const ACK_EVERY = 64;
 
-export class Exchange {
+export class ReplayBook {
   /** Counted messages of the server's so far. */
   received = 0;
   #answered = 0; // what of it the server knows to have arrived
