@@ -27,6 +27,7 @@ from streaming.errors import ContinuationError, ProtocolError
 from streaming.protocol.messages import Error, InputDropped, InputLagging, SamplingOptions, SessionStart, TurnDone
 from streaming.terminal.jitter_buffer import START_MS, JitterBuffer
 from streaming.terminal.loudspeaker import SimulatedLoudspeaker
+from streaming.terminal.sources import sleep_until
 
 _TICK_S = 0.04
 """How often playback is reported: twice in the 80 ms that the protocol allows."""
@@ -142,7 +143,7 @@ class _Session:
         ended: Literal["done", "refused", "failed", "stopped"] = "stopped"
         reason = ""
         try:
-            await _sleep_until(self._begins_s + self._plan.arrives_s)
+            await sleep_until(self._begins_s + self._plan.arrives_s)
             while not await self._open():
                 pass
             ended = "done"
@@ -188,7 +189,7 @@ class _Session:
         arrived_s = self._begins_s + self._plan.arrives_s
         for turn in self._plan.turns:
             await self._prompt(client, turn, arrived_s + turn.speaks_s)
-            await _sleep_until(arrived_s + turn.over_s)
+            await sleep_until(arrived_s + turn.over_s)
             await self._end_turn(client, turn)
 
     async def _prompt(self, client: ContinuationClient, turn: Turn, begins_s: float) -> None:
@@ -198,7 +199,7 @@ class _Session:
         for piece in self._pieces(turn, self._job.message_samples):
             sent += len(piece)
             due_s = begins_s + sent / SAMPLE_RATE
-            await _sleep_until(due_s)
+            await sleep_until(due_s)
             own_delay_s = time.monotonic() - max(due_s, free_s)
             late_ms.append(round(1e3 * own_delay_s, 2))
             await client.send(piece)
@@ -342,10 +343,6 @@ async def _first(*work: Coroutine[Any, Any, None]) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _sleep_until(due_s: float) -> None:
-    await asyncio.sleep(max(0.0, due_s - time.monotonic()))
 
 
 def main() -> int:

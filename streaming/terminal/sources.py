@@ -27,7 +27,7 @@ async def file_pieces(reader: AudioReader, *, realtime: bool) -> AsyncIterator[S
     for piece in _cut(reader, PIECE_SAMPLES if realtime else FAST_PIECE_SAMPLES):
         given += len(piece)
         if realtime:
-            await _sleep_until(start_s + given / SAMPLE_RATE)
+            await sleep_until(start_s + given / SAMPLE_RATE)
         yield piece
 
 
@@ -37,7 +37,7 @@ async def silence_pieces() -> AsyncIterator[Pcm16]:
     given = 0
     while True:
         given += PIECE_SAMPLES
-        await _sleep_until(start_s + given / SAMPLE_RATE)
+        await sleep_until(start_s + given / SAMPLE_RATE)
         yield np.zeros(PIECE_SAMPLES, np.int16)
 
 
@@ -52,5 +52,6 @@ def _cut(reader: AudioReader, samples: int) -> Iterator[Samples]:
         yield rest
 
 
-async def _sleep_until(due_s: float) -> None:
+async def sleep_until(due_s: float) -> None:
+    """Wait until this time of `time.monotonic`, not at all if it is past."""
     await asyncio.sleep(max(0.0, due_s - time.monotonic()))
