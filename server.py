@@ -65,6 +65,12 @@ def parse(arguments: list[str] | None = None, environment: Mapping[str, str] = o
     parser.add_argument("--quantize", choices=("none", "int8", "int4"), default="none", help="decoder weights")
     parser.add_argument("--codec-dtype", choices=DTYPES, default="float32", help="bfloat16 changes some of its codes")
     parser.add_argument(
+        "--codec-window",
+        type=int,
+        metavar="STEPS",
+        help="how many steps of 40 ms the codec looks back (default: what its config says, 250)",
+    )
+    parser.add_argument(
         "--threads", type=int, default=0, metavar="N", help="of a CPU's work (default: all cores but one)"
     )
     parser.add_argument("--max-sessions", type=int, default=4, metavar="N", help="slots (default: 4)")
@@ -196,6 +202,7 @@ def main(arguments: list[str] | None = None) -> int:
             max_sessions=options.max_sessions,
             context_tokens=options.context_tokens,
             codec_dtype=options.codec_dtype,
+            codec_window=options.codec_window,
         ) as engine:
             if options.log_format == "text":
                 introduce(engine, options.max_sessions)

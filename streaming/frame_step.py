@@ -308,8 +308,9 @@ class FrameStep:
         batch = len(listening)
         if lengths is None:
             lengths = np.full(batch, FRAME)
+        assert lengths.shape == listening.shape, (lengths.shape, listening.shape)
         heard = lengths[listening]
-        assert lengths.shape == listening.shape and ((heard >= 1) & (heard <= FRAME)).all(), lengths
+        assert ((heard >= 1) & (heard <= FRAME)).all(), lengths
         bucket = self._bucket(listening, speaking, ends=bool((heard < FRAME).any()))
         self._prepare(bucket)
         self._given[:batch, :FRAME] = pcm

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -34,6 +34,10 @@ RANDOM = "random:"
 _RANDOM_NOTICE = "the weights are random: what it says is noise, at a real model's pace"
 DEFAULT_CODEC = "kyutai/mimi"
 DTYPES = {name: getattr(torch, name) for name in values.DTYPES}
+_SHARE_OF_WEIGHTS = 0.8
+"""Of the free memory, at most so much for a decoder's weights: the rest is for sessions, and for loading."""
+MAX_CODEC_WINDOW = 4096
+"""Steps of 40 ms: 164 s, eight times what the released models remember."""
 REWIND_FRAMES = 16
 """How far back an interruption can cut: 1.28 s, three times the default lead."""
 _LEAST_CONTEXT_FRAMES = 2
@@ -69,13 +73,19 @@ def load_codec(
     num_codebooks: int = 8,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
+    window: int | None = None,
 ) -> StreamingMimi:
     """The streaming codec of a hub id, a folder, or `"demo"`.
 
-    Raises `CheckpointError` (files), `HubUnreachableError` (network).
+    window: how many steps of 40 ms its transformers look back; None: as many as its config says.
+    Raises `CheckpointError` (files), `HubUnreachableError` (network); `StreamingError` for a window that is none.
     """
     folder = _DEMO_FOLDER / "codec" if source == DEMO else locate(source)
     config = MimiConfig.from_dict(read_config(folder))
+    if window is not None:
+        if not 1 <= window <= MAX_CODEC_WINDOW:
+            raise StreamingError(f"a codec's window is 1 to {MAX_CODEC_WINDOW} steps, not {window}")
+        config = replace(config, window=window)
     return StreamingMimi(TensorSource(folder, pick_device(device), dtype), config, num_codebooks)
 
 
@@ -87,12 +97,15 @@ def load_models(
     quantize: Quantize = "none",
     codec_dtype: str = "float32",
     operations: Plain | None = None,
+    codec_window: int | None = None,
 ) -> Models:
     """A decoder and its codec, from hub ids, folders, `"demo"`, or random weights (`"random:1.3b"`, `"random:8b"`).
 
     device: `auto` (CUDA if there is any), `cpu`, `cuda`, `cuda:N`. dtype: of the decoder; `auto` is bfloat16 on CUDA
-    and float32 elsewhere. quantize: how the decoder's layers keep their weights. codec_dtype: its codes are the prompt,
-    and in bfloat16 some of them are others. operations: of the decoder; by default, what suits the device.
+    and float32 elsewhere, but for a decoder that the memory does not hold in float32. quantize: how the decoder's
+    layers keep their weights. codec_dtype: its codes are the prompt, and in bfloat16 some of them are others.
+    operations: of the decoder; by default, what suits the device. codec_window: see `load_codec`; random weights have
+    their own.
     Raises `CheckpointError`, `HubUnreachableError`, `TokenLayoutError`; `StreamingError` for a device that is not
     there.
     """
@@ -109,10 +122,26 @@ def load_models(
     folder, codec_folder = folders(model, codec)
     config = LlamaConfig.from_dict(read_config(folder))
     check_weights(config, quantize, 2, where)  # in bfloat16, however they are used: no less than that
-    mimi = load_codec(codec_folder, config.num_codebooks, where, codec_kind)
+    mimi = load_codec(codec_folder, config.num_codebooks, where, codec_kind, codec_window)
+    if dtype == "auto" and quantize == "none" and decoder_kind == torch.float32:
+        decoder_kind = _fitting(config, folder)
     layout = TokenLayout.load(folder, config.num_codebooks, mimi.config.codebook_size, config.vocab_size)
     decoder = LlamaDecoder(TensorSource(folder, where, decoder_kind), config, layout, quantize, operations)
     return Models(str(model), mimi, decoder, _DEMO_NOTICE if model == DEMO else None, _published_sampling(folder))
+
+
+def _fitting(config: LlamaConfig, folder: Path) -> torch.dtype:
+    """float32, or bfloat16 where a decoder's weights would not fit into the memory that is free."""
+    memory, needed = available_memory(), 4 * config.layer_parameters
+    if memory is None or needed <= _SHARE_OF_WEIGHTS * memory.free:
+        return torch.float32
+    _LOG.warning(
+        "%s is kept in bfloat16: in float32 it needs %s, and %s of memory are free. --dtype float32 insists",
+        folder,
+        size(needed),
+        size(memory.free),
+    )
+    return torch.bfloat16
 
 
 def _published_sampling(folder: Path) -> Sampling:
@@ -179,6 +208,7 @@ def load_engine(
     rewind_frames: int = REWIND_FRAMES,
     encoder_follows: bool = True,
     codec_dtype: str = "float32",
+    codec_window: int | None = None,
 ) -> Engine:
     """A running engine with `max_sessions` slots. Close it, or use it in a `with` block.
 
@@ -187,7 +217,7 @@ def load_engine(
     """
     if max_sessions < 1 or rewind_frames < 0:
         raise StreamingError(f"max_sessions is {max_sessions}, rewind_frames {rewind_frames}: at least 1 and 0")
-    models = load_models(model, codec, device, dtype, quantize, codec_dtype)
+    models = load_models(model, codec, device, dtype, quantize, codec_dtype, codec_window=codec_window)
     context_frames = frames_of_context(models.decoder, context_tokens)
     check_memory(models.codec, models.decoder, max_sessions, context_tokens, rewind_frames)
     try:

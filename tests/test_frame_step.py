@@ -411,6 +411,50 @@ def test_audio_is_read_where_a_slot_listens_and_nowhere_else(
         assert np.array_equal(ours.pcm, wanted.pcm)
 
 
+def test_a_frame_that_ends_early_is_the_end_of_a_file_and_changes_no_bit_of_its_neighbours(
+    codec: StreamingMimi, decoder: LlamaDecoder
+) -> None:
+    """In a step in which others listen and speak. What stands behind its end is not read. Pins a batch that is computed
+    differently because one of its rows is shorter.
+    """
+    ends = 300
+    runs = []
+    for lengths in ([FRAME, FRAME, FRAME], [FRAME, ends, FRAME]):
+        step = opened(FrameStep(codec, decoder, 3, 30, REWIND), SAMPLED, GREEDY, SAMPLED)
+        prompt = frames_of(4)
+        for frame in prompt[:3]:
+            advance(step, {0: frame, 1: frame, 2: frame})
+        pcm = np.stack([prompt[3]] * 3)
+        pcm[1, ends:] = 0.5
+        yes, no = np.array([True, True, False]), np.array([False, False, True])
+        results = [
+            step(pcm, yes, no, np.array(lengths)),
+            *(advance(step, {0: None, 1: None, 2: None}) for _ in range(4)),
+        ]
+        runs.append(results)
+    for whole, short in zip(*runs, strict=True):
+        for slot in (0, 2):
+            assert np.array_equal(whole.codes[slot], short.codes[slot])
+            assert np.array_equal(whole.pcm[slot], short.pcm[slot])
+    state, on = codec.init_state(1), torch.tensor([True])
+    for frame in prompt[:3]:
+        codec.encode(torch.from_numpy(frame)[None], state, on)
+    wanted = codec.encode(torch.from_numpy(prompt[3])[None], state, on, torch.tensor([ends]))
+    assert np.array_equal(runs[1][0].codes[1], wanted[0].numpy())
+    assert not np.array_equal(runs[0][0].codes[1], wanted[0].numpy())
+
+
+@pytest.mark.parametrize("lengths", [[0], [FRAME + 1], [-1], [FRAME, FRAME]], ids=str)
+def test_a_length_that_is_none_is_a_programmers_error(
+    codec: StreamingMimi, decoder: LlamaDecoder, lengths: list[int]
+) -> None:
+    """Pins a frame of no samples, after which the encoder would stand for something that was never said."""
+    step = opened(FrameStep(codec, decoder, 1, 30, REWIND), GREEDY)
+    yes = np.ones(1, np.bool_)
+    with pytest.raises(AssertionError):
+        step(frames_of(1), yes, ~yes, np.array(lengths))
+
+
 def test_a_step_of_listening_leaves_what_a_mixed_step_leaves(codec: StreamingMimi, decoder: LlamaDecoder) -> None:
     """Pins the two ways through the decoder, one forward of Q tokens or Q of one, growing apart."""
     plain, mixed = (opened(FrameStep(codec, decoder, 2, WINDOW, REWIND), SAMPLED, SAMPLED) for _ in range(2))

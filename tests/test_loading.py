@@ -14,10 +14,12 @@ from transformers import LlamaForCausalLM
 from streaming import loading
 from streaming.audio import FRAME
 from streaming.benchmark.likelihood import PROMPT, speech_frames
-from streaming.config import Sampling
+from streaming.config import LlamaConfig, Sampling
 from streaming.errors import CheckpointError, StreamingError
 from streaming.frame_step import FrameStep
+from streaming.memory import Memory
 from streaming.models import random_weights
+from streaming.models.checkpoint import read_config
 from streaming.models.likelihood import encode
 from streaming.models.random_weights import LLAMA_MIMI_1_3B
 
@@ -146,6 +148,22 @@ def test_a_core_is_left_to_those_who_move_the_bytes(
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     loading.use_threads()
     assert told == [threads], "the variable says it"
+
+
+def test_a_decoder_that_is_too_large_in_float32_is_kept_in_bfloat16_on_a_cpu(
+    decoder_dir: Path, codec_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Pins a process that the system kills without a word. Who names a type gets it."""
+    needed = 4 * LlamaConfig.from_dict(read_config(decoder_dir)).layer_parameters
+    for free, dtype, kept in (
+        (needed, "auto", torch.bfloat16),
+        (needed, "float32", torch.float32),
+        (2 * needed, "auto", torch.float32),
+    ):
+        monkeypatch.setattr(loading, "available_memory", lambda free=free: Memory(total=10 * needed, free=free))
+        caplog.clear()
+        assert loading.load_models(decoder_dir, codec_dir, device="cpu", dtype=dtype).decoder.dtype == kept
+        assert ("is kept in bfloat16: in float32 it needs" in caplog.text) == (kept == torch.bfloat16)
 
 
 @pytest.mark.parametrize("kinds", [{"dtype": "float16"}, {"codec_dtype": "float16"}])

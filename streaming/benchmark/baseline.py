@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import inspect
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -53,7 +54,8 @@ def measure(options: argparse.Namespace) -> Report:
     with _checkpoints(options) as (model, codec), torch.inference_mode():
         rows = _rows("ms a frame", _codecs(codec, device, DTYPES[options.codec_dtype]), device, options.seconds, 1)
         if model is not None:
-            contest, tokens = _decoders(model, options, device)
+            size = int(read_config(codec).get("codebook_size", MIMI.codebook_size))
+            contest, tokens = _decoders(model, size, options, device)
             rows += _rows("ms a token", contest, device, options.seconds, tokens)
     facts: dict[str, str | int | float] = {
         "model": options.model if options.random is None else f"random {options.random}",
@@ -138,21 +140,21 @@ def _codecs(folder: Path, device: torch.device, dtype: torch.dtype) -> Contest:
     pcm = 0.1 * torch.randn(1, FRAME, device=device)
     codes = ours.encode(pcm, state, active)
     caches: dict[str, object] = {}
+    newer = "encoder_cache" in inspect.signature(theirs.encode).parameters
+    into, back = (f"{half}_{'cache' if newer else 'past_key_values'}" for half in ("encoder", "decoder"))
 
     def encode() -> None:
         out = theirs.encode(
             pcm[:, None],
             num_quantizers=books,
             use_streaming=True,
-            encoder_past_key_values=caches.get("keys"),
             padding_cache=caches.get("padding"),
+            **{into: caches.get("keys")},
         )
-        caches["keys"], caches["padding"] = out.encoder_past_key_values, out.padding_cache
+        caches["keys"], caches["padding"] = getattr(out, into), out.padding_cache
 
     def decode() -> None:
-        caches["back"] = theirs.decode(
-            codes[:, :, None], decoder_past_key_values=caches.get("back")
-        ).decoder_past_key_values
+        caches["back"] = getattr(theirs.decode(codes[:, :, None], **{back: caches.get("back")}), back)
 
     contest: Contest = {
         "codec, in": {"streaming": lambda: ours.encode(pcm, state, active), "transformers": encode},
@@ -172,12 +174,11 @@ def _moshi(pcm: Tensor, codes: Tensor, device: torch.device) -> tuple[Callable[[
     return lambda: mimi.encode(pcm[:, None]), lambda: mimi.decode(codes[:, :, None])
 
 
-def _decoders(folder: Path, options: argparse.Namespace, device: torch.device) -> tuple[Contest, int]:
+def _decoders(folder: Path, size: int, options: argparse.Namespace, device: torch.device) -> tuple[Contest, int]:
     """Greedy speech, whole frames of it, and how many tokens that is."""
     dtype, raw = DTYPES[options.dtype], read_config(folder)
     config = LlamaConfig.from_dict(raw)
     random = options.random is not None
-    size = MIMI.codebook_size
     layout = codes_layout(config) if random else TokenLayout.load(folder, config.num_codebooks, size, config.vocab_size)
     ours = LlamaDecoder(TensorSource(folder, device, dtype), config, layout, options.quantize)
     theirs: Any = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=dtype)

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from streaming.errors import CheckpointError, HubUnreachableError
+from streaming.models.download import Missing, missing, told
 
 _PATTERNS = (
     "config.json",
@@ -27,6 +28,7 @@ _PATTERNS = (
     "*.safetensors",
     "model.safetensors.index.json",
 )
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _MAX_CONFIG_BYTES = 1 << 20
 _ADVICE = "Give a folder with --model DIR (and --codec DIR), or use --model demo, which needs no download."
 
@@ -49,12 +51,22 @@ def locate(source: str | Path) -> Path:
     if path.exists() or str(source).startswith((".", "/", "~")):
         raise CheckpointError(f"{path} is not a folder with a checkpoint. {_ADVICE}")
     try:
-        return Path(snapshot_download(str(source), allow_patterns=list(_PATTERNS)))
+        with told(str(source), _to_download(str(source))):
+            return Path(snapshot_download(str(source), allow_patterns=list(_PATTERNS)))
     except HFValidationError as error:
         raise CheckpointError(f"{source!r} is neither a folder nor a hub id. {_ADVICE}") from error
     except Exception as error:  # whatever came between us and the hub: its client's errors have no common base
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise HubUnreachableError(f"cannot get {source!r} from the model hub ({reason}). {_ADVICE}") from error
+
+
+def _to_download(name: str) -> Missing:
+    try:
+        return missing(name, _PATTERNS)
+    except HFValidationError:
+        raise
+    except Exception:  # no network, no such repository: the download itself says so, or finds all in the cache
+        return Missing(0, 0)
 
 
 def read_config(folder: Path) -> Mapping[str, Any]:
@@ -114,9 +126,18 @@ class TensorSource:
             names = ["model.safetensors"]
         paths = [folder / name for name in names]
         missing = [path.name for path in paths if not path.is_file()]
-        if missing:
-            raise CheckpointError(f"{folder} lacks {', '.join(missing)} (only safetensors are read); download it again")
-        return paths
+        if not missing:
+            return paths
+        others = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
+        if others and len(missing) == len(paths):
+            shown = others[0] + (f" and {len(others) - 1} more" if len(others) > 1 else "")
+            raise CheckpointError(
+                f"{folder} has its weights in {shown}: only safetensors are read, because those files can hold code. "
+                "Load the model with `transformers` and save it with `save_pretrained`, which writes safetensors"
+            )
+        raise CheckpointError(
+            f"{folder} is incomplete: it lacks {', '.join(missing)} (only safetensors are read); download it again"
+        )
 
     def __contains__(self, name: str) -> bool:
         return name in self._files

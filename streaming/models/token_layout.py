@@ -24,7 +24,7 @@ _PLAIN_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
 _CHANGES = frozenset(
     {"add_bos_token", "add_eos_token", "auto_map", "extra_special_tokens", "additional_special_tokens"}
 )
-"""Settings by which they do not."""
+"""Settings by which they do not, unless they are empty, as `save_pretrained` writes some of them."""
 
 
 def unit_name(code: int, codebook: int) -> str:
@@ -95,7 +95,8 @@ def _plain(folder: Path) -> Tokenizer | None:
     if not described.is_file() or (folder / "added_tokens.json").exists():
         return None
     settings: dict[str, Any] = json.loads(described.read_text(encoding="utf-8"))
-    if settings.get("tokenizer_class") not in _PLAIN_CLASSES or _CHANGES & settings.keys():
+    changes = [name for name in _CHANGES if settings.get(name) not in (None, {}, [])]
+    if settings.get("tokenizer_class") not in _PLAIN_CLASSES or changes:
         return None
     plain = Tokenizer.from_file(str(folder / "tokenizer.json"))
     own = {number: token.content for number, token in plain.get_added_tokens_decoder().items()}

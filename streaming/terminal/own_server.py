@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import re
 import sys
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,9 @@ from typing import Any
 from streaming.errors import ContinuationError
 
 START_TIMEOUT_S = 900.0
-"""A first start may fetch and load a model for minutes."""
+"""Longest that a server which does not listen yet may say nothing. Loading a model takes minutes; while the server
+downloads one it says how far it is.
+"""
 _GRACE_S = 5.0
 _EXIT_S = 0.5
 _LAST_LINES = 20
@@ -53,8 +56,8 @@ async def own_server(
     starts, `started` its process id. On the way out, for whatever reason, the process gets SIGTERM, and is killed when
     it is still there after `grace_s`.
 
-    Raises `ServerStartError` when the process ends, or has not said that it listens in `timeout_s`. A
-    `ContinuationError` of the block is told together with the server's end, if that is its cause.
+    Raises `ServerStartError` when the process ends, or has said nothing for `timeout_s` before it says that it listens.
+    A `ContinuationError` of the block is told together with the server's end, if that is its cause.
     """
     process = await asyncio.create_subprocess_exec(
         *command,
@@ -70,6 +73,7 @@ async def own_server(
     started(process.pid)
     url: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     last_lines: deque[str] = deque(maxlen=_LAST_LINES)
+    spoke_at = time.monotonic()
 
     def on_output(line: str) -> None:
         listening = _LISTENING.search(line)
@@ -77,6 +81,8 @@ async def own_server(
             url.set_result(listening[1])
 
     def on_error(line: str) -> None:
+        nonlocal spoke_at
+        spoke_at = time.monotonic()
         last_lines.append(line)
         if not url.done() and not line.startswith(_TOLD_LATER):
             said(line)
@@ -89,10 +95,11 @@ async def own_server(
     ended = asyncio.create_task(process.wait())
     try:
         first: set[asyncio.Future[Any]] = {url, ended}
-        await asyncio.wait(first, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        while (left := spoke_at + timeout_s - time.monotonic()) > 0 and not url.done() and not ended.done():
+            await asyncio.wait(first, timeout=left, return_when=asyncio.FIRST_COMPLETED)
         if not url.done():
             if not ended.done():
-                raise ServerStartError(f"the server did not listen in {timeout_s:g} s{_story(last_lines)}")
+                raise ServerStartError(f"the server said nothing for {timeout_s:g} s{_story(last_lines)}")
             await asyncio.wait(readers, timeout=_EXIT_S)
             raise ServerStartError(
                 f"the server ended with status {ended.result()} before it listened{_story(last_lines)}"

@@ -160,7 +160,7 @@ def test_the_queue_is_full_until_a_frame_was_heard() -> None:
 
 
 @pytest.mark.parametrize(
-    "pcm", [np.zeros(FRAME + 1, np.float32), np.zeros(0, np.float32), np.zeros(FRAME), np.zeros((1, FRAME), np.float32)]
+    "pcm", [*(np.zeros(shape, np.float32) for shape in (FRAME + 1, 0, (1, FRAME))), np.zeros(FRAME)]
 )
 def test_a_frame_of_another_shape_or_type_is_a_programmers_error(pcm: np.ndarray) -> None:
     with pytest.raises(AssertionError):

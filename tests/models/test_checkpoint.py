@@ -122,6 +122,7 @@ def test_only_safetensors_and_text_are_downloaded(monkeypatch: pytest.MonkeyPatc
     assert asked["name"] == "some/model"
     patterns = asked["allow_patterns"]
     assert isinstance(patterns, list)
+    assert "generation_config.json" in patterns, "which has what a client leaves open"
     assert not any(name.endswith((".bin", ".pt", ".py", "*")) and name != "tokenizer*" for name in patterns)
 
 
@@ -164,7 +165,7 @@ def test_a_truncated_file_is_named(copy: Path, size: int) -> None:
 def test_missing_weights_are_named(copy: Path) -> None:
     """Pins FileNotFoundError for a folder with a config and a tokenizer alone."""
     (copy / WEIGHTS).unlink()
-    with pytest.raises(CheckpointError, match=r"lacks model\.safetensors .*only safetensors are read"):
+    with pytest.raises(CheckpointError, match=r"is incomplete: it lacks model\.safetensors \(only safetensors"):
         load_decoder(copy)
 
 
@@ -186,8 +187,9 @@ def test_a_folder_of_pickles_is_refused_unread(copy: Path) -> None:
             return Path.touch, (copy / "ran",)  # type: ignore[return-value]
 
     (copy / "pytorch_model.bin").write_bytes(pickle.dumps(Hostile()))
-    with pytest.raises(CheckpointError, match="only safetensors are read"):
+    with pytest.raises(CheckpointError, match=r"weights in pytorch_model\.bin: only safetensors are read") as raised:
         load_decoder(copy)
+    assert "download" not in str(raised.value), "which would bring the same files again"
     assert not (copy / "ran").exists()
 
 

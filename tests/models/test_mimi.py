@@ -14,7 +14,8 @@ from torch import Tensor
 from transformers import MimiModel
 from transformers.models.mimi.modeling_mimi import MimiConv1d
 
-from streaming.errors import CheckpointError
+from streaming import loading
+from streaming.errors import CheckpointError, StreamingError
 from streaming.models.mimi import MimiState, StreamingMimi
 from tests.reference import FRAME, load_codec, relative_error, speech
 
@@ -86,6 +87,22 @@ def test_frame_by_frame_equals_the_whole_file(
     assert len(codes[0, :, 0].unique()) >= 5, "the checkpoint says too little to tell streams apart"
     assert torch.equal(ours, codes[0])
     assert relative_error(heard, audio[0]) < 1e-4
+
+
+def test_a_longer_window_is_that_of_older_transformers(codec_dir: Path) -> None:
+    """Before 5.2 `transformers` attended without a window in Mimi: 20 s are 500 steps. Newer ones do so when their
+    config says 512, so this test is the same in both; it has been run with 4.57.1, too.
+    """
+    pcm = streams(250, 1)
+    model = MimiModel.from_pretrained(codec_dir, sliding_window=512).eval()
+    with torch.inference_mode():
+        wanted = model.encode(pcm[:, None], num_quantizers=4).audio_codes[0].T
+    whole = loading.load_codec(codec_dir, 4, window=512)
+    assert torch.equal(stream(whole, pcm[0])[0], wanted)
+    assert not torch.equal(stream(load_codec(codec_dir), pcm[0])[0], wanted), "a window of 20 steps is the same"
+    for window in (0, 5000):
+        with pytest.raises(StreamingError, match=f"a codec's window is 1 to 4096 steps, not {window}"):
+            loading.load_codec(codec_dir, 4, window=window)
 
 
 def stream_of_any_length(codec: StreamingMimi, pcm: Tensor) -> Tensor:

@@ -59,6 +59,8 @@ def test_ids_are_the_tokenizers_own(tmp_path: Path) -> None:
                 }
             },
         ),
+        ({"extra_special_tokens": {}, "additional_special_tokens": [], "bos_token": "<|begin_of_text|>"}, {}),
+        ({"extra_special_tokens": {"late": "<late>"}}, {}),
         ({"add_bos_token": False, "bos_token": "<|begin_of_text|>"}, {}),
         ({"added_tokens_decoder": {"390": {"content": "<late>"}}}, {}),
         ({"tokenizer_class": "LlamaTokenizerFast", "bos_token": "<|begin_of_text|>"}, {}),

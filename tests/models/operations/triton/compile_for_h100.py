@@ -71,8 +71,9 @@ if __name__ == "__main__":
     query = rotate_and_keep._init_fn(qkv, angles, angles, position, ring, ring, 0)
     for splits in (1, splits_for(slots, codec.num_kv_heads, memory.shape[3])):
         decode_attention._init_fn(query, ring, ring, position, position, 0, splits)
-    for activate in (False, True):
-        extend._init_fn(_empty(slots, 6, 64, dtype=exact), _empty(slots, 1920, 64, dtype=exact), activate)
+    for activate, lengths in ((False, None), (True, None), (True, _empty(slots, dtype=whole))):
+        context, frame = _empty(slots, 6, 64, dtype=exact), _empty(slots, 1920, 64, dtype=exact)
+        extend._init_fn(context, frame, activate, lengths, 1)
     x, weight = _empty(slots, 1, hidden), _empty(hidden)
     add_norm._init_fn(x, x, weight, config.norm_eps)
     norm._init_fn(x, weight, config.norm_eps)
