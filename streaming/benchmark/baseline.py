@@ -141,7 +141,7 @@ def _codecs(folder: Path, device: torch.device, dtype: torch.dtype) -> Contest:
     codes = ours.encode(pcm, state, active)
     caches: dict[str, object] = {}
     newer = "encoder_cache" in inspect.signature(theirs.encode).parameters
-    into, back = (f"{half}_{'cache' if newer else 'past_key_values'}" for half in ("encoder", "decoder"))
+    kept_in, kept_out = (f"{half}_{'cache' if newer else 'past_key_values'}" for half in ("encoder", "decoder"))
 
     def encode() -> None:
         out = theirs.encode(
@@ -149,12 +149,12 @@ def _codecs(folder: Path, device: torch.device, dtype: torch.dtype) -> Contest:
             num_quantizers=books,
             use_streaming=True,
             padding_cache=caches.get("padding"),
-            **{into: caches.get("keys")},
+            **{kept_in: caches.get("keys")},
         )
-        caches["keys"], caches["padding"] = getattr(out, into), out.padding_cache
+        caches["keys"], caches["padding"] = getattr(out, kept_in), out.padding_cache
 
     def decode() -> None:
-        caches["back"] = getattr(theirs.decode(codes[:, :, None], **{back: caches.get("back")}), back)
+        caches["back"] = getattr(theirs.decode(codes[:, :, None], **{kept_out: caches.get("back")}), kept_out)
 
     contest: Contest = {
         "codec, in": {"streaming": lambda: ours.encode(pcm, state, active), "transformers": encode},

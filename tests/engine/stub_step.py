@@ -118,7 +118,8 @@ class StubStep:
         self.streams: dict[int, Stream] = {}
         self._sampling: dict[int, Sampling] = {}
         self._longest: dict[int, int] = {}  # what rewinding is limited by: the rings were written up to here
-        self.lengths: dict[int, list[int]] = defaultdict(list)  # samples of each frame heard, whatever became of it
+        # Samples of each of the last frames heard, whatever became of it.
+        self.lengths: dict[int, deque[int]] = defaultdict(lambda: deque(maxlen=16))
         self._delay_s = delay_s
         self._gated = gated
         self._begun, self._allowed = threading.Semaphore(0), threading.Semaphore(0)
