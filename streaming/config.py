@@ -167,11 +167,6 @@ class LlamaConfig:
         _check_parameters(transformer_parameters(config) + 2 * config.vocab_size * hidden)
         return config
 
-    @property
-    def layer_parameters(self) -> int:
-        """How many parameters its layers have, about. Of the vocabulary only what speech needs is kept."""
-        return _transformer(self)
-
 
 def transformer_parameters(config: MimiConfig | LlamaConfig) -> int:
     """Return how many weights the matrices of its layers have."""

@@ -132,7 +132,7 @@ def load_models(
 
 def _fitting(config: LlamaConfig, folder: Path) -> torch.dtype:
     """float32, or bfloat16 where a decoder's weights would not fit into the memory that is free."""
-    memory, needed = available_memory(), 4 * config.layer_parameters
+    memory, needed = available_memory(), 4 * transformer_parameters(config)
     if memory is None or needed <= _SHARE_OF_WEIGHTS * memory.free:
         return torch.float32
     _LOG.warning(

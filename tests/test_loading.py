@@ -14,7 +14,7 @@ from transformers import LlamaForCausalLM
 from streaming import loading
 from streaming.audio import FRAME
 from streaming.benchmark.likelihood import PROMPT, speech_frames
-from streaming.config import LlamaConfig, Sampling
+from streaming.config import LlamaConfig, Sampling, transformer_parameters
 from streaming.errors import CheckpointError, StreamingError
 from streaming.frame_step import FrameStep
 from streaming.memory import Memory
@@ -154,7 +154,7 @@ def test_a_decoder_that_is_too_large_in_float32_is_kept_in_bfloat16_on_a_cpu(
     decoder_dir: Path, codec_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Pins a process that the system kills without a word. Who names a type gets it."""
-    needed = 4 * LlamaConfig.from_dict(read_config(decoder_dir)).layer_parameters
+    needed = 4 * transformer_parameters(LlamaConfig.from_dict(read_config(decoder_dir)))
     for free, dtype, kept in (
         (needed, "auto", torch.bfloat16),
         (needed, "float32", torch.float32),
