@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from streaming.models.operations.native.library import library
+from streaming.models.operations.native.matrix import on_huge_pages
 
 _READ_BYTES = {"cpu": 2**29, "cuda": 2**32}
 _SIDE = {"cpu": 1024, "cuda": 8192}
@@ -48,8 +49,9 @@ def captured(work: Callable[[], object], device: torch.device) -> Callable[[], o
 
 
 def block_to_read(device: torch.device) -> torch.Tensor:
-    """More than any cache holds: bytes read per second are its size by the time of its `sum`."""
-    return torch.ones(_READ_BYTES[device.type] // 4, device=device)
+    """More than any cache holds: bytes read per second are its size by the time of its `sum`. It lies as weights do."""
+    block = torch.ones(_READ_BYTES[device.type] // 4, device=device)
+    return on_huge_pages(block) if device.type == "cpu" else block
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype, tries: int = 7) -> float:

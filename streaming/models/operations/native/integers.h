@@ -11,6 +11,33 @@ INLINE int32_t whole_start(const int32_t *sums) { return -8 * (sums[0] + sums[1]
 
 #define UNSIGNED_ACTIVATIONS 0
 
+/* Arm's products of matrices take two rows at once: eight inputs of each by eight of two outputs. `TwoRows` has the sums of
+ * two rows, `low` and `high` the weights of four inputs and of the four after them.
+ */
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+#define PAIRS 1
+typedef struct {
+    int32x4_t first, last; /* of outputs 0 and 1, 2 and 3: of one row in the lower half, of the other in the upper */
+} TwoRows;
+INLINE TwoRows start_two(vi one, vi other) {
+    int32x4_t a = (int32x4_t)one, b = (int32x4_t)other;
+    return (TwoRows){vcombine_s32(vget_low_s32(a), vget_low_s32(b)), vcombine_s32(vget_high_s32(a), vget_high_s32(b))};
+}
+INLINE TwoRows dot_two(TwoRows sum, vi low, vi high, const int8_t *one, const int8_t *other) {
+    int8x16_t rows = vcombine_s8(vld1_s8(one), vld1_s8(other));
+    int32x4_t w = (int32x4_t)low, v = (int32x4_t)high;
+    sum.first = vmmlaq_s32(sum.first, rows, vreinterpretq_s8_s32(vzip1q_s32(w, v)));
+    sum.last = vmmlaq_s32(sum.last, rows, vreinterpretq_s8_s32(vzip2q_s32(w, v)));
+    return sum;
+}
+INLINE vi one_of_two(TwoRows sum, int other) {
+    return other ? (vi)vcombine_s32(vget_high_s32(sum.first), vget_high_s32(sum.last))
+                 : (vi)vcombine_s32(vget_low_s32(sum.first), vget_low_s32(sum.last));
+}
+#else
+#define PAIRS 0
+#endif
+
 #if LANES == 16 && defined(__AVX512VNNI__) || LANES == 8 && defined(__AVXVNNI__)
 /* VNNI multiplies unsigned by signed: activations of `dot8` are shifted by 128, and their sum begins at -128 times that
  * of the weights.
@@ -71,7 +98,11 @@ INLINE int32_t start4(const int32_t *sums) {
 INLINE vi end4(vi sum) { return MADD(sum, ONES); }
 
 #elif defined(__aarch64__) && defined(__ARM_FEATURE_DOTPROD)
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+#define INSTRUCTIONS "NEON with matrix products"
+#else
 #define INSTRUCTIONS "NEON with dot products"
+#endif
 typedef int8x16_t Four;
 INLINE Four four(const int8_t *x) {
     int32_t bytes;

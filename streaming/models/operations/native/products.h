@@ -58,6 +58,7 @@ INLINE void tile(const int kind, const int R, const int J, const int width, cons
     const uint16_t *w16 = weight;
     for (int64_t k = 0; k < inputs; k++, w32 += width * LANES, w16 += width * LANES) {
         vf w[WIDE];
+        if (kind == BFLOAT16) prefetch(w16, J * LANES * 2);
         if (kind == FLOAT32)
             UNROLL for (int j = 0; j < J; j++) w[j] = load(w32 + j * LANES);
         else if (width == 1)
@@ -151,6 +152,31 @@ static void quantise(const Matrix *m, const float *x, Integers to) {
     }
 }
 
+/* sum[r][j] + the products of R rows with J vectors of weights, from input k until `until`, eight inputs at a time. A
+ * vector's weights of the first four inputs are at `low`, of the other four at `high` bytes further; or, of nibbles, in
+ * the same bytes.
+ */
+INLINE void sums_of_pairs(const int R, const int J, const int kind, const char *w, int64_t k, int64_t until,
+                          const Integers *x, vi sum[4][WIDE]) {
+#if PAIRS
+    TwoRows two[2][WIDE];
+    UNROLL for (int r = 0; r < R; r += 2)
+        UNROLL for (int j = 0; j < J; j++) two[r / 2][j] = start_two(sum[r][j], sum[r + 1][j]);
+    for (; k < until; k += 8, w += kind == INT8 ? 8 * BLOCK : 4 * BLOCK) {
+        UNROLL for (int j = 0; j < J; j++) {
+            vi low = load_integers(w + j * 4 * LANES), high;
+            if (kind == INT8)
+                high = load_integers(w + 4 * BLOCK + j * 4 * LANES);
+            else
+                high = low >> 4 & 0x0F0F0F0F, low &= 0x0F0F0F0F;
+            UNROLL for (int r = 0; r < R; r += 2)
+                two[r / 2][j] = dot_two(two[r / 2][j], low, high, x[r].value + k, x[r + 1].value + k);
+        }
+    }
+    UNROLL for (int r = 0; r < R; r++) UNROLL for (int j = 0; j < J; j++) sum[r][j] = one_of_two(two[r / 2][j], r % 2);
+#endif
+}
+
 INLINE void tile_of_int8(const int R, const int J, const Matrix *m, int64_t block, int from, const Integers *x,
                          float *out) {
     const int8_t *w = (const int8_t *)m->weight + block * BLOCK * m->inputs + from * 4 * LANES;
@@ -159,8 +185,11 @@ INLINE void tile_of_int8(const int R, const int J, const Matrix *m, int64_t bloc
     UNROLL for (int r = 0; r < R; r++)
         UNROLL for (int j = 0; j < J; j++)
             sum[r][j] = UNSIGNED_ACTIVATIONS ? load_integers(scales + BLOCK + j * LANES) : (vi){};
-    for (int64_t k = 0; k < m->inputs; k += 4, w += 4 * BLOCK) {
+    if (PAIRS && R > 1)
+        sums_of_pairs(R, J, INT8, (const char *)w, 0, m->inputs, x, sum);
+    else for (int64_t k = 0; k < m->inputs; k += 4, w += 4 * BLOCK) {
         Four a[4];
+        prefetch(w, J * 4 * LANES);
         UNROLL for (int r = 0; r < R; r++) a[r] = four(x[r].value + k);
         UNROLL for (int j = 0; j < J; j++) {
             vi weights = load_integers(w + j * 4 * LANES);
@@ -183,8 +212,12 @@ INLINE void tile_of_int4(const int R, const int J, const Matrix *m, int64_t bloc
         vi part[4][WIDE];
         UNROLL for (int r = 0; r < R; r++) UNROLL for (int j = 0; j < J; j++) part[r][j] = x[r].start[g] - (vi){};
         w += 2 * BLOCK;
-        for (int64_t k = g * m->group; k < (g + 1) * m->group; k += 8, w += 4 * BLOCK) {
+        int64_t k = g * m->group, until = k + m->group;
+        if (PAIRS && R > 1)
+            sums_of_pairs(R, J, INT4, w + from * 4 * LANES, k, until, x, part), w += m->group / 2 * BLOCK;
+        else for (; k < until; k += 8, w += 4 * BLOCK) {
             Four low[4], high[4];
+            prefetch(w + from * 4 * LANES, J * 4 * LANES);
             UNROLL for (int r = 0; r < R; r++) low[r] = four(x[r].value + k), high[r] = four(x[r].value + k + 4);
             UNROLL for (int j = 0; j < J; j++) {
                 vi both = load_integers(w + (from + j) * 4 * LANES);

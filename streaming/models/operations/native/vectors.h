@@ -49,6 +49,14 @@ typedef int32_t vi __attribute__((vector_size(LANES * 4)));
 typedef uint16_t vh __attribute__((vector_size(LANES * 2)));
 typedef int8_t vb __attribute__((vector_size(LANES)));
 
+/* Asks for what will be read a little later, for loops with too much to do between two reads: the processor looks no
+ * further than some hundred instructions ahead, and its own guesses end with the page.
+ */
+enum { AHEAD = 1024 };
+INLINE void prefetch(const void *p, const int size) {
+    UNROLL for (int i = 0; i < size; i += 64) __builtin_prefetch((const char *)p + AHEAD + i);
+}
+
 INLINE vf load(const float *p) {
     vf v;
     memcpy(&v, p, sizeof v);

@@ -16,8 +16,8 @@ from tests.models.operations.native.remote import Remote, compile_remote
 
 PROCESSORS = ["native", "x86-64", "x86-64-v2", "x86-64-v3", "x86-64-v4", "native by clang"]
 """What `-march` says: all that this one has; SSE2; SSE4; AVX2; AVX512 without VNNI. And another compiler."""
-EMULATED = ["armv8-a", "armv8.2-a+dotprod"]
-"""By qemu: NEON without and with dot products."""
+EMULATED = ["armv8-a", "armv8.2-a+dotprod", "armv8.2-a+dotprod+i8mm"]
+"""By qemu: NEON, with dot products of bytes, with products of their matrices."""
 _CROSS = ("aarch64-linux-gnu-gcc", "qemu-aarch64")
 
 
