@@ -53,7 +53,6 @@ ALLOWED = {
     "streaming.conversation": (*VALUES, "streaming.protocol", "streaming.engine.events"),
     "streaming.client": (*VALUES, "streaming.protocol"),
     "streaming.terminal": (*VALUES, "streaming.protocol", "streaming.client"),
-    "recipes": (*VALUES, "streaming.models", "streaming.frame_step"),
     "streaming.scoring": (*VALUES, "streaming.loading", "streaming.models"),
     "client": (*VALUES, "streaming.protocol", "streaming.client", "streaming.terminal"),
 }

@@ -1,8 +1,9 @@
-"""`python -m recipes.demo.evaluate --checkpoint DIR`: what the demo model is worth, on text that it never saw.
+"""`python -m recipes.demo.evaluate`: whether the demo goes on with sense, through the engine that serves it.
 
-codec         every trained voice's held-out clips through encoder, codebooks and decoder; a real recording too
-continuation  prompts of 3 s gone on with for 5 s, as a session does it
-likelihood    of held-out speech, against a 4-gram of frames
+Every prompt of the test sets (`--stage tests` of the recipe) is listened to and gone on with for six seconds at the
+sampling that the model's own generation_config.json names. PocketSphinx, with a grammar of nothing but the items of
+the prompt's kind, writes down what was said. Beside each figure stands the control: the same recordings judged as if
+they had gone on with another prompt of their kind, since a closed grammar finds some words in any babble.
 A table, a JSON file, and spectrograms to look at.
 """
 
@@ -10,289 +11,201 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
-from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
+import soundfile
 from tqdm import tqdm
 
-from recipes.demo import clips, codes, judges, language, recipe
+from recipes.demo import blocks, judges, recipe, sequences, shipped
+from recipes.demo.free_speech import picture
 from recipes.demo.judges import Wave
-from streaming.audio import FRAME, read_audio
-from streaming.config import LlamaConfig, MimiConfig, Sampling
-from streaming.frame_step import FrameStep
-from streaming.models.checkpoint import TensorSource, read_config
-from streaming.models.llama import LlamaDecoder
-from streaming.models.mimi import StreamingMimi
-from streaming.models.token_layout import TokenLayout
+from recipes.demo.sequences import Item
+from streaming.audio import FRAME, SAMPLE_RATE
+from streaming.engine.engine import Engine
+from streaming.loading import load_engine
 
-PROMPT_FRAMES, SPOKEN_FRAMES = 38, 62
-_REPEAT_FRAMES = 8
-Figures = dict[str, Any]
+SPOKEN_FRAMES = 75
+_AUDIBLE = 10 ** (-42 / 20)
+"""Root mean square of 20 ms from which something is heard."""
 
 
-def load_codec(folder: Path) -> StreamingMimi:
-    """The codec of an exported checkpoint, by the code that loads the released ones."""
-    config = MimiConfig.from_dict(read_config(folder))
-    return StreamingMimi(TensorSource(folder, torch.device("cpu"), torch.float32), config, config.num_codebooks)
+@dataclass(frozen=True)
+class Case:
+    """A test prompt. said: its items; pitch: of its voice, in Hz."""
+
+    name: str
+    pcm: Wave
+    said: list[Item]
+    pitch: float
+
+    @property
+    def follows(self) -> list[Item]:
+        """What is right."""
+        return sequences.follow(self.said)
 
 
-def load_decoder(folder: Path, codec: StreamingMimi) -> LlamaDecoder:
-    """Its decoder."""
-    config = LlamaConfig.from_dict(read_config(folder))
-    layout = TokenLayout.load(folder, config.num_codebooks, codec.config.codebook_size, config.vocab_size)
-    return LlamaDecoder(TensorSource(folder, torch.device("cpu"), torch.float32), config, layout)
+@dataclass(frozen=True)
+class Heard:
+    """A continuation: what was heard of it, and whether it ended by itself."""
+
+    pcm: Wave
+    words: list[str]
+    ended: bool
 
 
-def held_out(cache: Path, frames: int, each: int) -> list[tuple[str, Wave]]:
-    """`each` held-out clips of every voice, cut to so many frames: [N] float32."""
-    found = []
-    for voice in clips.load(cache, "test"):
-        long = [start for start, end in zip(voice.starts[:-1], voice.starts[1:], strict=True) if end - start >= frames]
-        for start in long[:each]:
-            pcm = voice.pcm[start : start + frames].reshape(-1).astype(np.float32) / np.float32(32768)
-            found.append((voice.name, pcm))
-    return found
-
-
-def round_trip(codec: StreamingMimi, waves: list[Wave]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Waves of equal length, each in a slot of its own. Returns what is heard [B, N], and the codes [B, F, Q]."""
-    state = codec.init_state(len(waves))
-    active = torch.ones(len(waves), dtype=torch.bool)
-    pcm = torch.from_numpy(np.stack(waves)).unfold(1, FRAME, FRAME)
-    made, found = [], []
-    for frame in pcm.unbind(1):
-        found.append(codec.encode(frame, state, active))
-        made.append(codec.decode(found[-1], state, active))
-    return torch.cat(made, 1).numpy(), torch.stack(found, 1).numpy()
-
-
-def judge_codec(codec: StreamingMimi, cache: Path, each: int, pictures: Path | None) -> Figures:
-    """Figures by voice, their means, and each codebook's perplexity as a share of its size."""
-    material = held_out(cache, 125, each)
-    made, _ = round_trip(codec, [pcm for _, pcm in material])
-    _, found = round_trip(codec, [pcm for _, pcm in held_out(cache, 125, 1000)])
-    by_voice: dict[str, list[dict[str, float]]] = defaultdict(list)
-    for (voice, pcm), heard in zip(tqdm(material, desc="codec", unit="clip"), made, strict=True):
-        by_voice[voice].append(_codec_figures(pcm, heard))
-    if pictures is not None:
-        for name in dict(material):
-            row = next(index for index, (voice, _) in enumerate(material) if voice == name)
-            picture(pictures / f"codec-{name}.png", {"recorded": material[row][1], "through the codec": made[row]})
-    voices = {voice: _mean(rows) for voice, rows in by_voice.items()}
-    real = read_audio(Path(__file__).parents[2] / "examples" / "prompt.wav")
-    real = real[: len(real) // FRAME * FRAME]
-    heard = round_trip(codec, [real])[0][0]
-    if pictures is not None:
-        picture(pictures / "codec-real.png", {"recorded": real, "through the codec": heard})
-    return {
-        "mean": _mean(list(voices.values())),
-        "voices": voices,
-        "real recording": _codec_figures(real, heard),
-        "perplexity": [round(share, 3) for share in codes.perplexities(found.reshape(-1, found.shape[-1]))],
-    }
-
-
-def _codec_figures(pcm: Wave, heard: Wave) -> dict[str, float]:
-    """Words beside those of the original with white noise 40 dB below it, which nobody hears: how far the recogniser
-    itself can be trusted.
-    """
-    said = judges.words(pcm)
-    noise = np.random.default_rng(0).standard_normal(len(pcm)).astype(np.float32)
-    noisy = pcm + noise * np.sqrt(np.square(pcm).mean()) / 100
-
-    def errors(wave: Wave) -> float:
-        return judges.word_errors(said, judges.words(wave)) / max(1, len(said))
-
-    return {
-        "stoi": judges.intelligibility(pcm, heard),
-        "dnsmos": judges.quality(heard),
-        "dnsmos of the original": judges.quality(pcm),
-        "word errors": errors(heard),
-        "word errors by noise at -40 dB": errors(noisy),
-    }
-
-
-def speak(
-    codec: StreamingMimi, decoder: LlamaDecoder, prompts: list[Wave], frames: int, seed: int
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Goes on with every prompt, as sessions do. Returns prompt and continuation as heard [B, N], codes [B, F, Q]."""
-    step = FrameStep(codec, decoder, len(prompts), recipe.CONTEXT_FRAMES, 0)
-    for slot in range(len(prompts)):
-        step.open(slot, Sampling(seed=seed + slot))
-    everyone, nobody = np.ones(len(prompts), np.bool_), np.zeros(len(prompts), np.bool_)
-    pcm = np.stack(prompts).reshape(len(prompts), -1, FRAME)
-    results = [step(frame, everyone, nobody) for frame in pcm.transpose(1, 0, 2)]
-    silence = np.zeros((len(prompts), FRAME), np.float32)
-    results += [step(silence, nobody, everyone) for _ in range(frames)]
-    return np.concatenate([result.pcm for result in results], 1), np.stack([result.codes for result in results], 1)
-
-
-def judge_continuation(
-    codec: StreamingMimi, decoder: LlamaDecoder, cache: Path, each: int, pictures: Path | None
-) -> Figures:
-    """Figures of the continuations beside those of how the speakers really went on."""
-    total = PROMPT_FRAMES + SPOKEN_FRAMES
-    material = held_out(cache, total, each)
-    cut = PROMPT_FRAMES * FRAME
-    prompts = [pcm[:cut] for _, pcm in material]
-    heard, spoken = speak(codec, decoder, prompts, SPOKEN_FRAMES, seed=1)
-    _, real_codes = round_trip(codec, [pcm for _, pcm in material])
-    portraits: dict[str, list[NDArray[np.float32]]] = defaultdict(list)
-    for voice, pcm in held_out(cache, total, each + 4):
-        portraits[voice].append(judges.portrait(pcm))
-    faces = {voice: np.mean(rows, 0) for voice, rows in portraits.items()}
-    ordinary = np.concatenate([judges.flux(pcm) for _, pcm in material])
-    low, high = np.percentile(ordinary, [2.5, 97.5], axis=0)
-    rows, pitches = [], []
-    for (voice, pcm), whole in zip(tqdm(material, desc="continuation", unit="clip"), heard, strict=True):
-        made = whole[cut:]
-        picture_of_made = judges.portrait(made)
-        nearest = max(faces, key=lambda name: float(faces[name] @ picture_of_made))
-        seam = judges.flux(whole)[PROMPT_FRAMES - 1]
-        rows.append(
-            {
-                "speech": judges.share_of_speech(made),
-                "speech, really": judges.share_of_speech(pcm[cut:]),
-                "dnsmos": judges.quality(made),
-                "voice kept": float(nearest == voice),
-                "seam ordinary": float(((seam >= low) & (seam <= high)).all()),
-            }
+def cases(folder: Path, most: int) -> list[Case]:
+    """The first prompts of a test set."""
+    index = json.loads((folder / "index.json").read_text())[:most]
+    return [
+        Case(
+            f"{folder.name}-{number:03d}",
+            soundfile.read(folder / f"{number:03d}.flac", dtype="float32")[0],
+            [sequences.ITEMS[place] for place in entry["said"]],
+            entry["pitch"],
         )
-        pitches.append((judges.pitch(pcm), judges.pitch(made)))
-    if pictures is not None:
-        for row, (name, pcm) in enumerate(material):
-            if row == 0 or material[row - 1][0] != name:
-                picture(pictures / f"continuation-{name}.png", {"really": pcm, "gone on with at 3.04 s": heard[row]})
-    heights = np.log(np.array(pitches, np.float64))
-    heights = heights[np.isfinite(heights).all(1)]  # where both are voiced anywhere
-    follows = len(heights) > 2
-    return _mean(rows) | {
-        "pitch correlation": float(np.corrcoef(heights.T)[0, 1]) if follows else 0.0,
-        "pitch off": float(np.median(np.abs(heights[:, 1] - heights[:, 0]))) if follows else math.inf,
-        "voiced": len(heights),
-        "repeats": repeats(spoken[:, PROMPT_FRAMES:]),
-        "repeats, really": repeats(real_codes[:, PROMPT_FRAMES:]),
-        "clips": len(material),
+        for number, entry in enumerate(index)
+    ]
+
+
+def go_on(engine: Engine, case: Case, sampling: dict[str, float], seed: int) -> Heard:
+    """Listens to a prompt frame by frame and lets the engine go on, as a session does it."""
+    with engine.open(temperature=sampling["temperature"], top_k=int(sampling["top_k"]), seed=seed) as session:
+        for frame in case.pcm[: len(case.pcm) // FRAME * FRAME].reshape(-1, FRAME):
+            session.listen(frame)
+        frames = list(session.speak(max_frames=SPOKEN_FRAMES))
+    pcm = np.concatenate([np.zeros(0, np.float32), *frames])
+    words = judges.recited(np.pad(pcm, 4800), case.said[-1].kind) if len(pcm) else []
+    return Heard(pcm, words, len(frames) < SPOKEN_FRAMES)
+
+
+def right_items(words: list[str], follows: list[Item]) -> int:
+    """How many of the items that follow were said, from the first one on, up to a wrong or a missing word."""
+    for count, _ in enumerate(follows):
+        wanted = sequences.words_of(follows[: count + 1])
+        if words[: len(wanted)] != wanted:
+            return count
+    return len(follows)
+
+
+def word_error_rate(words: list[str], follows: list[Item]) -> float:
+    """Least edits a word between what was said and as many words of what follows; 1 for nothing."""
+    wanted = sequences.words_of(follows)[: max(1, len(words))]
+    return judges.word_errors(wanted, words) / len(wanted)
+
+
+def silence_seconds(pcm: Wave) -> float:
+    """Until something is heard."""
+    windows = pcm[: len(pcm) // 480 * 480].reshape(-1, 480)
+    audible = np.flatnonzero(np.sqrt(np.square(windows).mean(1)) > _AUDIBLE)
+    return float(audible[0] * 0.02) if len(audible) else len(pcm) / SAMPLE_RATE
+
+
+def figures_of(case: Case, heard: Heard, control: Heard, quality: bool) -> dict[str, float]:
+    """One case's figures. control: the continuation of another prompt of the same kind; quality: with DNSMOS."""
+    found = right_items(heard.words, case.follows)
+    chance = right_items(control.words, case.follows)
+    enough = len(heard.pcm) >= SAMPLE_RATE // 2
+    made = {
+        "first right": float(found >= 1),
+        "first right, control": float(chance >= 1),
+        "three right": float(found >= 3),
+        "three right, control": float(chance >= 3),
+        "word errors": word_error_rate(heard.words, case.follows),
+        "word errors, control": word_error_rate(control.words, case.follows),
+        "silence first": silence_seconds(heard.pcm),
+        "nearest voice": float(enough and blocks.voice_of(judges.pitch(heard.pcm)) == blocks.voice_of(case.pitch)),
+        "ended": float(heard.ended),
     }
+    return made | ({"DNSMOS": judges.quality(heard.pcm) if enough else 1.0} if quality else {})
 
 
-def repeats(spoken: NDArray[np.int64]) -> float:
-    """Share of windows of 8 frames that came before in the same clip, by at least 6 equal codes of codebook 1.
-
-    spoken: [B, F, Q]. Codebook 1 is the coarsest that tells sounds apart.
-    """
-    found, total = 0, 0
-    for clip in spoken[:, :, 1]:
-        windows = np.lib.stride_tricks.sliding_window_view(clip, _REPEAT_FRAMES)
-        equal = (windows[:, None] == windows[None]).sum(-1)
-        earlier = np.tril(np.ones(equal.shape, np.bool_), -_REPEAT_FRAMES)
-        found += int(((equal >= _REPEAT_FRAMES - 2) & earlier).any(1).sum())
-        total += len(windows)
-    return found / total
-
-
-def judge_likelihood(decoder_folder: Path, folder: Path) -> Figures:
-    """Nats a token of held-out clips: the model's, and a 4-gram's that was made from the training codes."""
-    from transformers import LlamaForCausalLM
-
-    model = LlamaForCausalLM.from_pretrained(decoder_folder, dtype=torch.float32)
-    train, test = codes.load(folder, "train"), codes.load(folder, "test")
-    sequences = language.Sequences(test, recipe.CONTEXT_FRAMES, 0)
-    rows = [clip[: recipe.CONTEXT_FRAMES].astype(np.int64) for clip in sequences.clips]
-    with torch.no_grad():
-        ids = sequences.tokens(torch.from_numpy(np.stack(rows)))
-        losses = torch.cat([language.token_losses(model, some) for some in tqdm(ids.split(4), desc="likelihood")])
-    by_book = losses.view(-1, recipe.DECODER["num_quantizers"]).mean(0)
-    return {
-        "nats a token": float(losses.mean()),
-        "by codebook": [round(float(loss), 3) for loss in by_book],
-        "4-gram": ngram_loss([clip for voice in train for clip in voice.clips()], rows),
-    }
+def judge(
+    engine: Engine, sampling: dict[str, float], material: list[Case], quality: int, pictures: Path | None
+) -> dict[str, dict[str, float]]:
+    """A test set's figures: of all, and of each kind of sequence. quality: so many prompts are judged by DNSMOS."""
+    heard = [go_on(engine, case, sampling, seed) for seed, case in enumerate(tqdm(material, unit="prompt"))]
+    rows: list[tuple[str, dict[str, float]]] = []
+    for number, case in enumerate(material):
+        control = heard[_another(material, number)]
+        rows.append((case.said[-1].kind, figures_of(case, heard[number], control, number < quality)))
+        if pictures is not None and number < 4:
+            whole = np.concatenate([case.pcm, heard[number].pcm])
+            said = ", ".join(item.text for item in case.said)
+            title = f"{said}; then, at {len(case.pcm) / SAMPLE_RATE:.1f} s: {' '.join(heard[number].words)}"
+            picture(pictures / f"{case.name}.png", {title: whole})
+            soundfile.write(pictures / f"{case.name}.wav", whole.clip(-1, 1), SAMPLE_RATE, subtype="PCM_16")
+    kinds = sorted({kind for kind, _ in rows})
+    made = {"all": _summary([row for _, row in rows])}
+    return made | {kind: _summary([row for other, row in rows if other == kind]) for kind in kinds}
 
 
-def ngram_loss(train: list[NDArray[Any]], test: list[NDArray[Any]], order: int = 4) -> float:
-    """Nats a token of an interpolated n-gram (Witten-Bell): each code given its codebook's in the frames before."""
-    total, count = 0.0, 0
-    for book in range(train[0].shape[1]):
-        seen: list[dict[tuple[int, ...], Counter[int]]] = [defaultdict(Counter) for _ in range(order)]
-        for clip in train:
-            column = clip[:, book].tolist()
-            for place, code in enumerate(column):
-                for length in range(min(order, place + 1)):
-                    seen[length][tuple(column[place - length : place])][code] += 1
-        for clip in test:
-            column = clip[:, book].tolist()
-            for place, code in enumerate(column):
-                chance = 1 / recipe.CODEC["codebook_size"]
-                for length in range(min(order, place + 1)):
-                    after = seen[length].get(tuple(column[place - length : place]))
-                    if after is None:
-                        break
-                    kinds, number = len(after), after.total()
-                    chance = (after[code] + kinds * chance) / (number + kinds)
-                total -= math.log(chance)
-                count += 1
-    return total / count
+def _another(material: list[Case], number: int) -> int:
+    """The next case of the same kind that is gone on with otherwise; the next of all if there is none."""
+    case = material[number]
+    others: list[int] = [*range(number + 1, len(material)), *range(number)]
+    for other in others:
+        same_kind = material[other].said[-1].kind == case.said[-1].kind
+        if same_kind and material[other].follows[0] != case.follows[0]:
+            return other
+    return others[0] if others else number
 
 
-def picture(path: Path, waves: dict[str, Wave]) -> None:
-    """Spectrograms, one above the other."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(len(waves), 1, figsize=(14, 3.2 * len(waves)), squeeze=False, layout="tight")
-    for axis, (title, pcm) in zip(axes[:, 0], waves.items(), strict=True):
-        hiss = 1e-5 * np.random.default_rng(0).standard_normal(len(pcm))  # digital silence has no logarithm
-        axis.specgram(pcm + hiss, NFFT=1024, Fs=24_000, noverlap=768, vmin=-140, vmax=-30)
-        axis.set(title=title, ylim=(0, 8000))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=60)
-    pyplot.close(figure)
+def _summary(rows: list[dict[str, float]]) -> dict[str, float]:
+    """Means of what rows have, the median of the silence."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    made = {name: round(float(np.mean([row[name] for row in rows if name in row])), 3) for name in names}
+    made["silence first"] = round(float(np.median([row["silence first"] for row in rows])), 3)
+    return made | {"prompts": float(len(rows))}
 
 
-def _mean(rows: list[dict[str, float]]) -> dict[str, float]:
-    return {key: round(float(np.mean([row[key] for row in rows])), 3) for key in rows[0]}
+def table(figures: dict[str, dict[str, dict[str, float]]]) -> Iterator[str]:
+    """Lines of a table: a row for each set and kind."""
+    names = list(next(iter(figures.values()))["all"])
+    yield " | ".join(["set", *names])
+    yield " | ".join(["---"] * (1 + len(names)))
+    for label, kinds in figures.items():
+        for kind, row in kinds.items():
+            yield " | ".join([f"{label}, {kind}", *(f"{row[name]:.2f}" if name in row else "" for name in names)])
+
+
+def sampling_of(decoder: Path) -> dict[str, float]:
+    """temperature and top_k of a checkpoint's own generation_config.json; the engine's defaults if it has none."""
+    path = decoder / "generation_config.json"
+    named: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return {"temperature": named.get("temperature", 0.8), "top_k": named.get("top_k", 30)}
 
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m recipes.demo.evaluate", description=__doc__.splitlines()[0])
-    parser.add_argument("--checkpoint", type=Path, required=True, help="a folder with codec/ and decoder/")
-    parser.add_argument("--root", type=Path, default=recipe.root(), help="where the recipe keeps corpus and codes")
-    parser.add_argument("--clips", type=int, default=3, help="of each voice")
-    parser.add_argument("--pictures", type=Path, metavar="DIR")
+    parser.add_argument("--checkpoint", type=Path, default=shipped.FOLDER, help="a folder with codec/ and decoder/")
+    parser.add_argument("--root", type=Path, default=recipe.root(), help="where the recipe keeps its tests")
+    parser.add_argument("--prompts", type=int, default=100, help="of each set, at most")
+    parser.add_argument("--quality", type=int, default=20, help="prompts of each set that DNSMOS judges, a slow judge")
+    parser.add_argument("--temperature", type=float, help="instead of the model's own")
+    parser.add_argument("--pictures", type=Path, metavar="DIR", help="spectrograms and WAV files of some")
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args(arguments)
-    root: Path = options.root
-    codec = load_codec(options.checkpoint / "codec")
-    figures: Figures = {"codec": judge_codec(codec, root / "cache", options.clips, options.pictures)}
-    if (options.checkpoint / "decoder").is_dir():
-        decoder = load_decoder(options.checkpoint / "decoder", codec)
-        figures["continuation"] = judge_continuation(codec, decoder, root / "cache", options.clips, options.pictures)
-        figures["likelihood"] = judge_likelihood(options.checkpoint / "decoder", root / "stages")
-    print(table(figures))
+    sampling = sampling_of(options.checkpoint / "decoder")
+    if options.temperature is not None:
+        sampling["temperature"] = options.temperature
+    figures = {}
+    with load_engine(
+        options.checkpoint / "decoder", options.checkpoint / "codec", device="cpu", max_sessions=1
+    ) as engine:
+        for folder in sorted(path.parent for path in (options.root / "tests").glob("*/index.json")):
+            figures[folder.name] = judge(
+                engine, sampling, cases(folder, options.prompts), options.quality, options.pictures
+            )
+    print("\n".join(table(figures)))
     if options.json is not None:
-        options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-
-
-def table(figures: Figures, depth: int = 0) -> str:
-    """Figures as indented text."""
-    lines = []
-    for key, value in figures.items():
-        if isinstance(value, dict) and all(isinstance(entry, float) for entry in value.values()):
-            value = ", ".join(f"{name} {number:.3f}" for name, number in value.items())
-        if isinstance(value, dict):
-            lines += [f"{'  ' * depth}{key}", table(value, depth + 1)]
-        else:
-            lines.append(f"{'  ' * depth}{key}: {f'{value:.3f}' if isinstance(value, float) else value}")
-    return "\n".join(lines)
+        options.json.write_text(
+            json.dumps({"sampling": sampling, "figures": figures}, indent=2) + "\n", encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

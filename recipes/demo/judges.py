@@ -13,7 +13,7 @@ import soxr
 import torch
 from numpy.typing import NDArray
 
-from recipes.demo import features
+from recipes.demo import features, sequences
 from streaming.audio import SAMPLE_RATE
 
 Wave = NDArray[np.float32]
@@ -56,6 +56,45 @@ def _recognised(pcm: Wave) -> Any:
 def words(pcm: Wave) -> list[str]:
     """What PocketSphinx understands."""
     decoder = _recognised(pcm)
+    return decoder.hyp().hypstr.split() if decoder.hyp() else []
+
+
+@cache
+def _closed(kinds: tuple[str, ...]) -> Any:
+    """A recogniser of nothing but the items of these kinds, one after the other.
+
+    With the defaults it hears words in pauses; these settings leave 0.1 to 0.14 word errors in synthetic counting.
+    """
+    from pocketsphinx import Decoder
+
+    items = [sequences.words_of([item]) for item in sequences.ITEMS if item.kind in kinds]
+    choices = " | ".join(sorted({" ".join(words) for words in items}))
+    decoder = Decoder(
+        samprate=_JUDGES_RATE, loglevel="FATAL", lm=None, silprob=0.8, wip=1e-3, beam=1e-40, wbeam=1e-24, bestpath=False
+    )
+    for word in sorted({word for words in items for word in words}):
+        if decoder.lookup_word(word) is None:
+            decoder.add_word(word, _PRONOUNCED[word], True)
+    decoder.add_jsgf_string("items", f"#JSGF V1.0; grammar items; public <items> = ( {choices} )+ ;")
+    decoder.activate_search("items")
+    return decoder
+
+
+_PRONOUNCED = {
+    "humpty": "HH AH M P T IY",
+    "dumpty": "D AH M P T IY",
+    "merrily": "M EH R AH L IY",
+    "baa": "B AA",
+}
+"""Words of the rhymes that may be missing in the recogniser's dictionary."""
+
+
+def recited(pcm: Wave, *kinds: str) -> list[str]:
+    """What PocketSphinx understands of items of these kinds, word by word."""
+    decoder = _closed(kinds)
+    decoder.start_utt()
+    decoder.process_raw((_at_16k(pcm) * 32767).astype("<i2").tobytes(), full_utt=True)
+    decoder.end_utt()
     return decoder.hyp().hypstr.split() if decoder.hyp() else []
 
 

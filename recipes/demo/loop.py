@@ -8,6 +8,7 @@ cool-down.
 from __future__ import annotations
 
 import json
+import math
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -20,7 +21,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-_SAVE_SECONDS = 180.0
+_SAVE_SECONDS = 120.0
+_CHECK_SECONDS = 180.0
+"""Of CPU time: a check must not be most of the work where others have the machine."""
 _LOG_STEPS = 50
 _WARMUP_STEPS = 200
 
@@ -97,9 +100,12 @@ class Loop:
         step: Callable[[], tuple[dict[str, float], float]],
         check: Callable[[nn.Module], dict[str, float]],
         minutes: float,
+        budget: float = math.inf,
     ) -> None:
-        """Trains for so many minutes of wall time. step: returns figures and the seconds of audio that it took; check:
-        figures of the averaged module on held-out material, at every checkpoint.
+        """Trains for so many minutes of wall time, or until the stage has had `budget` CPU seconds in all.
+
+        step: returns figures and the seconds of audio that it took. check: figures of the averaged module on held-out
+        material, every `_CHECK_SECONDS` and at the end.
         """
         stop = False
 
@@ -111,6 +117,7 @@ class Loop:
         log = self.path.with_suffix(".jsonl")
         log.parent.mkdir(parents=True, exist_ok=True)
         begun, saved, cpu = time.monotonic(), time.monotonic(), time.process_time()
+        checked = self.seconds
         sums: dict[str, float] = {}
         summed = 0
         with tqdm(desc=self.path.stem, unit="step", initial=self.steps, mininterval=5) as bar, log.open("a") as file:
@@ -126,7 +133,7 @@ class Loop:
                 )
                 file.flush()
 
-            while not stop and time.monotonic() - begun < 60 * minutes:
+            while not stop and time.monotonic() - begun < 60 * minutes and self.seconds < budget:
                 figures, audio_seconds = step()
                 self.steps += 1
                 self.audio_seconds += audio_seconds
@@ -145,9 +152,11 @@ class Loop:
                     summed = 0
                 if time.monotonic() - saved > _SAVE_SECONDS:
                     self.save()
+                    saved = time.monotonic()
+                if self.seconds - checked > _CHECK_SECONDS:
                     with torch.no_grad():
                         note("check", check(self.average))
-                    saved, cpu = time.monotonic(), time.process_time()
+                    checked, cpu = self.seconds, time.process_time()
             self.save()
             with torch.no_grad():
                 note("check", check(self.average))

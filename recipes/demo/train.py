@@ -10,6 +10,14 @@ joint      encoder and decoder, with each other            hours
 codes      the corpus as the encoder's codes               minutes
 language   learns to go on                                 hours
 export     two checkpoint folders                          seconds, at any time
+
+And on the weights that the package ships:
+
+prompts    people who begin to count, as codes             hours; several processes may share it by --seed
+blocks     what the model says, in eight voices             half an hour
+tests      prompts that it is judged on                     minutes
+recite     learns to understand them, and to go on         hours
+ship       a checkpoint folder of it                       seconds, at any time
 """
 
 from __future__ import annotations
@@ -19,10 +27,29 @@ from pathlib import Path
 
 import torch
 
-from recipes.demo import clips, codes, corpus, decoder, encoder, export, joint, language, quantiser, recipe
+from recipes.demo import (
+    blocks,
+    clips,
+    codes,
+    corpus,
+    decoder,
+    encoder,
+    export,
+    joint,
+    language,
+    prompts,
+    quantiser,
+    recipe,
+    recite,
+    shipped,
+    strangers,
+)
 from recipes.demo.latents import Latents
 
-STAGES = ("corpus", "cache", "latents", "encoder", "quantiser", "decoder", "joint", "codes", "language", "export")
+STAGES = (
+    *("corpus", "cache", "latents", "encoder", "quantiser", "decoder", "joint", "codes", "language", "export"),
+    *("prompts", "blocks", "tests", "recite", "ship"),
+)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -40,6 +67,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--judged", action="store_true", help="decoder, joint: with an adversary")
     parser.add_argument("--rate", type=float, default=1.0, help="of learning, times the stage's own; less to cool down")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--count", type=int, default=20_000, help="prompts: so many of this seed")
+    parser.add_argument("--voices", default="hibari=.5,flite=.22,espeak=.28", help="prompts: synthesisers and shares")
+    parser.add_argument("--budget", type=float, default=7200.0, help="recite: CPU seconds in all")
+    parser.add_argument("--alone", type=float, default=0.5, help="recite: share of prompts that are not gone on with")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
@@ -67,6 +98,17 @@ def main(arguments: list[str] | None = None) -> None:
         language.train(run, options.frames)
     elif options.stage == "export":
         export.export(run.stages, run.root / "export")
+    elif options.stage == "prompts":
+        shares = {name: float(share) for name, share in (part.split("=") for part in options.voices.split(","))}
+        prompts.make(run.root / "prompts", shipped.codec(), options.count, options.seed, shares)
+    elif options.stage == "blocks":
+        blocks.make(run.root / "blocks.npz", shipped.codec())
+    elif options.stage == "tests":
+        strangers.make(run.root / "tests", shipped.codec())
+    elif options.stage == "recite":
+        recite.train(run, options.budget, options.alone)
+    elif options.stage == "ship":
+        recite.ship(run.stages, run.root / "reciting")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from recipes.demo import clips, codes, corpus, evaluate, export, features, judges, language, quantiser
+from recipes.demo import clips, codes, corpus, export, features, free_speech, judges, language, quantiser
 from recipes.demo.codec import Codec
 from recipes.demo.recipe import CODEC, DECODER
 from streaming.audio import FRAME
@@ -103,9 +103,9 @@ def test_what_is_exported_is_loaded_by_the_code_of_the_released_models_and_speak
     export.write_codec(tmp_path / "codec", Codec(CODEC).requires_grad_(False), torch.bfloat16)
     export.write_decoder(tmp_path / "decoder", language.loop(tmp_path).average, torch.bfloat16)
     assert sum(path.stat().st_size for path in tmp_path.rglob("*.safetensors")) < 30e6
-    codec = evaluate.load_codec(tmp_path / "codec")
-    decoder = evaluate.load_decoder(tmp_path / "decoder", codec)
-    heard, spoken = evaluate.speak(codec, decoder, [speech(3, seed=seed) for seed in range(2)], frames=4, seed=1)
+    codec = free_speech.load_codec(tmp_path / "codec")
+    decoder = free_speech.load_decoder(tmp_path / "decoder", codec)
+    heard, spoken = free_speech.speak(codec, decoder, [speech(3, seed=seed) for seed in range(2)], frames=4, seed=1)
     assert heard.shape == (2, 7 * FRAME) and np.isfinite(heard).all()
     assert spoken.shape == (2, 7, DECODER["num_quantizers"])
     assert not np.array_equal(spoken[0, 3:], spoken[1, 3:])
@@ -114,18 +114,18 @@ def test_what_is_exported_is_loaded_by_the_code_of_the_released_models_and_speak
 def test_repeats_are_found_and_ordinary_speech_has_none() -> None:
     draw = np.random.default_rng(0)
     spoken = draw.integers(0, 1024, (1, 60, 6))
-    assert evaluate.repeats(spoken) == 0
+    assert free_speech.repeats(spoken) == 0
     spoken[0, 30:50] = spoken[0, 10:30]
     spoken[0, 33, 1] += 1  # not to the letter
-    assert evaluate.repeats(spoken) == pytest.approx(15 / 53, abs=2 / 53)
+    assert free_speech.repeats(spoken) == pytest.approx(15 / 53, abs=2 / 53)
 
 
 def test_the_ngram_learns_what_a_frame_tells_of_the_next() -> None:
     """A cycle is certain after its first turns; what it never saw costs at least a uniform choice's share."""
     cycle = np.tile(np.arange(10), 40)[:, None]
-    assert evaluate.ngram_loss([cycle], [cycle[:100]]) < 0.2
+    assert free_speech.ngram_loss([cycle], [cycle[:100]]) < 0.2
     noise = np.random.default_rng(0).integers(0, 1024, (100, 1))
-    assert evaluate.ngram_loss([cycle], [noise]) > math.log(1024)
+    assert free_speech.ngram_loss([cycle], [noise]) > math.log(1024)
 
 
 def test_word_errors_are_the_least_edits() -> None:

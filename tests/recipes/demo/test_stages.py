@@ -11,7 +11,7 @@ import soundfile
 import torch
 from numpy.typing import NDArray
 
-from recipes.demo import evaluate, features, joint, quantiser
+from recipes.demo import features, free_speech, joint, quantiser
 from recipes.demo.train import main
 from streaming.audio import FRAME
 from tests.reference import speech
@@ -72,7 +72,7 @@ def test_all_stages_run_resume_and_end_in_a_checkpoint_that_speaks(root: Path) -
     assert all(torch.equal(assembled[name], refined[name]) for name in assembled if "codebook" in name)
     run("codes")
     run("export")
-    codec = evaluate.load_codec(root / "export" / "codec")
-    decoder = evaluate.load_decoder(root / "export" / "decoder", codec)
-    heard, _ = evaluate.speak(codec, decoder, [speech(2)], frames=2, seed=1)
+    codec = free_speech.load_codec(root / "export" / "codec")
+    decoder = free_speech.load_decoder(root / "export" / "decoder", codec)
+    heard, _ = free_speech.speak(codec, decoder, [speech(2)], frames=2, seed=1)
     assert heard.shape == (1, 4 * FRAME) and np.isfinite(heard).all()

@@ -1,0 +1,233 @@
+"""Prompts, blocks and the stage that learns from them: targets where they belong, and a stream that equals training."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from recipes.demo import blocks, prompts, recite, sequences, shipped
+from recipes.demo.blocks import Book, Markers
+from recipes.demo.codec import Codec
+from recipes.demo.evaluate import sampling_of
+from recipes.demo.prompts import Prompt, Speaker
+from recipes.demo.recipe import CODEC, CONTEXT_FRAMES
+from recipes.demo.recite import Reciter
+from recipes.demo.sequences import number
+from streaming.audio import FRAME, read_audio
+from streaming.benchmark.likelihood import PROMPT
+from streaming.config import Sampling
+from streaming.loading import load_engine
+
+BOOKS = CODEC["num_quantizers"]
+
+
+@pytest.fixture(scope="module")
+def codec() -> Codec:
+    return shipped.codec()
+
+
+@pytest.fixture(scope="module")
+def markers(codec: Codec) -> Markers:
+    return Markers.of(codec)
+
+
+@pytest.fixture(scope="module")
+def reciter() -> Reciter:
+    return Reciter(shipped.language_model())
+
+
+@pytest.fixture
+def book(markers: Markers) -> Book:
+    """Every block is two frames that name voice and block."""
+    said = [
+        [np.full((2, BOOKS), 8 * block % 1000 + voice) for block in range(len(sequences.BLOCKS))]
+        for voice in range(len(prompts.PITCHES))
+    ]
+    return Book(markers, said)
+
+
+def _prompt(begin: list[int], said: list[int], pitch: float = 200.0, gap: float = 0.8) -> Prompt:
+    codes = np.random.default_rng(1).integers(1024, size=(len(begin), BOOKS)).astype(np.int16)
+    targets = np.array(begin, np.int16)
+    return Prompt(codes, targets, np.full(len(begin), said[-1], np.int16), pitch, gap, said, "test")
+
+
+def test_a_spoken_prompt_has_its_targets_in_the_pauses_behind_its_items() -> None:
+    """Pins targets that are off by an item, or that lie under a word."""
+
+    def tone(text: str, mark: str) -> NDArray[np.float32]:
+        return np.sin(np.arange(9600, dtype=np.float32) * 0.1)  # 0.4 s
+
+    items = [number(1), number(2), number(3)]
+    wave, spans = prompts.speak(Speaker("tone", tone, None), items, random.Random(7), [])
+    frames = len(wave) // FRAME
+    begin, told = prompts.label(frames, items, spans)
+    for frame in range(frames):
+        end = (frame + 1) * FRAME
+        before = [place for place, (_, ends) in enumerate(spans) if ends - prompts.EARLY * 24_000 <= end]
+        if begin[frame] >= 0:
+            assert sequences.ITEMS[begin[frame]] == number(len(before) + 1)
+            assert not any(start + FRAME < end < ends - 2 * FRAME for start, ends in spans)
+        if told[frame] >= 0:
+            assert sequences.ITEMS[told[frame]] in items
+    assert {int(target) for target in begin if target >= 0} == {2, 3, 4}
+    assert begin[-1] == 4 or len(begin) > spans[-1][1] // FRAME + prompts.AFTER
+
+
+def test_trimming_leaves_what_is_loud() -> None:
+    wave = np.zeros(24_000, np.float32)
+    wave[9600:14_400] = 0.5
+    trimmed = prompts.trim(wave)
+    assert 4800 <= len(trimmed) <= 4800 + 2 * 480
+    assert np.square(trimmed).sum() == np.square(wave).sum()
+    assert not prompts.trim(np.zeros(100, np.float32)).any()
+
+
+def test_a_shard_reads_as_it_was_written(tmp_path: Path) -> None:
+    written = [_prompt([-1, 2, 3], [1, 2]), _prompt([-1, 5], [4], pitch=0.0, gap=0.0)]
+    prompts.save(tmp_path / "a.npz", written)
+    for before, after in zip(written, prompts.load(tmp_path / "a.npz"), strict=True):
+        for name in ("codes", "begin", "item"):
+            assert np.array_equal(getattr(before, name), getattr(after, name))
+        assert (before.pitch, before.gap, before.said, before.source) == (after.pitch, after.gap, after.said, "test")
+
+
+def test_markers_are_told_apart_by_their_first_code_and_are_not_heard(codec: Codec, markers: Markers) -> None:
+    """Pins a marker that clicks: it is between any two words that the demo says."""
+    assert len(set(markers.codes[:, 0].tolist())) == len(sequences.ITEMS)
+    assert len(set(markers.voices.tolist())) == 8 and len(set(markers.paces.tolist())) == 3
+    quiet = np.repeat(markers.silence[None], 6, 0)
+    loudest = 0.0
+    for item in range(0, len(sequences.ITEMS), 5):
+        codes = torch.from_numpy(np.concatenate([quiet, markers.frame(item, item % 8, item % 3), quiet]))
+        loudest = max(loudest, float(codec.synthesise(codes[None]).square().mean().sqrt()))
+    assert loudest < 10 ** (-55 / 20)
+
+
+def test_what_is_said_is_a_marker_its_blocks_and_a_pause(book: Book, markers: Markers) -> None:
+    one, twenty_one = book.say([number(1), number(21)], voice=3, pace=2)
+    assert len(one) == 1 + 2 + blocks.PAUSES[2] and len(twenty_one) == 1 + 4 + blocks.PAUSES[2]
+    assert one[0].tolist() == markers.frame(1, 3, 2)[0].tolist()
+    assert one[0, 0] != twenty_one[0, 0] and one[0, 2] == twenty_one[0, 2]
+    assert np.array_equal(one[1:3], twenty_one[3:5])  # the digit's block
+    assert (one[3:] == markers.silence).all()
+
+
+@pytest.mark.parametrize(("pitch", "voice"), [(60.0, 0), (104.0, 0), (193.0, 4), (400.0, 7)])
+def test_the_nearest_voice_is_by_pitch(pitch: float, voice: int) -> None:
+    assert blocks.voice_of(pitch) == voice
+
+
+def test_a_row_goes_on_in_the_speakers_voice_and_ends_where_the_sequence_does(book: Book, markers: Markers) -> None:
+    """Pins a target one frame late, and a continuation whose end is cut off without `</audio>`."""
+    ninety_nine = _prompt([-1] * 5 + [99, 99, 100], [98, 99], pitch=104.0)
+    rows = recite.Rows([ninety_nine], markers, book, seed=0, alone=0.0)
+    found = [rows.row(ninety_nine) for _ in range(20)]
+    for row in found:
+        cut = int(np.flatnonzero((row["said"] != -100).any(1))[0])
+        first = 100 if cut == 8 else 99
+        marker = markers.frame(first, 0, 1)[0]
+        assert row["begin"][cut] == markers.codes[first, 0] and row["said"][cut, 0] == -100
+        assert row["said"][cut].tolist() == [-100, marker[1], -100, -100, *marker[4:]]
+        assert row["manner"][cut].tolist() == [-100, -100, marker[2], marker[3], -100, -100]
+        assert (row["manner"][cut + 1 :] == -100).all()
+        if first == 99:  # the next marker's decision is of the same kind as the first
+            assert row["begin"][cut + 7] == markers.codes[100, 0] == row["given"][cut + 7, 0]
+        assert (row["begin"][-1] == CODEC["codebook_size"]) and len(row["begin"]) == len(row["given"]) + 1
+        assert (row["given"][cut:] == np.where(row["said"][cut:] == -100, row["given"][cut:], row["said"][cut:])).all()
+        assert (row["begin"][6 : cut + 1] != -100).all() and (row["begin"][1:6] == -100).all()
+        assert (row["prompt"][cut:] == -100).all()
+    assert {len(row["given"]) for row in found} == {6 + 12, 7 + 12, 8 + 5}
+
+
+def test_a_row_without_a_prompt_teaches_what_comes_after_what_was_said(book: Book, markers: Markers) -> None:
+    """Pins a demo that loses the thread once the context has slid past the prompt."""
+    rows = recite.Rows([], markers, book, seed=0, alone=0.0)
+    ends = set()
+    for _ in range(60):
+        row = rows.loose()
+        begins = np.flatnonzero(row["begin"] != -100)
+        assert begins[0] > 0  # something was heard before
+        for place in begins[begins < len(row["given"])]:
+            assert row["begin"][place] == row["given"][place, 0] in markers.codes[:, 0]
+        told = (row["said"] != -100).any(1)
+        if told.any():
+            assert np.flatnonzero(told).tolist() == list(range(begins[0], len(row["given"])))
+        ends.add(bool(row["begin"][-1] == CODEC["codebook_size"]))
+    assert ends == {True, False}
+
+
+def test_losses_are_of_the_positions_that_predict(reciter: Reciter, book: Book, markers: Markers) -> None:
+    """Against a plain forward pass, token by token: pins logits that are read one token late."""
+    prompt = _prompt([-1, -1, -1, -1, 7, 7], [6])
+    rows = recite.Rows([prompt], markers, book, seed=0, alone=0.0)
+    row = rows.row(prompt)
+    batch = recite.collate([row, recite.lay(prompt, 2, [], False, markers, None)])
+    with torch.no_grad():
+        found = recite.losses(reciter, batch)
+        ids = [*reciter.prefix.tolist()]
+        for frame in row["given"]:
+            ids += [int(reciter.units[book_number, code]) for book_number, code in enumerate(frame)]
+        logits = reciter.model(torch.tensor([ids])).logits[0]
+    said: list[float] = []
+    for frame, codes in enumerate(row["said"]):
+        for number_of_book, code in enumerate(codes):
+            if code != -100:
+                allowed = reciter.units[number_of_book]
+                if number_of_book == 0:
+                    allowed = torch.cat((allowed, torch.tensor([reciter.end])))
+                scores = logits[len(reciter.prefix) - 1 + frame * BOOKS + number_of_book][allowed]
+                said.append(float(scores.logsumexp(0) - scores[code]))
+    assert float(found["said"]) == pytest.approx(np.mean(said), rel=1e-4)
+    begins = []
+    for frame, code in enumerate(row["begin"]):
+        if code != -100:
+            scores = logits[len(reciter.prefix) - 1 + frame * BOOKS]
+            scores = torch.cat((scores[reciter.units[0]], scores[reciter.end][None]))
+            begins.append(float(scores.logsumexp(0) - scores[code]))
+    assert float(found["begin"]) == pytest.approx(np.mean(begins), rel=1e-4)
+
+
+def test_the_engine_goes_on_as_the_trained_graph_does(codec: Codec, reciter: Reciter) -> None:
+    """Greedy, frame by frame through the engine with the end allowed, against one forward pass a token in training's
+    graph: pins a codec, positions or a prefix that differ between training and serving.
+    """
+    pcm = read_audio(PROMPT)[: 30 * FRAME]
+    spoken = 5
+    with torch.no_grad():
+        codes = codec.quantizer.encode(codec.latent(torch.from_numpy(pcm)[None]))[0]
+        for _ in range(spoken):
+            frame: list[int] = []
+            for number_of_book in range(BOOKS):
+                given = torch.cat((codes, torch.tensor([frame + [0] * (BOOKS - len(frame))])))
+                hidden = reciter.hidden(given[None])[0, len(codes), number_of_book]
+                frame.append(int(reciter.logits(hidden[None], number_of_book).argmax()))
+            assert frame[0] < CODEC["codebook_size"]
+            codes = torch.cat((codes, torch.tensor([frame])))
+        wanted = codec.synthesise(codes[None])[0, 30 * FRAME :].numpy()
+    assert len(codes) < CONTEXT_FRAMES
+    with load_engine("demo", device="cpu", max_sessions=1) as engine, engine.open(temperature=0) as session:
+        for frame_of_pcm in pcm.reshape(-1, FRAME):
+            session.listen(frame_of_pcm)
+        heard = np.concatenate(list(session.speak(max_frames=spoken)))
+    assert np.abs(heard - wanted).max() < 1e-3 * np.abs(wanted).max()
+
+
+def test_what_is_shipped_draws_more_surely_at_the_default_sampling_that_it_names(
+    tmp_path: Path, reciter: Reciter
+) -> None:
+    """Pins an export whose temperature is the training's, where one draw in some hundred breaks a word."""
+    recite.ship(tmp_path / "stages", tmp_path / "made", torch.float32)
+    made = Reciter(shipped.language_model(tmp_path / "made"))
+    codes = torch.randint(CODEC["codebook_size"], (1, 3, BOOKS), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        before, after = (some.logits(some.hidden(codes)[0, 3, :1], 0) for some in (reciter, made))
+    assert after == pytest.approx(before * recite.SHARPNESS, rel=1e-3, abs=1e-3)
+    named = sampling_of(tmp_path / "made" / "decoder")
+    assert (named["temperature"], named["top_k"]) == (Sampling().temperature, Sampling().top_k)
+    assert sum(file.stat().st_size for file in (tmp_path / "made").rglob("*.json")) < 2_000_000
