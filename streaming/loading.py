@@ -21,7 +21,7 @@ from streaming.models.checkpoint import TensorSource, locate, read_config, read_
 from streaming.models.linear import Quantize
 from streaming.models.llama import LlamaDecoder
 from streaming.models.mimi import StreamingMimi
-from streaming.models.operations.torch import Plain
+from streaming.models.operations.base import Operations
 from streaming.models.random_weights import DECODERS, random_codec, random_decoder
 from streaming.models.token_layout import TokenLayout
 
@@ -96,7 +96,7 @@ def load_models(
     dtype: str = "auto",
     quantize: Quantize = "none",
     codec_dtype: str = "float32",
-    operations: Plain | None = None,
+    operations: Operations | None = None,
     codec_window: int | None = None,
 ) -> Models:
     """A decoder and its codec, from hub ids, folders, `"demo"`, or random weights (`"random:1.3b"`, `"random:8b"`).
@@ -158,7 +158,7 @@ def _random_models(
     dtype: torch.dtype,
     quantize: Quantize,
     codec_dtype: torch.dtype,
-    operations: Plain | None,
+    operations: Operations | None,
 ) -> Models:
     config = DECODERS.get(name.removeprefix(RANDOM))
     if config is None:

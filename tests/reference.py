@@ -28,7 +28,7 @@ from streaming.models.checkpoint import TensorSource, read_config
 from streaming.models.linear import Quantize
 from streaming.models.llama import LlamaDecoder
 from streaming.models.mimi import StreamingMimi
-from streaming.models.operations.torch import Plain
+from streaming.models.operations.base import Operations
 from streaming.models.token_layout import AUDIO, END_OF_AUDIO, TokenLayout, unit_name
 
 FRAME = 1920
@@ -160,7 +160,7 @@ def load_decoder(
     codebook_size: int = CODEBOOK_SIZE,
     dtype: torch.dtype = torch.float32,
     device: torch.device = CPU,
-    operations: Plain | None = None,
+    operations: Operations | None = None,
     quantize: Quantize = "none",
 ) -> LlamaDecoder:
     """The decoder under test."""

@@ -19,7 +19,8 @@ from streaming.config import LlamaConfig, Sampling
 from streaming.frame_step import Bucket, DeviceStep, FrameStep
 from streaming.models.llama import LlamaDecoder
 from streaming.models.mimi import StreamingMimi
-from streaming.models.operations.torch import Plain
+from streaming.models.operations.base import Operations
+from streaming.models.operations.torch import TorchOperations
 from streaming.models.random_weights import (
     LLAMA_MIMI_1_3B,
     LLAMA_MIMI_8B,
@@ -92,7 +93,7 @@ def test_a_step_never_looks_back_at_the_host(decoder_shape: LlamaConfig, kind: s
     assert len(watch.calls) > 300
 
 
-def _launches(layers: int, width: int, kind: str, operations: Plain | None) -> int:
+def _launches(layers: int, width: int, kind: str, operations: Operations | None) -> int:
     """Of a step with a decoder of so many layers."""
     with FakeTensorMode():
         codec = random_codec(4, CUDA, config=replace(MIMI, num_layers=1))
@@ -120,7 +121,11 @@ def test_a_layer_is_ten_launches_a_pass(kind: str, width: int, runs: str, launch
     figures are those of docs/performance.md.
     """
     fused = pytest.importorskip("streaming.models.operations.triton.operations", exc_type=ImportError)
-    operations = {"plain": Plain(), "fused": fused.Fused(), "matvec": fused.Fused(matvec_rows=4)}[runs]
+    operations = {
+        "plain": TorchOperations(),
+        "fused": fused.TritonOperations(),
+        "matvec": fused.TritonOperations(matvec_rows=4),
+    }[runs]
     one, two = (_launches(layers, width, kind, operations) for layers in (1, 2))
     assert two - one == launches
 
@@ -129,7 +134,7 @@ def test_a_layer_is_ten_launches_a_pass(kind: str, width: int, runs: str, launch
 def test_a_codec_s_frame_is_so_many_launches(runs: str, layer: int, frame: int) -> None:
     """Both ways, for one session; the figures are those of docs/performance.md."""
     fused = pytest.importorskip("streaming.models.operations.triton.operations", exc_type=ImportError)
-    operations = {"plain": Plain(), "fused": fused.Fused()}[runs]
+    operations = {"plain": TorchOperations(), "fused": fused.TritonOperations()}[runs]
     counts = []
     for layers in (1, 2, MIMI.num_layers):
         with FakeTensorMode():
@@ -202,15 +207,15 @@ def test_a_bucket_is_the_same_operations_wherever_its_streams_stand(
     assert runs[0] == runs[1] == runs[2] == runs[3]
 
 
-class _Bounded(Plain):
+class _Bounded(TorchOperations):
     """Operations as kernels are: attention reads what a slot holds and no more."""
 
     bounded = True
 
 
-@pytest.mark.parametrize("operations", [Plain(), _Bounded()], ids=["plain", "bounded"])
+@pytest.mark.parametrize("operations", [TorchOperations(), _Bounded()], ids=["plain", "bounded"])
 def test_every_step_of_a_gpu_finds_its_bucket_captured(
-    codec: StreamingMimi, decoder_dir: Path, operations: Plain
+    codec: StreamingMimi, decoder_dir: Path, operations: Operations
 ) -> None:
     """A bucket that was forgotten is captured in the middle of a conversation, which stands still for it. With
     operations that read a length of context, there are three times as many to forget.
@@ -297,7 +302,7 @@ def test_one_length_of_context_is_captured_where_attention_reads_what_is_held(
     """Pins three graphs for what is the same work."""
     fused = pytest.importorskip("streaming.models.operations.triton.operations", exc_type=ImportError)
     found = []
-    for operations in (fused.Fused(), Plain()):
+    for operations in (fused.TritonOperations(), TorchOperations()):
         step = FrameStep(codec, load_decoder(decoder_dir, operations=operations), 4, 255, 2)
         step._graphs = {}  # type: ignore[assignment]  # as on a GPU
         found.append(step.buckets())

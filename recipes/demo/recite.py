@@ -144,10 +144,10 @@ class Rows:
         items = [*begun, *sequences.rest(begun)]
         said = self.book.say(items, int(self.draw.integers(8)), int(self.draw.integers(3)))
         heard = np.concatenate(said[: len(begun)])
-        heard = heard[int(self.draw.integers(len(said[0]))) :].astype(np.int16)
-        nobody = np.full(len(heard), -1, np.int16)
+        codes = heard[int(self.draw.integers(len(said[0]))) :].astype(np.int16)
+        nobody = np.full(len(codes), -1, np.int16)
         kept, ended = _at_most(said[len(begun) :], 2 * CONTINUATION)
-        return lay(Prompt(heard, nobody, nobody, 0.0, 0.0, [], ""), len(heard), kept, ended, self.markers, None)
+        return lay(Prompt(codes, nobody, nobody, 0.0, 0.0, [], ""), len(codes), kept, ended, self.markers, None)
 
     def _continuation(self, prompt: Prompt, first: int) -> tuple[list[NDArray[np.int64]], bool]:
         assert self.book is not None

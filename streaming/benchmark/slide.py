@@ -20,7 +20,7 @@ from streaming.loading import CONTEXT_TOKENS, frames_of_context, load_models
 from streaming.models.attention import FrameView, rotate
 from streaming.models.likelihood import encode, feed
 from streaming.models.llama import DecoderState, LlamaDecoder
-from streaming.models.operations.torch import Plain
+from streaming.models.operations.torch import TorchOperations
 from streaming.options import count
 
 _BATCH = 16
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def measure(options: argparse.Namespace) -> Report:
     """`slide`: see the module. Raises as loading does."""
     # One of the policies takes a mask, which only the reference knows.
-    models = load_models(options.model, options.codec, options.device, options.dtype, operations=Plain())
+    models = load_models(options.model, options.codec, options.device, options.dtype, operations=TorchOperations())
     decoder = models.decoder
     window = frames_of_context(decoder, options.context_tokens)
     # Two windows to fill the first and turn it over once; from there on everything that is cached has slid.

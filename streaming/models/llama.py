@@ -24,8 +24,9 @@ from streaming.config import LlamaConfig
 from streaming.models.attention import FrameView, KeyValueRing, Rotary
 from streaming.models.checkpoint import TensorSource
 from streaming.models.linear import Linear, Quantize, linear, load_linear
+from streaming.models.operations.base import Operations
 from streaming.models.operations.choice import pick
-from streaming.models.operations.torch import Plain
+from streaming.models.operations.torch import TorchOperations
 from streaming.models.sampler import Drawing, SamplerState
 from streaming.models.token_layout import TokenLayout
 
@@ -91,7 +92,7 @@ class LlamaDecoder:
         config: LlamaConfig,
         layout: TokenLayout,
         quantize: Quantize = "none",
-        operations: Plain | None = None,
+        operations: Operations | None = None,
     ) -> None:
         """operations: what runs around the matrix products; by default, what suits the device."""
         self.config = config
@@ -209,7 +210,7 @@ class LlamaDecoder:
         state.lasts[rows, frames.remainder(state.lasts.shape[1])] = self.units(codes)[:, -1]
         frames += active
 
-    def _finish(self, operations: Plain, layer: _Layer, x: Tensor, attended: Tensor) -> tuple[Tensor, Tensor]:
+    def _finish(self, operations: Operations, layer: _Layer, x: Tensor, attended: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the residual stream, and what is yet to be added to it."""
         pending = operations.linear(attended, layer.out)
         x, inner = operations.project_gated(x, pending, layer.norm2, self.config.norm_eps, layer.gate_up)
@@ -219,7 +220,7 @@ class LlamaDecoder:
     def _run_prefix(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
         """Keys, before rotation, and values of the prefix: the same for every session. embeddings: [P, hidden]."""
         count, heads, eps = self.prefix, self.config.num_kv_heads, self.config.norm_eps
-        operations = Plain()  # runs once, and gives every session the same start whatever runs later
+        operations = TorchOperations()  # runs once, and gives every session the same start whatever runs later
         x, pending = embeddings.unsqueeze(0), None
         position = torch.arange(count, device=self.device)[None]
         cos, sin = self.rotary(position)

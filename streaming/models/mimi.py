@@ -16,8 +16,8 @@ from streaming.config import MimiConfig
 from streaming.models.attention import KeyValueRing, Rotary
 from streaming.models.checkpoint import TensorSource
 from streaming.models.linear import Linear, load_linear
+from streaming.models.operations.base import Operations
 from streaming.models.operations.choice import pick_for_codec
-from streaming.models.operations.torch import Plain
 from streaming.models.quantizer import SplitQuantizer
 from streaming.models.seanet import CausalConv1d, SeaNet
 
@@ -115,7 +115,7 @@ class _Transformer:
         names = [f"{name}.layers.{index}" for index in range(config.num_layers)]
         self.layers = [_Layer.load(source, layer, config, activations) for layer in names]
 
-    def __call__(self, x: Tensor, frames: Tensor, ring: KeyValueRing, operations: Plain) -> Tensor:
+    def __call__(self, x: Tensor, frames: Tensor, ring: KeyValueRing, operations: Operations) -> Tensor:
         """x: [B, 2, hidden]; frames: [B], the streams' positions. Returns [B, 2, hidden]."""
         window, eps = self.config.window, self.config.norm_eps
         position = frames[:, None] * _STEPS + torch.arange(x.shape[1], device=x.device)
@@ -139,7 +139,7 @@ class StreamingMimi:
     """
 
     def __init__(
-        self, source: TensorSource, config: MimiConfig, num_codebooks: int, operations: Plain | None = None
+        self, source: TensorSource, config: MimiConfig, num_codebooks: int, operations: Operations | None = None
     ) -> None:
         """operations: what runs around the matrix products; by default, what suits the device."""
         self.config = config

@@ -13,7 +13,7 @@ from streaming.models.checkpoint import TensorSource
 from streaming.models.linear import Quantize
 from streaming.models.llama import LlamaDecoder
 from streaming.models.mimi import StreamingMimi
-from streaming.models.operations.torch import Plain
+from streaming.models.operations.base import Operations
 from streaming.models.token_layout import TokenLayout
 
 MIMI = MimiConfig(
@@ -99,7 +99,7 @@ def random_decoder(
     device: torch.device,
     dtype: torch.dtype,
     quantize: Quantize = "none",
-    operations: Plain | None = None,
+    operations: Operations | None = None,
 ) -> LlamaDecoder:
     """A decoder of this shape over as many of Mimi's codebooks as it has."""
     return LlamaDecoder(RandomSource(device, dtype), config, codes_layout(config), quantize, operations)

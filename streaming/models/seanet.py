@@ -23,7 +23,7 @@ from streaming.audio import FRAME
 from streaming.config import MimiConfig
 from streaming.models.checkpoint import TensorSource
 from streaming.models.linear import Linear, linear
-from streaming.models.operations.torch import Plain
+from streaming.models.operations.base import Operations
 
 Shape = tuple[int, int, int]
 
@@ -74,7 +74,7 @@ class CausalConv1d:
         return (self.kernel - 1) * self.dilation + 1 - self.stride
 
     def __call__(
-        self, x: Tensor, context: Tensor, operations: Plain, activate: bool = False, lengths: Tensor | None = None
+        self, x: Tensor, context: Tensor, operations: Operations, activate: bool = False, lengths: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """x: [B, T, C_in], a frame of T steps, T a multiple of the stride; context: [B, context, C_in]. activate:
         whether an ELU stands before the convolution; contexts have it behind them. lengths: [B] int64, samples of the
@@ -158,7 +158,7 @@ class SeaNet:
                 yield layer
 
     def __call__(
-        self, x: Tensor, contexts: Iterator[Tensor], operations: Plain, lengths: Tensor | None = None
+        self, x: Tensor, contexts: Iterator[Tensor], operations: Operations, lengths: Tensor | None = None
     ) -> tuple[Tensor, list[Tensor]]:
         """x: [B, T, C], a frame; contexts as `convolutions` orders them; lengths: as `CausalConv1d` takes them. Returns
         the output and the next frame's contexts.

@@ -12,7 +12,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply
 
 from streaming.config import Rope
 from streaming.models.attention import KeyValueRing, Rotary, attend, rotate
-from streaming.models.operations.torch import Plain
+from streaming.models.operations.torch import TorchOperations
 
 CPU = torch.device("cpu")
 RELEASED = Rope(500_000.0, factor=32.0, low_freq_factor=1.0, high_freq_factor=4.0, original_context=8192)
@@ -102,7 +102,7 @@ def test_grouped_heads_attend_as_if_keys_were_repeated(heads: int, groups: int, 
 
 def test_a_part_of_a_view_has_the_windows_of_its_own_tokens() -> None:
     """Windows that begin per token stayed those of the whole frame: a token fed alone had another one's window."""
-    operations, rotary = Plain(), Rotary(SMALL, 16, CPU)
+    operations, rotary = TorchOperations(), Rotary(SMALL, 16, CPU)
     ring = KeyValueRing.allocate(2, 1, 1, 40, 16, 0, CPU, torch.float32)
     position = torch.tensor([[20, 21, 22, 23], [8, 9, 10, 11]])
     whole = operations.view(position, position - 5, ring, rotary, 40)

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from streaming.models.llama import DecoderState, LlamaDecoder
-from streaming.models.operations.torch import Plain
+from streaming.models.operations.torch import TorchOperations
 from streaming.models.token_layout import AUDIO, END_OF_AUDIO, unit_name
 from tests.reference import CODEBOOK_SIZE, load_decoder
 
@@ -232,7 +232,7 @@ def test_every_token_sees_itself_however_long_its_stream_is(decoder_checkpoint: 
     """Counted a frame short, the columns that attention reads end before the last token of every 32nd frame: it did not
     see itself, and the codes of a long session had a fault every two and a half seconds.
     """
-    decoder = load_decoder(decoder_checkpoint(bos=bos), operations=Plain())
+    decoder = load_decoder(decoder_checkpoint(bos=bos), operations=TorchOperations())
     state = decoder.init_state(1, 300)
     for frames in range(1, 290):  # the first token of a stream is the prefix's last, which is always seen
         state.frames.fill_(frames)
@@ -246,7 +246,7 @@ def test_reading_only_what_is_held_changes_nothing(decoder_dir: Path) -> None:
     """Pins a stream that outgrows the columns that are read: the newest keys would be missing. In PyTorch, since
     compiled operations read what a slot holds, whatever they are told.
     """
-    decoder = load_decoder(decoder_dir, operations=Plain())
+    decoder = load_decoder(decoder_dir, operations=TorchOperations())
     codes = random_codes(70, 4)
     short, whole = (poisoned(decoder, 1, context_frames=60) for _ in range(2))
     every = whole.ring.keys.shape[3]

@@ -14,18 +14,19 @@ from torch import Tensor
 
 from streaming.models.checkpoint import TensorSource
 from streaming.models.linear import linear
+from streaming.models.operations.base import Operations
 from streaming.models.operations.native.library import library
-from streaming.models.operations.native.operations import Native
-from streaming.models.operations.torch import Plain
+from streaming.models.operations.native.operations import NativeOperations
+from streaming.models.operations.torch import TorchOperations
 from streaming.models.seanet import CausalConv1d
 
 CPU = torch.device("cpu")
 
 
-OPERATIONS = [Plain(), *([Native()] if library() else [])]
+OPERATIONS = [TorchOperations(), *([NativeOperations()] if library() else [])]
 
 
-def in_pieces(conv: CausalConv1d, x: Tensor, sizes: list[int], operations: Plain) -> Tensor:
+def in_pieces(conv: CausalConv1d, x: Tensor, sizes: list[int], operations: Operations) -> Tensor:
     """x: [B, T, C], piece by piece from an empty context."""
     context = torch.zeros(len(x), conv.context, conv.channels)
     out = []

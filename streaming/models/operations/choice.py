@@ -11,14 +11,15 @@ import torch
 from streaming.config import LlamaConfig, MimiConfig
 from streaming.models.attention import KeyValueRing, Rotary
 from streaming.models.linear import Dense
-from streaming.models.operations.native.operations import Native
-from streaming.models.operations.torch import Plain
+from streaming.models.operations.base import Operations
+from streaming.models.operations.native.operations import NativeOperations
+from streaming.models.operations.torch import TorchOperations
 from streaming.models.sampler import Drawing, SamplerState
 
 _LOG = logging.getLogger(__name__)
 
 
-def pick(config: LlamaConfig, device: torch.device, dtype: torch.dtype) -> Plain:
+def pick(config: LlamaConfig, device: torch.device, dtype: torch.dtype) -> Operations:
     """For a decoder: kernels on CUDA, if Triton is there and compiles them for it, native operations on a CPU, if there
     are any and its sizes are whole vectors; else the reference. Where none can be compiled, a line in the log says so.
     """
@@ -26,32 +27,36 @@ def pick(config: LlamaConfig, device: torch.device, dtype: torch.dtype) -> Plain
     return _pick(sizes, device, dtype, "decoding", lambda made: rehearse(made, config, device, dtype))
 
 
-def pick_for_codec(config: MimiConfig, device: torch.device, dtype: torch.dtype) -> Plain:
+def pick_for_codec(config: MimiConfig, device: torch.device, dtype: torch.dtype) -> Operations:
     """The same for a codec."""
     sizes = config.hidden_size, config.head_dim
     return _pick(sizes, device, dtype, "coding", lambda made: rehearse_codec(made, config, device, dtype))
 
 
 def _pick(
-    sizes: tuple[int, int], device: torch.device, dtype: torch.dtype, doing: str, rehearsal: Callable[[Plain], None]
-) -> Plain:
+    sizes: tuple[int, int],
+    device: torch.device,
+    dtype: torch.dtype,
+    doing: str,
+    rehearsal: Callable[[Operations], None],
+) -> Operations:
     """sizes: of activations and of a head."""
-    if Native.can(device, dtype, *sizes):
-        return Native()
+    if NativeOperations.can(device, dtype, *sizes):
+        return NativeOperations()
     if device.type != "cuda":
-        return Plain()
+        return TorchOperations()
     _, head_dim = sizes
     if head_dim < 16 or head_dim & (head_dim - 1):
         _LOG.warning("%s without Triton kernels: heads of %d are not a power of two", doing, head_dim)
-        return Plain()
+        return TorchOperations()
     try:
         from triton.errors import TritonError
 
-        from streaming.models.operations.triton.operations import Fused
+        from streaming.models.operations.triton.operations import TritonOperations
     except ImportError as error:
         _LOG.warning("%s without Triton kernels: %s", doing, error)
-        return Plain()
-    operations = Fused()
+        return TorchOperations()
+    operations = TritonOperations()
     try:
         rehearsal(operations)
     except (torch.AcceleratorError, torch.OutOfMemoryError):
@@ -59,12 +64,12 @@ def _pick(
     # No C compiler, a compiler that fails on this GPU, a launch that asks for more than it has.
     except (TritonError, RuntimeError, OSError, subprocess.SubprocessError) as error:
         _LOG.warning("%s without Triton kernels: %s", doing, " ".join(str(error).split())[:500])
-        return Plain()
+        return TorchOperations()
     return operations
 
 
 @torch.inference_mode()
-def rehearse(operations: Plain, config: LlamaConfig, device: torch.device, dtype: torch.dtype) -> None:
+def rehearse(operations: Operations, config: LlamaConfig, device: torch.device, dtype: torch.dtype) -> None:
     """Runs every operation once for one slot, in a decoder's shapes and on numbers that mean nothing."""
 
     def zeros(*shape: int) -> torch.Tensor:
@@ -95,7 +100,7 @@ def rehearse(operations: Plain, config: LlamaConfig, device: torch.device, dtype
 
 
 @torch.inference_mode()
-def rehearse_codec(operations: Plain, config: MimiConfig, device: torch.device, dtype: torch.dtype) -> None:
+def rehearse_codec(operations: Operations, config: MimiConfig, device: torch.device, dtype: torch.dtype) -> None:
     """The same in a codec's shapes."""
     heads, dim = config.num_kv_heads, config.head_dim
     ring = KeyValueRing.allocate(1, 1, heads, config.window + 4, dim, 0, device, dtype)

@@ -1,4 +1,4 @@
-"""The reference's operations (`kernels/plain.py`), from C where there is C for them. Activations are float32."""
+"""The reference's operations (`../torch.py`), from C where there is C for them. Activations are float32."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from streaming.models.attention import FrameView, KeyValueRing, Rotary
 from streaming.models.linear import Linear
 from streaming.models.operations.native.library import library
 from streaming.models.operations.native.matrix import FLOATS, NativeLinear, pointer
-from streaming.models.operations.torch import Plain, ended
+from streaming.models.operations.torch import TorchOperations, ended
 from streaming.models.sampler import Drawing, SamplerState
 
 
@@ -53,8 +53,8 @@ class NativeView(FrameView):
         return _View(*addresses, position.stride(0), start.stride(0), step, cos.stride(0))
 
 
-class Native(Plain):
-    """See `Plain` for what each does."""
+class NativeOperations(TorchOperations):
+    """See `Operations` for what each does."""
 
     bounded = True
     activations = torch.float32

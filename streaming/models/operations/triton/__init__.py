@@ -1,6 +1,5 @@
-"""What runs around both models' matrix products: plain PyTorch (`plain.py`, the reference), or Triton kernels. For a
-CPU there is `streaming.models.operations.native`.
+"""The models' operations as Triton kernels, for a GPU.
 
-`choice.py` says which of them a model gets. Each kernel has a file, and is a `torch.library` operation, so that
-the step can also be walked on a fake device, where nothing runs and everything is counted.
+Each kernel has a file, and is a `torch.library` operation, so that the step can also be walked on a fake device, where
+nothing runs and everything is counted. `operations.py` puts them together.
 """

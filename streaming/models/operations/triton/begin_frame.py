@@ -1,6 +1,7 @@
 """One launch at the beginning of a frame: positions, angles, and the prefix's keys turned to where the window starts.
 
-The angles are those of `attention.Rotary`: rounded to float32 up to position 8,192, exact beyond.
+Where the window starts is `context_window.window_start`'s arithmetic. The angles are those of
+`attention.Rotary`: rounded to float32 up to position 8,192, exact beyond.
 """
 
 import torch
@@ -42,6 +43,7 @@ def _kernel(
 ):
     slot, layer = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     frame = tl.load(frames + slot)
+    # As `context_window.window_start` and, below, `context_window.frame_positions`.
     opened = prefix + books * tl.maximum(frame + 1 - context_frames, 0)
     pair = tl.arange(0, half)
     head = tl.arange(0, block_heads)[:, None]

@@ -3,7 +3,7 @@
 Such a product is a walk through the weights: each program takes some of their rows, once, and norms the token for
 itself rather than wait for a launch that does. Sums are in float32; all else is rounded where the reference rounds.
 Whether it beats a library's product and two launches is for a measurement on the GPU at hand to say:
-`Fused(matvec_rows=4)`.
+`TritonOperations(matvec_rows=4)`.
 """
 
 import torch

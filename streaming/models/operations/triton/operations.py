@@ -9,7 +9,7 @@ from torch import Tensor
 
 from streaming.models.attention import FrameView, KeyValueRing, Rotary
 from streaming.models.linear import Dense, Linear
-from streaming.models.operations.torch import Plain
+from streaming.models.operations.torch import TorchOperations
 from streaming.models.operations.triton.add_norm import add_norm, norm
 from streaming.models.operations.triton.begin_frame import begin_frame
 from streaming.models.operations.triton.decode_attention import decode_attention, splits_for
@@ -21,8 +21,8 @@ from streaming.models.operations.triton.rotation import rotate_and_keep
 from streaming.models.sampler import Drawing, SamplerState
 
 
-class Fused(Plain):
-    """See `Plain` for what each does."""
+class TritonOperations(TorchOperations):
+    """See `Operations` for what each does."""
 
     bounded = True
 

@@ -17,8 +17,8 @@ from streaming.models.attention import Rotary
 from streaming.models.linear import Dense, eight_bits, four_bits
 from streaming.models.operations.native.library import library
 from streaming.models.operations.native.matrix import NativeLinear
-from streaming.models.operations.native.operations import Native
-from streaming.models.operations.torch import Plain
+from streaming.models.operations.native.operations import NativeOperations
+from streaming.models.operations.torch import TorchOperations
 from tests.models.operations.native.twins import int4_product, int8_product
 from tests.models.operations.triton.draws import OPTIONS, assert_same_draws, drawing, options
 from tests.models.operations.triton.rings import assert_same_ring, cleaned, poisoned_ring
@@ -90,21 +90,21 @@ def test_threads_change_nothing(threads: int, rows: int) -> None:
 
 def test_what_follows_a_product(processor: str) -> None:
     """Activation, scale and residual, in this order; gates stand in the first half."""
-    operations, x = Native(), 3 * torch.randn(2, 5, 48)
+    operations, x = NativeOperations(), 3 * torch.randn(2, 5, 48)
     weight, scale, residual = torch.randn(256, 48) / 7, torch.randn(256), torch.randn(2, 5, 256)
     packed, dense = NativeLinear.pack(weight), Dense(weight)
-    near(operations.linear_gelu(x, packed), Plain().linear_gelu(x, dense))
-    near(operations.add_linear(residual, scale, x, packed), Plain().add_linear(residual, scale, x, dense))
+    near(operations.linear_gelu(x, packed), TorchOperations().linear_gelu(x, dense))
+    near(operations.add_linear(residual, scale, x, packed), TorchOperations().add_linear(residual, scale, x, dense))
     norm, pending = torch.randn(48), torch.randn(2, 5, 48)
     for ours, wanted in zip(
         operations.project_gated(x, pending, norm, 1e-5, packed),
-        Plain().project_gated(x, pending, norm, 1e-5, dense),
+        TorchOperations().project_gated(x, pending, norm, 1e-5, dense),
         strict=True,
     ):
         near(ours, wanted, 2e-5)
     near(
         operations.project_gated(x, pending, norm, 1e-5, NativeLinear.pack(weight[:90]))[1],
-        Plain().project_gated(x, pending, norm, 1e-5, Dense(weight[:90]))[1],
+        TorchOperations().project_gated(x, pending, norm, 1e-5, Dense(weight[:90]))[1],
         2e-5,
     )
 
@@ -113,14 +113,14 @@ def test_curves_hold_everywhere(processor: str) -> None:
     """Pins an exponential that wraps around where it is too large or too small, and what is not a number made one."""
     values = torch.cat((torch.linspace(-100, 100, 20_001), torch.tensor([0.0, -0.0, 1e-30, -1e-30, torch.inf])))
     nothing = torch.zeros(1, 0, 1)
-    near(Native().extend(nothing, values[None, :, None], True)[0, :, 0], F.elu(values), 2e-7)
+    near(NativeOperations().extend(nothing, values[None, :, None], True)[0, :, 0], F.elu(values), 2e-7)
     identity = NativeLinear.pack(torch.eye(1))
     near(identity.run(values[:-1, None], "gelu")[:, 0], F.gelu(values[:-1].double()), 7e-7)
     gates = NativeLinear.pack(torch.cat((torch.ones(256, 1), torch.zeros(256, 1))), torch.ones(512))
     near(gates.run(values[:-1, None] - 1, "gated")[:, 0], F.silu(values[:-1].double()), 1e-6)
     broken = torch.tensor([[torch.nan]])
     assert identity.run(broken, "gelu").isnan().all()
-    assert Native().extend(nothing, broken[None], True).isnan().all()
+    assert NativeOperations().extend(nothing, broken[None], True).isnan().all()
     assert gates.run(broken, "gated").isnan().all()
 
 
@@ -130,7 +130,7 @@ def test_what_a_convolution_reads(processor: str, activate: bool, old: int, new:
     """Contexts are columns of one tensor for all layers."""
     x, contexts = torch.randn(3, new, channels), torch.randn(3, 5 + old * channels)
     context = contexts[:, 5:].view(3, old, channels)
-    near(Native().extend(context, x, activate), Plain().extend(context, x, activate), 2e-7)
+    near(NativeOperations().extend(context, x, activate), TorchOperations().extend(context, x, activate), 2e-7)
 
 
 @pytest.mark.parametrize("rows", [1, 5])
@@ -138,16 +138,18 @@ def test_norms(processor: str, rows: int) -> None:
     x, pending, weight, bias = torch.randn(rows, 3, 80), torch.randn(rows, 3, 80), torch.randn(80), torch.randn(80)
     for given_pending in (None, pending):
         for ours, wanted in zip(
-            Native().norm(x, given_pending, weight, 1e-5), Plain().norm(x, given_pending, weight, 1e-5), strict=True
+            NativeOperations().norm(x, given_pending, weight, 1e-5),
+            TorchOperations().norm(x, given_pending, weight, 1e-5),
+            strict=True,
         ):
             near(ours, wanted)
     near(
-        Native().layer_norm(x + 5, weight, bias, 1e-5),
-        Plain().layer_norm((x + 5).double(), weight.double(), bias.double(), 1e-5),
+        NativeOperations().layer_norm(x + 5, weight, bias, 1e-5),
+        TorchOperations().layer_norm((x + 5).double(), weight.double(), bias.double(), 1e-5),
     )
     near(
-        Native().layer_norm(x.transpose(0, 1), weight, bias, 1e-5),
-        Plain().layer_norm(x.transpose(0, 1), weight, bias, 1e-5),
+        NativeOperations().layer_norm(x.transpose(0, 1), weight, bias, 1e-5),
+        TorchOperations().layer_norm(x.transpose(0, 1), weight, bias, 1e-5),
     )
 
 
@@ -188,8 +190,8 @@ def test_attention_reads_what_is_visible_and_nothing_else(
     rotary = Rotary(Rope(10_000.0), dim, CPU)
     qkv = torch.randn(len(lengths), time, (heads * groups + 2 * heads) * dim)
     columns = ring.keys.shape[3]
-    ours = Native().attend(qkv, ring, 1, Native().view(position, start, ring, rotary, columns))
-    wanted = Plain().attend(qkv, wide, 1, Plain().view(position, start, wide, rotary, columns))
+    ours = NativeOperations().attend(qkv, ring, 1, NativeOperations().view(position, start, ring, rotary, columns))
+    wanted = TorchOperations().attend(qkv, wide, 1, TorchOperations().view(position, start, wide, rotary, columns))
     if low:  # the reference keeps its newest keys as they are
         torch.testing.assert_close(ours, wanted, rtol=0.02, atol=0.02)
     else:
@@ -207,11 +209,11 @@ def test_attention_of_a_slot_is_the_same_to_the_last_bit_in_any_company(processo
     rotary, qkv = Rotary(Rope(10_000.0), 32, CPU), torch.randn(3, 1, (groups + 2) * 32)
 
     def attend(slots: int, threads: int) -> Tensor:
-        view = Native().view(position[:slots], start[:slots], ring, rotary, 66)
+        view = NativeOperations().view(position[:slots], start[:slots], ring, rotary, 66)
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
         try:
-            return Native().attend(qkv[:slots], ring, 0, view)
+            return NativeOperations().attend(qkv[:slots], ring, 0, view)
         finally:
             torch.set_num_threads(before)
 
@@ -227,11 +229,14 @@ def test_a_part_of_a_frame_has_its_own_angles() -> None:
     ring = poisoned_ring(position, start, 1, 2, 60, 16, 2, torch.float32)
     other = cleaned(ring)
     rotary = Rotary(Rope(10_000.0), 16, CPU)
-    native, plain = Native().view(position, start, ring, rotary, 62), Plain().view(position, start, other, rotary, 62)
+    native, plain = (
+        NativeOperations().view(position, start, ring, rotary, 62),
+        TorchOperations().view(position, start, other, rotary, 62),
+    )
     for token in range(4):
         qkv = torch.randn(2, 1, 8 * 16)
-        ours = Native().attend(qkv, ring, 0, native.columns(token, token + 1))
-        near(ours, Plain().attend(qkv, other, 0, plain.columns(token, token + 1)))
+        ours = NativeOperations().attend(qkv, ring, 0, native.columns(token, token + 1))
+        near(ours, TorchOperations().attend(qkv, other, 0, plain.columns(token, token + 1)))
 
 
 @pytest.mark.parametrize(("size", "book"), [(17, 2), (65, 0), (2049, 0), (2049, 3)])
@@ -241,8 +246,8 @@ def test_draws_are_the_reference_s(processor: str, size: int, book: int) -> None
     if book:
         logits[:, -1] = -torch.inf
     state = options(len(logits), CPU)
-    assert assert_same_draws(Native(), logits, state, book).finite.all()
-    assert_same_draws(Native(), logits.round(), state, book)
+    assert assert_same_draws(NativeOperations(), logits, state, book).finite.all()
+    assert_same_draws(NativeOperations(), logits.round(), state, book)
 
 
 def test_draws_among_equal_forbidden_and_broken_logits() -> None:
@@ -253,9 +258,9 @@ def test_draws_among_equal_forbidden_and_broken_logits() -> None:
     logits[:, -1] = -torch.inf
     state, ours = options(len(OPTIONS), CPU), drawing(len(OPTIONS), 4, CPU)
     healthy = torch.arange(len(OPTIONS)) % 2 == 0
-    undisturbed = Native().draw(logits, 1, state, drawing(len(OPTIONS), 4, CPU), few=True)
+    undisturbed = NativeOperations().draw(logits, 1, state, drawing(len(OPTIONS), 4, CPU), few=True)
     logits[1::2] = torch.nan
-    unit = Native().draw(logits, 1, state, ours, few=True)
+    unit = NativeOperations().draw(logits, 1, state, ours, few=True)
     assert torch.equal(ours.finite, healthy)
     assert torch.equal(unit[healthy], undisturbed[healthy])
     assert (ours.codes >= 0).all()
@@ -264,7 +269,7 @@ def test_draws_among_equal_forbidden_and_broken_logits() -> None:
 
 def test_numbers_that_are_not_native_run_plain(codec_dir: Path) -> None:
     codec = load_codec(codec_dir, dtype=torch.float64)
-    assert type(codec.operations) is Plain
+    assert type(codec.operations) is TorchOperations
     state, active = codec.init_state(1), torch.ones(1, dtype=torch.bool)
     assert codec.encode(torch.zeros(1, 1920), state, active).shape == (1, codec.num_codebooks)
 
@@ -276,5 +281,5 @@ def test_a_step_says_what_a_plain_step_says(codec_dir: Path, decoder_dir: Path, 
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("STREAMING_NATIVE")
         native = FrameStep(load_codec(codec_dir), load_decoder(decoder_dir), 2, 3, 1)
-    assert type(native._device.codec.operations) is Native
+    assert type(native._device.codec.operations) is NativeOperations
     assert_same_steps(native, plain, ["ll", "sl", "ss", "-s"] * 8)

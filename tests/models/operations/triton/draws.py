@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from streaming.config import Sampling
-from streaming.models.operations.torch import Plain
+from streaming.models.operations.base import Operations
+from streaming.models.operations.torch import TorchOperations
 from streaming.models.sampler import Drawing, SamplerState
 
 OPTIONS = [
@@ -45,10 +46,10 @@ def drawing(count: int, books: int, device: torch.device, seed: int = 0) -> Draw
     )
 
 
-def assert_same_draws(operations: Plain, logits: Tensor, state: SamplerState, book: int, seed: int = 0) -> Drawing:
+def assert_same_draws(operations: Operations, logits: Tensor, state: SamplerState, book: int, seed: int = 0) -> Drawing:
     ours, wanted = (drawing(len(logits), 4, logits.device, seed) for _ in range(2))
     unit = operations.draw(logits, book, state, ours, few=True)
-    assert torch.equal(unit, Plain().draw(logits, book, state, wanted, few=True))
+    assert torch.equal(unit, TorchOperations().draw(logits, book, state, wanted, few=True))
     for name in ("codes", "ended", "finite"):
         assert torch.equal(getattr(ours, name), getattr(wanted, name)), name
     return ours

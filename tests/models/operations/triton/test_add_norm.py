@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from streaming.models.operations.torch import Plain
-from streaming.models.operations.triton.operations import Fused
+from streaming.models.operations.torch import TorchOperations
+from streaming.models.operations.triton.operations import TritonOperations
 
 
 @pytest.mark.parametrize("width", [64, 96, 2048])
@@ -16,8 +16,8 @@ def test_norms_are_the_reference_s(device: torch.device, dtype: torch.dtype, wid
     x, added = 3 * torch.randn(2, 2, 3, width).to(device, dtype)
     weight = torch.randn(width).to(device, dtype)
     before = x.clone()
-    total, normed = Fused().norm(x, added if adds else None, weight, 1e-5)
-    wanted_total, wanted = Plain().norm(x, added if adds else None, weight, 1e-5)
+    total, normed = TritonOperations().norm(x, added if adds else None, weight, 1e-5)
+    wanted_total, wanted = TorchOperations().norm(x, added if adds else None, weight, 1e-5)
     assert torch.equal(total, wanted_total)
     assert torch.equal(x, before)
     tolerance = 1e-6 if dtype == torch.float32 else 2**-7  # a rounding of the mean may turn one of a result

@@ -7,8 +7,8 @@ import torch
 
 from streaming.config import Rope
 from streaming.models.attention import Rotary
-from streaming.models.operations.torch import Plain
-from streaming.models.operations.triton.operations import Fused
+from streaming.models.operations.torch import TorchOperations
+from streaming.models.operations.triton.operations import TritonOperations
 from tests.models.operations.triton.rings import assert_same_ring, cleaned, poisoned_ring
 
 ROPE = Rope(500_000.0, factor=32.0, low_freq_factor=1.0, high_freq_factor=4.0, original_context=8192)
@@ -27,8 +27,8 @@ def test_a_frame_begins_as_the_reference_has_it(
     nowhere = torch.zeros(len(frames), 1, dtype=torch.int64, device=device)
     ring = poisoned_ring(nowhere, nowhere, 3, heads, size, dim, prefix, dtype)
     reference = cleaned(ring)
-    wanted = Plain().begin_frame(frames, prefix_keys, reference, rotary, 20, books, prefix + size)
-    view = Fused().begin_frame(frames, prefix_keys, ring, rotary, 20, books, 0)
+    wanted = TorchOperations().begin_frame(frames, prefix_keys, reference, rotary, 20, books, prefix + size)
+    view = TritonOperations().begin_frame(frames, prefix_keys, ring, rotary, 20, books, 0)
     assert torch.equal(view.position, wanted.position)
     assert torch.equal(view.start, wanted.start)
     assert torch.equal(view.cos, wanted.cos)

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from streaming.config import Rope
 from streaming.models.attention import FrameView, Rotary
-from streaming.models.operations.torch import Plain
+from streaming.models.operations.torch import TorchOperations
 from streaming.models.operations.triton import operations as fused
 from streaming.models.operations.triton.decode_attention import splits_for
-from streaming.models.operations.triton.operations import Fused
+from streaming.models.operations.triton.operations import TritonOperations
 from tests.models.operations.triton.rings import assert_same_ring, cleaned, poisoned_ring
 
 BOOKS, CONTEXT, DEPTH, PREFIX = 4, 30, 3, 2
@@ -19,7 +19,7 @@ SIZE = BOOKS * (CONTEXT + DEPTH)
 
 
 def frame_view(frames: Tensor, rotary: Rotary, ring_size: int = SIZE) -> FrameView:
-    """As `Plain.begin_frame` makes it, at any context."""
+    """As `TorchOperations.begin_frame` makes it, at any context."""
     start = PREFIX + BOOKS * (frames[:, None] + 1 - CONTEXT).clamp(min=0)
     position = PREFIX - 1 + frames[:, None] * BOOKS + torch.arange(BOOKS, device=frames.device)
     cos, sin = (angles.unsqueeze(1) for angles in rotary(position))
@@ -55,8 +55,8 @@ def test_attention_sees_what_the_masks_show_and_touches_nothing_else(
     for first, last in [(book, book + 1) for book in range(2)] if by_token else [(0, BOOKS)]:
         qkv = torch.randn(len(frames), last - first, (groups + 2) * heads * dim).to(device, dtype)
         part = view.columns(first, last)
-        ours = Fused().attend(qkv, ring, 1, part)
-        wanted = Plain().attend(qkv, reference, 1, part)
+        ours = TritonOperations().attend(qkv, ring, 1, part)
+        wanted = TorchOperations().attend(qkv, reference, 1, part)
         torch.testing.assert_close(ours, wanted, rtol=4 * tolerance, atol=4 * tolerance)
         assert_same_ring(ring, reference, tolerance)
     assert ring.keys[-1].isnan().all()
@@ -74,7 +74,9 @@ def test_a_window_of_one_frame_sees_the_prefix_at_its_first_token(device: torch.
     visible = reference.visible(position, start, PREFIX + SIZE)
     view = FrameView(position, start, cos, sin, reference.index(position), visible)
     qkv = torch.randn(1, 1, 3 * 16, device=device)
-    torch.testing.assert_close(Fused().attend(qkv, ring, 0, view), Plain().attend(qkv, reference, 0, view))
+    torch.testing.assert_close(
+        TritonOperations().attend(qkv, ring, 0, view), TorchOperations().attend(qkv, reference, 0, view)
+    )
 
 
 @pytest.mark.parametrize("splits", [1, 4])
@@ -94,7 +96,7 @@ def test_windows_may_begin_per_query(
     qkv = torch.randn(len(position), time, 3 * heads * dim).to(device, dtype)
     ours, wanted = (
         operations.attend(qkv, held, 0, operations.view(position, start, held, rotary, window + 6))
-        for operations, held in ((Fused(), ring), (Plain(), reference))
+        for operations, held in ((TritonOperations(), ring), (TorchOperations(), reference))
     )
     tolerance = 1e-5 if dtype == torch.float32 else 2**-5
     torch.testing.assert_close(ours, wanted, rtol=tolerance, atol=tolerance)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from streaming.models.operations.triton.operations import Fused
+from streaming.models.operations.triton.operations import TritonOperations
 from streaming.models.sampler import SamplerState, uniform
 from tests.models.operations.triton.draws import OPTIONS, assert_same_draws, drawing, options
 
@@ -18,7 +18,7 @@ def test_codes_are_the_reference_s(device: torch.device, dtype: torch.dtype, siz
     logits = (2 * torch.randn(count, size)).to(device, dtype)
     if book:
         logits[:, -1] = -torch.inf
-    drawn = assert_same_draws(Fused(), logits, options(count, device), book)
+    drawn = assert_same_draws(TritonOperations(), logits, options(count, device), book)
     assert drawn.finite.all()
 
 
@@ -28,14 +28,14 @@ def test_equal_logits_minus_zero_and_forbidden_ones(device: torch.device, dtype:
     logits = torch.randint(-1, 2, (count, 65)).float()
     logits[:, ::7], logits[:, 3::7] = -0.0, 0.0
     logits[1::2, 5:] = -torch.inf
-    assert_same_draws(Fused(), logits.to(device, dtype), options(count, device), 1)
+    assert_same_draws(TritonOperations(), logits.to(device, dtype), options(count, device), 1)
 
 
 def test_speech_ends_where_the_end_is_likeliest_and_the_slot_speaks(device: torch.device, dtype: torch.dtype) -> None:
     """Pins an end drawn by a slot that listens, and a code beyond the codebook written for it."""
     logits = torch.randn(3, 65)
     logits[:, -1] = 100.0
-    drawn = assert_same_draws(Fused(), logits.to(device, dtype), options(3, device), 0)
+    drawn = assert_same_draws(TritonOperations(), logits.to(device, dtype), options(3, device), 0)
     assert torch.equal(drawn.ended, drawn.speaking)
     assert int(drawn.codes.max()) == 63
 
@@ -49,7 +49,7 @@ def test_a_slot_whose_numbers_broke_is_told_and_stays_within_its_codebook(
     logits[1, 7] = bad
     logits[2, -1] = -torch.inf  # forbidden, not broken
     ours = drawing(3, 4, device)
-    Fused().draw(logits.to(device, dtype), 1, options(3, device), ours, few=True)
+    TritonOperations().draw(logits.to(device, dtype), 1, options(3, device), ours, few=True)
     assert ours.finite.tolist() == [True, False, True]
     assert 0 <= int(ours.codes.min()) <= int(ours.codes.max()) < 64
 
@@ -58,7 +58,7 @@ def test_draws_from_flat_chances_agree(device: torch.device) -> None:
     """Where a sum that was off by a rounding would show soonest. On a GPU, 20,000 draws."""
     count = 7 if device.type == "cpu" else 20_000
     logits = (torch.randn(1, 65, device=device) / 50).repeat(count, 1)
-    drawn = assert_same_draws(Fused(), logits, options(count, device), 0, seed=3)
+    drawn = assert_same_draws(TritonOperations(), logits, options(count, device), 0, seed=3)
     assert len(drawn.codes[:, 0].unique()) > 2
 
 
@@ -76,6 +76,6 @@ def test_uniform_numbers_reach_the_kernel(device: torch.device) -> None:
         ours = drawing(6, 4, device, seed)
         listening = torch.zeros_like(ours.listening)
         ours = replace(ours, listening=listening, speaking=~listening)
-        Fused().draw(logits, 3, state, ours, few=True)
+        TritonOperations().draw(logits, 3, state, ours, few=True)
         u = uniform(seeds, ours.frames * 4 + 3)
         assert torch.equal(ours.codes[:, 3], torch.where(u < 0.5, 10, 20))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from streaming.models.operations.torch import Plain
-from streaming.models.operations.triton.operations import Fused
+from streaming.models.operations.torch import TorchOperations
+from streaming.models.operations.triton.operations import TritonOperations
 
 
 @pytest.mark.parametrize("activate", [False, True])
@@ -18,7 +18,7 @@ def test_what_a_convolution_reads(
     x = (4 * torch.randn(3, channels, new)).transpose(1, 2).to(device, dtype)
     x[0, 0, 0], x[1, -1, -1], x[2, 0, 0] = 200.0, -200.0, torch.nan
     context = torch.randn(3, 5 + old * channels).to(device, dtype)[:, 5:].view(3, old, channels)
-    ours, wanted = (operations.extend(context, x, activate) for operations in (Fused(), Plain()))
+    ours, wanted = (operations.extend(context, x, activate) for operations in (TritonOperations(), TorchOperations()))
     tolerance = 1e-6 if dtype == torch.float32 else 2**-7
     torch.testing.assert_close(ours, wanted, rtol=tolerance, atol=tolerance / 4, equal_nan=True)
 
@@ -32,10 +32,12 @@ def test_what_lies_past_the_end_of_a_stream_is_zero(
     x = torch.randn(4, new, channels).to(device, dtype)
     context = torch.randn(4, old, channels).to(device, dtype)
     lengths = torch.tensor([new * hop, new * hop - hop, 1, max(1, hop - 1)], device=device)
-    ours, wanted = (operations.extend(context, x, activate, lengths, hop) for operations in (Fused(), Plain()))
+    ours, wanted = (
+        operations.extend(context, x, activate, lengths, hop) for operations in (TritonOperations(), TorchOperations())
+    )
     tolerance = 1e-6 if dtype == torch.float32 else 2**-7
     torch.testing.assert_close(ours, wanted, rtol=tolerance, atol=tolerance / 4)
-    undisturbed = Fused().extend(context, x, activate)
+    undisturbed = TritonOperations().extend(context, x, activate)
     steps = [new, new - 1, 1, 1]
     for row, held in enumerate(steps):
         assert torch.equal(ours[row, : old + held], undisturbed[row, : old + held])

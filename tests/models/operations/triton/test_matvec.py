@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from streaming.models.linear import Dense
-from streaming.models.operations.torch import Plain
-from streaming.models.operations.triton.operations import Fused
+from streaming.models.operations.torch import TorchOperations
+from streaming.models.operations.triton.operations import TritonOperations
 
 
 @pytest.mark.parametrize(("rows", "width", "count"), [(1, 640, 20), (3, 96, 9), (4, 512, 16)])
@@ -20,7 +20,7 @@ def test_products_are_the_reference_s(
     x, pending = torch.randn(2, rows, 1, width).to(device, dtype)
     norm = torch.randn(width).to(device, dtype)
     weight = Dense(torch.randn(2 * count, width).to(device, dtype) / width**0.5)
-    few, plain = Fused(matvec_rows=4), Plain()
+    few, plain = TritonOperations(matvec_rows=4), TorchOperations()
     tolerance = 1e-5 if dtype == torch.float32 else 2**-6
     found = [
         *few.project(x, None, norm, 1e-5, weight),
@@ -42,5 +42,5 @@ def test_more_rows_than_that_are_the_library_s(monkeypatch: pytest.MonkeyPatch) 
     """Pins a batch that reads the weights once a token."""
     monkeypatch.setattr("streaming.models.operations.triton.operations.matvec", None)
     x, weight = torch.randn(5, 1, 16), Dense(torch.randn(8, 16))
-    torch.testing.assert_close(Fused(matvec_rows=4).linear(x, weight), Plain().linear(x, weight))
-    torch.testing.assert_close(Fused().linear(x[:1], weight), Plain().linear(x[:1], weight))
+    torch.testing.assert_close(TritonOperations(matvec_rows=4).linear(x, weight), TorchOperations().linear(x, weight))
+    torch.testing.assert_close(TritonOperations().linear(x[:1], weight), TorchOperations().linear(x[:1], weight))

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from streaming.frame_step import FrameStep
-from streaming.models.operations.torch import Plain
-from streaming.models.operations.triton.operations import Fused
+from streaming.models.operations.torch import TorchOperations
+from streaming.models.operations.triton.operations import TritonOperations
 from tests.models.operations.triton.steps import assert_same_steps
 from tests.models.test_llama import CODEBOOK_SIZE, assert_near, feed, judge
 from tests.reference import load_codec, load_decoder
@@ -22,7 +22,7 @@ def codes(*shape: int) -> torch.Tensor:
 @pytest.mark.parametrize("by_token", [False, True], ids=["by-frame", "by-token"])
 def test_logits_are_those_of_the_whole_prompt(device: torch.device, decoder_dir: Path, by_token: bool) -> None:
     """Pins a residual added twice or never, a layer's ring taken for another's, a head without its mask."""
-    decoder = load_decoder(decoder_dir, device=device, operations=Fused())
+    decoder = load_decoder(decoder_dir, device=device, operations=TritonOperations())
     stream = codes(2, 4)
     state = decoder.init_state(1, 20)
     state.ring.keys.fill_(torch.nan)
@@ -36,7 +36,9 @@ def test_logits_are_those_of_the_whole_prompt(device: torch.device, decoder_dir:
 
 def test_slots_that_slide_and_idle_say_what_plain_operations_say(device: torch.device, decoder_dir: Path) -> None:
     """Pins a window that slides otherwise, and an idle slot whose stream is touched."""
-    fused, plain = (load_decoder(decoder_dir, device=device, operations=each) for each in (Fused(), Plain()))
+    fused, plain = (
+        load_decoder(decoder_dir, device=device, operations=each) for each in (TritonOperations(), TorchOperations())
+    )
     states = [fused.init_state(2, 2, 1), plain.init_state(2, 2, 1)]
     for number, frame in enumerate(codes(5, 2, 4).to(device)):
         active = torch.tensor([True, number % 3 != 1], device=device)
@@ -55,7 +57,7 @@ def test_a_step_on_kernels_says_what_a_plain_step_says(
     codec = load_codec(codec_dir, device=device)
     fused, plain = (
         FrameStep(codec, load_decoder(decoder_dir, device=device, operations=each), 2, 3, 1)
-        for each in (Fused(), Plain())
+        for each in (TritonOperations(), TorchOperations())
     )
     assert_same_steps(fused, plain, ["ll", "sl", "ss"] if device.type == "cpu" else ["ll", "sl", "ss", "-s"] * 8)
     assert [fused.frames(slot) for slot in (0, 1)] == [plain.frames(slot) for slot in (0, 1)]

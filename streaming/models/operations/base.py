@@ -1,0 +1,113 @@
+"""The interface of the models' operations: what a decoder and a codec ask of whatever runs them.
+
+`torch.py` is the reference, in plain PyTorch; `triton/` has kernels for a GPU, `native/` C for a CPU, and `choice.py`
+says which of them a model gets.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from streaming.models.attention import FrameView, KeyValueRing, Rotary
+from streaming.models.linear import Linear
+from streaming.models.sampler import Drawing, SamplerState
+
+
+class Operations(ABC):
+    """x, pending: [B, T, hidden]. `pending` is what a layer's half has yet to add to the residual stream `x`."""
+
+    bounded = False
+    """Whether attention reads only what a slot holds, so that a step need not be told how many entries to look at."""
+    activations: torch.dtype | None = None
+    """What runs between the matrices; None: the type in which the weights are kept."""
+
+    @abstractmethod
+    def begin_frame(
+        self,
+        frames: Tensor,
+        prefix_keys: Tensor,
+        ring: KeyValueRing,
+        rotary: Rotary,
+        context_frames: int,
+        books: int,
+        columns: int,
+    ) -> FrameView:
+        """Return positions and masks of the next frame of the first B slots; move the prefix in front of their windows.
+
+        frames: [B]; prefix_keys: [L, H, P, D], not rotated; columns: how many entries of the ring to look at.
+        """
+
+    @abstractmethod
+    def view(self, position: Tensor, start: Tensor, ring: KeyValueRing, rotary: Rotary, columns: int) -> FrameView:
+        """Return what `attend` wants to know of tokens at `position` [B, T].
+
+        start: [B, T] or [B, 1], where their windows begin; the latter, if the ring has a prefix.
+        """
+
+    @abstractmethod
+    def norm(self, x: Tensor, pending: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """Return x + pending, and that normed as by `LlamaRMSNorm`: in float32, scaled in x's dtype."""
+
+    @abstractmethod
+    def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        """Return `torch.nn.functional.layer_norm`. x: [..., hidden]."""
+
+    @abstractmethod
+    def gate(self, both: Tensor) -> Tensor:
+        """Return SiLU of the gate times the rest, [B, T, I]. both: [B, T, 2 * I], the gate first."""
+
+    @abstractmethod
+    def linear(self, x: Tensor, weight: Linear) -> Tensor:
+        """Return the product, [B, T, N]. weight: from K to N."""
+
+    @abstractmethod
+    def linear_gelu(self, x: Tensor, weight: Linear) -> Tensor:
+        """Return `linear`, and GELU by the error function."""
+
+    @abstractmethod
+    def add_linear(self, residual: Tensor, scale: Tensor, x: Tensor, weight: Linear) -> Tensor:
+        """Return residual + scale * linear(x). residual: [B, T, N]; scale: [N]."""
+
+    @abstractmethod
+    def project(
+        self, x: Tensor, pending: Tensor | None, norm: Tensor, eps: float, weight: Linear
+    ) -> tuple[Tensor, Tensor]:
+        """Return x + pending, and that normed and multiplied: [B, T, N]."""
+
+    @abstractmethod
+    def project_gated(
+        self, x: Tensor, pending: Tensor, norm: Tensor, eps: float, weight: Linear
+    ) -> tuple[Tensor, Tensor]:
+        """Return x + pending, and that normed, multiplied and gated: [B, T, I]. weight: from hidden to 2 * I."""
+
+    @abstractmethod
+    def attend(self, qkv: Tensor, ring: KeyValueRing, layer: int, view: FrameView) -> Tensor:
+        """Keep the keys and values of these tokens, and attend. Return [B, T, H * G * D].
+
+        qkv: [B, T, (H * G + 2 * H) * D], not rotated; view: of these T tokens.
+        """
+
+    @abstractmethod
+    def extend(self, context: Tensor, x: Tensor, activate: bool, lengths: Tensor | None = None, hop: int = 1) -> Tensor:
+        """Return what a convolution reads: its context [B, C, N], and behind it x [B, T, N], or ELU of x if `activate`.
+
+        lengths: [B] int64, how many samples each row's x stands for; hop: samples a step. Steps behind them are zeros.
+
+        ELU to 6e-8 of `torch.nn.functional.elu`, which goes through `expm1` and takes a CPU five times as long
+        (docs/decisions.md).
+        """
+
+    @abstractmethod
+    def windows(self, x: Tensor, product: Linear, kernel: int, stride: int, dilation: int) -> Tensor:
+        """Return a convolution as a product, [B, windows, N].
+
+        A window is `kernel` steps, `dilation` steps apart; one begins every `stride` steps. x: [B, T, C]; product: from
+        kernel * C to N.
+        """
+
+    @abstractmethod
+    def draw(self, logits: Tensor, book: int, state: SamplerState, frame: Drawing, few: bool) -> Tensor:
+        """Return each slot's next token: see `sampler.draw`."""
