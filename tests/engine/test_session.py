@@ -23,6 +23,7 @@ from streaming.engine.events import (
     FrameSpoken,
     Heard,
     Interrupted,
+    StepAudio,
     TurnDone,
     TurnStarted,
 )
@@ -67,7 +68,7 @@ class Bench:
             self.live.heard(self.step(pcm[None], mask, ~mask).codes[0])
         else:
             result = self.step(np.zeros((1, FRAME), np.float32), ~mask, mask)
-            self.live.spoke(result.pcm[0], result.codes[0], bool(result.ended[0]), seconds)
+            self.live.spoke(StepAudio(result.pcm), 0, result.codes[0], bool(result.ended[0]), seconds)
         return True
 
     def next_frame_is_spoken(self, meanwhile: Callable[[], None]) -> None:
@@ -76,7 +77,7 @@ class Bench:
         assert self.live.may_speak
         result = self.step(np.zeros((1, FRAME), np.float32), np.array([False]), np.array([True]))
         meanwhile()
-        self.live.spoke(result.pcm[0], result.codes[0], bool(result.ended[0]), 0.002)
+        self.live.spoke(StepAudio(result.pcm), 0, result.codes[0], bool(result.ended[0]), 0.002)
 
     def run(self) -> None:
         """Steps until the session has nothing to do."""
@@ -676,7 +677,7 @@ def test_a_closed_session_tells_nothing_and_takes_nothing(before: Callable[[Benc
     bench.live.close()
     assert bench.live.closed
     bench.live.heard(np.zeros(4, np.int64))  # of a step that was running
-    bench.live.spoke(frame(0), np.zeros(4, np.int64), False, 0.0)
+    bench.live.spoke(StepAudio(frame(0)[None]), 0, np.zeros(4, np.int64), False, 0.0)
     bench.run()
     bench.live.fail(EngineStoppedError("too late"))
     bench.live.release(1, 9)
