@@ -14,22 +14,23 @@ There is no event loop, socket or thread here, and nothing waits. Whoever drives
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from streaming.audio import FRAME, FRAME_RATE, Framer, to_float
+from streaming.audio import FRAME, FRAME_RATE, to_float
 from streaming.config import Sampling
 from streaming.conversation import turn_taking
 from streaming.conversation.ends import CLIENT_LEFT, error_message, fatal, idle, stopped
+from streaming.conversation.engine_commands import EngineCommands, EngineSession
 from streaming.conversation.outbox import Echo, End, Outbox
 from streaming.conversation.pacing import frames_in, lead_frames
 from streaming.conversation.playback import Playback
+from streaming.conversation.prompt import Prompt
+from streaming.conversation.settings import Settings, sampling_of
 from streaming.engine import events
 from streaming.errors import EmptyPromptError, PromptTooLongError, ProtocolError, SessionError, StreamingError
 from streaming.protocol import messages
@@ -41,17 +42,6 @@ HEARD_TIMEOUT_S = 0.5
 """How long a client may take to say what was heard when a voice interrupts it."""
 _LAGGING_FRAMES = events.QUEUED_FRAMES // 2
 _LAGGING_INTERVAL_S = 1.0
-
-
-class EngineSession(Protocol):
-    """The engine's session, as the conversation commands it. `streaming.engine.session.LiveSession` is the real one."""
-
-    def listen(self, pcm: NDArray[np.float32]) -> bool: ...
-    def speak(self, max_frames: int, lead_frames: int) -> int: ...
-    def release(self, turn: int, frames: int) -> None: ...
-    def interrupt(self, turn: int, heard_samples: int) -> None: ...
-    def forget(self, frames: int) -> None: ...
-    def configure(self, sampling: Sampling) -> None: ...
 
 
 class Observer(Protocol):
@@ -76,23 +66,6 @@ Received = ClientMessage | AudioMessage | ProtocolError | Echo | HeardByClock
 """What a dialect makes of what a client sent; what is wrong with it is a `ProtocolError` in its place."""
 
 
-def filled(options: SamplingOptions, usual: Sampling) -> SamplingOptions:
-    """Return the options with what the client left open as usual."""
-    return SamplingOptions(
-        temperature=usual.temperature if options.temperature is None else options.temperature,
-        top_k=usual.top_k if options.top_k is None else options.top_k,
-        top_p=usual.top_p if options.top_p is None else options.top_p,
-        seed=usual.seed if options.seed is None else options.seed,
-    )
-
-
-def sampling_of(options: SamplingOptions) -> Sampling:
-    """Return the engine's form of filled options."""
-    temperature, top_k, top_p, seed = options.temperature, options.top_k, options.top_p, options.seed
-    assert temperature is not None and top_k is not None and top_p is not None and seed is not None
-    return Sampling(temperature, top_k, top_p, seed)
-
-
 class Conversation:
     """One session that has a slot.
 
@@ -115,25 +88,18 @@ class Conversation:
         now: float,
         sent_is_heard: bool = False,
     ) -> None:
-        self._engine, self._outbox, self._observer, self._idle_s = engine, outbox, observer, idle_s
+        self._engine, self._outbox, self._observer, self._idle_s = EngineCommands(engine), outbox, observer, idle_s
         self._fast, self._drops = start.pace == "fast", start.lag == "drop" and start.pace == "realtime"
         self._sent_is_heard = sent_is_heard
         self._lead_frames = lead_frames(start, rewind_frames)
         self.end: End | None = None
-        # Settings
-        self._usual = usual
-        self._options = self._applied = start.sampling
-        self._max_seconds, self._vad = start.max_seconds, start.vad
+        self._settings, self._applied = Settings(start, usual), start.sampling
         # Input
-        self._framer = Framer(np.float32)
+        self._prompt = Prompt()
         self._position = 0  # samples of input so far
         self._turn = 1  # the one that input belongs to
-        self._prompt_frames = 0  # heard in this turn, as far as the engine was told or will be
-        self._speech_from = 0  # of these, what was said before the speech that is being heard (vad)
-        self._unheard = 0  # frames that the engine has taken and not stepped
         self._patient_until = 0  # the position up to which no input is dropped
         self._lagging_told_at = -math.inf
-        self._commands: deque[Callable[[], bool]] = deque()  # for the engine, once it has room
         self._taker = turn_taking.TurnTaker(start.vad) if start.turn_taking == "vad" else None
         # Output
         self._playback: Playback | None = None  # of the turn that is being spoken and played, or was last
@@ -145,7 +111,7 @@ class Conversation:
     @property
     def ready(self) -> bool:
         """Whether the next message may be given."""
-        return not self._commands and len(self._outbox) < MAX_UNSENT
+        return not self._engine.waiting and len(self._outbox) < MAX_UNSENT
 
     @property
     def hears_voice(self) -> bool:
@@ -230,9 +196,8 @@ class Conversation:
                 if self._playback is not None and turn == self._playback.turn and not self._playback.over:
                     self._say(AudioMessage(turn, index * FRAME, event.pcm16))
             case events.Heard():
-                self._unheard -= 1
                 self._observer.heard()
-                self._command_engine()
+                self._engine.heard()
             case events.TurnStarted(turn, prompt, forgotten):
                 self._say(
                     messages.TurnSpeaking(turn=turn, prompt_samples=prompt * FRAME, dropped_samples=forgotten * FRAME)
@@ -300,7 +265,7 @@ class Conversation:
     def _finish(self, end: End) -> None:
         if self.end is None:
             self.end = end
-            self._commands.clear()
+            self._engine.clear()
             self._outbox.put(end)
 
     @property
@@ -313,22 +278,6 @@ class Conversation:
             raise SessionError(f"turn {turn} is not being spoken, nor was it last")
         return self._playback
 
-    # Commands for the engine, which take effect in order; a frame waits until the engine has room for it
-
-    def _command(self, command: Callable[[], object]) -> None:
-        self._commands.append(lambda: (command(), True)[1])
-        self._command_engine()
-
-    def _command_engine(self) -> None:
-        while self._commands and self._commands[0]():
-            self._commands.popleft()
-
-    def _take_frame(self, frame: NDArray[np.float32]) -> bool:
-        """Whether the engine has taken it."""
-        taken = self._engine.listen(frame)
-        self._unheard += taken
-        return taken
-
     # Listening
 
     def _hear(self, audio: AudioMessage, now: float, probabilities: Sequence[float]) -> None:
@@ -340,7 +289,7 @@ class Conversation:
         elif audio.turn > self._turn:
             raise ProtocolError(f"audio of turn {audio.turn}, but this is turn {self._turn}")
         elif audio.turn in (messages.OPEN_TURN, self._turn) and not self._speaking:
-            self._listen(self._framer.push(audio.pcm), now)
+            self._listen(self._prompt.push(audio.pcm), now)
 
     def _listen(self, frames: Iterable[NDArray[np.float32]], now: float) -> None:
         """Have the engine hear these frames. When it has no room they wait or are dropped, as the client chose.
@@ -349,27 +298,25 @@ class Conversation:
         """
         dropped, drops = 0, self._drops and self._position > self._patient_until
         for frame in frames:
-            if not self._commands and self._take_frame(frame):
-                self._prompt_frames += 1
-            elif drops:
-                dropped += len(frame)
+            if self._engine.listen(frame, patient=not drops):
+                self._prompt.frames += 1
             else:
-                self._prompt_frames += 1
-                self._commands.append(partial(self._take_frame, frame))
+                dropped += len(frame)
         if dropped:
             self._say(messages.InputDropped(turn=self._turn, samples=dropped))
-        if drops and self._unheard >= _LAGGING_FRAMES and now >= self._lagging_told_at + _LAGGING_INTERVAL_S:
+        behind = self._engine.behind_frames
+        if drops and behind >= _LAGGING_FRAMES and now >= self._lagging_told_at + _LAGGING_INTERVAL_S:
             self._lagging_told_at = now
-            self._say(messages.InputLagging(turn=self._turn, behind_ms=1e3 * self._unheard / FRAME_RATE))
+            self._say(messages.InputLagging(turn=self._turn, behind_ms=1e3 * behind / FRAME_RATE))
 
     def _act(self, actions: list[turn_taking.Action], now: float) -> None:
         """Do what the turn taker decided, in order."""
         for action in actions:
             match action:
                 case turn_taking.Listen(pcm):
-                    self._listen(self._framer.push(pcm), now)
+                    self._listen(self._prompt.push(pcm), now)
                 case turn_taking.SpeechStarted(at):
-                    self._speech_from = self._prompt_frames
+                    self._prompt.speech_from = self._prompt.frames
                     self._say(messages.SpeechStarted(turn=self._turn, at_samples=at))
                 case turn_taking.SpeechStopped(at):
                     self._say(messages.SpeechStopped(turn=self._turn, at_samples=at))
@@ -382,7 +329,7 @@ class Conversation:
         """Go on at the end of speech."""
         assert self._taker is not None
         try:
-            self._continue(self._max_seconds, self._options, now)
+            self._continue(self._settings.max_seconds, self._settings.sampling, now)
         except EmptyPromptError as error:  # the engine had no room for any of it
             self._say(error_message(error))
             self._taker.speaking_ended()
@@ -392,12 +339,12 @@ class Conversation:
         assert self._taker is not None
         playback = self._playback
         if playback is None:  # there is nothing to interrupt, see `_go_on`
-            self._speech_from = self._prompt_frames
+            self._prompt.speech_from = self._prompt.frames
             self._say(messages.SpeechStarted(turn=self._turn, at_samples=at_samples))
             self._act(self._taker.interrupted(), now)
             return
         playback.stop(now)
-        self._speech_from = 0
+        self._prompt.speech_from = 0
         self._say(messages.SpeechStarted(turn=playback.turn, at_samples=at_samples))
         if self._sent_is_heard:
             self._interrupt(playback, playback.sent_samples, now)
@@ -408,16 +355,12 @@ class Conversation:
         """Take back the prompt but for its beginning or, in vad mode, but for what was said before this speech."""
         if self._speaking:
             raise SessionError("the session is speaking: there is no prompt to be cleared")
-        keep = min(keep_samples, self._prompt_frames * FRAME + self._framer.pending_samples)
+        keep = min(keep_samples, self._prompt.samples)
         if self._taker is not None:
             hearing = self._taker.state is turn_taking.TurnState.HEARING
-            keep = FRAME * (self._speech_from if hearing else self._prompt_frames)
+            keep = FRAME * (self._prompt.speech_from if hearing else self._prompt.frames)
             self._taker.clear()
-        kept_frames = min(-(-keep // FRAME), self._prompt_frames)  # a frame that holds both stays whole
-        begun = self._framer.flush()[: max(0, keep - self._prompt_frames * FRAME)]
-        self._framer.push(begun)
-        forgotten, self._prompt_frames = self._prompt_frames - kept_frames, kept_frames
-        self._command(lambda: self._engine.forget(forgotten))
+        self._engine.forget(self._prompt.keep(keep))
 
     # Speaking
 
@@ -430,29 +373,24 @@ class Conversation:
                 raise SessionError("the session is being interrupted: say what was heard first")
             if self._taker.state is turn_taking.TurnState.SPEAKING:
                 self._taker.speaking_ended()  # what is still being played counts as heard
-        options = self._options if sampling is None else self._seeded(sampling)
-        self._continue(self._max_seconds if max_seconds is None else max_seconds, options, now)
+        settings = self._settings
+        options = settings.sampling if sampling is None else settings.filled(sampling)
+        self._continue(settings.max_seconds if max_seconds is None else max_seconds, options, now)
         if self._taker is not None:
             self._act(self._taker.speak(), now)
 
     def _continue(self, max_seconds: float, options: SamplingOptions, now: float) -> None:
-        rest = self._framer.flush()
+        rest = self._prompt.rest()
         if len(rest):
             self._listen([rest], now)
-        if self._turn == 1 and not self._prompt_frames:
+        if self._turn == 1 and not self._prompt.frames:
             raise EmptyPromptError("nothing was heard yet: send at least one sample of speech first")
         if options != self._applied:
             self._applied = options
-            self._command(lambda: self._engine.configure(sampling_of(options)))
-        turn, most = self._turn, frames_in(max_seconds)
-
-        def speak() -> None:
-            spoken = self._engine.speak(most, self._lead_frames)
-            assert spoken == turn, (spoken, turn)
-
-        self._command(speak)
-        self._playback = Playback(turn)
-        self._prompt_frames = self._speech_from = 0
+            self._engine.configure(sampling_of(options))
+        self._engine.speak(self._turn, frames_in(max_seconds), self._lead_frames)
+        self._playback = Playback(self._turn)
+        self._prompt.begin()
 
     def _interrupt(self, playback: Playback, heard_samples: int, now: float) -> None:
         """Speak no more of this turn, of which so much was heard: never more than was sent."""
@@ -463,7 +401,7 @@ class Conversation:
         self._outbox.cut(turn, playback.sent_samples)
         if turn == self._turn:
             self._cut[turn] = playback.sent_samples
-        self._command(lambda: self._engine.interrupt(turn, heard))
+        self._engine.interrupt(turn, heard)
         self._turn_is_over(turn)
 
     def _turn_done(self, done: events.TurnDone, now: float) -> None:
@@ -503,26 +441,22 @@ class Conversation:
     # Settings
 
     def _update(self, update: messages.SessionUpdate, now: float) -> None:
-        if update.max_seconds is not None:
-            self._max_seconds = update.max_seconds
-        if update.sampling is not None:
-            self._options = self._seeded(update.sampling)  # from the next turn on
-        if update.vad is not None:
-            self._vad = update.vad
-            if self._taker is not None:
-                self._taker.configure(update.vad)
+        settings = self._settings
+        settings.update(update)
+        if update.vad is not None and self._taker is not None:
+            self._taker.configure(update.vad)
         if update.turn_taking == "vad" and self._taker is None:
-            self._taker = turn_taking.TurnTaker(self._vad, self._position)
+            self._taker = turn_taking.TurnTaker(settings.vad, self._position)
             if self._playback is not None and not self._playback.over:
                 self._taker.speak()
         elif update.turn_taking == "manual" and self._taker is not None:
             self._take_no_turns(self._taker, now)
         self._say(
             messages.SessionUpdated(
-                max_seconds=self._max_seconds,
-                sampling=self._options,
+                max_seconds=settings.max_seconds,
+                sampling=settings.sampling,
                 turn_taking="manual" if self._taker is None else "vad",
-                vad=self._vad,
+                vad=settings.vad,
             )
         )
 
@@ -535,8 +469,3 @@ class Conversation:
         if taker.state is turn_taking.TurnState.HEARING:
             actions += taker.speak()  # tells the end of the speech
         self._act([action for action in actions if not isinstance(action, turn_taking.Speak)], now)
-
-    def _seeded(self, sampling: SamplingOptions) -> SamplingOptions:
-        """Return it with the session's seed where it has none, and the model's settings where they are left open."""
-        assert self._options.seed is not None
-        return filled(sampling, replace(self._usual, seed=self._options.seed))

@@ -16,9 +16,10 @@ from dataclasses import replace
 from msgspec import structs
 
 from streaming.audio import FRAME, SAMPLE_RATE, to_float
-from streaming.conversation.conversation import Conversation, Observer, Received, filled, sampling_of
+from streaming.conversation.conversation import Conversation, Observer, Received
 from streaming.conversation.ends import GONE, INTERNAL, fatal, refusal, revoked, stopped
 from streaming.conversation.outbox import End, Outbox, Reply
+from streaming.conversation.settings import filled, sampling_of
 from streaming.engine import events
 from streaming.engine.engine import Engine
 from streaming.engine.session import LiveSession

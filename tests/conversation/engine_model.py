@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from streaming.audio import FRAME
 from streaming.config import Sampling
-from streaming.conversation.conversation import Conversation, Received, filled
+from streaming.conversation.conversation import Conversation, Received
 from streaming.conversation.outbox import Outbox, Reply
+from streaming.conversation.settings import filled
 from streaming.engine.events import (
     QUEUED_FRAMES,
     Event,

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from streaming.audio import FRAME
-from streaming.conversation.conversation import HEARD_TIMEOUT_S, MAX_UNSENT, HeardByClock, filled
+from streaming.conversation.conversation import HEARD_TIMEOUT_S, MAX_UNSENT, HeardByClock
 from streaming.conversation.ends import CLIENT_LEFT
 from streaming.conversation.outbox import Echo, End
+from streaming.conversation.settings import filled
 from streaming.engine import events
 from streaming.errors import PromptTooLongError, ProtocolError, StepFailedError
 from streaming.protocol import messages
