@@ -238,21 +238,32 @@ class Engine:
 
     def _schedule(self) -> _Plan | None:
         """Waits until a slot is ready. None when the engine is to stop."""
-        with self._changed:
-            while not self._stopping:
+        while True:
+            with self._changed:
                 self._reap()
-                listening: dict[int, NDArray[np.float32]] = {}
-                speaking: list[int] = []
-                for slot, session in self._sessions.items():
-                    frame = session.next_frame()
-                    if frame is not None:
-                        listening[slot] = frame
-                    elif session.may_speak:
-                        speaking.append(slot)
-                if listening or speaking:
-                    return self._plan(listening, speaking)
-                self._changed.wait()
-        return None
+                unclean = [session for session in self._sessions.values() if session.unclean]
+                if not unclean:
+                    if self._stopping:
+                        return None
+                    plan = self._next_plan()
+                    if plan is not None:
+                        return plan
+                    if not any(session.unclean for session in self._sessions.values()):  # or one has become so
+                        self._changed.wait()
+            for session in unclean:
+                session.make_clean()
+
+    def _next_plan(self) -> _Plan | None:
+        """Return the batch of all sessions that are ready, or None if there are none."""
+        listening: dict[int, NDArray[np.float32]] = {}
+        speaking: list[int] = []
+        for slot, session in self._sessions.items():
+            frame = session.next_frame()
+            if frame is not None:
+                listening[slot] = frame
+            elif session.may_speak:
+                speaking.append(slot)
+        return self._plan(listening, speaking) if listening or speaking else None
 
     def _plan(self, listening: dict[int, NDArray[np.float32]], speaking: list[int]) -> _Plan:
         width = 1 + max((*listening, *speaking))

@@ -112,16 +112,11 @@ class _Forget:
 
 
 @dataclass(frozen=True, slots=True)
-class _Open:
-    sampling: Sampling
-
-
-@dataclass(frozen=True, slots=True)
 class _Configure:
     sampling: Sampling
 
 
-_Command = _Listen | _Speak | _Interrupt | _Forget | _Open | _Configure
+_Command = _Listen | _Speak | _Interrupt | _Forget | _Configure
 
 
 class LiveSession:
@@ -139,7 +134,9 @@ class LiveSession:
         self._slides = slides
         self._error: StreamingError | None = None  # what ended it
         self._state = State.LISTENING
-        self._commands: deque[_Command] = deque([_Open(sampling)])
+        self.unclean = True
+        """Whether something of an earlier stream may be in the slot: no command takes effect before `make_clean`."""
+        self._commands: deque[_Command] = deque()
         self._queued_frames = 0
         self._heard_any = False
         self._sampling = sampling
@@ -293,7 +290,7 @@ class LiveSession:
 
     def next_frame(self) -> NDArray[np.float32] | None:
         """Lets all commands that are due take effect. Returns the frame to hear now, if there is one."""
-        while self._commands and self._state is not State.CLOSED:
+        while self._commands and not self.unclean and self._state is not State.CLOSED:
             command = self._commands.popleft()
             assert self._state is State.LISTENING or isinstance(command, _Interrupt | _Configure), command
             match command:
@@ -307,12 +304,15 @@ class LiveSession:
                     self._cut(turn, heard_frames)
                 case _Forget(frames):
                     self._forget(frames)
-                case _Open(sampling):
-                    self._step.open(self.slot, sampling)
                 case _Configure(sampling):
                     self._sampling = sampling
                     self._step.configure(self.slot, sampling)
         return None
+
+    def make_clean(self) -> None:
+        """Give the slot to this stream. Called without the engine's lock: it may write many megabytes."""
+        self._step.open(self.slot, self._sampling)
+        self.unclean = False
 
     @property
     def may_speak(self) -> bool:
@@ -385,7 +385,7 @@ class LiveSession:
     def _forget(self, frames: int) -> None:
         frames = min(frames, self._prompt_frames)
         if frames and frames == self._step.frames(self.slot):
-            self._step.open(self.slot, self._sampling)
+            self.unclean = True
         else:
             frames = min(frames, self._step.reach(self.slot))
             self._step.rewind(self.slot, frames)

@@ -527,3 +527,26 @@ def test_slow_steps_of_the_past_say_nothing_of_now(monkeypatch: pytest.MonkeyPat
         assert engine.overloaded
         monkeypatch.setattr("streaming.engine.engine._RECENT_S", -1.0)
         assert not engine.overloaded
+
+
+def test_a_slot_is_made_clean_without_the_engines_lock() -> None:
+    """It writes tens of megabytes: whoever listened meanwhile, and with it the whole event loop, waited for it."""
+    step = StubStep(2)
+    cleaning, goes_on = threading.Event(), threading.Event()
+    opened = step.open
+
+    def slow(slot: int, sampling: Sampling) -> None:
+        if slot == 1:
+            cleaning.set()
+            assert goes_on.wait(PATIENCE_S)
+        opened(slot, sampling)
+
+    step.open = slow  # type: ignore[method-assign]
+    with running(step) as engine:
+        first = engine.attach(Recorder(), Sampling())
+        engine.attach(Recorder(), Sampling(seed=1))
+        assert cleaning.wait(PATIENCE_S)
+        told = threading.Event()
+        threading.Thread(target=lambda: (first.listen(frame(0)), first.queued_frames, told.set())).start()
+        assert told.wait(PATIENCE_S), "the lock is held"
+        goes_on.set()

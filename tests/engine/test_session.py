@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from streaming.audio import FRAME
 from streaming.config import Sampling
@@ -60,7 +61,7 @@ class Bench:
 
     def step_once(self, seconds: float = 0.002) -> bool:
         """What the engine's thread does for a slot, in a step that takes so long. False if there was nothing to do."""
-        pcm = self.live.next_frame()
+        pcm = self.next_frame()
         if pcm is None and not self.live.may_speak:
             return False
         mask = np.array([True])
@@ -71,9 +72,15 @@ class Bench:
             self.live.spoke(StepAudio(result.pcm), 0, result.codes[0], bool(result.ended[0]), seconds)
         return True
 
+    def next_frame(self) -> NDArray[np.float32] | None:
+        """What the engine's thread looks for, once it has made the slot clean where need be."""
+        while (pcm := self.live.next_frame()) is None and self.live.unclean:
+            self.live.make_clean()
+        return pcm
+
     def next_frame_is_spoken(self, meanwhile: Callable[[], None]) -> None:
         """One step, during which something happens."""
-        assert self.live.next_frame() is None
+        assert self.next_frame() is None
         assert self.live.may_speak
         result = self.step(np.zeros((1, FRAME), np.float32), np.array([False]), np.array([True]))
         meanwhile()
@@ -153,7 +160,7 @@ def test_the_queue_is_full_until_a_frame_was_heard() -> None:
     bench = Bench()
     bench.hear(*range(QUEUED_FRAMES))
     assert not bench.live.listen(frame(99))
-    assert bench.live.next_frame() is not None
+    assert bench.next_frame() is not None
     assert not bench.live.listen(frame(99))
     bench.live.heard(np.zeros(4, np.int64))
     assert bench.live.listen(frame(99))
@@ -653,7 +660,7 @@ def give_speech(bench: Bench) -> None:
 
 def give_speech_in_a_step(bench: Bench) -> None:
     bench.hear(1, 2)
-    bench.live.next_frame()
+    bench.next_frame()
 
 
 def let_it_speak(bench: Bench) -> None:
