@@ -39,6 +39,11 @@ INLINE vf element(const int kind, const void *where, int64_t at) {
     return kind == FLOAT32 ? load((const float *)where + at) : widen((const uint16_t *)where + at);
 }
 
+INLINE void prefetch_elements(const int kind, const void *where, int64_t at, int64_t count) {
+    const int size = kind == FLOAT32 ? 4 : 2;
+    for (int64_t i = 0; i < count * size; i += 64) prefetch((const char *)where + at * size + i, 64);
+}
+
 enum { KEYS_AT_ONCE = 64 }; /* so many stay in the nearest cache for all queries */
 
 /* Entries first .. first + count - 1 of a head: their scores for Q (1, 2 or 4) queries [dim], `span` floats apart. */
@@ -47,6 +52,7 @@ INLINE void score(const int kind, const int Q, const void *keys, int64_t first, 
     for (int64_t n = 0; n < count; n++) {
         vf sum[4];
         float result[4];
+        prefetch_elements(kind, keys, (first + n) * dim, dim);
         UNROLL for (int q = 0; q < Q; q++) sum[q] = (vf){};
         for (int64_t i = 0; i < dim; i += LANES) {
             vf key = element(kind, keys, (first + n) * dim + i);
@@ -68,6 +74,7 @@ INLINE void gather(const int kind, const int Q, const void *values, int64_t firs
             UNROLL for (int j = 0; j < SOME; j++) sum[q][j] = load(out + q * dim + i + j * LANES);
         for (int64_t n = 0; n < count; n++) {
             vf value[SOME];
+            if (i == 0) prefetch_elements(kind, values, (first + n) * dim, dim);
             UNROLL for (int j = 0; j < SOME; j++) value[j] = element(kind, values, (first + n) * dim + i + j * LANES);
             UNROLL for (int q = 0; q < Q; q++) {
                 vf weight = spread(weights[q * span + n]);

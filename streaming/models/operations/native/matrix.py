@@ -194,7 +194,7 @@ def on_huge_pages(weight: Tensor) -> Tensor:
     """The same numbers where Linux gives pages of 2 MiB: a processor reads ahead to the end of a page, and no further.
     Elsewhere, and if they are few, as they are.
     """
-    if sys.platform != "linux" or weight.nbytes < 2 * _HUGE:
+    if sys.platform != "linux" or weight.nbytes < _HUGE:
         return weight
     memory = mmap.mmap(-1, weight.nbytes + _HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with suppress(OSError):  # a kernel that has none

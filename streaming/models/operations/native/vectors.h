@@ -73,8 +73,9 @@ INLINE void store(float *p, vf v) { memcpy(p, &v, sizeof v); }
 
 /* Up to a vector of what may not fill one. */
 INLINE vf some(const float *p, int64_t count) {
+    if (count >= LANES) return load(p);
     float v[LANES] = {0};
-    memcpy(v, p, (count < LANES ? count : LANES) * sizeof(float));
+    memcpy(v, p, count * sizeof(float));
     return load(v);
 }
 
