@@ -2,7 +2,8 @@
 
 `transformers` streams Mimi's encoder with its caches; its decoder keeps no convolution state, so decoding frame by
 frame with it is only a cost, not sound. A token is one of its `generate`, as the published batch script calls it: so
-many forwards of the model, the first one over a short prompt. The `moshi` package's Mimi, where it is installed, has
+many forwards of the model, the first one over a short prompt. Where `torchaudio` is installed, a file is continued by
+the published script as it is published, and here. The `moshi` package's Mimi, where it is installed, has
 the same shape and weights of its own.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import inspect
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,15 +20,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from torch import Tensor
 
-from streaming.audio import FRAME
+from streaming.audio import FRAME, SAMPLE_RATE, RecordingResampler
 from streaming.benchmark import machine
 from streaming.benchmark.report import Report
 from streaming.config import LlamaConfig
-from streaming.loading import DEMO, DTYPES, folders, load_codec, pick_device
+from streaming.loading import DEMO, DTYPES, folders, load_codec, load_engine, pick_device
 from streaming.models.checkpoint import TensorSource, read_config
 from streaming.models.llama import LlamaDecoder
 from streaming.models.random_weights import DECODERS, MIMI, codes_layout
@@ -51,12 +54,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def measure(options: argparse.Namespace) -> Report:
     """`baseline`: see the module. Raises as loading does."""
     device = pick_device(options.device)
-    with _checkpoints(options) as (model, codec), torch.inference_mode():
-        rows = _rows("ms a frame", _codecs(codec, device, DTYPES[options.codec_dtype]), device, options.seconds, 1)
-        if model is not None:
-            size = int(read_config(codec).get("codebook_size", MIMI.codebook_size))
-            contest, tokens = _decoders(model, size, options, device)
-            rows += _rows("ms a token", contest, device, options.seconds, tokens)
+    with _checkpoints(options) as (model, codec):
+        with torch.inference_mode():
+            rows = _rows("ms a frame", _codecs(codec, device, DTYPES[options.codec_dtype]), device, options.seconds, 1)
+            if model is not None:
+                size = int(read_config(codec).get("codebook_size", MIMI.codebook_size))
+                contest, tokens = _decoders(model, size, options, device)
+                rows += _rows("ms a token", contest, device, options.seconds, tokens)
+        if model is not None and options.random is None and importlib.util.find_spec("torchaudio") is not None:
+            with _files(model, codec, options, device) as contest:
+                rows += _rows("ms", contest, device, options.seconds, 1)
     facts: dict[str, str | int | float] = {
         "model": options.model if options.random is None else f"random {options.random}",
         "device": machine.name_of(device),
@@ -128,6 +135,55 @@ def _save_random(config: LlamaConfig, dtype: torch.dtype, folder: Path) -> None:
         transformers.LlamaForCausalLM(shape).save_pretrained(folder)
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+@contextmanager
+def _files(model: Path, codec: Path, options: argparse.Namespace, device: torch.device) -> Iterator[Contest]:
+    """3 s of speech at 16 kHz, and a second of its continuation: the published script on samples that are read already,
+    and a session here, as fast as it goes. Both draw, so either may come to an end of its own.
+    """
+    import torchaudio
+
+    books, frames = LlamaConfig.from_dict(read_config(model)).num_codebooks, 12
+    llama: Any = transformers.LlamaForCausalLM.from_pretrained(model, dtype=DTYPES[options.dtype])
+    mimi: Any = transformers.MimiModel.from_pretrained(codec)
+    llama.to(device).eval()
+    mimi.to(device).eval()
+    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(model)
+    samples = 0.1 * torch.randn(1, 3 * 16_000)
+
+    @torch.inference_mode()
+    def script() -> None:
+        waveform = torchaudio.transforms.Resample(16_000, SAMPLE_RATE)(samples)
+        codes = mimi.encode(waveform[None].to(device), num_quantizers=books).audio_codes[0].T
+        text = "".join(f"<{code}_{book}>" for frame in codes.tolist() for book, code in enumerate(frame))
+        inputs = tokenizer(f"<audio>{text}", return_tensors="pt").to(device)
+        drawn = {"do_sample": True, "temperature": 0.8, "top_k": 30, "pad_token_id": 0}
+        generated = llama.generate(**inputs, **drawn, max_new_tokens=frames * books)
+        found = re.findall(r"<(\d+)_(\d+)>", tokenizer.decode(generated[0]))
+        whole = [int(code) for code, _ in found[: len(found) // books * books]]
+        mimi.decode(torch.tensor(whole, device=device).view(1, -1, books).transpose(1, 2))
+
+    with load_engine(
+        model,
+        codec,
+        device=device,
+        dtype=options.dtype,
+        quantize=options.quantize,
+        max_sessions=1,
+        codec_dtype=options.codec_dtype,
+    ) as engine:
+
+        def session() -> None:
+            resampler = RecordingResampler(16_000)
+            speech = np.concatenate((resampler.push(samples[0].numpy()), resampler.flush()))
+            with engine.open() as live:
+                for start in range(0, len(speech), FRAME):
+                    live.listen(speech[start : start + FRAME])
+                for _ in live.speak(frames):
+                    pass
+
+        yield {"file, in and out": {"streaming": session, "transformers": script}}
 
 
 def _codecs(folder: Path, device: torch.device, dtype: torch.dtype) -> Contest:

@@ -19,5 +19,6 @@ def test_both_sides_do_both_halves_of_the_codec_and_the_decoder(codec_dir: Path,
     report = baseline.measure(parser.parse_args([*flags, "--tokens", "8", "--seconds", "0.01"]))
     rows = {(row["task"], row["with"]) for row in report.rows}
     sides = ("streaming", "transformers")
-    assert rows >= {(task, side) for task in ("codec, in", "codec, out", "decoder") for side in sides}
+    tasks = ("codec, in", "codec, out", "decoder", "file, in and out")
+    assert rows >= {(task, side) for task in tasks for side in sides}
     assert all(float(row["ms"]) > 0 for row in report.rows)
