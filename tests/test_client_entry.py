@@ -289,7 +289,11 @@ class TestLostSessions:
 class TestTransport:
     @pytest.mark.parametrize(
         ("flags", "wanted"),
-        [([], ("pcm16",)), (["--transport", "pcm"], ("pcm16",)), (["--transport", "opus"], ("opus", "pcm16"))],
+        [
+            ([], ("float32", "pcm16")),
+            (["--transport", "pcm"], ("float32", "pcm16")),
+            (["--transport", "opus"], ("opus", "float32", "pcm16")),
+        ],
     )
     def test_on_this_machine_opus_is_only_by_request(
         self, flags: list[str], wanted: tuple[str, ...], speech: Path, capsys: pytest.CaptureFixture[str]
@@ -305,6 +309,19 @@ class TestTransport:
 
         asyncio.run(test())
         assert ("the server has no Opus" in capsys.readouterr().out) is ("opus" in wanted)
+
+    def test_a_file_that_sixteen_bits_hold_goes_as_it_is(self, tmp_path: Path) -> None:
+        """Pins twice the bytes for what is the same; another file loses nothing on its way, either (above)."""
+        path = tmp_path / "plain.wav"
+        soundfile.write(path, 0.1 * np.sin(np.arange(4_800)), 24_000, subtype="PCM_16")
+
+        async def test() -> None:
+            async with fake_server() as server:
+                arguments = ["--url", server.url, "--input", str(path), "--pace", "fast", "--json"]
+                await client._stream_file(client._parse(arguments))
+                assert server.peers[0].start.codecs == ("pcm16",)
+
+        asyncio.run(test())
 
     @pytest.mark.parametrize(("url", "wanted"), [("ws://127.0.0.1:1", False), ("wss://example.org", True)])
     def test_to_other_machines_it_is_opus_where_there_is(
