@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from streaming.server.door.access import Gatekeeper, Limits, check_bind, parse_proxies
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
@@ -30,6 +29,10 @@ from streaming.loading import load_models
 from streaming.models.random_weights import DECODERS, random_codec, random_decoder
 from streaming.protocol import messages
 from streaming.protocol.messages import SessionResume, SessionStart
+from streaming.server.door.bind import check_bind
+from streaming.server.door.gatekeeper import Gatekeeper
+from streaming.server.door.limits import Limits
+from streaming.server.door.proxies import parse_proxies
 from streaming.server.door.tokens import Tokens
 from tests.engine.stub_step import StubStep
 from tests.server.live_server import Client, LiveServer, client, get, run, serving

@@ -12,7 +12,8 @@ from streaming.audio import FRAME
 from streaming.protocol import messages
 from streaming.protocol.messages import PATH, AudioMessage
 from streaming.server.openai import LIVE_PATH
-from streaming.server.openai.live import LiveDialect, SessionOption, SessionStart
+from streaming.server.openai.live import LiveDialect
+from streaming.server.openai.live_events import SessionOption, SessionStart
 from streaming.server.openai.realtime_options import Model
 from tests.engine.stub_step import StubStep
 from tests.server.live_server import LiveServer, run
