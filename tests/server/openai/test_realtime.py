@@ -17,7 +17,8 @@ from streaming.audio import FRAME, to_float
 from streaming.engine.engine import Engine
 from streaming.protocol.messages import PATH, SessionStart
 from streaming.server.openai import REALTIME_PATH
-from streaming.server.openai.input_buffer import MAX_HELD_SAMPLES, TRUNCATE_TIMEOUT_S
+from streaming.server.openai.input_buffer import MAX_HELD_SAMPLES
+from streaming.server.openai.interruptions import TRUNCATE_TIMEOUT_S
 from tests.engine.stub_step import StubStep
 from tests.server.live_server import LiveServer, run, serving
 from tests.server.live_server import client as native_client
