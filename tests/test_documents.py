@@ -17,19 +17,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from streaming.server.door.access import Gatekeeper, Limits, check_bind, parse_proxies
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from streaming import scoring
 from streaming.audio import FRAME
-from streaming.conversation import turn_taking
 from streaming.engine.engine import Engine
 from streaming.frame_step import slot_bytes
 from streaming.loading import load_models
+from streaming.models import voice_activity
 from streaming.models.random_weights import DECODERS, random_codec, random_decoder
 from streaming.protocol import messages
 from streaming.protocol.messages import SessionResume, SessionStart
+from streaming.server.door.bind import check_bind
+from streaming.server.door.gatekeeper import Gatekeeper
+from streaming.server.door.limits import Limits
+from streaming.server.door.proxies import parse_proxies
 from streaming.server.door.tokens import Tokens
 from tests.engine.stub_step import StubStep
 from tests.server.live_server import Client, LiveServer, client, get, run, serving
@@ -131,9 +134,9 @@ def _refusal_of(code: str, monkeypatch: pytest.MonkeyPatch) -> messages.SessionR
     if code == "vad_unavailable":
 
         def unavailable() -> None:
-            raise turn_taking.VoiceActivityUnavailableError("no model")
+            raise voice_activity.VoiceActivityUnavailableError("no model")
 
-        monkeypatch.setattr(turn_taking, "load_vad_model", unavailable)
+        monkeypatch.setattr(voice_activity, "load_vad_model", unavailable)
     step = StubStep(1, gated=code == "stopping")
     with Engine(step) as engine, serving(engine) as server:
         if code == "engine_stopped":
