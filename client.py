@@ -60,7 +60,7 @@ AGAIN_S = (0.0, 0.5, 1.0, 2.0, 4.0)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the client with these command line arguments; returns the exit status."""
+    """Run the client with these command line arguments; returns the exit status."""
     args = _parse(arguments)
     try:
         raise_on_interrupt()
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 async def _politely(work: Coroutine[Any, Any, None]) -> None:
-    """Has SIGTERM and a closed terminal do what Ctrl-C does: close the session and leave no server behind."""
+    """Have SIGTERM and a closed terminal do what Ctrl-C does: close the session and leave no server behind."""
     loop, task = asyncio.get_running_loop(), asyncio.ensure_future(work)
     with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # Windows; not the main thread
         for number in signal.Signals:

@@ -91,7 +91,7 @@ class DeviceStep:
 
     @torch.inference_mode()
     def advance(self, bucket: Bucket) -> None:
-        """Reads `inputs`, writes `outputs`."""
+        """Read `inputs`, writes `outputs`."""
         codec, decoder, state = self.codec, self.decoder, self.decoder_state
         batch, books = bucket.width, codec.num_codebooks
         pcm, flags = self.inputs[:batch, :FRAME], self.inputs[:batch, FRAME:] > 0
@@ -178,7 +178,7 @@ class _Graphs:
         self._pool = torch.cuda.graph_pool_handle()
 
     def capture(self, bucket: Bucket) -> None:
-        """Runs the work twice, to warm up, and records it: slots must neither listen nor speak."""
+        """Run the work twice, to warm up, and records it: slots must neither listen nor speak."""
         with torch.cuda.device(self._device):
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
@@ -195,7 +195,7 @@ class _Graphs:
         return bucket in self._graphs
 
     def replay(self, bucket: Bucket) -> None:
-        """Returns when the step is done."""
+        """Return when the step is done."""
         with torch.cuda.device(self._device):
             self._graphs[bucket].replay()
             torch.cuda.current_stream().synchronize()
@@ -240,14 +240,14 @@ class FrameStep:
         self._spoken = np.zeros((num_slots, rewind_frames + 1), np.bool_)  # whether each of the last frames was spoken
 
     def open(self, slot: int, sampling: Sampling) -> None:
-        """Gives a slot to a new session. Nothing of the one before it remains."""
+        """Give a slot to a new session. Nothing of the one before it remains."""
         self._device.codec_state.scrub(slot)
         self._device.decoder_state.scrub(slot)
         self._frames[slot] = self._least[slot] = 0
         self.configure(slot, sampling)
 
     def configure(self, slot: int, sampling: Sampling) -> None:
-        """Changes how a slot draws its tokens."""
+        """Change how a slot draws its tokens."""
         self._sampling[slot] = sampling
         self._device.sampler.set(slot, sampling)
 
@@ -258,7 +258,7 @@ class FrameStep:
         return isinstance(error, torch.AcceleratorError) and not isinstance(error, torch.OutOfMemoryError)
 
     def frames(self, slot: int) -> int:
-        """How many frames a slot's stream is long."""
+        """Return how many frames a slot's stream is long."""
         return int(self._frames[slot])
 
     def reach(self, slot: int) -> int:
@@ -266,7 +266,7 @@ class FrameStep:
         return int(self._frames[slot] - self._least[slot])
 
     def rewind(self, slot: int, frames: int) -> None:
-        """Takes back a slot's last frames, as if they had never been: at most `reach` of them."""
+        """Take back a slot's last frames, as if they had never been: at most `reach` of them."""
         length = int(self._frames[slot])
         assert 0 <= frames <= self.reach(slot), (frames, length, self._least[slot])
         taken = np.arange(length - frames, length) % self._spoken.shape[1]
@@ -289,7 +289,7 @@ class FrameStep:
         return found + rare
 
     def warm_up(self) -> None:
-        """Captures all buckets, so that no step has to. Changes no slot's stream."""
+        """Capture all buckets, so that no step has to. Changes no slot's stream."""
         for bucket in self.buckets():
             self._prepare(bucket)
 

@@ -60,7 +60,7 @@ class Models:
 
 
 def use_threads(count: int = 0) -> None:
-    """How many threads share an operation on the CPU. 0: all cores but one, or what OMP_NUM_THREADS says.
+    """Return how many threads share an operation on the CPU. 0: all cores but one, or what OMP_NUM_THREADS says.
 
     They wait for each other, and so for whoever else a core is given to: the event loop, clients, other programs.
     """

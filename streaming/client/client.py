@@ -280,7 +280,7 @@ class ContinuationClient:
             await self._send(Played(turn=turn, samples=samples, underruns=underruns))
 
     async def interrupt(self, turn: int, heard_samples: int) -> None:
-        """Stops the turn, of which only this much was heard. No more of its audio is yielded, from this call on.
+        """Stop the turn, of which only this much was heard. No more of its audio is yielded, from this call on.
 
         Speech may be sent again at once: it belongs to the next turn.
         """

@@ -107,7 +107,7 @@ class ResumableConnection:
             raise
 
     async def send(self, message: Message | AudioMessage) -> None:
-        """Returns when the socket has taken it or, where there is none just now, when it is kept for later.
+        """Return when the socket has taken it or, where there is none just now, when it is kept for later.
 
         Raises `ConnectionClosed` where there will be none.
         """
@@ -195,7 +195,7 @@ class ResumableConnection:
             self._acknowledged.set()
 
     async def close(self, goodbye: Message | None) -> None:
-        """Says goodbye, waits for the answer a moment, closes the socket."""
+        """Say goodbye, waits for the answer a moment, closes the socket."""
         self._acking.cancel()
         if goodbye is not None and self._connected:
             with suppress(ConnectionClosed, TimeoutError):
@@ -224,12 +224,12 @@ class ResumableConnection:
     # Coming back
 
     def _may_return(self) -> bool:
-        """Whether the server keeps the session: not if either side has closed it in form."""
+        """Return whether the server keeps the session: not if either side has closed it in form."""
         protocol = self._socket.protocol
         return self._book is not None and protocol.close_rcvd is None and protocol.close_sent is None
 
     async def _return(self, lost_at: float) -> ConnectionRestored:
-        """Tries again and again for as long as the server keeps the session."""
+        """Try again and again for as long as the server keeps the session."""
         assert self.started.resume is not None
         assert self._book is not None
         deadline, attempt, reason = lost_at + self.started.resume.seconds, 0, "it does not answer"
@@ -257,7 +257,7 @@ class ResumableConnection:
         raise SessionLostError(f"the connection broke, and could not be restored within {seconds:g} s: {reason}")
 
     async def _resume(self, socket: ClientConnection) -> int:
-        """Returns how many of this side's messages have arrived."""
+        """Return how many of this side's messages have arrived."""
         assert self.started.resume is not None
         assert self._book is not None
         token, received = self.started.resume.token, self._book.received
@@ -277,7 +277,7 @@ class ResumableConnection:
             raise
 
     async def _resend(self, socket: ClientConnection, received: int) -> None:
-        """Sends what the server has not had, and what is said meanwhile; then whoever sends sends directly again."""
+        """Send what the server has not had, and what is said meanwhile; then whoever sends sends directly again."""
         assert self._book is not None
         played: str | None = None
         try:

@@ -178,7 +178,7 @@ class Engine:
         return EngineStats(self._pool.size, active, steps, p50, p99, histogram, failed, heard, spoken)
 
     def close(self) -> None:
-        """Ends all sessions and the thread. May be called twice."""
+        """End all sessions and the thread. May be called twice."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
@@ -223,7 +223,7 @@ class Engine:
             self._reap()
 
     def _step_failed(self, plan: _Plan, error: Exception) -> None:
-        """Ends the sessions of a failed step; gives up if the device is lost, or nothing works any more."""
+        """End the sessions of a failed step; gives up if the device is lost, or nothing works any more."""
         self._failed_in_a_row += 1
         with self._changed:
             self._steps_failed += 1
@@ -237,7 +237,7 @@ class Engine:
                 session.fail(failed)
 
     def _schedule(self) -> _Plan | None:
-        """Waits until a slot is ready. None when the engine is to stop."""
+        """Wait until a slot is ready. None when the engine is to stop."""
         with self._changed:
             while not self._stopping:
                 self._reap()
@@ -287,7 +287,7 @@ class Engine:
                     session.spoke(audio, int(rows[slot]), result.codes[slot], bool(result.ended[slot]), seconds)
 
     def _reap(self) -> None:
-        """Frees the slots of closed sessions."""
+        """Free the slots of closed sessions."""
         for slot in [slot for slot, session in self._sessions.items() if session.closed]:
             del self._sessions[slot]
             self._pool.release(slot)

@@ -178,7 +178,7 @@ class LiveSession:
             return self._state is State.CLOSED
 
     def listen(self, pcm: NDArray[np.float32]) -> bool:
-        """Hears one frame, float32 [1920], which is now the session's: do not write into it again. One of fewer samples
+        """Hear one frame, float32 [1920], which is now the session's: do not write into it again. One of fewer samples
         (at least one) is the end of what is said: the encoder takes it as it takes the end of a file.
 
         False if `QUEUED_FRAMES` wait already: offer it again after a `Heard`. Raises `SessionError` while speaking.
@@ -204,7 +204,7 @@ class LiveSession:
             return self._queued_frames
 
     def wait_for_room(self) -> None:
-        """Blocks until `listen` has room again, or the session is closed."""
+        """Block until `listen` has room again, or the session is closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._queued_frames < QUEUED_FRAMES or self._state is State.CLOSED)
 
@@ -234,7 +234,7 @@ class LiveSession:
                     self._changed.notify_all()
 
     def interrupt(self, turn: int, heard_samples: int) -> None:
-        """Ends the turn's continuation and forgets what was not heard of it, to the frame. Answered with `Interrupted`.
+        """End the turn's continuation and forgets what was not heard of it, to the frame. Answered with `Interrupted`.
 
         After the continuation has ended it still cuts, unless the next turn has begun to listen.
         """
@@ -246,7 +246,7 @@ class LiveSession:
             self._give(_Interrupt(turn, heard_samples // FRAME))
 
     def forget(self, frames: int) -> None:
-        """Takes back the last frames heard in this turn, as far as can be. Answered with `Forgotten`.
+        """Take back the last frames heard in this turn, as far as can be. Answered with `Forgotten`.
 
         A stream that was nothing else is as new; any other can be cut back by the step's `rewind_frames`. Raises
         `SessionError` while speaking.
@@ -261,13 +261,13 @@ class LiveSession:
             self._give(_Forget(frames))
 
     def configure(self, sampling: Sampling) -> None:
-        """Draws tokens differently from here on."""
+        """Draw tokens differently from here on."""
         with self._changed:
             self._require_open()
             self._give(_Configure(sampling))
 
     def close(self) -> None:
-        """Ends the session; its slot is free for the next. May be called twice."""
+        """End the session; its slot is free for the next. May be called twice."""
         with self._changed:
             self._state = State.CLOSED
             self._commands.clear()
@@ -292,7 +292,7 @@ class LiveSession:
     # Engine's thread
 
     def next_frame(self) -> NDArray[np.float32] | None:
-        """Lets all commands that are due take effect. Returns the frame to hear now, if there is one."""
+        """Let all commands that are due take effect. Returns the frame to hear now, if there is one."""
         while self._commands and self._state is not State.CLOSED:
             command = self._commands.popleft()
             assert self._state is State.LISTENING or isinstance(command, _Interrupt | _Configure), command
@@ -343,7 +343,7 @@ class LiveSession:
             self._stop_speaking("max_frames")
 
     def fail(self, error: StreamingError) -> None:
-        """Ends the session, and tells its listener why."""
+        """End the session, and tells its listener why."""
         if self._state is not State.CLOSED:
             self._tell(Failed(error))
             self._error = error

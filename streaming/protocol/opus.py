@@ -47,12 +47,12 @@ class OpusMissingError(StreamingError):
 
 
 def opus_available() -> bool:
-    """Whether this side can speak Opus."""
+    """Return whether this side can speak Opus."""
     return importlib.util.find_spec("sphn") is not None
 
 
 def packet_samples(packet: bytes) -> int:
-    """How many samples at 24 kHz a packet decodes to, told without decoding it (RFC 6716, section 3.1).
+    """Return how many samples at 24 kHz a packet decodes to, told without decoding it (RFC 6716, section 3.1).
 
     Raises `ProtocolError` where that is nothing, or more than the 120 ms that a packet may hold.
     """

@@ -199,7 +199,7 @@ class NativeService:
         self._resumable: ResumableSessions[NativeSession] = ResumableSessions()
 
     async def __call__(self, socket: ServerConnection, visitor: Visitor) -> None:
-        """Serves one socket."""
+        """Serve one socket."""
         with self._sessions.opening(socket):
             try:
                 first = await _first_message(socket)

@@ -83,6 +83,6 @@ def web_pages() -> Pages:
 
 
 def _known(etag: str, values: list[str]) -> bool:
-    """Whether an If-None-Match names this tag (RFC 9110, section 13.1.2: a weak comparison)."""
+    """Return whether an If-None-Match names this tag (RFC 9110, section 13.1.2: a weak comparison)."""
     tags = [tag.strip(" \t").removeprefix("W/") for value in values for tag in value.split(",")]
     return etag in tags or "*" in tags

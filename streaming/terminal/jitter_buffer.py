@@ -116,7 +116,7 @@ class JitterBuffer:
         return out
 
     def flush(self) -> int:
-        """Throws away what has not left the loudspeaker and starts afresh for the next turn.
+        """Throw away what has not left the loudspeaker and starts afresh for the next turn.
 
         Returns how many samples of the turn were heard. What the device itself still holds counts as not heard.
         """

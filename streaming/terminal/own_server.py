@@ -50,7 +50,7 @@ async def own_server(
     said: Callable[[str], None] = lambda _: None,
     started: Callable[[int], None] = lambda _: None,
 ) -> AsyncIterator[str]:
-    """Runs `command` while the block lasts and gives the URL from its line `listening on ws://...`.
+    """Run `command` while the block lasts and gives the URL from its line `listening on ws://...`.
 
     environment: the server's, instead of this process's. `said` gets each line of the server's standard error while it
     starts, `started` its process id. On the way out, for whatever reason, the process gets SIGTERM, and is killed when

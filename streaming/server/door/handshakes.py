@@ -34,7 +34,7 @@ class PendingHandshakes:
         self._addresses: Counter[str | None] = Counter()
 
     def __len__(self) -> int:
-        """How many there are, with those that have hung up by themselves and were not missed yet."""
+        """Return how many there are, with those that have hung up by themselves and were not missed yet."""
         return len(self._waiting)
 
     def enter(self, connection: socket.socket, peer: str | None) -> None:
@@ -106,7 +106,7 @@ def listen(addresses: Sequence[str], port: int, pending: PendingHandshakes) -> l
 
 
 def _descriptors() -> int:
-    """How many files this process may have open."""
+    """Return how many files this process may have open."""
     try:
         import resource
     except ImportError:  # Windows

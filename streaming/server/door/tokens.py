@@ -112,7 +112,7 @@ class Tokens:
         return found if self._settled or _find(self._held, digest) == found else None
 
     def still_valid(self, holder: Holder, now: float) -> bool:
-        """Whether a session that this token opened may go on."""
+        """Return whether a session that this token opened may go on."""
         self._look(now)
         return _find(self._held, holder.digest) == holder
 

@@ -57,7 +57,7 @@ class Health:
         return sum(session.away for session in self.sessions)
 
     def fine(self, path: str) -> bool:
-        """Whether what this path asks is so."""
+        """Return whether what this path asks is so."""
         return {LIVE: self.live, READY: self.ready, HEALTH: self.running}[path]
 
     def report(self) -> dict[str, object]:
