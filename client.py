@@ -60,7 +60,7 @@ AGAIN_S = (0.0, 0.5, 1.0, 2.0, 4.0)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the client with these command line arguments; returns the exit status."""
+    """Run the client with these command line arguments, and return the exit status."""
     args = _parse(arguments)
     try:
         raise_on_interrupt()
@@ -185,7 +185,7 @@ class Server:
 
 
 async def _find_server(args: argparse.Namespace, session: contextlib.AsyncExitStack, view: View) -> Server:
-    """The one at --url, or one of our own, which ends with `session`."""
+    """Return the server at --url, or start one of our own, which ends with `session`."""
     if args.url is not None:
         return Server(args.url, os.environ.get("STREAMING_TOKEN", "").strip() or None)
     command = server_command(Path(__file__).with_name("server.py"), args.model, args.codec)
@@ -226,7 +226,7 @@ async def _connect(
 
 
 def _wants_opus(args: argparse.Namespace, server: Server) -> bool:
-    """On this machine nothing is gained by it, and the voice is not quite the same."""
+    """Return whether audio goes as Opus: not on this machine, where Opus gains nothing and changes the voice."""
     if args.transport == "auto":
         return opus_available() and not leads_to_this_machine(server.url)
     return bool(args.transport == "opus")
@@ -235,7 +235,7 @@ def _wants_opus(args: argparse.Namespace, server: Server) -> bool:
 async def _begin_anew(
     args: argparse.Namespace, server: Server, session: contextlib.AsyncExitStack, view: View, meters: Meters
 ) -> ContinuationClient:
-    """A new session, however long that takes. Raises `RefusedError` where there is no use in trying."""
+    """Open a new session, however long that takes. Raises `RefusedError` where there is no use in trying."""
     meters.away_seconds = 0.0
     for wait_s in itertools.chain(AGAIN_S, itertools.repeat(AGAIN_S[-1])):
         view.show(meters)
@@ -361,7 +361,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _number(kind: Callable[[str], float], low: float, high: float, *, above: bool = False) -> Callable[[str], float]:
-    """An argparse type: a finite number from `low` (or above it) to `high`."""
+    """Return an argparse type: a finite number from `low` (or above it) to `high`."""
 
     def parse(text: str) -> float:
         try:

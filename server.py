@@ -144,7 +144,7 @@ def parse(arguments: list[str] | None = None, environment: Mapping[str, str] = o
 
 
 def introduce(engine: Engine, slots: int) -> None:
-    """To the person at the terminal; the log has it in `server.started`."""
+    """Tell the person at the terminal what was loaded; the log has it in `server.started`."""
     shape = f"{engine.num_codebooks} codebooks, {engine.context_frames / FRAME_RATE:.1f} s of context"
     complain(f"{engine.model}: {shape}, {slots} slots")
     if engine.notice:

@@ -93,7 +93,7 @@ class ResumableConnection:
 
     @classmethod
     async def open(cls, url: str, start: SessionStart, token: str | None, timeout_s: float) -> Self:
-        """Raises `RefusedError` where the server takes no session, `ContinuationError` for everything else amiss."""
+        """Open a session. Raises `RefusedError` where the server takes none, `ContinuationError` for all else amiss."""
         address = ServerAddress.parse(url, token)
         socket = await dial(address, timeout_s)
         try:
@@ -107,7 +107,7 @@ class ResumableConnection:
             raise
 
     async def send(self, message: Message | AudioMessage) -> None:
-        """Return when the socket has taken it or, where there is none just now, when it is kept for later.
+        """Send a message: return once the socket has taken it or, where there is none now, once it is kept for later.
 
         Raises `ConnectionClosed` where there will be none.
         """
@@ -150,7 +150,7 @@ class ResumableConnection:
                 raise
 
     async def receive(self) -> ServerMessage | AudioMessage | ConnectionLost | ConnectionRestored:
-        """The next message, in order. Raises `ContinuationError` at the end, `ProtocolError`."""
+        """Return the next message, in order. Raises `ContinuationError` at the end, `ProtocolError`."""
         if self._lost_at is not None:
             return await self._return(self._lost_at)
         while True:
@@ -187,7 +187,7 @@ class ResumableConnection:
         return decode_audio(data) if self._opus is None else self._opus[1].push(decode_opus(data))
 
     def give_up(self) -> None:
-        """The session is over: nobody need wait to send."""
+        """Note that the session is over, so that nobody waits to send."""
         self._connected = False
         self._acking.cancel()
         if self._book is not None:
@@ -195,7 +195,7 @@ class ResumableConnection:
             self._acknowledged.set()
 
     async def close(self, goodbye: Message | None) -> None:
-        """Say goodbye, waits for the answer a moment, closes the socket."""
+        """Say goodbye, wait for the answer a moment, and close the socket."""
         self._acking.cancel()
         if goodbye is not None and self._connected:
             with suppress(ConnectionClosed, TimeoutError):
@@ -229,7 +229,7 @@ class ResumableConnection:
         return self._book is not None and protocol.close_rcvd is None and protocol.close_sent is None
 
     async def _return(self, lost_at: float) -> ConnectionRestored:
-        """Try again and again for as long as the server keeps the session."""
+        """Try to come back, again and again, for as long as the server keeps the session."""
         assert self.started.resume is not None
         assert self._book is not None
         deadline, attempt, reason = lost_at + self.started.resume.seconds, 0, "it does not answer"

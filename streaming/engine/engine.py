@@ -131,7 +131,7 @@ class Engine:
         return bool(recent) and float(np.median(recent)) > _OVERLOAD / FRAME_RATE
 
     def attach(self, listener: Listener, sampling: Sampling, slides: bool = True) -> LiveSession:
-        """A session that tells `listener` what happens, from the engine's thread.
+        """Return a session that tells `listener` what happens, from the engine's thread.
 
         The listener must neither block nor call the engine; one that raises closes its session.
         slides: whether a prompt longer than the context pushes its oldest frames out, or is an error.
@@ -154,10 +154,10 @@ class Engine:
         seed: int | None = None,
         slides: bool = True,
     ) -> Session:
-        """A session with calls that block; `streaming.config.Sampling` says what the options mean.
+        """Return a session with calls that block; `streaming.config.Sampling` says what the options mean.
 
-        What is left out is drawn as the published script draws: temperature 0.8, top-k 30, the checkpoint's top-p.
-        Without a seed one is drawn, and `session.seed` tells it. slides: see `attach`.
+        What is left out is as in the published script: temperature 0.8, top-k 30, the checkpoint's top-p.
+        Without a seed, one is chosen at random, and `session.seed` tells it. slides: see `attach`.
         Raises `EngineFullError`, `EngineStoppedError`; `ValueError` for options out of range.
         """
         usual = self.sampling
@@ -223,7 +223,7 @@ class Engine:
             self._reap()
 
     def _step_failed(self, plan: _Plan, error: Exception) -> None:
-        """End the sessions of a failed step; gives up if the device is lost, or nothing works any more."""
+        """End the sessions of a failed step; give up if the device is lost, or nothing works any more."""
         self._failed_in_a_row += 1
         with self._changed:
             self._steps_failed += 1
@@ -237,7 +237,7 @@ class Engine:
                 session.fail(failed)
 
     def _schedule(self) -> _Plan | None:
-        """Wait until a slot is ready. None when the engine is to stop."""
+        """Wait until a slot is ready, and return the next step's batch; None when the engine is to stop."""
         with self._changed:
             while not self._stopping:
                 self._reap()

@@ -209,10 +209,11 @@ class LiveSession:
             self._changed.wait_for(lambda: self._queued_frames < QUEUED_FRAMES or self._state is State.CLOSED)
 
     def speak(self, max_frames: int, lead_frames: int) -> int:
-        """Goes on once everything before is heard: at most `max_frames`, never more than `lead_frames` ahead of
+        """Speak once everything before is heard: at most `max_frames`, never more than `lead_frames` ahead of
         `release`.
 
-        Returns the turn that it is. Raises `EmptyPromptError` if nothing was ever heard, `SessionError` while speaking.
+        Returns the number of the turn. Raises `EmptyPromptError` if nothing was ever heard, `SessionError` while
+        speaking.
         """
         assert max_frames >= 1 and lead_frames >= 1, (max_frames, lead_frames)
         with self._changed:
@@ -226,7 +227,7 @@ class LiveSession:
             return self._turn_next
 
     def release(self, turn: int, frames: int) -> None:
-        """The listener has had the first `frames` of the continuation being spoken. Other turns are not looked at."""
+        """Note that the listener has had the first `frames` of this turn's continuation. Ignored for other turns."""
         with self._changed:
             if turn == self._turn and frames > self._released:
                 self._released = frames
@@ -234,7 +235,7 @@ class LiveSession:
                     self._changed.notify_all()
 
     def interrupt(self, turn: int, heard_samples: int) -> None:
-        """End the turn's continuation and forgets what was not heard of it, to the frame. Answered with `Interrupted`.
+        """End the turn's continuation and forget what was not heard of it, to the frame. Answered with `Interrupted`.
 
         After the continuation has ended it still cuts, unless the next turn has begun to listen.
         """
@@ -248,7 +249,7 @@ class LiveSession:
     def forget(self, frames: int) -> None:
         """Take back the last frames heard in this turn, as far as can be. Answered with `Forgotten`.
 
-        A stream that was nothing else is as new; any other can be cut back by the step's `rewind_frames`. Raises
+        A stream that holds nothing else can be emptied; any other can be cut back by the step's `rewind_frames`. Raises
         `SessionError` while speaking.
         """
         assert frames >= 0, frames
@@ -261,7 +262,7 @@ class LiveSession:
             self._give(_Forget(frames))
 
     def configure(self, sampling: Sampling) -> None:
-        """Draw tokens differently from here on."""
+        """Change how tokens are drawn from here on."""
         with self._changed:
             self._require_open()
             self._give(_Configure(sampling))
@@ -284,7 +285,7 @@ class LiveSession:
             raise EngineStoppedError("the session is closed")
 
     def _begin_next_turn(self) -> None:
-        """What is given from here on belongs to the next turn."""
+        """Count what is given from here on to the next turn."""
         self._speaking_next = False
         self._turn_next += 1
         self._prompt_next = 0
@@ -292,7 +293,7 @@ class LiveSession:
     # Engine's thread
 
     def next_frame(self) -> NDArray[np.float32] | None:
-        """Let all commands that are due take effect. Returns the frame to hear now, if there is one."""
+        """Let all commands that are due take effect, and return the frame to hear now, if there is one."""
         while self._commands and self._state is not State.CLOSED:
             command = self._commands.popleft()
             assert self._state is State.LISTENING or isinstance(command, _Interrupt | _Configure), command
@@ -320,14 +321,14 @@ class LiveSession:
         return self._state is State.SPEAKING and self._spoken - self._released < self._speak.lead_frames
 
     def heard(self, codes: NDArray[np.int64]) -> None:
-        """The frame that `next_frame` gave was stepped."""
+        """Note that the frame that `next_frame` gave was heard by a step."""
         self._queued_frames -= 1
         self._prompt_frames += 1
         self._changed.notify_all()
         self._tell(Heard(codes))
 
     def spoke(self, audio: StepAudio, row: int, codes: NDArray[np.int64], ended: bool, seconds: float) -> None:
-        """A step took part in the continuation, and gave a frame unless it `ended`."""
+        """Note a step of the continuation, which gave a frame unless the model `ended` its speech."""
         if self._state is not State.SPEAKING:
             return
         self._steps += 1
@@ -343,7 +344,7 @@ class LiveSession:
             self._stop_speaking("max_frames")
 
     def fail(self, error: StreamingError) -> None:
-        """End the session, and tells its listener why."""
+        """End the session, and tell its listener why."""
         if self._state is not State.CLOSED:
             self._tell(Failed(error))
             self._error = error

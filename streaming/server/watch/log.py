@@ -99,7 +99,7 @@ def _content(record: logging.LogRecord) -> dict[str, Value]:
 
 
 def _time(record: logging.LogRecord) -> str:
-    """RFC 3339, UTC."""
+    """Return when a record was made, in UTC as RFC 3339 writes it."""
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03}Z"
 
 

@@ -79,7 +79,7 @@ class Metrics:
             collector(registry=registry)
 
     def exposition(self) -> bytes:
-        """Prometheus' text format, `CONTENT_TYPE`."""
+        """Return the metrics in Prometheus' text format, of type `CONTENT_TYPE`."""
         return prometheus_client.generate_latest(self._registry)
 
 
