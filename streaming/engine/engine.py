@@ -237,7 +237,7 @@ class Engine:
                 session.fail(failed)
 
     def _schedule(self) -> _Plan | None:
-        """Wait until a slot is ready, and return the next step's batch; None when the engine is to stop."""
+        """Waits until a slot is ready. None when the engine is to stop."""
         with self._changed:
             while not self._stopping:
                 self._reap()

@@ -43,13 +43,13 @@ class Interruptions:
         return self._interrupt(response, ALL_SENT)
 
     def cut(self, response: Response, heard_samples: int, then: ServerEvent) -> messages.Interrupt:
-        """Cut it to what was heard. then: what is said once that is done."""
+        """Cut a response to what was heard. then: what is said once that is done."""
         response.speaking = False
         self._turn = None
         return self._interrupt(response, heard_samples, then)
 
     def cut_by_clock(self) -> list[HeardByClock]:
-        """The client said nothing: cut to what could have been played by the time that it cancelled."""
+        """Cut to what could have been played when the client cancelled: it has not said what was."""
         if self._turn is None:
             return []
         turn, self._turn = self._turn, None
