@@ -126,7 +126,7 @@ class Conversation:
         return self.last_report
 
     async def run_microphone(self, microphone: SpeechSource, keys: AsyncIterator[Key]) -> None:
-        """Converses until `keys` ends. A key ends the prompt, or interrupts the continuation; with push-to-talk it
+        """Converse until `keys` ends. A key ends the prompt, or interrupts the continuation; with push-to-talk it
         begins a prompt, interrupting the continuation, and ends it when it is released or pressed again.
 
         However it ends, what was heard is kept. Raises `ContinuationError` when the session breaks.

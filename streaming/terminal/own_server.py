@@ -33,7 +33,9 @@ class ServerStartError(ContinuationError):
 
 
 def server_command(script: Path, model: str, codec: str | None = None) -> list[str]:
-    """What starts `script` (server.py) on a free port, to end with us. Raises `ServerStartError` if it is not there."""
+    """Return what starts `script` (server.py) on a free port, to end with us. Raises `ServerStartError` if it is not
+    there.
+    """
     if not script.is_file():
         raise ServerStartError(f"no server to start: {script} is missing; name one with --url ws://HOST:PORT")
     codec_flags = [] if codec is None else ["--codec", codec]

@@ -102,7 +102,7 @@ class TurnReport:
     server_step_ms: float | None
 
     def sentence(self) -> str:
-        """The figures for a person, in one line."""
+        """Return the figures for a person, in one line."""
         parts = [f"{self.seconds:.2f} s of continuation ({self.reason.replace('_', ' ')})"]
         for label, value in (
             ("first audio after", self.first_audio_ms),
@@ -216,7 +216,7 @@ class LiveView:
 
 
 def choose_view(*, json_lines: bool, hint: str) -> View:
-    """The live view when standard output is a terminal and JSON was not asked for."""
+    """Return the live view when standard output is a terminal and JSON was not asked for."""
     return LiveView(hint=hint) if sys.stdout.isatty() and not json_lines else JsonView()
 
 
