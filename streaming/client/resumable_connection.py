@@ -69,7 +69,7 @@ class ConnectionRestored:
 
 
 class ResumableConnection:
-    """Made by `open`; one task calls `receive` all the time, any may `send`."""
+    """A session's connection, made by `open`. One task calls `receive` all the time, any task may `send`."""
 
     def __init__(
         self, address: ServerAddress, socket: ClientConnection, start: SessionStart, started: SessionStarted

@@ -45,8 +45,9 @@ _STEP_BOUNDS_S = tuple(
 
 @dataclass(frozen=True)
 class EngineStats:
-    """sessions: open ones. steps: run so far. step_ms_p50, step_ms_p99: over the last thousand, None before the
-    first. step_seconds: of all of them. steps_failed: not among the others. frames_heard, frames_spoken: so far.
+    """What an engine has done. sessions: open ones. steps: run so far. step_ms_p50, step_ms_p99: over the last
+    thousand, None before the first. step_seconds: of all of them. steps_failed: not among the others. frames_heard,
+    frames_spoken: so far.
     """
 
     slots: int

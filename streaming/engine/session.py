@@ -41,7 +41,7 @@ Listener = Callable[[Event], None]
 
 
 class StepResult(Protocol):
-    """What a step gives back for its first B slots: pcm float32 [B, 1920], codes int64 [B, Q], ended, broken bool [B].
+    """The result of a step over its first B slots: pcm float32 [B, 1920], codes int64 [B, Q], ended, broken bool [B].
 
     The arrays are the caller's to keep: they go to the listeners as they are.
     """

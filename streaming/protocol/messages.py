@@ -123,7 +123,7 @@ class SessionUpdate(Message, tag="session.update", frozen=True):
 
 
 class Speak(Message, tag="speak", frozen=True):
-    """max_seconds, sampling: of this turn only."""
+    """The prompt is over: speak. max_seconds, sampling: of this turn only."""
 
     turn: Annotated[int, msgspec.Meta(ge=OPEN_TURN, le=2**32 - 1)]
     max_seconds: Seconds | None = None
@@ -155,7 +155,7 @@ class Ping(Message, tag="ping", frozen=True):
 
 
 class Ack(Message, tag="ack", frozen=True):
-    """Sent by both sides."""
+    """So many counted messages have arrived. Both sides say it."""
 
     received: NonNegative
 

@@ -31,7 +31,7 @@ _FADE_IN = np.arange(1, BLOCK + 1) / BLOCK
 
 
 class EchoCanceller:
-    """For one microphone and one loudspeaker. Raises `DeviceError` without `livekit`.
+    """Takes the echo of one loudspeaker out of one microphone. Raises `DeviceError` without `livekit`.
 
     `played` is for the loudspeaker's thread, `clean` for the event loop's.
     """

@@ -122,7 +122,7 @@ class TurnReport:
 
 
 class View(Protocol):
-    """Two verbs: something happened, and this is how things stand. Used as a context manager."""
+    """Shows what happened (`event`) and how things stand (`show`). It is a context manager."""
 
     def event(self, name: str, fields: Mapping[str, Any]) -> None:
         """One of the events above."""
@@ -136,7 +136,7 @@ class View(Protocol):
 
 
 class JsonView:
-    """JSON lines."""
+    """Prints a JSON object a line."""
 
     def __init__(self, out: TextIO | None = None, now_s: Callable[[], float] = time.monotonic) -> None:
         self._out = out or sys.stdout

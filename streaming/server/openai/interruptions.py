@@ -18,7 +18,7 @@ ALL_SENT = 2**63 - 1
 
 
 class Interruptions:
-    """Hold those of one session that wait for a word or an answer. clock: in seconds, monotonic."""
+    """Hold one session's interruptions that wait for a word or an answer. clock: in seconds, monotonic."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock

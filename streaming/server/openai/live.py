@@ -58,7 +58,7 @@ def native_start(model: Model, lead_ms: int) -> messages.SessionStart:
 
 
 class LiveDialect:
-    """For one session, after its `session.start`."""
+    """The dialect of one session, after its `session.start`."""
 
     ready = True
 

@@ -34,7 +34,7 @@ _SAMPLES_PER_MS = SAMPLE_RATE // 1000
 
 
 class RealtimeDialect:
-    """For one session. give: hands a message to the conversation; clock: in seconds, monotonic."""
+    """The dialect of one session. give: hands a message to the conversation; clock: in seconds, monotonic."""
 
     ready = True
 

@@ -35,7 +35,7 @@ class Asked:
 
 
 class Responses:
-    """Hold those of one session, whose turns they are in the conversation.
+    """Hold one session's responses, each of which is a turn of the conversation.
 
     open: the one whose course is being told; last: that one, or the one before. Options are the session's as they are
     when a response begins.

@@ -27,7 +27,7 @@ _START_TIMEOUT_S = 10.0
 
 
 class OpenAIService:
-    """What both have in common."""
+    """What the services of both protocols have in common."""
 
     def __init__(self, engine: Engine, admission: Admission, sessions: Sessions, idle_s: float) -> None:
         self._engine, self._admission, self._sessions, self._idle_s = engine, admission, sessions, idle_s

@@ -15,7 +15,7 @@ HEALTH, LIVE, READY = "/health", "/health/live", "/health/ready"
 
 
 class Away(Protocol):
-    """A session, as far as it matters here."""
+    """A session, as far as health needs to know it."""
 
     @property
     def away(self) -> bool: ...

@@ -84,7 +84,7 @@ class Metrics:
 
 
 class _Readings(Collector):
-    """What others know: read when somebody asks, so that it costs nothing in between."""
+    """Figures that others keep: they are read when somebody asks, and cost nothing in between."""
 
     def __init__(self, health: Health) -> None:
         self._health = health

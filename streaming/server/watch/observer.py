@@ -28,7 +28,7 @@ _TIMED_TURNS = 1_000
 
 
 class Observer:
-    """Of a server."""
+    """Counts and logs what happens at a server."""
 
     def __init__(self, metrics: Metrics) -> None:
         self.metrics = metrics
@@ -62,7 +62,7 @@ class Observer:
 
 
 class SessionObserver:
-    """Of a session, from before it begins."""
+    """Counts and logs what happens in a session, from before it begins."""
 
     def __init__(self, server: Observer, holder: str | None) -> None:
         self._server, self._metrics, self._holder = server, server.metrics, holder
