@@ -60,7 +60,7 @@ AGAIN_S = (0.0, 0.5, 1.0, 2.0, 4.0)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the client with these command line arguments; returns the exit status."""
+    """Run the client with these command line arguments, and return the exit status."""
     args = _parse(arguments)
     try:
         raise_on_interrupt()
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 async def _politely(work: Coroutine[Any, Any, None]) -> None:
-    """Has SIGTERM and a closed terminal do what Ctrl-C does: close the session and leave no server behind."""
+    """Have SIGTERM and a closed terminal do what Ctrl-C does: close the session and leave no server behind."""
     loop, task = asyncio.get_running_loop(), asyncio.ensure_future(work)
     with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # Windows; not the main thread
         for number in signal.Signals:
@@ -185,7 +185,7 @@ class Server:
 
 
 async def _find_server(args: argparse.Namespace, session: contextlib.AsyncExitStack, view: View) -> Server:
-    """The one at --url, or one of our own, which ends with `session`."""
+    """Return the server at --url, or start one of our own, which ends with `session`."""
     if args.url is not None:
         return Server(args.url, os.environ.get("STREAMING_TOKEN", "").strip() or None)
     command = server_command(Path(__file__).with_name("server.py"), args.model, args.codec)
@@ -226,7 +226,7 @@ async def _connect(
 
 
 def _wants_opus(args: argparse.Namespace, server: Server) -> bool:
-    """On this machine nothing is gained by it, and the voice is not quite the same."""
+    """Return whether audio goes as Opus: not on this machine, where Opus gains nothing and changes the voice."""
     if args.transport == "auto":
         return opus_available() and not leads_to_this_machine(server.url)
     return bool(args.transport == "opus")
@@ -235,7 +235,7 @@ def _wants_opus(args: argparse.Namespace, server: Server) -> bool:
 async def _begin_anew(
     args: argparse.Namespace, server: Server, session: contextlib.AsyncExitStack, view: View, meters: Meters
 ) -> ContinuationClient:
-    """A new session, however long that takes. Raises `RefusedError` where there is no use in trying."""
+    """Open a new session, however long that takes. Raises `RefusedError` where there is no use in trying."""
     meters.away_seconds = 0.0
     for wait_s in itertools.chain(AGAIN_S, itertools.repeat(AGAIN_S[-1])):
         view.show(meters)
@@ -276,25 +276,26 @@ def _print_devices(devices: list[Device], *, json_lines: bool) -> None:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="client.py",
-        description="Streams speech to a continuation server and plays, saves and times what it makes of it. "
-        "With --input a file is streamed and continued; without, the microphone: Enter ends your turn, or interrupts "
-        "the machine's.",
-        epilog="Without --url a server of its own is started, and ended with the client. A server that asks for a "
-        "token gets the one in the environment variable STREAMING_TOKEN. On a terminal a live view is shown, otherwise "
-        "JSON lines. Exit status 0 only if a continuation came whole.",
+        description="Stream speech to a continuation server, and play, save and time its continuation. With --input a "
+        "file is streamed. Without, you talk into the microphone: Enter ends your turn, or interrupts the machine.",
+        epilog="Without --url the client starts a server of its own, and ends it with itself. A server that asks for a "
+        "token gets the one in the environment variable STREAMING_TOKEN. On a terminal you see a live view, otherwise "
+        "JSON lines. The exit status is 0 only if a continuation came whole.",
     )
     parser.add_argument("--url", help="server, ws://HOST:PORT[/v1/continue] (default: start one)")
     parser.add_argument("--model", help="model of the own server: demo, a hub id or a directory (default: demo)")
     parser.add_argument("--codec", help="codec of the own server (default: that of the demo, or kyutai/mimi)")
     parser.add_argument("--input", metavar="WAV", help="audio file to stream; any rate, channels and common format")
-    parser.add_argument("--output", metavar="WAV", help="write the continuation alone here, 24 kHz mono")
-    parser.add_argument("--record", metavar="WAV", help="write both sides here: left what was sent, right what came")
+    parser.add_argument("--output", metavar="WAV", help="where to write the continuation alone, 24 kHz mono")
+    parser.add_argument(
+        "--record", metavar="WAV", help="where to write both sides: left what was sent, right what came"
+    )
     parser.add_argument(
         "--max-seconds",
         type=_number(float, 0, 3600, above=True),
         default=20.0,
         metavar="S",
-        help="length (default: 20)",
+        help="longest continuation (default: 20)",
     )
     parser.add_argument(
         "--temperature", type=_number(float, 0, 10), metavar="T", help="0 is greedy (default: the model's, 0.8)"
@@ -306,13 +307,19 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--top-p", type=_number(float, 0, 1, above=True), metavar="P", help="1 is off (default: the model's)"
     )
     parser.add_argument(
-        "--seed", type=_number(int, 0, 2**63 - 1), metavar="N", help="same seed and speech, same answer"
+        "--seed",
+        type=_number(int, 0, 2**63 - 1),
+        metavar="N",
+        help="the same seed and speech give the same continuation",
     )
     parser.add_argument(
         "--turn", choices=("manual", "vad"), default="manual", help="who says that you are done (default: manual)"
     )
     parser.add_argument(
-        "--pace", choices=("realtime", "fast"), default="realtime", help="of --input and its answer (default: realtime)"
+        "--pace",
+        choices=("realtime", "fast"),
+        default="realtime",
+        help="how fast --input is sent and answered (default: realtime)",
     )
     parser.add_argument(
         "--push-to-talk",
@@ -328,13 +335,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--transport",
         choices=("auto", "pcm", "opus"),
         default="auto",
-        help="how audio travels: pcm, 384 kbit/s, or opus, 30, for which `pip install sphn` (default: auto, which is "
-        "opus to servers on other machines, where both sides have it)",
+        help="how audio travels: pcm takes 384 kbit/s, opus 30 (`pip install sphn`); auto is opus to other machines, "
+        "where both sides have it (default: auto)",
     )
     parser.add_argument("--list-devices", action="store_true", help="list sound devices and quit")
     parser.add_argument("--input-device", metavar="X", help="microphone: number or part of a name")
     parser.add_argument("--output-device", metavar="X", help="loudspeaker: number or part of a name")
-    parser.add_argument("--json", action="store_true", help="JSON lines on a terminal, too")
+    parser.add_argument("--json", action="store_true", help="print JSON lines on a terminal, too")
     args = parser.parse_args(arguments)
     for name in ("url", "model", "codec", "input", "output", "record", "input_device", "output_device"):
         if getattr(args, name) is not None and not getattr(args, name).strip():
@@ -345,11 +352,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         if args.input is not None and getattr(args, name):
             parser.error(f"--input streams a file; --{name.replace('_', '-')} is for the microphone mode")
     if args.push_to_talk and args.turn == "vad":
-        parser.error("--push-to-talk says by key what --turn vad hears by itself; choose one")
+        parser.error("--push-to-talk and --turn vad exclude each other: a key or your voice says when you talk")
     if args.pace == "fast" and args.input is None:
         parser.error("--pace fast needs --input: a microphone is always in real time")
     if args.pace == "fast" and args.turn == "vad":
-        parser.error("--turn vad needs --pace realtime: silence is heard in real time")
+        parser.error("--turn vad needs --pace realtime, since it hears silence in real time")
     files = [name for name in ("input", "output", "record") if getattr(args, name)]
     for one, other in itertools.combinations(files, 2):
         if Path(getattr(args, one)).resolve() == Path(getattr(args, other)).resolve():
@@ -361,7 +368,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _number(kind: Callable[[str], float], low: float, high: float, *, above: bool = False) -> Callable[[str], float]:
-    """An argparse type: a finite number from `low` (or above it) to `high`."""
+    """Return an argparse type: a finite number from `low` (or above it) to `high`."""
 
     def parse(text: str) -> float:
         try:

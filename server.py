@@ -55,25 +55,31 @@ def parse(arguments: list[str] | None = None, environment: Mapping[str, str] = o
         "--model",
         default=DEMO,
         metavar="demo|HUB_ID|DIR",
-        help="Llama-Mimi checkpoint (default: demo); random:1.3b, random:8b: its size only",
+        help="Llama-Mimi checkpoint (default: demo); random:1.3b and random:8b have random weights",
     )
     parser.add_argument("--codec", metavar="HUB_ID|DIR", help="Mimi checkpoint (default: kyutai/mimi, or the demo's)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=8765, help="port; 0 takes any free one (default: 8765)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda[:N] (default: auto)")
-    parser.add_argument("--dtype", choices=("auto", *DTYPES), default="auto", help="of the decoder")
-    parser.add_argument("--quantize", choices=("none", "int8", "int4"), default="none", help="decoder weights")
-    parser.add_argument("--codec-dtype", choices=DTYPES, default="float32", help="bfloat16 changes some of its codes")
+    parser.add_argument(
+        "--dtype", choices=("auto", *DTYPES), default="auto", help="what the decoder computes in (default: auto)"
+    )
+    parser.add_argument(
+        "--quantize", choices=("none", "int8", "int4"), default="none", help="how its weights are kept (default: none)"
+    )
+    parser.add_argument(
+        "--codec-dtype", choices=DTYPES, default="float32", help="of the codec; bfloat16 changes some codes"
+    )
     parser.add_argument(
         "--codec-window",
         type=int,
         metavar="STEPS",
-        help="how many steps of 40 ms the codec looks back (default: what its config says, 250)",
+        help="how many steps of 40 ms the codec looks back (default: as its config says, 250)",
     )
     parser.add_argument(
-        "--threads", type=int, default=0, metavar="N", help="of a CPU's work (default: all cores but one)"
+        "--threads", type=int, default=0, metavar="N", help="threads for a CPU's work (default: all cores but one)"
     )
-    parser.add_argument("--max-sessions", type=int, default=4, metavar="N", help="slots (default: 4)")
+    parser.add_argument("--max-sessions", type=int, default=4, metavar="N", help="sessions at once (default: 4)")
     parser.add_argument(
         "--context-tokens",
         type=int,
@@ -87,13 +93,21 @@ def parse(arguments: list[str] | None = None, environment: Mapping[str, str] = o
         type=float,
         default=30,
         metavar="S",
-        help="keep sessions whose connection broke for so long, 0: do not (default: 30)",
+        help="how long to keep a session whose connection broke, 0: not at all (default: 30)",
     )
     parser.add_argument(
-        "--idle-seconds", type=float, default=300, metavar="S", help="end sessions that do nothing (default: 300)"
+        "--idle-seconds",
+        type=float,
+        default=300,
+        metavar="S",
+        help="end sessions that do nothing for so long (default: 300)",
     )
     parser.add_argument(
-        "--drain-seconds", type=float, default=30, metavar="S", help="time for running turns at the end (default: 30)"
+        "--drain-seconds",
+        type=float,
+        default=30,
+        metavar="S",
+        help="how long running turns may take at the end (default: 30)",
     )
     parser.add_argument("--tokens", metavar="FILE", help="who may come in, name:token a line (or STREAMING_TOKENS)")
     parser.add_argument("--allow-origin", action="append", default=[], metavar="URL", help="a page that may connect")
@@ -102,23 +116,34 @@ def parse(arguments: list[str] | None = None, environment: Mapping[str, str] = o
         action="append",
         default=[],
         metavar="NETWORK",
-        help="whose X-Forwarded-For is believed, to count a proxy's clients one by one",
+        help="proxies whose X-Forwarded-For is believed, so that their clients are counted one by one",
     )
     parser.add_argument("--tls-cert", metavar="FILE", help="certificate chain, PEM")
     parser.add_argument("--tls-key", metavar="FILE", help="its key, PEM")
-    parser.add_argument("--insecure-plaintext", action="store_true", help="no TLS, though others can reach the port")
-    parser.add_argument("--sessions-per-token", type=int, default=32, metavar="N", help="at once (default: 32)")
     parser.add_argument(
-        "--sessions-per-address", type=int, default=8, metavar="N", help="at once, but from loopback (default: 8)"
+        "--insecure-plaintext", action="store_true", help="allow to listen beyond this machine without TLS"
     )
     parser.add_argument(
-        "--until-eof", action="store_true", help="end when standard input does: for programs that start a server"
+        "--sessions-per-token", type=int, default=32, metavar="N", help="sessions at once (default: 32)"
+    )
+    parser.add_argument(
+        "--sessions-per-address",
+        type=int,
+        default=8,
+        metavar="N",
+        help="sessions at once; loopback is not limited (default: 8)",
+    )
+    parser.add_argument(
+        "--until-eof", action="store_true", help="end when standard input ends, for programs that start a server"
     )
     parser.add_argument(
         "--log-format", choices=("text", "json"), default="text", help="one event a line (default: text)"
     )
     parser.add_argument(
-        "--log-level", choices=("debug", "info", "warning", "error"), default="info", help="(default: info)"
+        "--log-level",
+        choices=("debug", "info", "warning", "error"),
+        default="info",
+        help="the least that is logged (default: info)",
     )
     options = parser.parse(arguments, environment)
     if not 0 <= options.port <= 65535:
@@ -144,7 +169,7 @@ def parse(arguments: list[str] | None = None, environment: Mapping[str, str] = o
 
 
 def introduce(engine: Engine, slots: int) -> None:
-    """To the person at the terminal; the log has it in `server.started`."""
+    """Tell the person at the terminal what was loaded; the log has it in `server.started`."""
     shape = f"{engine.num_codebooks} codebooks, {engine.context_frames / FRAME_RATE:.1f} s of context"
     complain(f"{engine.model}: {shape}, {slots} slots")
     if engine.notice:

@@ -290,7 +290,7 @@ class AudioReader:
             yield rest
 
     def close(self) -> None:
-        """Closes the file. A second call does nothing."""
+        """Close the file. A second call does nothing."""
         self._file.close()
 
     def __enter__(self) -> Self:
@@ -355,7 +355,7 @@ class WavWriter:
         self.samples += len(pcm)
 
     def close(self) -> None:
-        """Completes the file and gives it its name. A second call does nothing."""
+        """Complete the file and gives it its name. A second call does nothing."""
         if not self._open:
             return
         try:
@@ -369,7 +369,7 @@ class WavWriter:
         self._open = False
 
     def discard(self) -> None:
-        """Throws away what was written; nothing appears under the name. After `close` it does nothing."""
+        """Throw away what was written; nothing appears under the name. After `close` it does nothing."""
         if not self._open:
             return
         self._open = False

@@ -91,7 +91,7 @@ class DeviceStep:
 
     @torch.inference_mode()
     def advance(self, bucket: Bucket) -> None:
-        """Reads `inputs`, writes `outputs`."""
+        """Run one step: read `inputs`, write `outputs`."""
         codec, decoder, state = self.codec, self.decoder, self.decoder_state
         batch, books = bucket.width, codec.num_codebooks
         pcm, flags = self.inputs[:batch, :FRAME], self.inputs[:batch, FRAME:] > 0
@@ -178,7 +178,7 @@ class _Graphs:
         self._pool = torch.cuda.graph_pool_handle()
 
     def capture(self, bucket: Bucket) -> None:
-        """Runs the work twice, to warm up, and records it: slots must neither listen nor speak."""
+        """Run the work twice, to warm up, and record it. No slot may listen or speak meanwhile."""
         with torch.cuda.device(self._device):
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
@@ -195,7 +195,7 @@ class _Graphs:
         return bucket in self._graphs
 
     def replay(self, bucket: Bucket) -> None:
-        """Returns when the step is done."""
+        """Run a captured step, and return when it is done."""
         with torch.cuda.device(self._device):
             self._graphs[bucket].replay()
             torch.cuda.current_stream().synchronize()
@@ -240,33 +240,37 @@ class FrameStep:
         self._spoken = np.zeros((num_slots, rewind_frames + 1), np.bool_)  # whether each of the last frames was spoken
 
     def open(self, slot: int, sampling: Sampling) -> None:
-        """Gives a slot to a new session. Nothing of the one before it remains."""
+        """Give a slot to a new session. Nothing of the session before it remains."""
         self._device.codec_state.scrub(slot)
         self._device.decoder_state.scrub(slot)
         self._frames[slot] = self._least[slot] = 0
         self.configure(slot, sampling)
 
     def configure(self, slot: int, sampling: Sampling) -> None:
-        """Changes how a slot draws its tokens."""
+        """Change how a slot draws its tokens."""
         self._sampling[slot] = sampling
         self._device.sampler.set(slot, sampling)
 
     def is_fatal(self, error: Exception) -> bool:
-        """Whether, after this error of a step, the device is lost. Running out of memory is not: a narrower step may
-        fit.
+        """Return whether this error of a step means that the device is lost.
+
+        Running out of memory does not mean that: a narrower step may fit.
         """
         return isinstance(error, torch.AcceleratorError) and not isinstance(error, torch.OutOfMemoryError)
 
     def frames(self, slot: int) -> int:
-        """How many frames a slot's stream is long."""
+        """Return how many frames a slot's stream is long."""
         return int(self._frames[slot])
 
     def reach(self, slot: int) -> int:
-        """How many of a slot's last frames `rewind` can take back: at most `rewind_frames` of the longest it was."""
+        """Return how many of a slot's last frames `rewind` can take back.
+
+        It is at most `rewind_frames` before the longest that the stream has been.
+        """
         return int(self._frames[slot] - self._least[slot])
 
     def rewind(self, slot: int, frames: int) -> None:
-        """Takes back a slot's last frames, as if they had never been: at most `reach` of them."""
+        """Take back a slot's last frames, as if they had never been: at most `reach` of them."""
         length = int(self._frames[slot])
         assert 0 <= frames <= self.reach(slot), (frames, length, self._least[slot])
         taken = np.arange(length - frames, length) % self._spoken.shape[1]
@@ -277,7 +281,7 @@ class FrameStep:
         self._frames[slot] -= frames
 
     def buckets(self) -> list[Bucket]:
-        """All that are captured, the widest first, so that the narrower ones find memory to share. Empty on a CPU."""
+        """Return all buckets that are captured, none on a CPU. The widest comes first: the others share its memory."""
         if self._graphs is None:
             return []
         widths = sorted({min(width, self.num_slots) for width in _WIDTHS} | {self.num_slots}, reverse=True)
@@ -289,7 +293,7 @@ class FrameStep:
         return found + rare
 
     def warm_up(self) -> None:
-        """Captures all buckets, so that no step has to. Changes no slot's stream."""
+        """Capture all buckets, so that no step has to. No slot's stream changes."""
         for bucket in self.buckets():
             self._prepare(bucket)
 
@@ -333,7 +337,7 @@ class FrameStep:
         return StepResult(got[:, :FRAME], codes, ended, (listening | speaking) & ~finite)
 
     def _work(self, bucket: Bucket) -> None:
-        """One step from the host's inputs to the host's outputs. On a CPU they are the device's own."""
+        """Run one step from the host's inputs to the host's outputs. On a CPU these are the device's own."""
         device = self._device
         if self._inputs is not device.inputs:
             device.inputs[: bucket.width].copy_(self._inputs[: bucket.width], non_blocking=True)
@@ -347,8 +351,10 @@ class FrameStep:
             self._graphs.capture(bucket)
 
     def _bucket(self, listening: NDArray[np.bool_], speaking: NDArray[np.bool_], ends: bool = True) -> Bucket:
-        """The smallest that fits. On a CPU, where nothing is captured, it is as wide and as long as needed. Where steps
-        are captured, a frame may always end early: looking at the lengths takes four launches.
+        """Return the smallest bucket that fits a step.
+
+        On a CPU nothing is captured, so the bucket is just as wide and long as the step. Where steps are captured, any
+        frame may end early, since looking at the lengths takes four launches only.
         """
         taking_part = np.flatnonzero(listening | speaking)
         few = all(0 < self._sampling[slot].top_k <= FEW for slot in np.flatnonzero(speaking))

@@ -60,7 +60,7 @@ class Models:
 
 
 def use_threads(count: int = 0) -> None:
-    """How many threads share an operation on the CPU. 0: all cores but one, or what OMP_NUM_THREADS says.
+    """Return how many threads share an operation on the CPU. 0: all cores but one, or what OMP_NUM_THREADS says.
 
     They wait for each other, and so for whoever else a core is given to: the event loop, clients, other programs.
     """
@@ -75,7 +75,7 @@ def load_codec(
     dtype: torch.dtype = torch.float32,
     window: int | None = None,
 ) -> StreamingMimi:
-    """The streaming codec of a hub id, a folder, or `"demo"`.
+    """Return the streaming codec of a hub id, a folder, or `"demo"`.
 
     window: how many steps of 40 ms its transformers look back; None: as many as its config says.
     Raises `CheckpointError` (files), `HubUnreachableError` (network); `StreamingError` for a window that is none.
@@ -99,7 +99,8 @@ def load_models(
     operations: Operations | None = None,
     codec_window: int | None = None,
 ) -> Models:
-    """A decoder and its codec, from hub ids, folders, `"demo"`, or random weights (`"random:1.3b"`, `"random:8b"`).
+    """Return a decoder and its codec, from hub ids, folders, `"demo"`, or random weights (`"random:1.3b"`,
+    `"random:8b"`).
 
     device: `auto` (CUDA if there is any), `cpu`, `cuda`, `cuda:N`. dtype: of the decoder; `auto` is bfloat16 on CUDA
     and float32 elsewhere, but for a decoder that the memory does not hold in float32. quantize: how the decoder's
@@ -180,7 +181,7 @@ def folders(model: str | Path = DEMO, codec: str | Path | None = None) -> tuple[
 
 
 def pick_device(device: str | torch.device = "auto") -> torch.device:
-    """`auto`, or a device by name. Raises `StreamingError` if it is not there."""
+    """Return a device by name, or for `auto` the best there is. Raises `StreamingError` if it is not there."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -210,7 +211,7 @@ def load_engine(
     codec_dtype: str = "float32",
     codec_window: int | None = None,
 ) -> Engine:
-    """A running engine with `max_sessions` slots. Close it, or use it in a `with` block.
+    """Return a running engine with `max_sessions` slots. Close it, or use it in a `with` block.
 
     Raises as `load_models` does; `TooLargeError` where the memory does not suffice, `StreamingError` for other sizes
     that make no sense.

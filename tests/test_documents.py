@@ -22,10 +22,10 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from streaming import scoring
 from streaming.audio import FRAME
-from streaming.conversation import turn_taking
 from streaming.engine.engine import Engine
 from streaming.frame_step import slot_bytes
 from streaming.loading import load_models
+from streaming.models import voice_activity
 from streaming.models.random_weights import DECODERS, random_codec, random_decoder
 from streaming.protocol import messages
 from streaming.protocol.messages import SessionResume, SessionStart
@@ -134,9 +134,9 @@ def _refusal_of(code: str, monkeypatch: pytest.MonkeyPatch) -> messages.SessionR
     if code == "vad_unavailable":
 
         def unavailable() -> None:
-            raise turn_taking.VoiceActivityUnavailableError("no model")
+            raise voice_activity.VoiceActivityUnavailableError("no model")
 
-        monkeypatch.setattr(turn_taking, "load_vad_model", unavailable)
+        monkeypatch.setattr(voice_activity, "load_vad_model", unavailable)
     step = StubStep(1, gated=code == "stopping")
     with Engine(step) as engine, serving(engine) as server:
         if code == "engine_stopped":

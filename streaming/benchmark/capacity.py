@@ -68,7 +68,7 @@ async def _measure(options: argparse.Namespace) -> Report:
 
 
 async def search(passes: Callable[[int], Awaitable[bool]], most: int) -> int:
-    """The largest number up to `most` that passes, if all smaller ones do: doubles, then bisects. 0 if none does."""
+    """Return the largest number up to `most` that passes, if all smaller ones do; 0 if none does."""
     good, bad = 0, most + 1
     while bad - good > 1:
         number = min(max(1, 2 * good), most) if bad > most else (good + bad) // 2

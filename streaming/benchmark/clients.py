@@ -50,7 +50,7 @@ async def run_clients(
     stop: asyncio.Event | None = None,
     heard: Callable[[Record], None] = lambda _: None,
 ) -> Outcome:
-    """Runs the job's sessions, dealt out to client processes, until all are over or `stop` is set.
+    """Run the job's sessions, dealt out to client processes, until all are over or `stop` is set.
 
     heard: told each record as it comes. Raises `ClientsError`.
     """

@@ -74,7 +74,7 @@ class Level:
         return f"{name}: {'; '.join(late + self.shortcomings) or 'ok'}"
 
     def row(self) -> dict[str, Value]:
-        """The figures, rounded to what they mean. docs/performance.md says what each is."""
+        """Return the figures, rounded to what they mean. docs/performance.md says what each is."""
         turns, steps = self.outcome.turns, self.steps
         ended = Counter(session.ended for session in self.outcome.sessions)
         underruns, minutes = sum(turn.underruns for turn in turns), sum(turn.heard_seconds for turn in turns) / 60
@@ -100,7 +100,7 @@ class Level:
 
 
 def cpu_seconds(before: Look, after: Look) -> float | None:
-    """What the server used between two looks, on all its cores. Other programs on the machine hardly change it."""
+    """Return what the server used between two looks, on all its cores. Other programs hardly change it."""
     if before.cpu_seconds is None or after.cpu_seconds is None or not same_process(before, after):
         return None
     return after.cpu_seconds - before.cpu_seconds
@@ -113,7 +113,7 @@ def cpu_ms_per_frame(cpu: float | None, turns: list[TurnRecord]) -> float | None
 
 
 def percentile(values: Iterable[float], share: float) -> float | None:
-    """None of nothing."""
+    """Return a percentile; None of nothing."""
     all_of_them = list(values)
     return float(np.percentile(all_of_them, share)) if all_of_them else None
 

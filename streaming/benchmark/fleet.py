@@ -162,7 +162,7 @@ def measure(options: argparse.Namespace) -> Report:
 
 
 def _row(scenario: Scenario, result: Result, steps: StepCurve) -> dict[str, Value]:
-    """The figures of one scenario. docs/scale.md says what each is."""
+    """Return the figures of one scenario. docs/scale.md says what each is."""
     erlangs = scenario.load * scenario.slots
     first = first_frame_ms(steps, result.dwell_s, scenario.seed)
     return {

@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def speech_frames(path: Path, count: int) -> NDArray[np.float32]:
-    """The first `count` frames of a recording, repeated as often as it takes: [count, 1920]."""
+    """Return the first `count` frames of a recording, repeated as often as it takes: [count, 1920]."""
     speech = read_audio(path)
     speech = np.tile(speech, -(-count * FRAME // len(speech)))
     return speech[: count * FRAME].reshape(count, FRAME)

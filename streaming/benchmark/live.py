@@ -188,7 +188,7 @@ async def level(
 
 
 def facts(options: argparse.Namespace, seen: Look) -> dict[str, Value]:
-    """What was measured, how, on what."""
+    """Return what was measured, how, on what."""
     return {
         "model": str(seen.health.get("model", "unknown")),
         "server": "its own" if options.url is None else urlsplit(options.url).netloc,

@@ -158,7 +158,7 @@ class _Session:
             self._emit(record)
 
     async def _open(self) -> bool:
-        """The session from its opening to its end. False if it is to be tried again."""
+        """Run the session from its opening to its end. Return whether it is over, and not to be tried again."""
         try:
             await self._live()
         except RefusedError as error:
@@ -328,12 +328,12 @@ async def run_sessions(
 
 
 def load_speech(paths: tuple[str, ...]) -> Pcm16:
-    """The recordings one after another, int16 [n]. Raises `AudioError`."""
+    """Return the recordings one after another, int16 [n]. Raises `AudioError`."""
     return np.concatenate([to_int16(read_audio(path)) for path in paths])
 
 
 async def _first(*work: Coroutine[Any, Any, None]) -> None:
-    """Runs all until one of them is done or fails: then that is raised. Ends them all."""
+    """Run all until one of them is done or fails: then raise that. End them all."""
     tasks = [asyncio.create_task(coroutine) for coroutine in work]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

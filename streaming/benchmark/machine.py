@@ -19,13 +19,13 @@ _SIDE = {"cpu": 1024, "cuda": 8192}
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits until the device has done what it was told."""
+    """Wait until the device has done what it was told."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def milliseconds(work: Callable[[], object], device: torch.device) -> float:
-    """How long this takes once."""
+    """Return how long this takes once."""
     synchronize(device)
     started = time.perf_counter()
     work()
@@ -34,7 +34,7 @@ def milliseconds(work: Callable[[], object], device: torch.device) -> float:
 
 
 def captured(work: Callable[[], object], device: torch.device) -> Callable[[], object]:
-    """The work as a CUDA graph, so that what is timed is the device and not the host; on a CPU the work itself."""
+    """Return the work as a CUDA graph, so that the device is timed and not the host; on a CPU the work itself."""
     if device.type != "cuda":
         return work
     with torch.cuda.device(device):

@@ -40,7 +40,7 @@ def check(path: Path) -> None:
 
 
 def draw(report: Report, path: Path) -> None:
-    """Writes the picture. Raises `OSError` if the file cannot be written."""
+    """Write the picture. Raises `OSError` if the file cannot be written."""
     from matplotlib.figure import Figure
 
     if report.kind == "fleet":

@@ -27,7 +27,7 @@ class Report:
     kind: Literal["figures", "levels", "windows", "fleet"] = "figures"
 
     def table(self) -> str:
-        """The report as text. Levels have more figures than fit a line: they stand side by side."""
+        """Return the report as text. Levels have more figures than fit a line: they stand side by side."""
         facts = ", ".join(f"{key} {_text(value, None)}" for key, value in self.facts.items())
         lines = [self.title, *textwrap.wrap(facts, 120), ""]
         keys = list(self.rows[0]) if self.rows else []
@@ -48,7 +48,7 @@ class Report:
 
 
 def _column(values: list[Value]) -> list[str]:
-    """As many decimals as the values have, at most four, the same for all."""
+    """Return a column's text: as many decimals as the values have, at most four, the same for all."""
     needed = [len(f"{v:.{_DECIMALS}f}".rstrip("0").partition(".")[2]) for v in values if isinstance(v, float)]
     return [_text(value, max(needed, default=0)) for value in values]
 

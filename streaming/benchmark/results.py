@@ -148,7 +148,7 @@ def _check_place(path: Path) -> None:
 
 
 def take(run: Run, timeout_s: float) -> dict[str, Any]:
-    """What came of a run: its command, how long it took, and its report, or why there is none."""
+    """Return what came of a run: its command, how long it took, and its report, or why there is none."""
     record: dict[str, Any] = {
         "command": ["python", "-m", *run.arguments],
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -214,7 +214,7 @@ def _machine() -> dict[str, Any]:
 
 
 def _slug(device: torch.device) -> str:
-    """A file's name: the GPU's, or how many cores of what."""
+    """Return a file's name: the GPU's, or how many cores of what."""
     name = (
         torch.cuda.get_device_name(device)
         if device.type == "cuda"

@@ -207,7 +207,7 @@ class _Fleet:
                 yield when
 
     def draw_length(self, remaining: bool = False) -> float:
-        """How long a session lasts; remaining: of one that is met at some time, how much longer."""
+        """Return how long a session lasts; remaining: of one that is met at some time, how much longer."""
         mean = self.of.session_s
         if self.of.length == "fixed":
             return mean * (self.random.random() if remaining else 1)
@@ -320,7 +320,7 @@ class _Fleet:
             self.leave(session)
 
     def leave(self, session: int) -> None:
-        """Frees a slot, and gives it to the next in line."""
+        """Free a slot, and give it to the next in line."""
         proxy, replica = self.place[session]
         self.account(replica)
         self.live[replica] -= 1
@@ -431,5 +431,5 @@ class _Fleet:
 
 
 def simulate(scenario: Scenario) -> Result:
-    """The whole run: the servers as full as they will be, a session's length to settle, then the seconds that count."""
+    """Run it all: the servers as full as they will be, a session's length to settle, then the seconds that count."""
     return _Fleet(scenario).run()

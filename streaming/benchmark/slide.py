@@ -80,7 +80,7 @@ def measure(options: argparse.Namespace) -> Report:
 
 
 def _blocks(frame: int, window: int, block: int) -> int:
-    """How many frames, this one included, are in the window if a block of them leaves whenever it is full."""
+    """Return how many frames, this one included, are in the window if a block of them leaves whenever it is full."""
     return frame + 1 if frame < window else window - block + 1 + (frame - window) % block
 
 
@@ -115,7 +115,7 @@ def _prefilled(decoder: LlamaDecoder, codes: Tensor, places: Tensor, before: Cal
 
 
 def _leave_prefix(decoder: LlamaDecoder, state: DecoderState, view: FrameView) -> FrameView:
-    """The prefix keeps its first positions while the window moves away from it."""
+    """Keep the prefix at its first positions while the window moves away from it."""
     positions = torch.arange(decoder.prefix, device=decoder.device)[None]
     cos, sin = (t[:, None, None] for t in decoder.rotary(positions))
     state.ring.keys[:1, :, :, : decoder.prefix] = rotate(decoder.prefix_keys, cos, sin)
@@ -123,7 +123,7 @@ def _leave_prefix(decoder: LlamaDecoder, state: DecoderState, view: FrameView) -
 
 
 def _hide_prefix(decoder: LlamaDecoder, state: DecoderState, view: FrameView) -> FrameView:
-    """The prefix leaves with the first frames."""
+    """Let the prefix leave with the first frames."""
     assert view.visible is not None
     visible = view.visible.clone()
     visible[..., : decoder.prefix] &= state.frames[:1, None, None, None] < state.ring.size // decoder.num_codebooks - 2

@@ -88,7 +88,7 @@ def _stopped_by_ctrl_c() -> asyncio.Event:
 
 
 async def _watch(server: Target, looks: list[Look]) -> None:
-    """Looks at the server again and again, less often the longer it takes."""
+    """Look at the server again and again, less often the longer it takes."""
     every_s = _LOOK_EVERY_S
     while True:
         await asyncio.sleep(every_s)

@@ -145,8 +145,8 @@ def _check(models: _Models, slots: int, options: argparse.Namespace) -> None:
 
 
 def _quality(models: _Models, options: argparse.Namespace) -> dict[str, str | int | float]:
-    """What was given up for speed, on speech: of the codes those that are float32's, and what quantising does to the
-    likelihood in nats a token, the change and its standard error.
+    """Return what was given up for speed, on speech: of the codes those that are float32's, and what quantising does to
+    the likelihood in nats a token, the change and its standard error.
     """
     facts: dict[str, str | int | float] = {}
     if (options.codec_dtype, options.quantize) == ("float32", "none"):
@@ -206,7 +206,7 @@ def _held(ring: KeyValueRing, positions: int) -> int:
 
 
 def _stages(models: _Models, slots: int, options: argparse.Namespace) -> list[_Stage]:
-    """The stages over `slots` streams whose context is full, and the whole step, from host to host."""
+    """Return the stages over `slots` streams whose context is full, and the whole step, from host to host."""
     codec, decoder, device = models.codec, models.decoder, models.codec.device
     state = codec.init_state(slots)
     everyone = torch.ones(slots, dtype=torch.bool, device=device)

@@ -50,7 +50,8 @@ class StepCurve:
         return int(too_slow.argmax()) if too_slow.any() else len(sessions)
 
     def quantile_ms(self, sessions: NDArray[np.integer[Any]], share: Floats) -> Floats:
-        """The step time that so large a share stays below, on a straight line between the numbers that there are.
+        """Return the step time that so large a share stays below, on a straight line between the numbers that there
+        are.
 
         Raises `StepsError` for more sessions than there are figures of.
         """
@@ -68,7 +69,7 @@ class StepCurve:
         return found
 
     def late(self, sessions: int) -> float:
-        """The share of steps that take longer than a frame lasts."""
+        """Return the share of steps that take longer than a frame lasts."""
         share = np.linspace(0, 1, 1001)
         times = self.quantile_ms(np.full(len(share), max(1, sessions)), share)
         return float((times > FRAME_MS).mean())
@@ -120,7 +121,7 @@ class Roofline:
     codec_flop_per_s: float = 0.5 * 67e12
 
     def step_ms(self, sessions: int) -> float:
-        """The floor of a step of so many sessions, their contexts full."""
+        """Return the floor of a step of so many sessions, their contexts full."""
         decoder = max(self.weight_bytes / self.bytes_per_s, sessions * self.decoder_flop / self.flop_per_s)
         decoder += sessions * self.context_bytes / self.bytes_per_s + self.matrix_ends_s
         codec = (self.codec_weight_bytes + sessions * self.codec_bytes) / self.bytes_per_s
@@ -136,7 +137,9 @@ ROOFLINES = {
 
 
 def computed(name: str, share_of_floor: float, spread: StepCurve | None = None) -> StepCurve:
-    """A roofline, of which only so large a share is reached. spread: times vary about it as these do about theirs."""
+    """Return a roofline, of which only so large a share is reached. spread: times vary about it as these do about
+    theirs.
+    """
     roofline = ROOFLINES[name]
     shape = np.array([1.0])
     if spread is not None:
@@ -159,7 +162,7 @@ def curve(source: str, share_of_floor: float, spread: str | None = None) -> Step
 
 
 def erlang_b(erlangs: float, servers: int) -> float:
-    """The share of arrivals that find all servers busy and leave (Erlang's first formula, by its recursion)."""
+    """Return the share of arrivals that find all servers busy and leave (Erlang's first formula, by its recursion)."""
     blocked = 1.0
     for number in range(1, servers + 1):
         blocked = erlangs * blocked / (number + erlangs * blocked)

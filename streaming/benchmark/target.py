@@ -95,7 +95,7 @@ class Target:
         return replace(look, health=_common(look.health), **_NOTHING) if self.several else look
 
     async def census(self) -> None:
-        """Asks some times who answers, each time over a connection of its own, so that a balancer has a choice."""
+        """Ask some times who answers, each time over a connection of its own, so that a balancer has a choice."""
         for _ in range(_CENSUS):
             health = _parsed(await asyncio.to_thread(self._get, "/health"))
             if isinstance(instance := health.get("instance"), str):
@@ -119,7 +119,7 @@ class Target:
         )
 
     def _get(self, path: str) -> str:
-        """The answer to a plain request, empty if there is none."""
+        """Return the answer to a plain request, empty if there is none."""
         parts = urlsplit(self.url)
         folder = parts.path.removesuffix("/").removesuffix(PATH)  # a proxy may serve it under a name of its own
         address = urlunsplit((parts.scheme.replace("ws", "http"), parts.netloc, folder + path, "", ""))
@@ -157,13 +157,13 @@ def _opener(url: str) -> urllib.request.OpenerDirector:
 
 
 def same_process(before: Look, after: Look) -> bool:
-    """Whether what two looks tell can be of one process: its counts only grow."""
+    """Return whether what two looks tell can be of one process: its counts only grow."""
     grown = all(after.buckets.get(bound, 0.0) >= count for bound, count in before.buckets.items())
     return (before.process, before.instance) == (after.process, after.instance) and grown
 
 
 def steps_between(before: Look, after: Look) -> StepTimes:
-    """The steps of a run, from a look before and one after it. None if they are not of one process."""
+    """Return the steps of a run, from a look before and one after it. None if they are not of one process."""
     if not same_process(before, after):
         return StepTimes(None, None, "none")
     bounds = sorted(after.buckets)

@@ -69,7 +69,7 @@ def tensors_in(thing: object) -> Iterator[Tensor]:
 
 
 def _place(tensor: Tensor) -> int:
-    """Where a tensor's numbers are; oneDNN's packed weights have no storage, and are themselves."""
+    """Return where a tensor's numbers are; oneDNN's packed weights have no storage, and are themselves."""
     return id(tensor) if tensor.is_mkldnn else tensor.untyped_storage().data_ptr()
 
 

@@ -116,7 +116,7 @@ class Clock:
     offset_ms: float | None = None
 
     def after(self, pong: Pong, now_ms: float) -> Clock:
-        """This estimate with one more answer, which arrived at `now_ms`."""
+        """Return this estimate with one more answer, which arrived at `now_ms`."""
         rtt = now_ms - pong.client_time_ms
         if self.best_rtt_ms is not None and rtt > self.best_rtt_ms:
             return Clock(rtt, self.best_rtt_ms, self.offset_ms)
@@ -191,7 +191,7 @@ class ContinuationClient:
     async def connect(
         cls, url: str, start: SessionStart | None = None, *, token: str | None = None, open_timeout_s: float = 30.0
     ) -> AsyncIterator[Self]:
-        """A session at `url`, closed when the block is left. A URL without a path gets the protocol's own.
+        """Open a session at `url`, and close it when the block is left. A URL without a path gets the protocol's own.
 
         With `start.resume` a session outlives its connection, where the server allows that: the client comes back by
         itself, and says so by `ConnectionLost` and `ConnectionRestored`.
@@ -234,11 +234,11 @@ class ContinuationClient:
         return self._connection.received_bytes
 
     def latency(self, turn: int) -> TurnLatency:
-        """Times of one of the latest turns, whole after its `TurnDone`. Older ones are forgotten, and empty."""
+        """Return the times of one of the latest turns, whole after its `TurnDone`. Those of older turns are empty."""
         return self._meters.get(turn, _TurnMeter()).latency()
 
     def sent_at_s(self, position_samples: int) -> float | None:
-        """When the sample at this input position was handed to the socket (`time.monotonic`), or None."""
+        """Return when the sample at this input position was given to the socket (`time.monotonic`), or None."""
         found = None
         for end, at_s in reversed(self._sent_marks):
             if end < position_samples:
@@ -247,8 +247,8 @@ class ContinuationClient:
         return found
 
     async def send(self, pcm: Pcm) -> None:
-        """Speech, int16 or float32 [n], n of any size; returns when the socket has taken it. float32 that is more than
-        16 bits hold arrives whole where the session's codec is `float32`.
+        """Send speech, int16 or float32 [n], n of any size, and return when the socket has taken it. float32 that is
+        more than 16 bits hold arrives whole where the session's codec is `float32`.
         """
         floats = self.started.codec == "float32"
         samples, most = (to_float(pcm), MAX_FLOAT_SAMPLES) if floats else (to_int16(pcm), MAX_AUDIO_SAMPLES)
@@ -260,7 +260,7 @@ class ContinuationClient:
             self._sent_marks.append((self._sent_samples, time.monotonic()))
 
     async def speak(self) -> int:
-        """Manual turn taking: the prompt is over, go on. Returns the turn that will be spoken."""
+        """Say that the prompt is over, in manual turn taking, and return the turn that will be spoken."""
         turn = self._turn
         said_something = self._sent_samples > self._spoken_at_samples
         self._meter_of(turn).speech_ended_s = self._sent_marks[-1][1] if said_something else time.monotonic()
@@ -269,8 +269,8 @@ class ContinuationClient:
         return turn
 
     async def played(self, turn: int, samples: int, underruns: int = 0) -> None:
-        """This much of the turn's continuation has left the loudspeaker. At least every 80 ms in realtime pace; more
-        often does no harm: it is said once a frame, which is all that the server looks at.
+        """Report how much of the turn's continuation has left the loudspeaker. At least every 80 ms in realtime pace;
+        more often does no harm: it is said once a frame, which is all that the server looks at.
 
         underruns: how often in this turn so far there was nothing to play when there should have been.
         """
@@ -280,7 +280,7 @@ class ContinuationClient:
             await self._send(Played(turn=turn, samples=samples, underruns=underruns))
 
     async def interrupt(self, turn: int, heard_samples: int) -> None:
-        """Stops the turn, of which only this much was heard. No more of its audio is yielded, from this call on.
+        """Stop the turn, of which only this much was heard. No more of its audio is yielded, from this call on.
 
         Speech may be sent again at once: it belongs to the next turn.
         """
@@ -289,11 +289,11 @@ class ContinuationClient:
         await self._send(Interrupt(turn=turn, heard_samples=heard_samples))
 
     async def update(self, *, sampling: SamplingOptions | None = None, max_seconds: float | None = None) -> None:
-        """Other settings from the next turn on; the server answers with `SessionUpdated`."""
+        """Ask for other settings from the next turn on; the server answers with `SessionUpdated`."""
         await self._send(SessionUpdate(sampling=sampling, max_seconds=max_seconds))
 
     async def events(self) -> AsyncIterator[Event]:
-        """What the server says, in order, until the session ends: by an error, since only the client ends it in peace.
+        """Yield what the server says, in order. The session ends by an error, since only the client ends it in peace.
 
         An `Error` that is not fatal is an event like others. Raises `ContinuationError` and `ProtocolError`.
         """

@@ -111,7 +111,7 @@ async def dial(address: ServerAddress, timeout_s: float) -> ClientConnection:
 
 
 class _Connect(connect_socket):
-    """Follows no redirects: a token is for the server that it was given for."""
+    """A connection that follows no redirects: a token is for one server alone."""
 
     def process_redirect(self, exc: Exception) -> Exception | str:
         return exc

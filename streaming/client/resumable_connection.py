@@ -69,7 +69,7 @@ class ConnectionRestored:
 
 
 class ResumableConnection:
-    """Made by `open`; one task calls `receive` all the time, any may `send`."""
+    """A session's connection, made by `open`. One task calls `receive` all the time, any task may `send`."""
 
     def __init__(
         self, address: ServerAddress, socket: ClientConnection, start: SessionStart, started: SessionStarted
@@ -93,7 +93,7 @@ class ResumableConnection:
 
     @classmethod
     async def open(cls, url: str, start: SessionStart, token: str | None, timeout_s: float) -> Self:
-        """Raises `RefusedError` where the server takes no session, `ContinuationError` for everything else amiss."""
+        """Open a session. Raises `RefusedError` where the server takes none, `ContinuationError` for all else amiss."""
         address = ServerAddress.parse(url, token)
         socket = await dial(address, timeout_s)
         try:
@@ -107,7 +107,7 @@ class ResumableConnection:
             raise
 
     async def send(self, message: Message | AudioMessage) -> None:
-        """Returns when the socket has taken it or, where there is none just now, when it is kept for later.
+        """Send a message: return once the socket has taken it or, where there is none now, once it is kept for later.
 
         Raises `ConnectionClosed` where there will be none.
         """
@@ -150,7 +150,7 @@ class ResumableConnection:
                 raise
 
     async def receive(self) -> ServerMessage | AudioMessage | ConnectionLost | ConnectionRestored:
-        """The next message, in order. Raises `ContinuationError` at the end, `ProtocolError`."""
+        """Return the next message, in order. Raises `ContinuationError` at the end, `ProtocolError`."""
         if self._lost_at is not None:
             return await self._return(self._lost_at)
         while True:
@@ -187,7 +187,7 @@ class ResumableConnection:
         return decode_audio(data) if self._opus is None else self._opus[1].push(decode_opus(data))
 
     def give_up(self) -> None:
-        """The session is over: nobody need wait to send."""
+        """Note that the session is over, so that nobody waits to send."""
         self._connected = False
         self._acking.cancel()
         if self._book is not None:
@@ -195,7 +195,7 @@ class ResumableConnection:
             self._acknowledged.set()
 
     async def close(self, goodbye: Message | None) -> None:
-        """Says goodbye, waits for the answer a moment, closes the socket."""
+        """Say goodbye, wait for the answer a moment, and close the socket."""
         self._acking.cancel()
         if goodbye is not None and self._connected:
             with suppress(ConnectionClosed, TimeoutError):
@@ -224,12 +224,12 @@ class ResumableConnection:
     # Coming back
 
     def _may_return(self) -> bool:
-        """Whether the server keeps the session: not if either side has closed it in form."""
+        """Return whether the server keeps the session: not if either side has closed it in form."""
         protocol = self._socket.protocol
         return self._book is not None and protocol.close_rcvd is None and protocol.close_sent is None
 
     async def _return(self, lost_at: float) -> ConnectionRestored:
-        """Tries again and again for as long as the server keeps the session."""
+        """Try to come back, again and again, for as long as the server keeps the session."""
         assert self.started.resume is not None
         assert self._book is not None
         deadline, attempt, reason = lost_at + self.started.resume.seconds, 0, "it does not answer"
@@ -257,7 +257,7 @@ class ResumableConnection:
         raise SessionLostError(f"the connection broke, and could not be restored within {seconds:g} s: {reason}")
 
     async def _resume(self, socket: ClientConnection) -> int:
-        """Returns how many of this side's messages have arrived."""
+        """Return how many of this side's messages have arrived."""
         assert self.started.resume is not None
         assert self._book is not None
         token, received = self.started.resume.token, self._book.received
@@ -277,7 +277,7 @@ class ResumableConnection:
             raise
 
     async def _resend(self, socket: ClientConnection, received: int) -> None:
-        """Sends what the server has not had, and what is said meanwhile; then whoever sends sends directly again."""
+        """Send what the server has not had, and what is said meanwhile; then whoever sends sends directly again."""
         assert self._book is not None
         played: str | None = None
         try:

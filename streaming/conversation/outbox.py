@@ -22,7 +22,7 @@ class End:
 
 @dataclass(frozen=True, slots=True)
 class Echo:
-    """Comes out among the replies once all that was given to the conversation before it has been handled.
+    """A marker that comes out among the replies once all that was given before it has been handled.
 
     token: whatever the dialect that gave it wants back.
     """

@@ -32,17 +32,17 @@ class Playback:
         return self.sent_frames * FRAME
 
     def sent(self, now: float) -> None:
-        """A frame goes out."""
+        """Note that a frame goes out."""
         self.sent_frames += 1
         self._ends_at = max(now, self._ends_at) + 1 / FRAME_RATE
 
     def stop(self, now: float) -> None:
-        """The client was told to play no more: the clock counts no further."""
+        """Stop the clock: the client was told to play no more."""
         if self._stopped is None:
             self._stopped = self._by_clock(now)
 
     def report(self, samples: int) -> None:
-        """The client says that it has played so much. Never less than it said before, nor more than it was sent."""
+        """Note how much the client says it has played: never less than before, nor more than it was sent."""
         self._reported = max(self._reported or 0, min(samples, self.sent_samples))
 
     def played_samples(self, now: float) -> int:

@@ -75,7 +75,7 @@ class SpeechDetector:
         self.since_samples = position
 
     def configure(self, options: TurnOptions) -> None:
-        """Tells speech from silence differently from here on."""
+        """Change how speech is told from silence from here on."""
         self._enter = options.threshold
         self._leave = max(options.threshold - HYSTERESIS, 0.01)  # a low threshold must not make speech endless
         self._silence_samples = options.silence_ms * SAMPLES_PER_MS
@@ -173,7 +173,7 @@ class TurnTaker:
         self._handed_out = position  # input before this is never handed out (again)
 
     def configure(self, options: TurnOptions) -> None:
-        """Takes turns differently from here on."""
+        """Change how turns are taken from here on."""
         self._detector.configure(options)
         self._take(options)
 
@@ -198,7 +198,7 @@ class TurnTaker:
         return actions
 
     def speaking_ended(self) -> None:
-        """The machine is silent: what it said was played to its end, since until then speech is still a barge-in.
+        """Note that what the machine said was played to its end: until then, speech is still a barge-in.
 
         A person who is still speaking begins a prompt here. After a `BargeIn`, `interrupted()` is awaited all the same.
         """
@@ -207,14 +207,14 @@ class TurnTaker:
             self._detector.forget()
 
     def speak(self) -> list[Action]:
-        """The machine speaks because it was told to; who was being heard is heard no more. Not after a `BargeIn`."""
+        """Let the machine speak because it was told to: whoever was heard is heard no more. Not after a `BargeIn`."""
         assert self.state in (TurnState.IDLE, TurnState.HEARING), self.state
         actions: list[Action] = [SpeechStopped(self._position)] if self.state is TurnState.HEARING else []
         self.state = TurnState.SPEAKING
         return actions
 
     def clear(self) -> None:
-        """Input so far is never handed out (again). A person who is still speaking begins a prompt here."""
+        """Hand out no input so far (again). A person who is still speaking begins a prompt here."""
         self._handed_out = self._position
         if self.state is TurnState.HEARING:
             self.state = TurnState.IDLE
@@ -223,7 +223,7 @@ class TurnTaker:
         self._detector.forget()
 
     def interrupted(self) -> list[Action]:
-        """The machine was stopped and its context cut, after a `BargeIn` or unasked; releases the held audio."""
+        """Release the held audio: the machine was stopped and its context cut, after a `BargeIn` or unasked."""
         if self.state is not TurnState.INTERRUPTING:
             self.speaking_ended()
             return []

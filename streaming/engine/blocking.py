@@ -31,7 +31,7 @@ class Session:
     """
 
     def __init__(self, attach: Callable[[Listener], LiveSession], seed: int) -> None:
-        """attach: opens the engine's session, which tells the listener what happens; seed: of its sampling."""
+        """attach: opens the engine's session, which tells the listener what happens. seed: of its sampling."""
         self._events: queue.SimpleQueue[FrameSpoken | TurnDone | Failed] = queue.SimpleQueue()  # bounded by the lead
         self._live = attach(self._take)
         self._turn = 0  # the one that was spoken last
@@ -39,7 +39,7 @@ class Session:
         self.seed = seed
 
     def listen(self, frame: NDArray[np.float32]) -> None:
-        """Hears one frame, float32 [1920] in [-1, 1]; waits while too many are queued. The last frame of what is said
+        """Hear one frame, float32 [1920] in [-1, 1]; wait while too many are queued. The last frame of what is said
         may be shorter: the encoder takes it as it takes the end of a file.
 
         Raises `ValueError` for another shape, for integers, and for what is not finite or far out of range;
@@ -61,7 +61,7 @@ class Session:
             self._live.wait_for_room()
 
     def speak(self, max_frames: int) -> Iterator[NDArray[np.float32]]:
-        """Goes on: yields pcm float32 [1920] until the model ends its speech, `max_frames` are reached, or `interrupt`.
+        """Speak: yield pcm float32 [1920] until the model ends its speech, `max_frames` are reached, or `interrupt`.
 
         Leaving the loop early interrupts: what was yielded counts as heard. Raises `EmptyPromptError`, `SessionError`
         at once.
@@ -91,11 +91,11 @@ class Session:
                     self._live.interrupt(turn, taken * FRAME)
 
     def _wanted(self, turn: int) -> bool:
-        """Whether it is neither interrupted nor followed by another."""
+        """Return whether this turn is neither interrupted nor followed by another."""
         return self._interrupted < turn == self._turn
 
     def interrupt(self, heard_samples: int) -> None:
-        """Ends the continuation, from any thread: only this much of it was heard, and only that is remembered.
+        """End the continuation, from any thread: only this much of it was heard, and only that is remembered.
 
         May also follow a continuation that has ended, as long as nothing was listened to since.
         """
@@ -106,7 +106,7 @@ class Session:
         self._interrupted = turn  # not before: whoever iterates may listen as soon as it sees this
 
     def close(self) -> None:
-        """Gives the slot back, from any thread; a continuation that is being iterated raises. May be called twice."""
+        """Give the slot back, from any thread; a continuation that is being iterated raises. May be called twice."""
         self._live.close()
         self._events.put(Failed(EngineStoppedError("the session is closed")))
 

@@ -45,8 +45,9 @@ _STEP_BOUNDS_S = tuple(
 
 @dataclass(frozen=True)
 class EngineStats:
-    """sessions: open ones. steps: run so far. step_ms_p50, step_ms_p99: over the last thousand, None before the
-    first. step_seconds: of all of them. steps_failed: not among the others. frames_heard, frames_spoken: so far.
+    """What an engine has done. sessions: open ones. steps: run so far. step_ms_p50, step_ms_p99: over the last
+    thousand, None before the first. step_seconds: of all of them. steps_failed: not among the others. frames_heard,
+    frames_spoken: so far.
     """
 
     slots: int
@@ -131,7 +132,7 @@ class Engine:
         return bool(recent) and float(np.median(recent)) > _OVERLOAD / FRAME_RATE
 
     def attach(self, listener: Listener, sampling: Sampling, slides: bool = True) -> LiveSession:
-        """A session that tells `listener` what happens, from the engine's thread.
+        """Return a session that tells `listener` what happens, from the engine's thread.
 
         The listener must neither block nor call the engine; one that raises closes its session.
         slides: whether a prompt longer than the context pushes its oldest frames out, or is an error.
@@ -154,10 +155,10 @@ class Engine:
         seed: int | None = None,
         slides: bool = True,
     ) -> Session:
-        """A session with calls that block; `streaming.config.Sampling` says what the options mean.
+        """Return a session with calls that block; `streaming.config.Sampling` says what the options mean.
 
-        What is left out is drawn as the published script draws: temperature 0.8, top-k 30, the checkpoint's top-p.
-        Without a seed one is drawn, and `session.seed` tells it. slides: see `attach`.
+        What is left out is as in the published script: temperature 0.8, top-k 30, the checkpoint's top-p.
+        Without a seed, one is chosen at random, and `session.seed` tells it. slides: see `attach`.
         Raises `EngineFullError`, `EngineStoppedError`; `ValueError` for options out of range.
         """
         usual = self.sampling
@@ -178,7 +179,7 @@ class Engine:
         return EngineStats(self._pool.size, active, steps, p50, p99, histogram, failed, heard, spoken)
 
     def close(self) -> None:
-        """Ends all sessions and the thread. May be called twice."""
+        """End all sessions and the thread. May be called twice."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
@@ -223,7 +224,7 @@ class Engine:
             self._reap()
 
     def _step_failed(self, plan: _Plan, error: Exception) -> None:
-        """Ends the sessions of a failed step; gives up if the device is lost, or nothing works any more."""
+        """End the sessions of a failed step; give up if the device is lost, or nothing works any more."""
         self._failed_in_a_row += 1
         with self._changed:
             self._steps_failed += 1
@@ -298,7 +299,7 @@ class Engine:
                     session.spoke(audio, int(rows[slot]), result.codes[slot], bool(result.ended[slot]), seconds)
 
     def _reap(self) -> None:
-        """Frees the slots of closed sessions."""
+        """Free the slots of closed sessions."""
         for slot in [slot for slot, session in self._sessions.items() if session.closed]:
             del self._sessions[slot]
             self._pool.release(slot)

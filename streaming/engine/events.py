@@ -93,7 +93,7 @@ class Interrupted:
 
 @dataclass(frozen=True, slots=True)
 class Forgotten:
-    """So many frames that were heard last in this turn were taken back; so many of the prompt remain."""
+    """The last `frames` of this turn's prompt were taken back; `prompt_frames` of it remain."""
 
     turn: int
     frames: int
@@ -102,7 +102,7 @@ class Forgotten:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The session is over by no fault of its owner's. The last event."""
+    """The session is over, through no fault of its owner. It is the last event."""
 
     error: StreamingError
 

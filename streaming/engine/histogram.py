@@ -31,5 +31,5 @@ class Histogram:
         self._total += value
 
     def read(self) -> Counts:
-        """As it is now; does not change any more."""
+        """Return the counts as they are now, which no longer change."""
         return Counts(self._bounds, tuple(self._counts), self._total)

@@ -41,7 +41,7 @@ Listener = Callable[[Event], None]
 
 
 class StepResult(Protocol):
-    """What a step gives back for its first B slots: pcm float32 [B, 1920], codes int64 [B, Q], ended, broken bool [B].
+    """The result of a step over its first B slots: pcm float32 [B, 1920], codes int64 [B, Q], ended, broken bool [B].
 
     The arrays are the caller's to keep: they go to the listeners as they are.
     """
@@ -175,7 +175,7 @@ class LiveSession:
             return self._state is State.CLOSED
 
     def listen(self, pcm: NDArray[np.float32]) -> bool:
-        """Hears one frame, float32 [1920], which is now the session's: do not write into it again. One of fewer samples
+        """Hear one frame, float32 [1920], which is now the session's: do not write into it again. One of fewer samples
         (at least one) is the end of what is said: the encoder takes it as it takes the end of a file.
 
         False if `QUEUED_FRAMES` wait already: offer it again after a `Heard`. Raises `SessionError` while speaking.
@@ -201,15 +201,16 @@ class LiveSession:
             return self._queued_frames
 
     def wait_for_room(self) -> None:
-        """Blocks until `listen` has room again, or the session is closed."""
+        """Block until `listen` has room again, or the session is closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._queued_frames < QUEUED_FRAMES or self._state is State.CLOSED)
 
     def speak(self, max_frames: int, lead_frames: int) -> int:
-        """Goes on once everything before is heard: at most `max_frames`, never more than `lead_frames` ahead of
+        """Speak once everything before is heard: at most `max_frames`, never more than `lead_frames` ahead of
         `release`.
 
-        Returns the turn that it is. Raises `EmptyPromptError` if nothing was ever heard, `SessionError` while speaking.
+        Returns the number of the turn. Raises `EmptyPromptError` if nothing was ever heard, `SessionError` while
+        speaking.
         """
         assert max_frames >= 1 and lead_frames >= 1, (max_frames, lead_frames)
         with self._changed:
@@ -223,7 +224,7 @@ class LiveSession:
             return self._turn_next
 
     def release(self, turn: int, frames: int) -> None:
-        """The listener has had the first `frames` of the continuation being spoken. Other turns are not looked at."""
+        """Note that the listener has had the first `frames` of this turn's continuation. Ignored for other turns."""
         with self._changed:
             if turn == self._turn and frames > self._released:
                 self._released = frames
@@ -231,7 +232,7 @@ class LiveSession:
                     self._changed.notify_all()
 
     def interrupt(self, turn: int, heard_samples: int) -> None:
-        """Ends the turn's continuation and forgets what was not heard of it, to the frame. Answered with `Interrupted`.
+        """End the turn's continuation and forget what was not heard of it, to the frame. Answered with `Interrupted`.
 
         After the continuation has ended it still cuts, unless the next turn has begun to listen.
         """
@@ -243,9 +244,9 @@ class LiveSession:
             self._give(_Interrupt(turn, heard_samples // FRAME))
 
     def forget(self, frames: int) -> None:
-        """Takes back the last frames heard in this turn, as far as can be. Answered with `Forgotten`.
+        """Take back the last frames heard in this turn, as far as can be. Answered with `Forgotten`.
 
-        A stream that was nothing else is as new; any other can be cut back by the step's `rewind_frames`. Raises
+        A stream that holds nothing else can be emptied; any other can be cut back by the step's `rewind_frames`. Raises
         `SessionError` while speaking.
         """
         assert frames >= 0, frames
@@ -258,13 +259,13 @@ class LiveSession:
             self._give(_Forget(frames))
 
     def configure(self, sampling: Sampling) -> None:
-        """Draws tokens differently from here on."""
+        """Change how tokens are drawn from here on."""
         with self._changed:
             self._require_open()
             self._give(_Configure(sampling))
 
     def close(self) -> None:
-        """Ends the session; its slot is free for the next. May be called twice."""
+        """End the session; its slot is free for the next. May be called twice."""
         with self._changed:
             self._state = State.CLOSED
             self._commands.clear()
@@ -281,7 +282,7 @@ class LiveSession:
             raise EngineStoppedError("the session is closed")
 
     def _begin_next_turn(self) -> None:
-        """What is given from here on belongs to the next turn."""
+        """Count what is given from here on to the next turn."""
         self._speaking_next = False
         self._turn_next += 1
         self._prompt_next = 0
@@ -320,14 +321,14 @@ class LiveSession:
         return self._state is State.SPEAKING and self._spoken - self._released < self._speak.lead_frames
 
     def heard(self, codes: NDArray[np.int64]) -> None:
-        """The frame that `next_frame` gave was stepped."""
+        """Note that the frame that `next_frame` gave was heard by a step."""
         self._queued_frames -= 1
         self._prompt_frames += 1
         self._changed.notify_all()
         self._tell(Heard(codes))
 
     def spoke(self, audio: StepAudio, row: int, codes: NDArray[np.int64], ended: bool, seconds: float) -> None:
-        """A step took part in the continuation, and gave a frame unless it `ended`."""
+        """Note a step of the continuation, which gave a frame unless the model `ended` its speech."""
         if self._state is not State.SPEAKING:
             return
         self._steps += 1
@@ -343,7 +344,7 @@ class LiveSession:
             self._stop_speaking("max_frames")
 
     def fail(self, error: StreamingError) -> None:
-        """Ends the session, and tells its listener why."""
+        """End the session, and tell its listener why."""
         if self._state is not State.CLOSED:
             self._tell(Failed(error))
             self._error = error

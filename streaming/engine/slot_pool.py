@@ -15,7 +15,7 @@ class SlotPool:
         self._free = list(range(size))
 
     def acquire(self) -> int:
-        """The lowest free slot. Raises `EngineFullError` if there is none."""
+        """Return the lowest free slot. Raises `EngineFullError` if there is none."""
         if not self._free:
             raise EngineFullError(f"all {self.size} slots are taken")
         return heapq.heappop(self._free)

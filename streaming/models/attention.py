@@ -101,11 +101,11 @@ class KeyValueRing:
         return self.keys.shape[3] - self.prefix
 
     def index(self, position: Tensor) -> Tensor:
-        """Where positions are kept. position: [B, T] int64, each >= prefix - 1. Returns [B, T]."""
+        """Return where positions are kept, [B, T]. position: [B, T] int64, each >= prefix - 1."""
         return self.prefix + (position - self.prefix).remainder(self.size)
 
     def visible(self, position: Tensor, start: Tensor, columns: int) -> Tensor:
-        """Which of the first `columns` entries each query may look at.
+        """Return which of the first `columns` entries each query may look at.
 
         position: [B, T] of the queries, ascending. Entries of the later ones need not be written yet.
         start: [B, T] or [B, 1], oldest position inside each query's window (>= prefix).
@@ -120,7 +120,7 @@ class KeyValueRing:
         return torch.cat((prefix, ring), dim=-1).unsqueeze(1)
 
     def keep(self, qkv: Tensor, layer: int, index: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Writes keys, rotated, and values. qkv: [B, H * G + 2 * H, T, D]; the others as for `update` and `rotate`.
+        """Write keys, rotated, and values. qkv: [B, H * G + 2 * H, T, D]; the others as for `update` and `rotate`.
         Returns the queries, rotated, [B, H * G, T, D].
         """
         heads = self.keys.shape[2]
@@ -129,13 +129,13 @@ class KeyValueRing:
         return turned[:, :-heads]
 
     def update(self, layer: int, index: Tensor, key: Tensor, value: Tensor) -> None:
-        """Writes in place. index: [B, T]; key, value: [B, H, T, D], for the first B slots."""
+        """Write in place. index: [B, T]; key, value: [B, H, T, D], for the first B slots."""
         rows = torch.arange(index.shape[0], device=index.device)[:, None]
         self.keys[:, layer].transpose(1, 2)[rows, index] = key.transpose(1, 2)
         self.values[:, layer].transpose(1, 2)[rows, index] = value.transpose(1, 2)
 
     def scrub(self, slot: int) -> None:
-        """Forgets what a slot's stream held, a NaN included (a masked NaN value would still poison attention).
+        """Forget what a slot's stream held, a NaN included (a masked NaN value would still poison attention).
 
         The prefix stays: it is the same for every stream.
         """
@@ -160,7 +160,7 @@ class FrameView:
     visible: Tensor | None
 
     def columns(self, first: int, last: int) -> FrameView:
-        """The view of tokens first .. last - 1 alone."""
+        """Return the view of tokens first .. last - 1 alone."""
         part = slice(first, last)
         return type(self)(
             self.position[:, part],

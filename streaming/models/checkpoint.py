@@ -34,7 +34,7 @@ _ADVICE = "Give a folder with --model DIR (and --codec DIR), or use --model demo
 
 
 def locate(source: str | Path) -> Path:
-    """The folder that holds a checkpoint's files: `source` itself, or a hub id's files, downloaded once.
+    """Return the folder that holds a checkpoint's files: `source` itself, or a hub id's files, downloaded once.
 
     Raises `CheckpointError` for a folder without config.json, `HubUnreachableError` for a hub id that cannot be had.
     """
@@ -70,13 +70,13 @@ def _to_download(name: str) -> Missing:
 
 
 def read_config(folder: Path) -> Mapping[str, Any]:
-    """The checkpoint's config.json as it stands. Raises `CheckpointError` if it is not a JSON object."""
+    """Return the checkpoint's config.json as it stands. Raises `CheckpointError` if it is not a JSON object."""
     return _read_object(folder / "config.json")
 
 
 def read_generation_config(folder: Path) -> Mapping[str, Any]:
-    """The checkpoint's generation_config.json or, as `transformers` does where there is none, its config.json, which
-    held the same settings in older checkpoints. Raises `CheckpointError` if it is not a JSON object.
+    """Return the checkpoint's generation_config.json or, as `transformers` does where there is none, its config.json,
+    which held the same settings in older checkpoints. Raises `CheckpointError` if it is not a JSON object.
     """
     path = folder / "generation_config.json"
     return _read_object(path if path.is_file() else folder / "config.json")
@@ -143,11 +143,11 @@ class TensorSource:
         return name in self._files
 
     def load(self, name: str, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
-        """A tensor of the checkpoint as `dtype` (default: the source's). It must have `shape`."""
+        """Return a tensor of the checkpoint as `dtype` (default: the source's). It must have `shape`."""
         return self._mapped(name, shape).to(self.device, dtype or self.dtype, copy=True)
 
     def load_rows(self, name: str, shape: tuple[int, ...], rows: Tensor) -> Tensor:
-        """Only these rows of a tensor: [len(rows), ...]. The others are not read."""
+        """Return only these rows of a tensor: [len(rows), ...]. The others are not read."""
         return self._mapped(name, shape)[rows].to(self.device, self.dtype)
 
     def _mapped(self, name: str, shape: tuple[int, ...]) -> Tensor:

@@ -29,7 +29,9 @@ class Missing:
 
 
 def missing(name: str, patterns: Sequence[str]) -> Missing:
-    """What of the repository `name` would be downloaded. Raises whatever the hub's client does without a network."""
+    """Return what of the repository `name` would be downloaded. Raises whatever the hub's client does without a
+    network.
+    """
     info = HfApi().model_info(name, files_metadata=True)
     files = [
         file

@@ -95,7 +95,7 @@ class Packed:
 
     @staticmethod
     def can(weight: Tensor) -> bool:
-        """Whether this processor has it for this weight."""
+        """Return whether this processor has it for this weight."""
         float_on_cpu = weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16)
         return float_on_cpu and torch.backends.mkldnn.is_available()
 
@@ -113,8 +113,8 @@ class Packed:
 
 
 def eight_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """How weights are rounded to 8 bits on every device: int8 [N, K], -127 to 127, and a scale for each output, float32
-    [N].
+    """Return how weights are rounded to 8 bits on every device: int8 [N, K], -127 to 127, and a scale for each output,
+    float32 [N].
     """
     wide = weight.float()
     scale = wide.abs().amax(dim=1).clamp(min=_TINY) / 127
@@ -122,8 +122,8 @@ def eight_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def four_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """How weights are rounded to 4 bits on every device: int8 [N, K], -8 to 7, and a scale for each group of inputs,
-    bfloat16 [N, K / group]. Raises `CheckpointError`.
+    """Return how weights are rounded to 4 bits on every device: int8 [N, K], -8 to 7, and a scale for each group of
+    inputs, bfloat16 [N, K / group]. Raises `CheckpointError`.
 
     There are more negative numbers than positive ones, so a group's largest magnitude becomes the lowest, by the sign
     of its scale. Whether it is to be one of them, or to be cut off so that the others lie closer, is tried: the least

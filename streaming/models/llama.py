@@ -42,11 +42,11 @@ class DecoderState:
     ring: KeyValueRing
 
     def reset(self, mask: Tensor) -> None:
-        """Starts the streams of the slots in `mask` [S] bool anew."""
+        """Start the streams of the slots in `mask` [S] bool anew."""
         self.frames.masked_fill_(mask, 0)
 
     def scrub(self, slot: int) -> None:
-        """Starts a slot anew and forgets its content."""
+        """Start a slot anew and forget its content."""
         self.frames[slot] = 0
         self.lasts[slot].zero_()
         self.ring.scrub(slot)
@@ -124,7 +124,7 @@ class LlamaDecoder:
         )
 
     def context_frames(self, context_tokens: int) -> int:
-        """How many frames a context of so many tokens holds, the prefix taken off."""
+        """Return how many frames a context of so many tokens holds, the prefix taken off."""
         return (context_tokens - self.prefix) // self.num_codebooks
 
     def init_state(self, batch_size: int, context_frames: int, rewind_frames: int = 0) -> DecoderState:
@@ -147,7 +147,7 @@ class LlamaDecoder:
         return DecoderState(zeros[:, 0].clone(), zeros, ring)
 
     def last_units(self, state: DecoderState, batch: int) -> Tensor:
-        """The token that the next frame is fed first: [B] units."""
+        """Return the token that the next frame is fed first: [B] units."""
         frames = state.frames[:batch]
         rows = torch.arange(batch, device=self.device)
         last = state.lasts[rows, (frames - 1).remainder(state.lasts.shape[1])]
@@ -174,13 +174,13 @@ class LlamaDecoder:
         )
 
     def columns_for(self, state: DecoderState, frames: int) -> int:
-        """How many entries of the ring hold something when the longest stream is `frames` long, in steps of 128."""
+        """Return how many entries of the ring hold something for a longest stream of `frames`, in steps of 128."""
         held = self.prefix + self.num_codebooks * (frames + 1)
         return min(-(-held // 128) * 128, state.ring.keys.shape[3])
 
     @torch.inference_mode()
     def forward(self, units: Tensor, state: DecoderState, view: FrameView) -> Tensor:
-        """Feeds T tokens a slot. units: [B, T]; view: of these T tokens. Returns the last layer's output [B, T,
+        """Feed T tokens a slot. units: [B, T]; view: of these T tokens. Returns the last layer's output [B, T,
         hidden], normed.
         """
         operations, pending = self.operations, None
@@ -199,19 +199,19 @@ class LlamaDecoder:
         return self._heads[codebook](hidden)
 
     def draw(self, hidden: Tensor, codebook: int, sampler: SamplerState, frame: Drawing, few: bool) -> Tensor:
-        """Draws this codebook's codes. hidden: [B, hidden]. See `sampler.draw`."""
+        """Draw this codebook's codes. hidden: [B, hidden]. See `sampler.draw`."""
         return self.operations.draw(self.logits(hidden, codebook), codebook, sampler, frame, few)
 
     @torch.inference_mode()
     def end_frame(self, codes: Tensor, state: DecoderState, active: Tensor) -> None:
-        """Advances the active slots past the frame that was fed. codes: [B, Q]; active: [B] bool."""
+        """Advance the active slots past the frame that was fed. codes: [B, Q]; active: [B] bool."""
         frames = state.frames[: codes.shape[0]]
         rows = torch.arange(len(frames), device=self.device)
         state.lasts[rows, frames.remainder(state.lasts.shape[1])] = self.units(codes)[:, -1]
         frames += active
 
     def _finish(self, operations: Operations, layer: _Layer, x: Tensor, attended: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the residual stream, and what is yet to be added to it."""
+        """Return the residual stream, and what is yet to be added to it."""
         pending = operations.linear(attended, layer.out)
         x, inner = operations.project_gated(x, pending, layer.norm2, self.config.norm_eps, layer.gate_up)
         return x, operations.linear(inner, layer.down)

@@ -38,11 +38,11 @@ class HalfState:
     ring: KeyValueRing
 
     def reset(self, mask: Tensor) -> None:
-        """Starts the streams of the slots in `mask` [S] bool anew."""
+        """Start the streams of the slots in `mask` [S] bool anew."""
         self.frames.masked_fill_(mask, 0)
 
     def scrub(self, slot: int) -> None:
-        """Starts a slot anew and forgets its content."""
+        """Start a slot anew and forget its content."""
         self.frames[slot] = 0
         self.contexts[slot].zero_()
         self.ring.scrub(slot)
@@ -57,12 +57,12 @@ class MimiState:
     rewind_frames: int
 
     def reset(self, mask: Tensor) -> None:
-        """Starts the streams of the slots in `mask` [S] bool anew."""
+        """Start the streams of the slots in `mask` [S] bool anew."""
         self.encoder.reset(mask)
         self.decoder.reset(mask)
 
     def scrub(self, slot: int) -> None:
-        """Starts a slot anew and forgets its content."""
+        """Start a slot anew and forget its content."""
         self.encoder.scrub(slot)
         self.decoder.scrub(slot)
 
@@ -230,7 +230,7 @@ class StreamingMimi:
         return x.squeeze(-1)
 
     def _contexts(self, half: HalfState, frames: Tensor, shapes: list[tuple[int, int]]) -> Iterator[Tensor]:
-        """The contexts that each stream's last frame left, zeros at its beginning: [B, context, C] each."""
+        """Return the contexts that each stream's last frame left, zeros at its beginning: [B, context, C] each."""
         rows = torch.arange(frames.shape[0], device=frames.device)
         flat = half.contexts[rows, (frames - 1).remainder(half.contexts.shape[1])]
         flat = torch.where((frames == 0)[:, None], torch.zeros((), dtype=flat.dtype, device=flat.device), flat)

@@ -38,7 +38,7 @@ class SplitQuantizer:
     def load(
         source: TensorSource, config: MimiConfig, num_codebooks: int, activations: torch.dtype | None = None
     ) -> SplitQuantizer:
-        """Loads the first `num_codebooks` codebooks. activations: the type of latents, by default the source's.
+        """Load the first `num_codebooks` codebooks. activations: the type of latents, by default the source's.
 
         Raises `CheckpointError` if the codec has fewer.
         """

@@ -90,7 +90,7 @@ class RandomSource(TensorSource):
 def random_codec(
     num_codebooks: int, device: torch.device, dtype: torch.dtype = torch.float32, config: MimiConfig = MIMI
 ) -> StreamingMimi:
-    """A Mimi of this shape."""
+    """Return a Mimi of this shape."""
     return StreamingMimi(RandomSource(device, dtype), config, num_codebooks)
 
 
@@ -101,12 +101,12 @@ def random_decoder(
     quantize: Quantize = "none",
     operations: Operations | None = None,
 ) -> LlamaDecoder:
-    """A decoder of this shape over as many of Mimi's codebooks as it has."""
+    """Return a decoder of this shape over as many of Mimi's codebooks as it has."""
     return LlamaDecoder(RandomSource(device, dtype), config, codes_layout(config), quantize, operations)
 
 
 def codes_layout(config: LlamaConfig) -> TokenLayout:
-    """The codes' tokens behind Llama's own."""
+    """Return the codes' tokens behind Llama's own."""
     first, units = 128_256, config.num_codebooks * MIMI.codebook_size
     ids = torch.arange(first, first + units).view(config.num_codebooks, -1)
     return TokenLayout((128_000, first + units), ids, first + units + 1)

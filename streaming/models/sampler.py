@@ -64,7 +64,7 @@ class Drawing:
 
 
 def draw(logits: Tensor, book: int, state: SamplerState, frame: Drawing, few: bool) -> Tensor:
-    """Draws a codebook's code for every slot and writes it into `frame`, unless the slot listens.
+    """Draw a codebook's code for every slot and write it into `frame`, unless the slot listens.
 
     logits: [B, K + 1], the last one `</audio>`, which stands in front of the first codebook alone (-inf elsewhere).
     few: see `sample`. Returns the unit that is fed next, [B] int64: see `LlamaDecoder`.
@@ -79,7 +79,7 @@ def draw(logits: Tensor, book: int, state: SamplerState, frame: Drawing, few: bo
 
 
 def sample(logits: Tensor, state: SamplerState, number: Tensor, few: bool = False) -> Tensor:
-    """Draws one token a slot: temperature, then top-k, then top-p, as `transformers` orders them; temperature 0 is
+    """Draw one token a slot: temperature, then top-k, then top-p, as `transformers` orders them; temperature 0 is
     argmax.
 
     logits: [B, V] float, -inf where forbidden; number: [B] int64, the token's number in its stream. few: whether all
@@ -118,7 +118,8 @@ def _draw(logits: Tensor, state: SamplerState, chosen: Tensor, order: Tensor) ->
 
 
 def _rank(logits: Tensor, ranks: int) -> Tensor:
-    """The `ranks` largest of each row, by index where equal (bfloat16 logits often are). [B, V] float32 to [B, ranks].
+    """Return the `ranks` largest of each row, by index where equal (bfloat16 logits often are). [B, V] float32 to [B,
+    ranks].
 
     A float's bits, read as an integer and turned over where negative, are in the float's order; with the index below
     them no two keys are equal, so that any way of sorting gives the same.
@@ -132,7 +133,7 @@ def _rank(logits: Tensor, ranks: int) -> Tensor:
 
 
 def uniform(seed: Tensor, number: Tensor) -> Tensor:
-    """A number in [0, 1) for each pair. seed, number: [B] int64. Returns [B] float32, multiples of 2**-24.
+    """Return a number in [0, 1) for each pair: [B] float32, multiples of 2**-24. seed, number: [B] int64.
 
     SplitMix64's finaliser (Steele et al., OOPSLA 2014, doi 10.1145/2714064.2660195) over the seed's own stream; int64
     wraps.

@@ -98,7 +98,7 @@ class ResidualBlock:
 
     @staticmethod
     def load(source: TensorSource, name: str, config: MimiConfig, channels: int, number: int) -> ResidualBlock:
-        """The block `number` of those at one scale; its first kernel is dilated by growth ** number."""
+        """Return the block `number` of those at one scale; its first kernel is dilated by growth ** number."""
         hidden = channels // config.compress
         kernel, dilation = config.residual_kernel_size, config.dilation_growth_rate**number
         first = CausalConv1d.load(source, f"{name}.block.1", (hidden, channels, kernel), dilation=dilation)

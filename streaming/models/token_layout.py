@@ -28,7 +28,7 @@ _CHANGES = frozenset(
 
 
 def unit_name(code: int, codebook: int) -> str:
-    """The text of a code's token."""
+    """Return the text of a code's token."""
     return f"<{code}_{codebook}>"
 
 
@@ -46,7 +46,7 @@ class TokenLayout:
 
     @staticmethod
     def load(folder: Path, num_codebooks: int, codebook_size: int, vocab_size: int) -> TokenLayout:
-        """Reads and verifies a checkpoint's tokenizer. Raises `TokenLayoutError` naming what is missing."""
+        """Read and verify a checkpoint's tokenizer. Raises `TokenLayoutError` naming what is missing."""
         try:
             vocabulary, prefix = _read(folder)
         except Exception as error:  # whatever the libraries make of a damaged file: there is no common base
@@ -73,7 +73,7 @@ class TokenLayout:
 
 
 def _read(folder: Path) -> tuple[dict[str, int], tuple[int, ...]]:
-    """The vocabulary, and what the tokenizer makes of `<audio>`.
+    """Return the vocabulary, and what the tokenizer makes of `<audio>`.
 
     As `transformers` reads it, but without it where that is the same: importing it takes longer than all the rest of a
     start.
@@ -90,7 +90,7 @@ def _read(folder: Path) -> tuple[dict[str, int], tuple[int, ...]]:
 
 
 def _plain(folder: Path) -> Tokenizer | None:
-    """The tokenizer, if it is its `tokenizer.json` and nothing else."""
+    """Return the tokenizer, if it is its `tokenizer.json` and nothing else."""
     described = folder / "tokenizer_config.json"
     if not described.is_file() or (folder / "added_tokens.json").exists():
         return None

@@ -65,7 +65,7 @@ class VoiceActivityModel:
 
 @functools.cache
 def load_vad_model() -> VoiceActivityModel:
-    """The model inside the installed `silero-vad` package, loaded by the first call (about 0.1 s).
+    """Return the model inside the installed `silero-vad` package, loaded by the first call (about 0.1 s).
 
     Raises VoiceActivityUnavailableError where `silero-vad` or `onnxruntime` is not installed.
     """

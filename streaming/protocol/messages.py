@@ -123,7 +123,7 @@ class SessionUpdate(Message, tag="session.update", frozen=True):
 
 
 class Speak(Message, tag="speak", frozen=True):
-    """max_seconds, sampling: of this turn only."""
+    """The prompt is over: speak. max_seconds, sampling: of this turn only."""
 
     turn: Annotated[int, msgspec.Meta(ge=OPEN_TURN, le=2**32 - 1)]
     max_seconds: Seconds | None = None
@@ -155,7 +155,7 @@ class Ping(Message, tag="ping", frozen=True):
 
 
 class Ack(Message, tag="ack", frozen=True):
-    """Sent by both sides."""
+    """So many counted messages have arrived. Both sides say it."""
 
     received: NonNegative
 
@@ -321,19 +321,17 @@ T = TypeVar("T")
 
 
 def encode(message: Message) -> str:
-    """A control message as the text to send."""
+    """Return a control message as the text to send."""
     return _encoder.encode(message).decode()
 
 
 def decode_client(text: str | bytes) -> ClientMessage:
-    """What a client said. Raises `UnknownTypeError` for a type unknown here, `ProtocolError` for anything else
-    amiss.
-    """
+    """Return what a client said. Raises `UnknownTypeError` for an unknown type, `ProtocolError` for all else amiss."""
     return _decode(text, _client_decoder, _CLIENT_TYPES)
 
 
 def decode_server(text: str | bytes) -> ServerMessage:
-    """What a server said. Raises as `decode_client` does."""
+    """Return what a server said. Raises as `decode_client` does."""
     return _decode(text, _server_decoder, _SERVER_TYPES)
 
 
@@ -349,7 +347,7 @@ def _decode(text: str | bytes, decoder: msgspec.json.Decoder[T], known: frozense
 
 
 def type_of(text: str | bytes) -> str | None:
-    """The `type` of a control message, whatever else is wrong with it; None if it has none."""
+    """Return the `type` of a control message, whatever else is wrong with it; None if it has none."""
     try:
         raw = msgspec.json.decode(text, type=dict[str, msgspec.Raw]).get("type")
         return None if raw is None else msgspec.json.decode(raw, type=str)
@@ -358,7 +356,7 @@ def type_of(text: str | bytes) -> str | None:
 
 
 def protocol_of(text: str | bytes) -> int:
-    """The `protocol` of a `session.start` of any version. Raises `ProtocolError` if it is not a number."""
+    """Return the `protocol` of a `session.start` of any version. Raises `ProtocolError` if it is not a number."""
     try:
         return msgspec.json.decode(text, type=_Versioned).protocol
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
@@ -411,7 +409,7 @@ class OpusMessage:
 
 
 def encode_audio(message: AudioMessage | OpusMessage) -> bytes:
-    """Header and samples, or packets, little-endian."""
+    """Return the header, and the samples or packets after it, little-endian."""
     turn, position = message.turn, message.position_samples
     if isinstance(message, OpusMessage):
         header = _HEADER.pack(_KIND_OPUS, message.fresh, message.skip, turn, position)
@@ -424,7 +422,7 @@ def encode_audio(message: AudioMessage | OpusMessage) -> bytes:
 
 
 def decode_audio(data: bytes) -> AudioMessage:
-    """The inverse of `encode_audio`. Raises `ProtocolError` for a header, length or size that breaks the protocol."""
+    """Return what `encode_audio` was given. Raises `ProtocolError` for a header, length or size that is not allowed."""
     kind, flags, reserved, turn, position = _header(data)
     if kind != _KIND_PCM16 or flags or reserved:
         raise ProtocolError(f"binary kind {kind}, flags {flags}, reserved {reserved}: only 1 (PCM16), 0, 0 is known")
@@ -437,7 +435,7 @@ def decode_audio(data: bytes) -> AudioMessage:
 
 
 def decode_float(data: bytes) -> AudioMessage:
-    """The same in a session whose codec is float32. Raises `ProtocolError`, for numbers that are no speech, too."""
+    """Decode audio in a session whose codec is float32. Raises `ProtocolError`, for numbers that are no speech, too."""
     kind, flags, reserved, turn, position = _header(data)
     if kind != _KIND_FLOAT32 or flags or reserved:
         raise ProtocolError(f"binary kind {kind}, flags {flags}, reserved {reserved}: only 3 (float32), 0, 0 is known")
@@ -451,7 +449,7 @@ def decode_float(data: bytes) -> AudioMessage:
 
 
 def decode_opus(data: bytes) -> OpusMessage:
-    """The same in a session whose codec is Opus. Nothing is decompressed here. Raises `ProtocolError`."""
+    """Decode the header of audio in a session whose codec is Opus; packets stay as they are. Raises `ProtocolError`."""
     kind, flags, skip, turn, position = _header(data)
     if kind != _KIND_OPUS or flags > 1:
         raise ProtocolError(f"binary kind {kind}, flags {flags}: only 2 (Opus), 0 or 1 is known in this session")

@@ -47,12 +47,12 @@ class OpusMissingError(StreamingError):
 
 
 def opus_available() -> bool:
-    """Whether this side can speak Opus."""
+    """Return whether this side can speak Opus."""
     return importlib.util.find_spec("sphn") is not None
 
 
 def packet_samples(packet: bytes) -> int:
-    """How many samples at 24 kHz a packet decodes to, told without decoding it (RFC 6716, section 3.1).
+    """Return how many samples at 24 kHz a packet decodes to, told without decoding it (RFC 6716, section 3.1).
 
     Raises `ProtocolError` where that is nothing, or more than the 120 ms that a packet may hold.
     """
@@ -87,7 +87,7 @@ class OpusSender:
         self._fresh = True
 
     def push(self, audio: AudioMessage) -> list[OpusMessage]:
-        """What can be sent by now, perhaps nothing. Positions go on without gaps within a stream."""
+        """Return what can be sent by now, perhaps nothing. Positions go on without gaps within a stream."""
         if self._encoder is None:
             self._encoder = self._sphn.OpusStreamWriter(SAMPLE_RATE)
             self._rest, self._skip = np.zeros(self._lead_in, np.int16), self._lead_in + LOOKAHEAD_SAMPLES
@@ -99,7 +99,7 @@ class OpusSender:
         return self._encode(to_int16(audio.pcm))
 
     def flush(self) -> list[OpusMessage]:
-        """What is left of the stream, to its last sample; the stream is over."""
+        """Return what is left of the stream, to its last sample, and end the stream."""
         if self._encoder is None:
             return []
         silence = LOOKAHEAD_SAMPLES + -(len(self._rest) + LOOKAHEAD_SAMPLES) % PACKET_SAMPLES
@@ -142,7 +142,7 @@ class OpusReceiver:
         self._pages = 0
 
     def push(self, message: OpusMessage) -> AudioMessage:
-        """Exactly `message.samples` samples. Raises `ProtocolError`, before anything large is decoded."""
+        """Return exactly `message.samples` samples. Raises `ProtocolError`, before anything large is decoded."""
         lengths = [packet_samples(packet) for packet in message.packets]
         if sum(lengths) > MAX_OPUS_SAMPLES:
             raise ProtocolError(f"{sum(lengths)} samples of Opus in one message, at most {MAX_OPUS_SAMPLES}")
@@ -180,7 +180,7 @@ def _load() -> Any:
 
 
 def _page(packet: bytes, number: int) -> bytes:
-    """An Ogg page that holds one packet (RFC 3533, section 6)."""
+    """Return an Ogg page that holds one packet (RFC 3533, section 6)."""
     assert len(packet) <= MAX_OPUS_PACKET_BYTES
     lacing = bytes([255] * (len(packet) // 255) + [len(packet) % 255])
     first = 2 if number == 0 else 0
@@ -190,7 +190,7 @@ def _page(packet: bytes, number: int) -> bytes:
 
 
 def _packets(pages: bytes) -> list[bytes]:
-    """The packets of whole Ogg pages, without the two that tell of the stream."""
+    """Return the packets of whole Ogg pages, without the two that tell of the stream."""
     packets, at = [], 0
     while at < len(pages):
         segments = pages[at + _OGG_HEADER.size - 1]

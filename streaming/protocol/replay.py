@@ -26,7 +26,7 @@ class ReplayBook:
         self._kept: deque[str | bytes] = deque()  # sent after what was acknowledged
 
     def receive(self) -> Ack | None:
-        """A counted message has come and will be handled. Return the answer when one is due."""
+        """Count a message that has come and will be handled. Return the answer when one is due."""
         self.received += 1
         if self.received - self._answered < ACK_EVERY:
             return None
@@ -38,11 +38,11 @@ class ReplayBook:
         return len(self._kept) + count <= WINDOW
 
     def send(self, data: str | bytes) -> None:
-        """A counted message is about to be handed to the socket."""
+        """Count and keep a message that is about to be given to the socket."""
         self._kept.append(data)
 
     def acknowledge(self, received: int) -> None:
-        """So many have arrived. Raise `ProtocolError` if that cannot be."""
+        """Forget what has arrived: so many messages. Raise `ProtocolError` if that cannot be."""
         sent = self._acknowledged + len(self._kept)
         if not self._acknowledged <= received <= sent:
             raise ProtocolError(f"{received} messages received, but {self._acknowledged} were before, of {sent} sent")
@@ -56,7 +56,7 @@ class ReplayBook:
         return self._kept[index] if index < len(self._kept) else None
 
     def forget(self) -> None:
-        """Nobody will ask for what is kept."""
+        """Forget all that is kept: nobody will ask for it."""
         self._acknowledged += len(self._kept)
         self._kept.clear()
 

@@ -46,18 +46,18 @@ class Admission:
         return len(self._line)
 
     def stop(self) -> None:
-        """From here on nobody is let in, and those in line are sent away."""
+        """Let nobody in from here on, and send away those in line."""
         self.stopping = True
         self._changed.set()
 
     def released(self) -> None:
-        """A session has ended."""
+        """Note that a session has ended, so that the next in line may try."""
         self._changed.set()
 
     async def attach(
         self, listener: Listener, sampling: Sampling, slides: bool, waiting: Callable[[int], None]
     ) -> LiveSession:
-        """A slot, now or after a wait; `waiting` is told the place in line, 1 for the next, whenever it changes.
+        """Return a slot, now or after a wait. `waiting` is told the place in line, 1 for the next, when it changes.
 
         The listener is called by the loop, which is the same for all sessions.
         Raises `EngineFullError`, `OverloadedError`, `StoppingError`, `EngineStoppedError`. Cancel it to leave the line.

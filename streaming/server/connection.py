@@ -98,7 +98,7 @@ class Connection(ServerConnection, asyncio.BufferedProtocol):
 
 
 def connection(silence: float) -> type[ServerConnection]:
-    """For `serve(create_connection=...)`. silence: in seconds."""
+    """Return a class for `serve(create_connection=...)`, whose peers may be silent for `silence` seconds."""
 
     class Impatient(Connection):
         silence_s = silence

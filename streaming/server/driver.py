@@ -36,7 +36,7 @@ _UNHANDLED = 16
 
 
 class Driver:
-    """One session. `run` returns when it is over and its slot is free; its last reply is an `End`.
+    """Runs one session. `run` returns when the session is over and its slot is free; its last reply is an `End`.
 
     resume: where the client may come back after its connection was lost, as it is told. sent_is_heard: see
     `Conversation`.
@@ -120,7 +120,7 @@ class Driver:
         self._may_write.set()
 
     def expect_replay(self, position_samples: int) -> None:
-        """What the client said while it had no connection comes faster than it was said: none of it is dropped."""
+        """Drop no input up to this position: it was said without a connection, and comes faster than it was said."""
         if self._conversation is not None:
             self._conversation.expect_replay(position_samples)
 
@@ -242,7 +242,7 @@ class Driver:
         self._interact(lambda: conversation.happened(event, self._loop.time()))
 
     def _interact(self, action: Callable[[], None] | None) -> None:
-        """Do this to the conversation, and whatever becomes possible by it."""
+        """Do this to the conversation, then handle the messages that it is ready for, and set its timer."""
         conversation = self._conversation
         if conversation is None:
             return

@@ -31,7 +31,7 @@ class HttpEndpoints:
         self.visitors: WeakKeyDictionary[ServerConnection, Visitor] = WeakKeyDictionary()
 
     def __call__(self, connection: ServerConnection, request: Request) -> Response | None:
-        """None lets the handshake go on."""
+        """Return the answer to a request, or None to let its handshake go on."""
         response = self._answer(connection, request)
         if response is not None:
             if "X-Content-Type-Options" not in response.headers:

@@ -161,7 +161,7 @@ class NativeSession(Session):
         return SessionSocket(self._socket, self._driver, self._dialect, self._messages_per_s)
 
     async def _wait_for_client(self, driving: asyncio.Task[None]) -> _Return | None:
-        """Whoever comes back in time to a session that is not over, where the connection was lost and not closed."""
+        """Return the client that comes back in time, or None if none can: the session or its connection was ended."""
         closed = self._socket.protocol.close_rcvd or self._socket.protocol.close_sent
         if self._book is None or closed or not self._book.received:
             return None
@@ -199,7 +199,7 @@ class NativeService:
         self._resumable: ResumableSessions[NativeSession] = ResumableSessions()
 
     async def __call__(self, socket: ServerConnection, visitor: Visitor) -> None:
-        """Serves one socket."""
+        """Serve one socket."""
         with self._sessions.opening(socket):
             try:
                 first = await _first_message(socket)
@@ -243,7 +243,7 @@ def _say(message: Message) -> Sequence[str]:
 
 
 def _codec(start: SessionStart) -> Codec:
-    """The first of the client's codecs that there is."""
+    """Return the first of the client's codecs that this server has."""
     known: dict[str, Codec] = {"pcm16": "pcm16", "float32": "float32"}
     if "opus" in start.codecs and opus_available():
         known["opus"] = "opus"

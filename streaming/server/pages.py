@@ -65,7 +65,7 @@ class Pages:
         return frozenset(self._table)
 
     def answer(self, path: str, headers: Headers) -> Response | None:
-        """The answer to a GET of this path, compared as it came, undecoded; None where there is nothing."""
+        """Return the answer to a GET of this path, compared undecoded, as it came; None where there is no such page."""
         page = self._table.get(path)
         if page is None:
             return None
@@ -78,11 +78,11 @@ class Pages:
 
 
 def web_pages() -> Pages:
-    """Those that come with this package."""
+    """Return the pages that come with this package."""
     return Pages(files("streaming") / "web")
 
 
 def _known(etag: str, values: list[str]) -> bool:
-    """Whether an If-None-Match names this tag (RFC 9110, section 13.1.2: a weak comparison)."""
+    """Return whether an If-None-Match names this tag (RFC 9110, section 13.1.2: a weak comparison)."""
     tags = [tag.strip(" \t").removeprefix("W/") for value in values for tag in value.split(",")]
     return etag in tags or "*" in tags

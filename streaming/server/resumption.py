@@ -40,11 +40,11 @@ class ResumableSessions(Generic[Resumed]):
         return f"{self._mark}.{secrets.token_urlsafe(24)}"
 
     def add(self, token: str, session: Resumed) -> None:
-        """From here on `token` leads to this session."""
+        """Let `token` lead to this session from here on."""
         self._sessions[_digest(token)] = session
 
     def remove(self, token: str) -> None:
-        """From here on `token` leads nowhere."""
+        """Let `token` lead nowhere from here on."""
         self._sessions.pop(_digest(token), None)
 
     def find(self, token: str, visitor: Visitor) -> Resumed:
@@ -61,5 +61,5 @@ class ResumableSessions(Generic[Resumed]):
 
 
 def _digest(token: str) -> bytes:
-    """Looked up instead of the token, so that the time it takes tells nothing."""
+    """Return what is looked up instead of the token, so that the time taken tells nothing of it."""
     return hashlib.sha256(token.encode()).digest()

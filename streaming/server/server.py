@@ -85,7 +85,7 @@ async def run_server(
     shutdown: Shutdown,
     listening: Callable[[str], None],
 ) -> None:
-    """Serves until told to stop, or until the engine fails; then tells every session and closes.
+    """Serve until told to stop, or until the engine fails; then tell every session, and close.
 
     While the last turns finish the port stays open: health and metrics are answered, clients that lost their connection
     come back, and new sessions are refused with `stopping`.

@@ -43,24 +43,24 @@ class Session:
         await SessionSocket(self._socket, self._driver, self._dialect).run()
 
     def drain(self) -> None:
-        """Ends the session when its turn is over, now if it is listening: the server will stop."""
+        """End the session when its turn is over, now if it is listening: the server will stop."""
         self._driver.drain()
 
     def stop(self) -> None:
-        """Ends the session at once: the server stops."""
+        """End the session at once: the server stops."""
         self._driver.stop()
 
     def revoke(self) -> None:
-        """Ends the session because its token is no longer valid."""
+        """End the session because its token is no longer valid."""
         self._driver.revoke()
 
     def abort(self) -> None:
-        """Closes the socket under a client that does not let itself be told."""
+        """Close the socket without a goodbye."""
         self._socket.transport.abort()
 
 
 class Sessions:
-    """Those that are running, kept in `running`, and the sockets that have not come to a session yet."""
+    """The sessions that run, kept in `running`, and the sockets that have no session yet."""
 
     def __init__(self, keeper: Gatekeeper, observer: Observer, running: set[Session]) -> None:
         self.keeper, self.observer, self.voices = keeper, observer, VoiceActivity()
@@ -70,19 +70,19 @@ class Sessions:
     async def dismiss(
         self, socket: ServerConnection, end: End, say: Callable[[Message], Sequence[str | bytes]]
     ) -> None:
-        """Says why there is no session, and closes the socket."""
+        """Say why there is no session, and close the socket."""
         self.observer.dismissed(end)
         await dismiss(socket, end, say)
 
     async def turn_away(
         self, socket: ServerConnection, why: Refusal, say: Callable[[Message], Sequence[str | bytes]]
     ) -> None:
-        """Says that there is no room for one more of this visitor's sessions, and closes the socket."""
+        """Say that there is no room for one more of this visitor's sessions, and close the socket."""
         await self.dismiss(socket, refused(why.code, why.message, why.retry_after_s or 0), say)
 
     @contextmanager
     def opening(self, socket: ServerConnection) -> Iterator[None]:
-        """While the block lasts the socket is nobody's yet."""
+        """Count the socket as without a session while the block lasts."""
         self._opening.add(socket)
         try:
             yield
@@ -90,7 +90,7 @@ class Sessions:
             self._opening.remove(socket)
 
     async def run(self, session: Session) -> None:
-        """Its whole life."""
+        """Run a session from its beginning to its end."""
         self._sessions.add(session)
         try:
             await session.run()
@@ -98,7 +98,7 @@ class Sessions:
             self._sessions.remove(session)
 
     def revoke_unwelcome(self) -> None:
-        """Ends those whose token is no longer valid."""
+        """End the sessions whose token is no longer valid."""
         for session in self._sessions:
             if not self.keeper.still_welcome(session.visitor, time.monotonic()):
                 session.revoke()
@@ -112,13 +112,13 @@ class Sessions:
             session.stop()
 
     def abort(self) -> None:
-        """Closes every socket whose client does not let itself be told."""
+        """Close every socket that is still open, without a goodbye."""
         for session in self._sessions:
             session.abort()
         for socket in self._opening:
             socket.transport.abort()
 
     async def gone(self) -> None:
-        """Waits until none is left."""
+        """Wait until no session is left."""
         while self._sessions:
             await asyncio.sleep(0.02)

@@ -22,7 +22,7 @@ class _Request:
 
 
 class VoiceActivity:
-    """Belongs to one event loop."""
+    """Judges where speech is, for all sessions of one event loop."""
 
     def __init__(self) -> None:
         self._model: VoiceActivityModel | None = None

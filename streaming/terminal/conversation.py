@@ -115,7 +115,7 @@ class Conversation:
         self._over = asyncio.Event()
 
     async def run_file(self, pieces: AsyncIterator[Pcm]) -> TurnReport:
-        """Sends the pieces and gets their continuation.
+        """Send the pieces and gets their continuation.
 
         Returns its report. Raises `ContinuationError` unless it came whole.
         """
@@ -126,7 +126,7 @@ class Conversation:
         return self.last_report
 
     async def run_microphone(self, microphone: SpeechSource, keys: AsyncIterator[Key]) -> None:
-        """Converses until `keys` ends. A key ends the prompt, or interrupts the continuation; with push-to-talk it
+        """Converse until `keys` ends. A key ends the prompt, or interrupts the continuation; with push-to-talk it
         begins a prompt, interrupting the continuation, and ends it when it is released or pressed again.
 
         However it ends, what was heard is kept. Raises `ContinuationError` when the session breaks.
@@ -181,7 +181,7 @@ class Conversation:
         self.meters.input_dbfs = SILENCE_DBFS
 
     async def _say(self) -> None:
-        """Sends what was taken from the source."""
+        """Send what was taken from the source."""
         if self._unsaid:
             pcm: Any = np.concatenate(self._unsaid)  # of one type; or a file's float32 and silence, zero in any
             self._unsaid.clear()
@@ -407,7 +407,7 @@ def _at(event: SpeechStarted | SpeechStopped) -> dict[str, object]:
 
 
 async def _until(over: asyncio.Event, *work: Coroutine[Any, Any, object]) -> None:
-    """Runs all of `work` until `over` is set, or until one of them fails: then that is raised. Ends them all."""
+    """Run all of `work` until `over` is set, or until one of them fails: then that is raised. Ends them all."""
     tasks = {asyncio.ensure_future(coroutine) for coroutine in (over.wait(), *work)}
     pending = tasks
     try:

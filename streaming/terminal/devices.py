@@ -57,7 +57,7 @@ class Device:
 
 
 def load_sounddevice() -> ModuleType:
-    """The `sounddevice` module. Raises `DeviceError` that says how to install what is missing."""
+    """Return the `sounddevice` module. Raises `DeviceError` that says how to install what is missing."""
     try:
         import sounddevice
     except ImportError:
@@ -72,7 +72,7 @@ def load_sounddevice() -> ModuleType:
 
 
 def list_devices() -> list[Device]:
-    """All devices, in PortAudio's order. Raises `DeviceError` without PortAudio, or if it cannot tell."""
+    """Return all devices, in PortAudio's order. Raises `DeviceError` without PortAudio, or if it cannot tell."""
     sd = load_sounddevice()
     try:
         hosts = sd.query_hostapis()
@@ -95,7 +95,7 @@ def list_devices() -> list[Device]:
 
 
 def find_device(devices: list[Device], wanted: str | None, direction: Direction) -> Device:
-    """The device by its number, by any part of its name in any case, or the default one for None.
+    """Return the device by its number, by any part of its name in any case, or the default one for None.
 
     Raises `DeviceError`, listing the candidates, when none or several fit.
     """
@@ -123,7 +123,7 @@ def find_device(devices: list[Device], wanted: str | None, direction: Direction)
 
 
 def device_table(devices: list[Device]) -> Table:
-    """The list for a person, with the defaults marked."""
+    """Return the list for a person, with the defaults marked."""
     table = Table(box=None, pad_edge=False)
     # In a narrow terminal it is the host that is broken: by its name a device is chosen.
     least = {"#": 2, "name": max((len(device.name) for device in devices), default=0), "default": 7}
@@ -149,7 +149,7 @@ def device_table(devices: list[Device]) -> Table:
 
 
 def _choose_format(sd: ModuleType, device: Device, direction: Direction) -> tuple[int, int]:
-    """The rate and channel count to open the device with, 24 kHz mono if it takes that. Raises `DeviceError`."""
+    """Return the rate and channel count to open the device with, 24 kHz mono if it takes that. Raises `DeviceError`."""
     check = sd.check_input_settings if direction == "input" else sd.check_output_settings
     reason: Exception | None = None
     for rate in (SAMPLE_RATE, round(device.default_rate)):
@@ -318,7 +318,7 @@ def _between(earlier_s: float, later_s: float, latency_s: float) -> float:
 def _open_stream(
     sd: ModuleType, kind: Any, device: Device, rate: int, channels: int, block_ms: int, callback: Callable[..., None]
 ) -> Any:
-    """A stream of this kind, not yet started: its latency is known before its first callback."""
+    """Return a stream of this kind, not yet started: its latency is known before its first callback."""
     try:
         return kind(
             device=device.number,

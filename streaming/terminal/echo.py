@@ -31,7 +31,7 @@ _FADE_IN = np.arange(1, BLOCK + 1) / BLOCK
 
 
 class EchoCanceller:
-    """For one microphone and one loudspeaker. Raises `DeviceError` without `livekit`.
+    """Takes the echo of one loudspeaker out of one microphone. Raises `DeviceError` without `livekit`.
 
     `played` is for the loudspeaker's thread, `clean` for the event loop's.
     """
@@ -56,7 +56,8 @@ class EchoCanceller:
         self._played.append((pcm, rate, audible_s))
 
     def clean(self, pcm: Pcm16, captured_s: float) -> Pcm16:
-        """The microphone's samples, int16 [n] at 24 kHz, the first one captured at `time.monotonic`, less the echo.
+        """Return the microphone's samples, int16 [n] at 24 kHz, the first one captured at `time.monotonic`, less the
+        echo.
 
         int16 [m], in blocks of 10 ms: less than one is held back for the next call.
         """
@@ -76,7 +77,7 @@ class EchoCanceller:
         return np.concatenate(cleaned)
 
     def _mix(self, processed: Pcm16, echo: bool) -> Pcm16:
-        """The module's samples where there can be an echo, the microphone's own elsewhere, faded within a block."""
+        """Return the module's samples where there can be an echo, else the microphone's own, faded within a block."""
         was, self._mixed = self._mixed, float(echo)
         if was == self._mixed:
             return processed if echo else self._before

@@ -103,7 +103,7 @@ class JitterBuffer:
         self._complete = True
 
     def pull(self, n: int) -> Pcm16:
-        """The next n samples for the device, int16 [n], silence where there is nothing to play."""
+        """Return the next n samples for the device, int16 [n], silence where there is nothing to play."""
         out = np.zeros(n, np.int16)
         if self._playing or self.ready:
             self._playing = True
@@ -116,7 +116,7 @@ class JitterBuffer:
         return out
 
     def flush(self) -> int:
-        """Throws away what has not left the loudspeaker and starts afresh for the next turn.
+        """Throw away what has not left the loudspeaker and starts afresh for the next turn.
 
         Returns how many samples of the turn were heard. What the device itself still holds counts as not heard.
         """

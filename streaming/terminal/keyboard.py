@@ -175,7 +175,7 @@ def _tell(data: bytes) -> None:
 
 
 def _answered(descriptor: int) -> bool:
-    """Whether the terminal says that it knows kitty's protocol, before it says what every terminal does."""
+    """Return whether the terminal says that it knows kitty's protocol, before it says what every terminal does."""
     said, deadline = b"", time.monotonic() + _ANSWER_S
     while not _WHO_ARE_YOU.search(said) and (left := deadline - time.monotonic()) > 0:
         if select.select([descriptor], [], [], left)[0]:

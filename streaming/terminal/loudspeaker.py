@@ -42,13 +42,13 @@ class Loudspeaker(Protocol):
         """The turn has no more audio: play to its end."""
 
     def playback(self) -> Playback:
-        """Where playback is now."""
+        """Return where playback is now."""
 
     def stop(self) -> int:
         """Silence now; ready for the next turn. Returns the samples of this turn that were heard, at 24 kHz."""
 
     def take_heard(self) -> Pcm16:
-        """What left since the last call, silence included, int16 [n] at 24 kHz: one continuous track."""
+        """Return what left since the last call, silence included, int16 [n] at 24 kHz: one continuous track."""
 
 
 class SimulatedLoudspeaker:

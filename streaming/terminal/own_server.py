@@ -33,7 +33,9 @@ class ServerStartError(ContinuationError):
 
 
 def server_command(script: Path, model: str, codec: str | None = None) -> list[str]:
-    """What starts `script` (server.py) on a free port, to end with us. Raises `ServerStartError` if it is not there."""
+    """Return what starts `script` (server.py) on a free port, to end with us. Raises `ServerStartError` if it is not
+    there.
+    """
     if not script.is_file():
         raise ServerStartError(f"no server to start: {script} is missing; name one with --url ws://HOST:PORT")
     codec_flags = [] if codec is None else ["--codec", codec]
@@ -50,7 +52,7 @@ async def own_server(
     said: Callable[[str], None] = lambda _: None,
     started: Callable[[int], None] = lambda _: None,
 ) -> AsyncIterator[str]:
-    """Runs `command` while the block lasts and gives the URL from its line `listening on ws://...`.
+    """Run `command` while the block lasts and gives the URL from its line `listening on ws://...`.
 
     environment: the server's, instead of this process's. `said` gets each line of the server's standard error while it
     starts, `started` its process id. On the way out, for whatever reason, the process gets SIGTERM, and is killed when

@@ -35,7 +35,7 @@ class Recording:
         self._drain(self._common())
 
     def close(self) -> None:
-        """Fills the shorter side with silence and completes the file. A second call does nothing."""
+        """Fill the shorter side with silence and complete the file. A second call does nothing."""
         self._drain(max(len(self._sent), len(self._heard)))
         self._wav.close()
 
@@ -44,7 +44,7 @@ class Recording:
         return max(lengths[0], lengths[1] - MAX_SKEW_SAMPLES)
 
     def _drain(self, samples: int) -> None:
-        """Writes this many samples of each side, silence where a side has none."""
+        """Write this many samples of each side, silence where a side has none."""
         if samples == 0:
             return
         block = np.zeros((samples, 2), np.int16)

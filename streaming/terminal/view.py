@@ -102,7 +102,7 @@ class TurnReport:
     server_step_ms: float | None
 
     def sentence(self) -> str:
-        """The figures for a person, in one line."""
+        """Return the figures for a person, in one line."""
         parts = [f"{self.seconds:.2f} s of continuation ({self.reason.replace('_', ' ')})"]
         for label, value in (
             ("first audio after", self.first_audio_ms),
@@ -122,7 +122,7 @@ class TurnReport:
 
 
 class View(Protocol):
-    """Two verbs: something happened, and this is how things stand. Used as a context manager."""
+    """Shows what happened (`event`) and how things stand (`show`). It is a context manager."""
 
     def event(self, name: str, fields: Mapping[str, Any]) -> None:
         """One of the events above."""
@@ -136,7 +136,7 @@ class View(Protocol):
 
 
 class JsonView:
-    """JSON lines."""
+    """Prints a JSON object a line."""
 
     def __init__(self, out: TextIO | None = None, now_s: Callable[[], float] = time.monotonic) -> None:
         self._out = out or sys.stdout
@@ -216,7 +216,7 @@ class LiveView:
 
 
 def choose_view(*, json_lines: bool, hint: str) -> View:
-    """The live view when standard output is a terminal and JSON was not asked for."""
+    """Return the live view when standard output is a terminal and JSON was not asked for."""
     return LiveView(hint=hint) if sys.stdout.isatty() and not json_lines else JsonView()
 
 

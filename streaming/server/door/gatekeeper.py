@@ -69,7 +69,7 @@ class Gatekeeper:
         self._hosts = {"localhost", *(origin.host for origin in origins), *([host.name] if host is not None else [])}
 
     def look(self, headers: Headers, path: str, peer: str | None, now: float) -> Refusal | None:
-        """For what needs no token (the page, health): too many connections, another host's name, a token in the URL.
+        """Return why a request that needs no token is refused: too many, another host's name, a token in the URL.
 
         path: as requested, with its query; peer: the address without the port, None or "" for a Unix socket.
         """
@@ -84,14 +84,14 @@ class Gatekeeper:
         return TOKEN_IN_URL if names_a_token(path) else None
 
     def admit(self, headers: Headers, path: str, peer: str | None, now: float) -> Visitor | Refusal:
-        """For what opens a session, or needs a token for another reason. Nothing is counted but the connection."""
+        """Return who asks for what needs a token, or why not. Only the connection is counted."""
         visitor = self._identify(headers, path, peer, now)
         if isinstance(visitor, Visitor) and visitor.name == METRICS_READER:
             return UNAUTHORIZED
         return visitor
 
     def admit_reader(self, headers: Headers, path: str, peer: str | None, now: float) -> Refusal | None:
-        """For the server's figures: where tokens are asked for, only the one named `metrics` is good for them."""
+        """Return why the server's figures are refused: where there are tokens, only that named `metrics` reads them."""
         visitor = self._identify(headers, path, peer, now)
         if isinstance(visitor, Refusal):
             return visitor
@@ -136,7 +136,7 @@ class Gatekeeper:
         return self._tokens is None or (visitor.holder is not None and self._tokens.still_valid(visitor.holder, now))
 
     def _check_origin(self, headers: Headers) -> Refusal | None:
-        """A browser always says which page asks, and a page cannot forge it. Who says nothing is no browser."""
+        """Return why a page may not ask. A browser says which page asks, and no page can forge that."""
         values, host = headers.get_all("Origin"), _host(headers)
         if not values:
             return None

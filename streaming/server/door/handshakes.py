@@ -34,11 +34,11 @@ class PendingHandshakes:
         self._addresses: Counter[str | None] = Counter()
 
     def __len__(self) -> int:
-        """How many there are, with those that have hung up by themselves and were not missed yet."""
+        """Return how many there are, with those that have hung up by themselves and were not missed yet."""
         return len(self._waiting)
 
     def enter(self, connection: socket.socket, peer: str | None) -> None:
-        """A connection was accepted. peer: its address."""
+        """Note that a connection was accepted. peer: its address."""
         self.leave(connection.fileno())  # of one that was closed: its number is used again
         address = address_key(peer)
         if address is not None and self._addresses[address] >= self._limits.handshakes_per_address:
@@ -49,7 +49,7 @@ class PendingHandshakes:
         self._addresses[address] += 1
 
     def leave(self, number: int) -> None:
-        """The connection with this file descriptor has sent its request."""
+        """Note that the connection with this file descriptor has sent its request."""
         found = self._waiting.pop(number, None)
         if found is not None:
             address = found[1]
@@ -92,7 +92,7 @@ class ListeningSocket(socket.socket):
 
 
 def listen(addresses: Sequence[str], port: int, pending: PendingHandshakes) -> list[ListeningSocket]:
-    """One socket an address, all on the same port, which the first one finds if it is 0. Raises `OSError`."""
+    """Return a socket for each address, all on one port; for port 0 the first picks it. Raises `OSError`."""
     sockets: list[ListeningSocket] = []
     try:
         for address in addresses:
@@ -106,7 +106,7 @@ def listen(addresses: Sequence[str], port: int, pending: PendingHandshakes) -> l
 
 
 def _descriptors() -> int:
-    """How many files this process may have open."""
+    """Return how many files this process may have open."""
     try:
         import resource
     except ImportError:  # Windows

@@ -15,7 +15,7 @@ class TlsError(StreamingError):
 
 
 def load_tls(certificate: str | None, key: str | None) -> ssl.SSLContext | None:
-    """The context of a server with this certificate chain and key, PEM files; None for neither. Raises `TlsError`."""
+    """Return a server's context for this certificate chain and key, PEM files; None for neither. Raises `TlsError`."""
     if certificate is None and key is None:
         return None
     if certificate is None or key is None:
@@ -39,7 +39,7 @@ def load_tls(certificate: str | None, key: str | None) -> ssl.SSLContext | None:
 
 
 def _pem(flag: str, path: str, mark: str, what: str) -> str:
-    """A file's text, if it holds `mark`. Raises `TlsError`."""
+    """Return a file's text, which has to hold `mark`. Raises `TlsError`."""
     try:
         text = Path(path).read_bytes().decode("ascii", "replace")
     except OSError as error:

@@ -103,7 +103,7 @@ class Tokens:
         return tokens
 
     def check(self, token: str, now: float) -> Holder | None:
-        """Whose token this is, or None. now: seconds, monotonic."""
+        """Return whose token this is, or None. now: seconds, monotonic."""
         self._look(now)
         if len(token) > MAX_TOKEN_CHARACTERS or not _TOKEN.fullmatch(token):
             return None
@@ -112,7 +112,7 @@ class Tokens:
         return found if self._settled or _find(self._held, digest) == found else None
 
     def still_valid(self, holder: Holder, now: float) -> bool:
-        """Whether a session that this token opened may go on."""
+        """Return whether a session that this token opened may go on."""
         self._look(now)
         return _find(self._held, holder.digest) == holder
 
@@ -141,7 +141,7 @@ class Tokens:
 
 
 def load_tokens(environment: Mapping[str, str], path: str | None, now: float) -> Tokens | None:
-    """The tokens of `STREAMING_TOKENS` or of the file, or None where neither is given. Raises `TokensError`."""
+    """Return the tokens of `STREAMING_TOKENS` or of the file; None where neither is given. Raises `TokensError`."""
     text = environment.get(ENVIRONMENT)
     if text is None:
         return None if path is None else Tokens.from_file(Path(path), now)
@@ -151,7 +151,7 @@ def load_tokens(environment: Mapping[str, str], path: str | None, now: float) ->
 
 
 def _find(holders: Iterable[Holder], digest: bytes) -> Holder | None:
-    """Looks at all of them whatever it finds, so that the time taken tells nothing."""
+    """Return whose digest this is. All are compared, so that the time taken tells nothing."""
     found = None
     for holder in holders:
         if hmac.compare_digest(holder.digest, digest):
@@ -160,7 +160,7 @@ def _find(holders: Iterable[Holder], digest: bytes) -> Holder | None:
 
 
 def _signature(path: Path) -> _Signature | None:
-    """What changes when the file does, or None where there is none."""
+    """Return what changes when the file does, or None where there is no file."""
     try:
         status = path.stat()
     except OSError:
@@ -169,7 +169,7 @@ def _signature(path: Path) -> _Signature | None:
 
 
 def _read(path: Path) -> list[str]:
-    """The file's lines. Raises `OSError`, also for what is no file, or far too large to be one of tokens."""
+    """Return the file's lines. Raises `OSError`, also for what is no file, or far too large to be one of tokens."""
     if not path.is_file():
         path.stat()  # raises where there is nothing
         raise OSError(errno.EINVAL, "not a regular file")  # a pipe has nothing to say a second time

@@ -29,14 +29,14 @@ G711_RATE = 8_000
 
 
 def _mu_law_table() -> Pcm16:
-    """ITU-T G.711, table 2a: what each of the 256 codes means."""
+    """Return what each of the 256 codes means (ITU-T G.711, table 2a)."""
     code = ~np.arange(256, dtype=np.uint8)
     magnitude = (((code & 15).astype(np.int32) << 3) + 132 << (code >> 4 & 7)) - 132
     return np.where(code & 128, -magnitude, magnitude).astype(np.int16)
 
 
 def _a_law_table() -> Pcm16:
-    """ITU-T G.711, table 1a."""
+    """Return what each of the 256 codes means (ITU-T G.711, table 1a)."""
     code = np.arange(256, dtype=np.uint8) ^ 0x55
     segment, step = (code >> 4 & 7).astype(np.int32), (code & 15).astype(np.int32) << 4
     magnitude = np.where(segment == 0, step + 8, step + 264 << np.maximum(segment - 1, 0))
@@ -44,7 +44,7 @@ def _a_law_table() -> Pcm16:
 
 
 def _nearest(table: Pcm16) -> NDArray[np.uint8]:
-    """[65536]: the code whose value is nearest to each sample, from -32768 on."""
+    """Return the code whose value is nearest to each sample, from -32768 on: [65536]."""
     order = np.argsort(table, kind="stable")
     values = table[order].astype(np.int32)
     samples = np.arange(-32768, 32768)
@@ -67,7 +67,7 @@ class Decoder:
         self._resampler = Resampler(format.rate, quality="MQ")
 
     def push(self, data: bytes) -> Pcm16:
-        """Any number of whole samples -> int16 [n] at 24 kHz. Raises `ProtocolError` for half a sample."""
+        """Return any number of whole samples as int16 [n] at 24 kHz. Raises `ProtocolError` for half a sample."""
         table = _TABLES.get(self.format.type)
         if table is not None:
             pcm: Pcm16 = table[np.frombuffer(data, np.uint8)]
@@ -93,7 +93,7 @@ class Encoder:
         self._resampler = Resampler(SAMPLE_RATE, format.rate, quality="MQ")
 
     def push(self, pcm: Pcm16) -> bytes:
-        """pcm: int16 [n] at 24 kHz."""
+        """Return audio in the client's format. pcm: int16 [n] at 24 kHz."""
         if self.format.rate != SAMPLE_RATE:
             pcm = to_int16(self._resampler.push(to_float(pcm)))
         return self._coded(pcm)

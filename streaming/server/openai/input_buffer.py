@@ -38,7 +38,7 @@ class InputBuffer:
         self._add(self._decoder.flush())
 
     def change_format(self, format: Format) -> None:
-        """What is appended from here on has this format."""
+        """Take what is appended from here on to have this format."""
         self.complete()
         self._decoder = Decoder(format)
 
@@ -66,7 +66,7 @@ class InputBuffer:
         return given
 
     def commit(self) -> None:
-        """All of it is said."""
+        """Note that the client has said all of it."""
         self.committed, self.uncommitted = self._given + self._held_samples, 0
 
     def clear_held(self) -> None:
@@ -83,13 +83,13 @@ class InputBuffer:
         return self.committed
 
     def begin_turn(self) -> None:
-        """A response was asked for: what is given from here on is the next turn's. What is held is not committed."""
+        """Begin the next turn: a response was asked for. What is held is not committed."""
         self._given = self.committed = 0
 
     def restart(self) -> None:
-        """The client says from here on what is committed: of what was said before, nothing is."""
+        """Commit nothing of what was said before: the client says from here on what is committed."""
         self._given = self.committed = self.uncommitted = 0
 
     def heard(self) -> None:
-        """Speech has ended, and committed itself."""
+        """Note that speech has ended, and so is committed."""
         self.committed = self.uncommitted = 0

@@ -18,7 +18,7 @@ ALL_SENT = 2**63 - 1
 
 
 class Interruptions:
-    """Hold those of one session that wait for a word or an answer. clock: in seconds, monotonic."""
+    """Hold one session's interruptions that wait for a word or an answer. clock: in seconds, monotonic."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -43,13 +43,13 @@ class Interruptions:
         return self._interrupt(response, ALL_SENT)
 
     def cut(self, response: Response, heard_samples: int, then: ServerEvent) -> messages.Interrupt:
-        """Cut it to what was heard. then: what is said once that is done."""
+        """Cut a response to what was heard. then: what is said once that is done."""
         response.speaking = False
         self._turn = None
         return self._interrupt(response, heard_samples, then)
 
     def cut_by_clock(self) -> list[HeardByClock]:
-        """The client said nothing: cut to what could have been played by the time that it cancelled."""
+        """Cut to what could have been played when the client cancelled: it has not said what was."""
         if self._turn is None:
             return []
         turn, self._turn = self._turn, None

@@ -50,7 +50,7 @@ _USAGE_SAMPLES = 5 * SAMPLE_RATE
 
 
 def native_start(model: Model, lead_ms: int) -> messages.SessionStart:
-    """The session to open. lead_ms: at most."""
+    """Return the session to open. lead_ms: at most."""
     vad = messages.VadOptions(prefix_ms=300, silence_ms=500)
     return messages.SessionStart(
         turn_taking="vad", vad=vad, lag="wait", max_seconds=model.seconds("inf"), lead_ms=min(LEAD_MS, lead_ms)
@@ -58,7 +58,7 @@ def native_start(model: Model, lead_ms: int) -> messages.SessionStart:
 
 
 class LiveDialect:
-    """For one session, after its `session.start`."""
+    """The dialect of one session, after its `session.start`."""
 
     ready = True
 

@@ -97,7 +97,7 @@ class LiveError(ProtocolError):
 
 
 def decode(text: str | bytes) -> AnyClientEvent:
-    """What a client said. Raises `LiveError`."""
+    """Return what a client said. Raises `LiveError`."""
     try:
         if isinstance(text, str):
             return _decoder.decode(text)
@@ -110,7 +110,7 @@ def decode(text: str | bytes) -> AnyClientEvent:
 
 
 def session_format(start: SessionStart) -> Format:
-    """Raises `LiveError` for a rate that is not the format's."""
+    """Return the format that a session asks for. Raises `LiveError` for a rate that is not the format's."""
     option = (start.session.audio or AudioOption()).format
     if option is None:
         return PCM
@@ -121,7 +121,7 @@ def session_format(start: SessionStart) -> Format:
 
 
 def rejection(error: ProtocolError, data: str | bytes) -> dict[str, Any]:
-    """What was wrong with this event of the client's."""
+    """Return what was wrong with this event of the client's."""
     code, param = (error.event_code, error.param) if isinstance(error, LiveError) else ("invalid_value", "audio")
     client_event_id = event_id_of(data)
     described = {"type": "invalid_request_error", "code": code, "message": str(error)[:1000], "param": param}
@@ -139,5 +139,5 @@ _encoder = msgspec.json.Encoder()
 
 
 def say(event: dict[str, Any]) -> str:
-    """An event as the text to send."""
+    """Return an event as the text to send."""
     return _encoder.encode(event).decode()

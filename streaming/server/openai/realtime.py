@@ -34,7 +34,7 @@ _SAMPLES_PER_MS = SAMPLE_RATE // 1000
 
 
 class RealtimeDialect:
-    """For one session. give: hands a message to the conversation; clock: in seconds, monotonic."""
+    """The dialect of one session. give: hands a message to the conversation; clock: in seconds, monotonic."""
 
     ready = True
 
@@ -124,7 +124,7 @@ class RealtimeDialect:
         return self._input.release()
 
     def _end_of_input(self) -> list[Received]:
-        """What was appended is complete."""
+        """Note that what was appended is complete."""
         given = self._interruptions.cut_by_clock()
         self._input.complete()
         return [*given, *self._flow()]
@@ -206,7 +206,7 @@ class RealtimeDialect:
         return cut
 
     def _cut(self, item_id: str, heard_ms: int, then: ServerEvent) -> list[Received]:
-        """Only the last response can be cut; of all others it is only said."""
+        """Cut the last response to what was heard. Of any other response, only say so."""
         response = self._responses.last
         if response is None or response.item_id != item_id:
             return [in_order(lambda: [then])]

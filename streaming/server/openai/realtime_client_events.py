@@ -159,7 +159,7 @@ class _Identified(msgspec.Struct, frozen=True):
 
 
 def decode(text: str | bytes) -> AnyClientEvent:
-    """What a client said. Raises `EventError`."""
+    """Return what a client said. Raises `EventError`."""
     try:
         return _decoder.decode(text)
     except msgspec.ValidationError as error:
@@ -174,7 +174,7 @@ def decode(text: str | bytes) -> AnyClientEvent:
 
 
 def event_id_of(text: str | bytes) -> str | None:
-    """The client's id of an event, whatever else is wrong with it."""
+    """Return the client's id of an event, whatever else is wrong with it."""
     try:
         return msgspec.json.decode(text, type=_Identified).event_id
     except (msgspec.DecodeError, UnicodeError, RecursionError):

@@ -215,7 +215,7 @@ _encoder = msgspec.json.Encoder()
 
 
 def encode(event: ServerEvent) -> str:
-    """An event as the text to send."""
+    """Return an event as the text to send."""
     return _encoder.encode(event).decode()
 
 

@@ -48,7 +48,7 @@ class Options:
     temperature: float | None = None
 
     def vad(self) -> VadOptions:
-        """As the conversation has it, held to what it allows."""
+        """The voice activity options as the conversation has them, held to what it allows."""
         detection = self.detection or asked.TurnDetection()
         threshold = 0.5 if detection.threshold is None else detection.threshold
         prefix = 300 if detection.prefix_padding_ms is None else detection.prefix_padding_ms
@@ -154,7 +154,7 @@ def session_start(model: Model, lead_ms: int) -> SessionStart:
 
 
 def format_of(option: asked.FormatOption, param: str) -> Format:
-    """Raises `EventError` for a rate that is not the format's."""
+    """Return the format that is asked for. Raises `EventError` for a rate that is not the format's."""
     rate = SAMPLE_RATE if option.type == "audio/pcm" else G711_RATE
     if option.rate not in (None, rate):
         raise EventError("invalid_value", f"{option.type} has {rate} samples a second here", f"{param}.rate")
@@ -162,24 +162,24 @@ def format_of(option: asked.FormatOption, param: str) -> Format:
 
 
 def described(format: Format) -> dict[str, Any]:
-    """A format as a session names it."""
+    """Return a format as a session names it."""
     return {"type": format.type, "rate": format.rate} if format.type == "audio/pcm" else {"type": format.type}
 
 
 def modalities_of(wanted: list[str], param: str) -> tuple[str, ...]:
-    """What a response is to be made of. Raises `EventError`."""
+    """Return what a response is to be made of. Raises `EventError`."""
     if not wanted or not set(wanted) <= {"audio", "text"}:
         raise EventError("invalid_value", 'output_modalities are ["audio"] or ["text"]', param)
     return ("audio",) if "audio" in wanted else ("text",)
 
 
 def limit_of(limit: Limit, param: str) -> Limit:
-    """Raises `EventError` for less than one token."""
+    """Return the limit. Raises `EventError` for less than one token."""
     if limit != "inf" and limit < 1:
         raise EventError("integer_below_min_value", "max_output_tokens is 1 or more, or inf", param)
     return limit
 
 
 def temperature_of(temperature: float) -> float:
-    """Held to what the sampler takes."""
+    """Return the temperature, held to what the sampler takes."""
     return min(max(temperature, 0.0), 10.0)

@@ -18,7 +18,7 @@ _NO_TRANSCRIPT = events.Part(type="audio", transcript="")
 
 
 def new_id(kind: str) -> str:
-    """As OpenAI's look."""
+    """Return an id that looks as OpenAI's do."""
     return f"{kind}_{secrets.token_hex(8)}"
 
 
@@ -44,7 +44,7 @@ class Response:
     speaking: bool = True
 
     def item(self, status: Status) -> Item:
-        """The item, when the response has this status."""
+        """Return the item, when the response has this status."""
         begun = status == "in_progress"
         return Item(
             id=self.item_id,
@@ -65,7 +65,7 @@ class Response:
         ]
 
     def delta(self, data: bytes) -> list[ServerEvent]:
-        """data: encoded audio; a resampler may have none yet."""
+        """Return the events of some audio. data: encoded; a resampler may have none yet."""
         return [events.AudioDelta(response_id=self.id, item_id=self.item_id, delta=data)] if data else []
 
     def ended(self, details: events.StatusDetails, previous_item_id: str | None) -> list[ServerEvent]:
@@ -79,7 +79,7 @@ class Response:
         ]
 
     def failed(self, failure: events.Failure) -> list[ServerEvent]:
-        """It never was spoken."""
+        """Return how a response that never was spoken is told."""
         details = events.StatusDetails(type="failed", error=failure)
         return [
             events.ResponseCreated(response=self._told("in_progress", None)),
@@ -103,7 +103,9 @@ class Response:
         )
 
     def _usage(self) -> events.Usage:
-        """In the model's own tokens, one a codebook and frame. Cached is what it had heard and said before."""
+        """Return the usage in the model's tokens, one a codebook and frame. What it had heard and said counts as
+        cached.
+        """
         books = self.model.num_codebooks
         heard = min(self.cached_frames + self.prompt_frames, self.model.context_frames)
         cached = max(0, heard - self.prompt_frames) * books

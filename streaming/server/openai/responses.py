@@ -35,7 +35,7 @@ class Asked:
 
 
 class Responses:
-    """Hold those of one session, whose turns they are in the conversation.
+    """Hold one session's responses, each of which is a turn of the conversation.
 
     open: the one whose course is being told; last: that one, or the one before. Options are the session's as they are
     when a response begins.
@@ -72,15 +72,15 @@ class Responses:
     # Asked for
 
     def ask(self) -> None:
-        """A `speak` goes to the conversation; `answered` is to be called when it was handled."""
+        """Note that a `speak` goes to the conversation. Call `answered` when it was handled."""
         self._asked += 1
 
     def refused(self, error: messages.Error) -> None:
-        """The conversation cannot speak."""
+        """Note that the conversation cannot speak."""
         self._refusal = error
 
     def answered(self, asked: Asked, options: Options) -> list[ServerEvent]:
-        """The conversation has handled a `speak`."""
+        """Return what is told once the conversation has handled a `speak`."""
         self._asked -= 1
         refusal, self._refusal = self._refusal, None
         if refusal is None:
@@ -95,7 +95,7 @@ class Responses:
         return [events.rejection(error, asked.event_id)]
 
     def fail(self, metadata: dict[str, str] | None, failure: events.Failure, options: Options) -> list[ServerEvent]:
-        """A response that cannot be is still one, and fails: an `error` would end some clients."""
+        """Return a response that fails at once: some clients would end at an `error`."""
         return self._new(0, metadata, options.limit, options).failed(failure)
 
     def _begin(self, asked: Asked, options: Options) -> list[ServerEvent]:
@@ -111,7 +111,7 @@ class Responses:
     # Being spoken
 
     def turn_speaking(self, speaking: messages.TurnSpeaking, options: Options) -> list[ServerEvent]:
-        """The conversation speaks: asked to, or because the end of speech was the word."""
+        """Return what is told when the conversation speaks: asked to, or at the end of speech."""
         said = []
         if self._turns < speaking.turn:
             said = self._begin(Asked(None, None, options.limit), options)
@@ -130,7 +130,7 @@ class Responses:
         return response.delta(response.encoder.push(to_int16(audio.pcm)))
 
     def turn_done(self, done: messages.TurnDone, options: Options) -> list[ServerEvent]:
-        """The turn is over."""
+        """Return what is told when a turn is over."""
         self._spoken = (done.turn, done.samples // FRAME)
         self._stream_frames += done.samples // FRAME
         response = self.open
@@ -149,7 +149,7 @@ class Responses:
         return said
 
     def voice_interrupts(self, turn: int) -> list[ServerEvent]:
-        """Somebody speaks over a turn."""
+        """Return what is told when somebody speaks over a turn."""
         response = self.speaking(None)
         if response is None or response.turn != turn:
             return []
@@ -157,7 +157,7 @@ class Responses:
         return self._close(response, "cancelled", "turn_detected")
 
     def kept(self, turn: int, frames: int) -> None:
-        """The context was cut: it keeps so much of the turn."""
+        """Note that the context was cut, and keeps so much of the turn."""
         last, before = self._spoken
         if turn == last:
             self._stream_frames -= max(0, before - frames)

@@ -27,7 +27,7 @@ _START_TIMEOUT_S = 10.0
 
 
 class OpenAIService:
-    """What both have in common."""
+    """What the services of both protocols have in common."""
 
     def __init__(self, engine: Engine, admission: Admission, sessions: Sessions, idle_s: float) -> None:
         self._engine, self._admission, self._sessions, self._idle_s = engine, admission, sessions, idle_s
@@ -71,7 +71,7 @@ class RealtimeService(OpenAIService):
     """`/v1/realtime`: the session begins with the connection."""
 
     async def __call__(self, socket: ServerConnection, visitor: Visitor) -> None:
-        """Serves one socket."""
+        """Serve one socket."""
         assert socket.request is not None
         _let_events_be_large(socket)
         model = self._model(_asked_model(socket.request.path))
@@ -88,7 +88,7 @@ class LiveService(OpenAIService):
     """`/v1/live/sessions`: the session begins with `session.start`."""
 
     async def __call__(self, socket: ServerConnection, visitor: Visitor) -> None:
-        """Serves one socket."""
+        """Serve one socket."""
         with self._sessions.opening(socket):
             try:
                 start = await _first_event(socket)

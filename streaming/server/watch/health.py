@@ -15,7 +15,7 @@ HEALTH, LIVE, READY = "/health", "/health/live", "/health/ready"
 
 
 class Away(Protocol):
-    """A session, as far as it matters here."""
+    """A session, as far as health needs to know it."""
 
     @property
     def away(self) -> bool: ...
@@ -57,11 +57,11 @@ class Health:
         return sum(session.away for session in self.sessions)
 
     def fine(self, path: str) -> bool:
-        """Whether what this path asks is so."""
+        """Return whether the health that this path asks for is good."""
         return {LIVE: self.live, READY: self.ready, HEALTH: self.running}[path]
 
     def report(self) -> dict[str, object]:
-        """For JSON."""
+        """Return what `/health` tells, as JSON takes it."""
         stats, admission = self.engine.stats(), self.admission
         return {
             "status": "ready" if self.running else "stopping" if self.live else "failed",
@@ -84,7 +84,7 @@ class Health:
 
 
 def version() -> str:
-    """Of this package; `unknown` where it runs from a clone that was never installed."""
+    """Return this package's version, or `unknown` in a clone that was never installed."""
     try:
         return metadata.version("streaming-continuation")
     except metadata.PackageNotFoundError:

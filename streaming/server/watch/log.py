@@ -25,12 +25,12 @@ _KINDS = 1_000
 
 
 def event(logger: logging.Logger, level: int, name: str, **fields: Value) -> None:
-    """Logs that something happened. name: stable, with dots; fields: those that are None are left out."""
+    """Log that something happened. name: stable, with dots; fields: those that are None are left out."""
     logger.log(level, name, extra={"fields": {key: value for key, value in fields.items() if value is not None}})
 
 
 def configure(form: Format, level: str) -> None:
-    """Logs to standard error: this package's records from `level` on, of libraries warnings and errors only.
+    """Log to standard error: this package's records from `level` on, of libraries warnings and errors only.
 
     Libraries are not opened further, whatever the level: at DEBUG `websockets` would log headers, with tokens in them.
     """
@@ -99,7 +99,7 @@ def _content(record: logging.LogRecord) -> dict[str, Value]:
 
 
 def _time(record: logging.LogRecord) -> str:
-    """RFC 3339, UTC."""
+    """Return when a record was made, in UTC as RFC 3339 writes it."""
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03}Z"
 
 

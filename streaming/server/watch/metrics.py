@@ -79,12 +79,12 @@ class Metrics:
             collector(registry=registry)
 
     def exposition(self) -> bytes:
-        """Prometheus' text format, `CONTENT_TYPE`."""
+        """Return the metrics in Prometheus' text format, of type `CONTENT_TYPE`."""
         return prometheus_client.generate_latest(self._registry)
 
 
 class _Readings(Collector):
-    """What others know: read when somebody asks, so that it costs nothing in between."""
+    """Figures that others keep: they are read when somebody asks, and cost nothing in between."""
 
     def __init__(self, health: Health) -> None:
         self._health = health

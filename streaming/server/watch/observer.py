@@ -28,23 +28,23 @@ _TIMED_TURNS = 1_000
 
 
 class Observer:
-    """Of a server."""
+    """Counts and logs what happens at a server."""
 
     def __init__(self, metrics: Metrics) -> None:
         self.metrics = metrics
 
     def answered(self, path: str, status: HTTPStatus | int) -> None:
-        """A request got its answer. path: as it came; of the query nothing is kept."""
+        """Count a request that was answered. path: as it came; nothing of its query is kept."""
         plain = path.partition("?")[0]
         self.metrics.requests.labels(plain if plain in _PATHS else "other", str(int(status))).inc()
 
     def refused(self, code: str) -> None:
-        """Somebody was not let in."""
+        """Count somebody who was not let in."""
         self.metrics.refused.labels(code).inc()
         event(_LOG, logging.WARNING, "refused", code=code)
 
     def dismissed(self, end: End) -> None:
-        """A socket closes that never was a session's."""
+        """Count a socket that closes without having had a session."""
         match end.message:
             case messages.SessionRefused(code=code):
                 self.refused(code)
@@ -52,17 +52,17 @@ class Observer:
                 self.failed(code)
 
     def failed(self, code: str, session: str | None = None) -> None:
-        """A client was told of an error."""
+        """Count an error that a client was told of."""
         self.metrics.errors.labels(code).inc()
         event(_LOG, logging.ERROR if code in _OUR_FAULTS else logging.WARNING, "error", code=code, session=session)
 
     def session(self, holder: str | None) -> SessionObserver:
-        """holder: the name of the token that it shows."""
+        """Return an observer of one session. holder: the name of its client's token."""
         return SessionObserver(self, holder)
 
 
 class SessionObserver:
-    """Of a session, from before it begins."""
+    """Counts and logs what happens in a session, from before it begins."""
 
     def __init__(self, server: Observer, holder: str | None) -> None:
         self._server, self._metrics, self._holder = server, server.metrics, holder
@@ -74,7 +74,7 @@ class SessionObserver:
         self._reported = (0, 0)  # a turn, and the underruns that its client has reported
 
     def said(self, reply: Message | AudioMessage) -> None:
-        """The client is told this."""
+        """Count what the client is told."""
         match reply:
             case AudioMessage():
                 self._spoken_frames += 1
@@ -94,7 +94,7 @@ class SessionObserver:
                 self._event("session.opened", holder=self._holder)
 
     def heard(self) -> None:
-        """A frame of the client's speech was heard."""
+        """Count a frame of the client's speech that was heard."""
         self._heard_frames += 1
 
     def played(self, turn: int, underruns: int, sent_frames: int) -> None:
@@ -106,18 +106,18 @@ class SessionObserver:
         self._metrics.underruns.inc(reported - before)
 
     def lost(self) -> None:
-        """The connection broke; the session waits for its client."""
+        """Note that the connection broke, and that the session waits for its client."""
         self._metrics.lost.inc()
         self._event("session.lost")
 
     def resumed(self) -> None:
-        """The client has come back."""
+        """Note that the client has come back."""
         self._returns += 1
         self._metrics.resumed.inc()
         self._event("session.resumed")
 
     def ended(self, end: End) -> None:
-        """The session is over, or could not begin."""
+        """Note that the session is over, or could not begin."""
         if self._id is None:
             self._server.dismissed(end)
             return
