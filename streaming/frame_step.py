@@ -79,10 +79,8 @@ class DeviceStep:
         num_slots: int,
         context_frames: int,
         rewind_frames: int,
-        encoder_follows: bool,
     ) -> None:
-        self.codec, self.decoder = codec, decoder
-        self.context_frames, self.follows = context_frames, encoder_follows
+        self.codec, self.decoder, self.context_frames = codec, decoder, context_frames
         self.codec_state = codec.init_state(num_slots, rewind_frames)
         self.decoder_state = decoder.init_state(num_slots, context_frames, rewind_frames)
         self.sampler = SamplerState.allocate(num_slots, codec.device)
@@ -119,7 +117,7 @@ class DeviceStep:
         decoder.end_frame(codes, state, alive)
         audio = codec.decode(codes, self.codec_state, alive).float()
         finite &= audio.isfinite().all(dim=1)
-        if bucket.speaking and self.follows:
+        if bucket.speaking:
             latent = codec.follow(audio, self.codec_state, speaking & ~ended)
             finite &= latent.isfinite().all(dim=1) | ~speaking
         outputs = self.outputs[:batch]
@@ -163,7 +161,7 @@ def slot_bytes(codec: StreamingMimi, decoder: LlamaDecoder | None, context_token
             held = (codec.init_state(1, rewind_frames),)
         else:
             frames = decoder.context_frames(context_tokens)
-            step = DeviceStep(codec, decoder, 1, frames, rewind_frames, encoder_follows=True)
+            step = DeviceStep(codec, decoder, 1, frames, rewind_frames)
             held = (step.codec_state, step.decoder_state, step.sampler, step.inputs, step.outputs)
     state = sum(tensor.nbytes for part in held for tensor in _tensors(part))
     return state + _LAYERS_AT_ONCE * FRAME * codec.config.num_filters * codec.activations.itemsize
@@ -205,7 +203,6 @@ class FrameStep:
     """The step over `num_slots` slots, as the engine drives it.
 
     context_frames: what a slot remembers. rewind_frames: how far a slot can be rewound.
-    encoder_follows: whether the encoder hears the continuation (docs/decisions.md has why it does).
     graphs: whether steps on a CUDA device are captured; off, they run operation by operation.
     """
 
@@ -216,14 +213,13 @@ class FrameStep:
         num_slots: int,
         context_frames: int,
         rewind_frames: int,
-        encoder_follows: bool = True,
         graphs: bool = True,
     ) -> None:
         assert num_slots >= 1 and context_frames >= 1 and rewind_frames >= 0
         assert codec.num_codebooks == decoder.num_codebooks and codec.device == decoder.device
         self.num_slots, self.num_codebooks = num_slots, codec.num_codebooks
         self.context_frames, self.rewind_frames = context_frames, rewind_frames
-        self._device = DeviceStep(codec, decoder, num_slots, context_frames, rewind_frames, encoder_follows)
+        self._device = DeviceStep(codec, decoder, num_slots, context_frames, rewind_frames)
         self._graphs: _Graphs | None = None
         self._inputs, self._outputs = self._device.inputs, self._device.outputs  # the host's
         if codec.device.type == "cuda":
@@ -237,7 +233,6 @@ class FrameStep:
         self._sampling = [Sampling()] * num_slots
         self._frames = np.zeros(num_slots, np.int64)  # the streams' lengths, as the host knows them
         self._least = np.zeros(num_slots, np.int64)  # and how short rewinding can make them
-        self._spoken = np.zeros((num_slots, rewind_frames + 1), np.bool_)  # whether each of the last frames was spoken
 
     def open(self, slot: int, sampling: Sampling) -> None:
         """Give a slot to a new session. Nothing of the session before it remains."""
@@ -273,9 +268,7 @@ class FrameStep:
         """Take back a slot's last frames, as if they had never been: at most `reach` of them."""
         length = int(self._frames[slot])
         assert 0 <= frames <= self.reach(slot), (frames, length, self._least[slot])
-        taken = np.arange(length - frames, length) % self._spoken.shape[1]
-        heard = frames if self._device.follows else int((~self._spoken[slot, taken]).sum())
-        self._device.codec_state.encoder.frames[slot] -= heard
+        self._device.codec_state.encoder.frames[slot] -= frames
         self._device.codec_state.decoder.frames[slot] -= frames
         self._device.decoder_state.frames[slot] -= frames
         self._frames[slot] -= frames
@@ -329,8 +322,6 @@ class FrameStep:
         got = self._got[:batch].copy()
         ended, finite = got[:, -2] > 0, got[:, -1] > 0
         advanced = (listening | speaking) & ~ended
-        rows = np.flatnonzero(advanced)
-        self._spoken[rows, self._frames[rows] % self._spoken.shape[1]] = speaking[rows]
         self._frames[:batch] += advanced
         self._least[:batch] = np.maximum(self._least[:batch], self._frames[:batch] - self.rewind_frames)
         codes = got[:, FRAME : FRAME + self.num_codebooks].astype(np.int64)

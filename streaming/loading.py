@@ -207,7 +207,6 @@ def load_engine(
     max_sessions: int = 4,
     context_tokens: int = CONTEXT_TOKENS,
     rewind_frames: int = REWIND_FRAMES,
-    encoder_follows: bool = True,
     codec_dtype: str = "float32",
     codec_window: int | None = None,
 ) -> Engine:
@@ -222,7 +221,7 @@ def load_engine(
     context_frames = frames_of_context(models.decoder, context_tokens)
     check_memory(models.codec, models.decoder, max_sessions, context_tokens, rewind_frames)
     try:
-        step = FrameStep(models.codec, models.decoder, max_sessions, context_frames, rewind_frames, encoder_follows)
+        step = FrameStep(models.codec, models.decoder, max_sessions, context_frames, rewind_frames)
         step.warm_up()
     except (RuntimeError, MemoryError) as error:  # torch raises the first for want of memory
         raise TooLargeError(

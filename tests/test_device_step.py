@@ -87,7 +87,7 @@ def test_a_step_never_looks_back_at_the_host(decoder_shape: LlamaConfig, kind: s
     with FakeTensorMode():  # in bfloat16 on a CUDA device, and in no memory at all
         codec = random_codec(4, CUDA, config=replace(MIMI, num_layers=1))
         decoder = random_decoder(replace(decoder_shape, num_layers=1), CUDA, torch.bfloat16)
-        step = DeviceStep(codec, decoder, 8, 255, 16, encoder_follows=True)
+        step = DeviceStep(codec, decoder, 8, 255, 16)
         with Watch(CUDA) as watch:
             step.advance(replace(Bucket(8, 1092, *KINDS[kind]), few=few))
     assert len(watch.calls) > 300
@@ -100,7 +100,7 @@ def _launches(layers: int, width: int, kind: str, operations: Operations | None)
         decoder = random_decoder(
             replace(LLAMA_MIMI_1_3B, num_layers=layers), CUDA, torch.bfloat16, operations=operations
         )
-        step = DeviceStep(codec, decoder, width, 255, 16, encoder_follows=True)
+        step = DeviceStep(codec, decoder, width, 255, 16)
         with Watch(CUDA) as watch:
             step.advance(Bucket(width, 1092, *KINDS[kind]))
     return watch.launches
@@ -194,7 +194,7 @@ def test_a_bucket_is_the_same_operations_wherever_its_streams_stand(
     slides.
     """
     codec, decoder = plain
-    step = DeviceStep(codec, decoder, 3, WINDOW, REWIND, encoder_follows=True)
+    step = DeviceStep(codec, decoder, 3, WINDOW, REWIND)
     bucket = Bucket(3, decoder.columns_for(step.decoder_state, 1000), *KINDS[kind])
     step.inputs[:, -2] = float(bucket.listening)
     step.inputs[:, -1] = float(bucket.speaking and not bucket.listening)

@@ -198,10 +198,10 @@ def test_turns_interrupted_again_and_again_leave_no_trace(
 
 
 def test_listened_frames_are_rewound_too(codec: StreamingMimi, decoder: LlamaDecoder) -> None:
-    """Pins an encoder rewound by the wrong count where it does not follow: by spoken frames, or not by heard ones."""
+    """Pins an encoder rewound by another count than the decoders: by spoken frames, or by heard ones alone."""
 
     def session(astray: bool) -> list[StepResult]:
-        step = opened(FrameStep(codec, decoder, 1, WINDOW, REWIND, encoder_follows=False), SAMPLED)
+        step = opened(FrameStep(codec, decoder, 1, WINDOW, REWIND), SAMPLED)
         for frame in frames_of(5):
             advance(step, {0: frame})
         if astray:

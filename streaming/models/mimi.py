@@ -37,10 +37,6 @@ class HalfState:
     contexts: Tensor
     ring: KeyValueRing
 
-    def reset(self, mask: Tensor) -> None:
-        """Start the streams of the slots in `mask` [S] bool anew."""
-        self.frames.masked_fill_(mask, 0)
-
     def scrub(self, slot: int) -> None:
         """Start a slot anew and forget its content."""
         self.frames[slot] = 0
@@ -55,11 +51,6 @@ class MimiState:
     encoder: HalfState
     decoder: HalfState
     rewind_frames: int
-
-    def reset(self, mask: Tensor) -> None:
-        """Start the streams of the slots in `mask` [S] bool anew."""
-        self.encoder.reset(mask)
-        self.decoder.reset(mask)
 
     def scrub(self, slot: int) -> None:
         """Start a slot anew and forget its content."""

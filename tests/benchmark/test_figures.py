@@ -15,7 +15,7 @@ from streaming.benchmark.figures import Level, most_at_once
 from streaming.benchmark.likelihood import compare
 from streaming.benchmark.load import SessionRecord, TurnRecord
 from streaming.benchmark.target import Look
-from streaming.benchmark.work import Work, work_of
+from streaming.benchmark.work import work_of
 from streaming.models.linear import linear
 from streaming.models.operations.native.library import SWITCH, library
 
@@ -64,14 +64,6 @@ def test_sessions_at_once_are_those_that_were_open_together() -> None:
     sessions = [SessionRecord(n, "done", "", float(n), n + 1.5, 0, 0) for n in range(6)]
     sessions.append(SessionRecord(6, "refused", "full", None, 3.0, 0, 0))
     assert most_at_once(Outcome(0.0, 10.0, [], sessions[::-1])) == 2
-
-
-def test_a_floor_is_the_larger_of_reading_and_multiplying() -> None:
-    """The smaller is no floor: every machine is slower than that, and all shares of it are too small."""
-    work = Work(read_bytes=3_000_000, operations=8_000_000)
-    assert work.floor_ms(1e9, 1e9) == pytest.approx(8.0)
-    assert work.floor_ms(1e9, 1e12) == pytest.approx(3.0)
-    assert work.floor_ms(1e9, 1e12, more_bytes=2_000_000) == pytest.approx(5.0)
 
 
 @pytest.mark.parametrize("native", ["1", "0"], ids=["native", "packed"])

@@ -126,7 +126,7 @@ def test_a_reset_at_any_phase_of_a_turn_frees_the_slot(server: Watched) -> None:
 def test_a_client_that_is_killed_frees_its_slot(server: Watched) -> None:
     program = (
         "import sys, time\n"
-        "from streaming.server import messages\n"
+        "from streaming.protocol import messages\n"
         "from tests.faults.raw_client import *\n"
         "client = RawClient(int(sys.argv[1])).start(messages.SessionStart(max_seconds=3600, pace='fast'))\n"
         "client.send(audio(np.ones(3000, np.int16)) + text(messages.Speak(turn=1)))\n"

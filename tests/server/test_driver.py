@@ -75,6 +75,7 @@ class Engine:
     context_frames: int = 64
     rewind_frames: int = 16
     notice: str | None = None
+    sampling: Sampling = Sampling()
 
 
 class Watch(Counts):
