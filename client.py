@@ -352,7 +352,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         if args.input is not None and getattr(args, name):
             parser.error(f"--input streams a file; --{name.replace('_', '-')} is for the microphone mode")
     if args.push_to_talk and args.turn == "vad":
-        parser.error("--push-to-talk and --turn vad exclude each other: a key or your voice says when you talk")
+        parser.error(
+            "--push-to-talk and --turn vad exclude each other: a key or your voice says when you talk; choose one"
+        )
     if args.pace == "fast" and args.input is None:
         parser.error("--pace fast needs --input: a microphone is always in real time")
     if args.pace == "fast" and args.turn == "vad":

@@ -156,7 +156,7 @@ class Conversation:
                 self._finish(fatal(error))
 
     def sent(self, turn: int, now: float) -> None:
-        """A frame of this turn goes to the socket, and all before it have."""
+        """Note that a frame of this turn goes to the socket, as all before it did."""
         playback = self._playback
         if playback is None or playback.turn != turn:
             return
@@ -166,7 +166,7 @@ class Conversation:
             self._look_at_playback(now)
 
     def tick(self, now: float) -> None:
-        """Look what time it is."""
+        """Do what is due at this time."""
         if self.end is not None:
             return
         try:
@@ -175,7 +175,7 @@ class Conversation:
             self._finish(fatal(error))
 
     def expect_replay(self, position_samples: int) -> None:
-        """What the client said while it had no connection comes faster than it was said: none of it is dropped."""
+        """Drop no input up to this position: it was said without a connection, and comes faster than it was said."""
         self._patient_until = position_samples
 
     def drain(self) -> None:
@@ -326,7 +326,7 @@ class Conversation:
                     self._barge_in(at, now)
 
     def _go_on(self, now: float) -> None:
-        """Go on at the end of speech."""
+        """Speak, because the person's speech has ended."""
         assert self._taker is not None
         try:
             self._continue(self._settings.max_seconds, self._settings.sampling, now)
@@ -335,7 +335,7 @@ class Conversation:
             self._taker.speaking_ended()
 
     def _barge_in(self, at_samples: int, now: float) -> None:
-        """A voice interrupts: tell the client, which says what it heard."""
+        """Tell the client that a voice interrupts. The client answers what it heard."""
         assert self._taker is not None
         playback = self._playback
         if playback is None:  # there is nothing to interrupt, see `_go_on`
@@ -365,7 +365,7 @@ class Conversation:
     # Speaking
 
     def _speak(self, max_seconds: float | None, sampling: SamplingOptions | None, now: float) -> None:
-        """Go on at the client's word."""
+        """Speak, because the client asked for it."""
         if self._speaking:
             raise SessionError("the session is already speaking")
         if self._taker is not None:
@@ -423,7 +423,7 @@ class Conversation:
             self._finish(stopped())
 
     def _turn_is_over(self, turn: int) -> None:
-        """Input belongs to the turn after it from here on."""
+        """Count input to the turn after this one from here on."""
         self._turn = max(self._turn, turn + 1)
 
     def _look_at_playback(self, now: float) -> None:
@@ -461,7 +461,7 @@ class Conversation:
         )
 
     def _take_no_turns(self, taker: turn_taking.TurnTaker, now: float) -> None:
-        """Go from vad to manual. What is being said is the beginning of a prompt."""
+        """Change from vad to manual turns. What is being said is the beginning of a prompt."""
         self._taker = None
         if self._heard_due is not None and self._playback is not None:
             self._interrupt(self._playback, self._playback.played_samples(now), now)

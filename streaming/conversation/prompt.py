@@ -43,5 +43,5 @@ class Prompt:
         return forgotten
 
     def begin(self) -> None:
-        """The next turn begins with nothing."""
+        """Begin the next turn, with nothing said."""
         self.frames = self.speech_from = 0

@@ -238,7 +238,7 @@ class Engine:
                 session.fail(failed)
 
     def _schedule(self) -> _Plan | None:
-        """Waits until a slot is ready. None when the engine is to stop."""
+        """Wait until a slot is ready, and return the next step's batch; None when the engine is to stop."""
         while True:
             with self._changed:
                 self._reap()

@@ -290,7 +290,7 @@ class LiveSession:
     # Engine's thread
 
     def next_frame(self) -> NDArray[np.float32] | None:
-        """Lets all commands that are due take effect. Returns the frame to hear now, if there is one."""
+        """Let all commands that are due take effect, and return the frame to hear now, if there is one."""
         while self._commands and not self.unclean and self._state is not State.CLOSED:
             command = self._commands.popleft()
             assert self._state is State.LISTENING or isinstance(command, _Interrupt | _Configure), command
