@@ -117,6 +117,7 @@ _MARKS = (",", ".", "")
 _OFFSETS = (0, 960)
 """Samples from the frame's beginning to the block's."""
 _LEVEL = 10 ** (-22 / 20)
+_PLAIN = len(_SPEEDS) * len(_MARKS) * len(_OFFSETS)
 _BEFORE, _AFTER = 12, 2
 """Silent frames around a rendering when it is encoded."""
 
@@ -129,14 +130,14 @@ class Renderer:
         self._cast = prompts.Cast(0)
 
     def __call__(self, block: str, voice: int, attempt: int) -> NDArray[np.int64]:
-        """[F, Q]. Attempts differ in pace, ending and offset."""
+        """[F, Q]. Attempts differ in pace, ending and offset; later ones in the size of the speaker, too."""
         speed = _SPEEDS[attempt // len(_OFFSETS) % len(_SPEEDS)]
         mark = _MARKS[attempt // (len(_OFFSETS) * len(_SPEEDS)) % len(_MARKS)]
         if block.endswith("-"):
             mark = ""
-        resample = RESAMPLED[voice]
-        pitch = prompts.PITCHES[voice] / HIBARI_PITCH / resample
         draw = np.random.default_rng(attempt)
+        resample = RESAMPLED[voice] * (1.0 if attempt < _PLAIN else draw.uniform(0.93, 1.02))
+        pitch = prompts.PITCHES[voice] / HIBARI_PITCH / resample
         phonemes = self._cast.phonemes(block.rstrip("-")) + mark
         wave = self._cast._hibari(phonemes, speed / resample, pitch, draw)
         wave = prompts.trim(np.asarray(soxr.resample(wave, SAMPLE_RATE * resample, SAMPLE_RATE), np.float32))
@@ -171,42 +172,37 @@ class Judge:
         return judges.recited(pcm, *kinds) == sequences.words_of(items)
 
 
-def make(path: Path, codec: Codec, attempts: int = 18) -> None:
-    """Fills `path` (and `path` with `.json`, how well each block is understood). What is there is kept.
+def make(path: Path, codec: Codec, attempts: int = 54) -> None:
+    """Fills `path`, and `path` with `.json`: how well each block is understood, and after how many attempts.
 
     A block is taken when it is understood alone, and behind the one before it in its sequence; the judge cannot tell
-    letters, so those are their first rendering.
+    letters, so those are their first rendering. What is there and good is kept, and what is not has further attempts.
     """
     markers = Markers.of(codec)
     render, judge = Renderer(codec), Judge(codec, markers)
     found = dict(np.load(path)) if path.is_file() else {}
     notes_path = path.with_suffix(".json")
-    notes = json.loads(notes_path.read_text()) if notes_path.is_file() else {}
+    notes: dict[str, list[int]] = json.loads(notes_path.read_text()) if notes_path.is_file() else {}
     for voice in range(len(prompts.PITCHES)):
         for number, block in enumerate(sequences.BLOCKS):
             key = f"{voice}-{number}"
-            if key in found:
-                continue
             item = next(item for item in sequences.ITEMS if block in item.blocks)
-            chosen, grade = render(block, voice, 0), 0
-            for attempt in range(attempts if item.kind != "letter" else 0):
-                made = render(block, voice, attempt)
+            if key not in found:
+                found[key], notes[key] = render(block, voice, 0), [0, 0]
+            while item.kind != "letter" and notes[key][0] < _TWICE and notes[key][1] < attempts:
+                made = render(block, voice, notes[key][1])
                 reached = _understood(judge, found, item, voice, number, made)
-                if reached > grade:
-                    chosen, grade = made, reached
-                if reached == _TWICE:
-                    break
-            found[key], notes[key] = chosen, grade
+                if reached > notes[key][0]:
+                    found[key], notes[key][0] = made, reached
+                notes[key][1] += 1
         part = path.with_suffix(".part")
         with part.open("wb") as file:
             np.savez(file, **found)
         part.replace(path)
         notes_path.write_text(json.dumps(notes))
-        grades = [notes[f"{voice}-{number}"] for number in range(len(sequences.BLOCKS))]
-        print(
-            f"voice {voice}: understood twice {grades.count(_TWICE)}, once {grades.count(1)}, of {len(grades)}",
-            flush=True,
-        )
+        grades = [notes[f"{voice}-{number}"][0] for number in range(len(sequences.BLOCKS))]
+        tally = f"understood twice {grades.count(_TWICE)}, once {grades.count(1)}, of {len(grades)}"
+        print(f"voice {voice}: {tally}", flush=True)
 
 
 _TWICE = 2
