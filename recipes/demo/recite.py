@@ -31,7 +31,7 @@ from streaming.models.token_layout import AUDIO, END_OF_AUDIO, unit_name
 
 RATE = 1e-3
 DECAY = 0.99
-BATCH = 6
+BATCH = 3
 CONTINUATION = 34
 """Frames of a continuation in training: some three items."""
 CORRUPTED = 0.03

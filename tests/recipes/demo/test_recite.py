@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from recipes.demo import blocks, prompts, recite, sequences, shipped
+from recipes.demo import blocks, loop, prompts, recite, sequences, shipped
 from recipes.demo.blocks import Book, Markers
 from recipes.demo.codec import Codec
 from recipes.demo.evaluate import sampling_of
@@ -18,6 +19,7 @@ from recipes.demo.prompts import Prompt, Speaker
 from recipes.demo.recipe import CODEC, CONTEXT_FRAMES
 from recipes.demo.recite import Reciter
 from recipes.demo.sequences import number
+from recipes.demo.train import main
 from streaming.audio import FRAME, read_audio
 from streaming.benchmark.likelihood import PROMPT
 from streaming.config import Sampling
@@ -216,6 +218,34 @@ def test_the_engine_goes_on_as_the_trained_graph_does(codec: Codec, reciter: Rec
             session.listen(frame_of_pcm)
         heard = np.concatenate(list(session.speak(max_frames=spoken)))
     assert np.abs(heard - wanted).max() < 1e-3 * np.abs(wanted).max()
+
+
+def test_the_stage_takes_up_what_appears_resumes_and_ends_with_its_budget(
+    tmp_path: Path, book: Book, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By CPU seconds of all its runs: pins a stage that begins its schedule anew, and one that needs all of its
+    material before it begins.
+    """
+    monkeypatch.setattr(loop, "_LOG_STEPS", 1)
+    counting = [_prompt([-1] * 4 + [place + 1] * 3, [place]) for place in range(1, 7)]
+    prompts.save(tmp_path / "prompts" / "001-0000.npz", counting)
+    prompts.save(tmp_path / "tests" / "trained" / "codes.npz", counting[:2])
+
+    threads = ("--threads", str(torch.get_num_threads()))
+
+    def run(budget: str) -> list[dict[str, float]]:
+        main(["--stage", "recite", "--root", str(tmp_path), "--batch", "2", "--budget", budget, *threads])
+        return [json.loads(line) for line in (tmp_path / "stages" / "recite.jsonl").read_text().splitlines()]
+
+    first = run("1.0")
+    assert first[0]["begin"] > 0 and "said" not in first[0]  # there are no blocks yet
+    assert first[-1]["kind"] == "check" and 0 <= first[-1]["trained"] <= 1
+    named = {f"{voice}-{block}": codes for voice, said in enumerate(book.said) for block, codes in enumerate(said)}
+    np.savez(tmp_path / "blocks.npz", **named)  # type: ignore[arg-type]
+    both = run("2.5")
+    assert both[-1]["steps"] > first[-1]["steps"] and both[-1]["seconds"] >= 2.5
+    assert any("said" in row for row in both[len(first) :])
+    assert run("2.5")[-1]["steps"] == both[-1]["steps"]
 
 
 def test_what_is_shipped_draws_more_surely_at_the_default_sampling_that_it_names(
