@@ -39,6 +39,8 @@ CORRUPTED = 0.03
 WEIGHTS = {"begin": 1.0, "item": 0.3, "voice": 0.05, "prompt": 0.03, "said": 1.0, "manner": 0.2}
 LOOSE = 0.12
 """Share of rows without a prompt: as the context is when it has slid past it."""
+FRIENDLY_KEPT = 0.25
+"""Of the targets that are the friendly beginning, which are a third of all and easy."""
 SHARPNESS = 2.0
 """What is exported has its logits multiplied by this: the default temperature of 0.8 draws as 0.4 would. What is right
 is one token nearly everywhere, and a wrong one in a block is heard.
@@ -201,6 +203,8 @@ def lay(
         voice[1 : cut + 1] = np.where(wanted >= 0, blocks.voice_of(prompt.pitch), _NONE)
     given = codes.copy()
     if draw is not None:
+        friendly = begin == markers.codes[sequences.ITEMS.index(sequences.follow([])[0]), 0]
+        begin[friendly & (draw.random(frames + 1) >= FRIENDLY_KEPT)] = _NONE
         listened = draw.random(cut) < _LISTENED
         own[:cut][listened] = codes[:cut][listened]
         wrong = draw.random((cut, books)) < CORRUPTED
