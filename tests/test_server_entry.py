@@ -24,12 +24,13 @@ LOSES_ITS_DEVICE = """
 import sys
 
 import server
+from streaming import loading
 from streaming.engine.engine import Engine
 from tests.engine.stub_step import StubStep
 
 step = StubStep(1)
 step.fatal, step.failure = True, RuntimeError("the device fell off the bus")
-server.load_engine = lambda *_, **__: Engine(step, "stub")
+loading.load_engine = lambda *_, **__: Engine(step, "stub")
 sys.exit(server.main())
 """
 """`server.py` over a step that is the last one."""
