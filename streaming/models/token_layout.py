@@ -65,7 +65,9 @@ class TokenLayout:
             )
         ids = [vocabulary[name] for name in names]
         layout = TokenLayout(prefix, torch.tensor(ids).view(num_codebooks, codebook_size), vocabulary[END_OF_AUDIO])
-        if len(set(ids)) != len(ids) or max(*ids, *prefix, layout.end) >= vocab_size:
+        if len(set(ids)) != len(ids):
+            raise TokenLayoutError(f"the tokenizer in {folder} gives two codes the same token")
+        if max(*ids, *prefix, layout.end) >= vocab_size:
             raise TokenLayoutError(
                 f"the tokenizer in {folder} has tokens beyond the {vocab_size} that the decoder knows"
             )

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from streaming.errors import CheckpointError, TokenLayoutError
+from streaming.models import token_layout
 from streaming.models.token_layout import TokenLayout, unit_name
 from tests.reference import write_tokenizer
 
@@ -138,6 +139,24 @@ def test_ids_beyond_the_embedding_are_refused(tmp_path: Path) -> None:
     assert TokenLayout.load(tmp_path, BOOKS, SIZE, last + 1).units.max() == last
     with pytest.raises(TokenLayoutError, match=f"tokens beyond the {last} that the decoder knows"):
         TokenLayout.load(tmp_path, BOOKS, SIZE, last)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [({"</audio>": VOCABULARY}, f"beyond the {VOCABULARY}"), ({"<1_0>": 9}, "two codes the same token")],
+    ids=["the-end-is-beyond", "two-codes-one-token"],
+)
+def test_ids_that_the_decoder_cannot_tell_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: dict[str, int], said: str
+) -> None:
+    """Pins a read past the embedding when speech ends, and two codes that the model hears as one."""
+    names = [unit_name(code, book) for book in range(BOOKS) for code in range(SIZE)]
+    vocabulary = {"<audio>": 1, "</audio>": 2} | {name: number for number, name in enumerate(names, 9)}
+    monkeypatch.setattr(token_layout, "_read", lambda _: (vocabulary, (0, 1)))
+    assert TokenLayout.load(tmp_path, BOOKS, SIZE, VOCABULARY).end == 2
+    vocabulary |= changed
+    with pytest.raises(TokenLayoutError, match=said):
+        TokenLayout.load(tmp_path, BOOKS, SIZE, VOCABULARY)
 
 
 def test_a_prompt_that_does_not_end_in_audio_is_refused(tmp_path: Path) -> None:
