@@ -81,7 +81,7 @@ def test_a_slot_s_state_is_what_is_allocated_for_it() -> None:
     models = load_models("demo", device="cpu")
     for tokens, rewind in ((62, 3), (1024, 16)):
         context = models.decoder.context_frames(tokens)
-        one, three = (DeviceStep(models.codec, models.decoder, n, context, rewind, True) for n in (1, 3))
+        one, three = (DeviceStep(models.codec, models.decoder, n, context, rewind) for n in (1, 3))
         allocated = [
             sum(
                 tensor.nbytes

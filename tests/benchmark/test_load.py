@@ -75,7 +75,7 @@ def test_a_socket_that_the_server_holds_back_is_no_lateness_of_the_client_s(
 
         async def speak(self) -> None: ...
 
-    monkeypatch.setattr(load, "_sleep_until", sleep_until)
+    monkeypatch.setattr(load, "sleep_until", sleep_until)
     monkeypatch.setattr(load, "time", SimpleNamespace(monotonic=lambda: now_s))
     one = session([])
     asyncio.run(one._prompt(Client(), PROMPT, 100.0))  # type: ignore[arg-type]

@@ -22,6 +22,8 @@ def test_a_certificate_and_its_key_go_together(tmp_path: Path) -> None:
 
 def test_what_cannot_be_used_is_named(tmp_path: Path) -> None:
     certificate, key = map(str, self_signed(tmp_path))
-    for one, other in ((certificate, str(tmp_path / "none.pem")), (key, certificate)):
-        with pytest.raises(TlsError, match="cannot use --tls-cert"):
+    absent = str(tmp_path / "none.pem")
+    mistakes = ((certificate, absent, f"cannot read --tls-key {absent}"), (key, certificate, "--tls-cert"))
+    for one, other, said in mistakes:
+        with pytest.raises(TlsError, match=said):
             load_tls(one, other)
