@@ -228,7 +228,7 @@ class TestDevices:
         assert view.events[-1][1]["first_audible_ms"] > 0
         assert soundfile.info(tmp_path / "a.wav").frames == 2 * 5 * FRAME
         record, _ = soundfile.read(tmp_path / "b.wav", dtype="int16")
-        sent, heard = (track[track > 50] for track in record.T)
+        sent, heard = (track[track > 10] for track in record.T)  # where it fades in and out, most of that, too
         assert np.median(sent) == pytest.approx(3_277, abs=10)
         assert len(heard) == pytest.approx(2 * 5 * FRAME, abs=200)
 
