@@ -140,12 +140,12 @@ class Conversation:
         except UnknownTypeError as error:
             self._say(error_message(error, in_reply_to=error.kind))
         except (ProtocolError, PromptTooLongError) as error:
-            self._finish(fatal(error))
+            self.finish(fatal(error))
         except SessionError as error:
             kind = received.type if isinstance(received, Message | HeardByClock) else None
             self._say(error_message(error, in_reply_to=kind))
         except StreamingError as error:
-            self._finish(fatal(error))
+            self.finish(fatal(error))
 
     def happened(self, event: events.Event, now: float) -> None:
         """Take note of what the engine's session tells."""
@@ -153,7 +153,7 @@ class Conversation:
             try:
                 self._note(event, now)
             except StreamingError as error:
-                self._finish(fatal(error))
+                self.finish(fatal(error))
 
     def sent(self, turn: int, now: float) -> None:
         """Note that a frame of this turn goes to the socket, as all before it did."""
@@ -172,7 +172,7 @@ class Conversation:
         try:
             self._look_at_clock(now)
         except StreamingError as error:
-            self._finish(fatal(error))
+            self.finish(fatal(error))
 
     def expect_replay(self, position_samples: int) -> None:
         """Drop no input up to this position: it was said without a connection, and comes faster than it was said."""
@@ -182,11 +182,14 @@ class Conversation:
         """End when this turn is over, now if the session is listening: the server will stop."""
         self._draining = True
         if not self._speaking:
-            self._finish(stopped())
+            self.finish(stopped())
 
     def finish(self, end: End) -> None:
-        """End at once."""
-        self._finish(end)
+        """End at once, unless the session is over."""
+        if self.end is None:
+            self.end = end
+            self._engine.clear()
+            self._outbox.put(end)
 
     # Events and time
 
@@ -212,7 +215,7 @@ class Conversation:
             case events.Forgotten(turn, prompt_frames=kept):
                 self._say(messages.InputCleared(turn=turn, kept_samples=kept * FRAME))
             case events.Failed(error):
-                self._finish(fatal(error))
+                self.finish(fatal(error))
 
     def _look_at_clock(self, now: float) -> None:
         if self._heard_due is not None and now >= self._heard_due and self._playback is not None:
@@ -221,7 +224,7 @@ class Conversation:
         if self._speaking:
             self._active_at = now  # being spoken to counts as doing something
         if now >= self._active_at + self._idle_s:
-            self._finish(idle(self._idle_s))
+            self.finish(idle(self._idle_s))
 
     # Messages
 
@@ -252,7 +255,7 @@ class Conversation:
             case messages.SessionUpdate():
                 self._update(received, now)
             case messages.SessionClose():
-                self._finish(CLIENT_LEFT)
+                self.finish(CLIENT_LEFT)
             case Echo():
                 self._outbox.put(received)
             case _:
@@ -261,12 +264,6 @@ class Conversation:
     def _say(self, reply: Message | AudioMessage) -> None:
         self._observer.said(reply)
         self._outbox.put(reply)
-
-    def _finish(self, end: End) -> None:
-        if self.end is None:
-            self.end = end
-            self._engine.clear()
-            self._outbox.put(end)
 
     @property
     def _speaking(self) -> bool:
@@ -420,7 +417,7 @@ class Conversation:
             self._playback.frames = done.frames
             self._look_at_playback(now)
         if self._draining and not self._speaking:
-            self._finish(stopped())
+            self.finish(stopped())
 
     def _turn_is_over(self, turn: int) -> None:
         """Count input to the turn after this one from here on."""
