@@ -188,7 +188,9 @@ def test_a_signal_in_the_first_seconds_is_no_traceback(script: str, number: sign
             process.kill()
             process.wait()
         assert "Traceback" not in said
-        assert process.returncode in (128 + number, 1), "1: the client has found that there is no file 0"
+        # As a shell tells it: asyncio gives a signal back to the system when its loop ends, moments before the process.
+        status = 128 - process.returncode if process.returncode < 0 else process.returncode
+        assert status in (128 + number, 1), "1: the client has found that there is no file 0"
 
 
 # Certificates

@@ -42,12 +42,13 @@ LIVE = SessionStart(max_seconds=FRAMES_A_TURN / FRAME_RATE, lead_ms=320, samplin
 FAST = SessionStart(max_seconds=FRAMES_A_TURN / FRAME_RATE, pace="fast", sampling=SAMPLING)
 ENDLESS = SessionStart(max_seconds=3600, pace="fast")
 STEP_S = 0.002
-LATE_S = 0.25
-"""A healthy session plays from its first frame on, without a buffer. More lateness than this fails a test: enough for
-client, attacker and server in one process, too little for whoever waits for a stalled peer.
-"""
 HELD_S = 0.1
 """Nobody may take more of the server's event loop at once, in processor time of its own thread."""
+LATE_S = 1.0
+"""A healthy session plays from its first frame on, without a buffer. More lateness than this fails a test: somebody
+waited. Work that delays a frame is seen by `HELD_S` long before, and does not depend on the clock; less lateness than
+this comes about by itself where client, attacker and server share one interpreter on a machine that does other things.
+"""
 SLOT_BACK_S = 2.0
 """A slot is free this soon after its client is known to be gone."""
 PATIENCE_S = 10.0
