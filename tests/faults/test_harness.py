@@ -13,7 +13,7 @@ from tests.faults.harness import LATE_S, Healthy, Since, Watched, beside_a_healt
 def _stands_still(server: Watched, healthy: Healthy) -> None:
     """As if it waited for a peer that is stalled, in the middle of a turn wherever that is."""
     for _ in range(3):
-        server.loop.call_soon_threadsafe(time.sleep, 4 * LATE_S)
+        server.loop.call_soon_threadsafe(time.sleep, 1.5 * LATE_S)
         healthy.waits_for_turns(1)
 
 
