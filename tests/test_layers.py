@@ -35,7 +35,14 @@ LAYERS = (
         "streaming.score",
         "streaming",
     ),
-    ("server", "client"),
+    (
+        "streaming.entry",
+        "streaming.server.command",
+        "streaming.server.start",
+        "streaming.terminal.command",
+        "server",
+        "client",
+    ),
     ("recipes",),
 )
 VALUES = LAYERS[0]
@@ -54,7 +61,9 @@ ALLOWED = {
     "streaming.client": (*VALUES, "streaming.protocol"),
     "streaming.terminal": (*VALUES, "streaming.protocol", "streaming.client"),
     "streaming.scoring": (*VALUES, "streaming.loading", "streaming.models"),
-    "client": (*VALUES, "streaming.protocol", "streaming.client", "streaming.terminal"),
+    "streaming.entry": ("streaming.command", "streaming.server.command", "streaming.terminal.command"),
+    "server": ("streaming.entry",),
+    "client": ("streaming.entry",),
 }
 TORCH = ("torch", "transformers", "safetensors", "tokenizers")
 WITHOUT_TORCH = (
@@ -65,6 +74,7 @@ WITHOUT_TORCH = (
     "streaming.server",
     "streaming.client",
     "streaming.terminal",
+    "streaming.entry",
     "client",
     "server",
 )
@@ -172,6 +182,7 @@ def test_no_import_is_overlooked(source: str, is_package: bool, wanted: set[str]
         "streaming.engine.session",
         "streaming.protocol.messages",
         "streaming.client.client",
+        "streaming.terminal.start",
         "client",
     ],
 )
