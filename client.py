@@ -54,7 +54,9 @@ HEADPHONES = (
     "wear headphones: what the loudspeaker says would reach the microphone, and the machine would listen to itself "
     "(or --echo-cancellation)"
 )
-NO_OPUS = "the server has no Opus (`pip install sphn` there): audio is sent as it is, 384 kbit/s each way"
+NO_OPUS = (
+    "the server has no Opus (`pip install opuslib-next-bundled` there): audio is sent as it is, 384 kbit/s each way"
+)
 AGAIN_S = (0.0, 0.5, 1.0, 2.0, 4.0)
 """Before each attempt to begin anew; the last one again and again."""
 
@@ -328,8 +330,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--transport",
         choices=("auto", "pcm", "opus"),
         default="auto",
-        help="how audio travels: pcm, 384 kbit/s, or opus, 30, for which `pip install sphn` (default: auto, which is "
-        "opus to servers on other machines, where both sides have it)",
+        help="how audio travels: pcm, 384 kbit/s, or opus, 30, for which `pip install opuslib-next-bundled` (default: "
+        "auto, which is opus to servers on other machines, where both sides have it)",
     )
     parser.add_argument("--list-devices", action="store_true", help="list sound devices and quit")
     parser.add_argument("--input-device", metavar="X", help="microphone: number or part of a name")
@@ -355,7 +357,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         if Path(getattr(args, one)).resolve() == Path(getattr(args, other)).resolve():
             parser.error(f"--{one} and --{other} name the same file")
     if args.transport == "opus" and not opus_available():
-        parser.error("--transport opus needs the Python package: `pip install sphn`")
+        parser.error("--transport opus needs the Python package: `pip install opuslib-next-bundled`")
     args.model = args.model or "demo"
     return args
 

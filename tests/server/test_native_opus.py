@@ -15,11 +15,11 @@ from streaming.client.client import Audio, ContinuationClient
 from streaming.engine.engine import Engine
 from streaming.protocol import messages
 from streaming.protocol.messages import AudioMessage, OpusMessage, SessionStart, Speak, encode_audio
-from streaming.protocol.opus import OpusSender
+from streaming.protocol.opus import OpusSender, opus_available
 from tests.engine.stub_step import StubResult, StubStep
 from tests.server.live_server import LiveServer, client, run, serving
 
-pytest.importorskip("sphn")
+pytestmark = pytest.mark.skipif(not opus_available(), reason="no libopus")
 
 SPEECH = (3_000 * np.sin(np.arange(10 * FRAME + 50) / 9)).astype(np.int16)
 
