@@ -100,7 +100,7 @@ class Encoder:
         """Return the packet of these samples, [n] int16, of as many ms as a packet may have. Raises `LibopusError`."""
         pcm = np.ascontiguousarray(pcm, np.int16)
         size = self._library.opus_encode(self._state, pcm.ctypes.data, len(pcm), self._packet, _MAX_PACKET_BYTES)
-        return self._packet[: _checked(self._library, size)]
+        return ctypes.string_at(self._packet, _checked(self._library, size))
 
 
 class Decoder:
