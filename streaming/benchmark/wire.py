@@ -25,6 +25,7 @@ from streaming.audio import FRAME, FRAME_RATE, Pcm16
 from streaming.benchmark import live
 from streaming.benchmark.report import Report, Value
 from streaming.benchmark.wire_servers import MAX_BYTES, speak_message
+from streaming.errors import ProtocolError
 from streaming.protocol.messages import (
     PATH,
     AudioMessage,
@@ -290,16 +291,15 @@ async def _client(
         ready.release()
         await go.wait()
         turns = asyncio.Semaphore(0)
-        reading = asyncio.create_task(_read(to, server.bare, talk, turns, count))
-        try:
+        async with asyncio.TaskGroup() as both:  # a reader that fails ends the talk
+            reading = both.create_task(_read(to, server.bare, talk, turns, count))
             await _talk(to, server.bare, talk, phase, turns, count)
-        finally:
             reading.cancel()
         ready.release()
 
 
 async def _read(socket: ClientConnection, bare: bool, talk: _Talk, turns: asyncio.Semaphore, count: _Count) -> None:
-    """Count what is spoken. turns: released at the end of each."""
+    """Count what is spoken. turns: released at the end of each. Raises `ProtocolError` where the session ends."""
     spoken = 0
     async for data in socket:
         if talk.traffic.is_spoken(data):
@@ -308,6 +308,7 @@ async def _read(socket: ClientConnection, bare: bool, talk: _Talk, turns: asynci
         if spoken == talk.turn_frames if bare else talk.traffic.done in str(data[:_HEAD]):
             spoken = 0
             turns.release()
+    raise ProtocolError(f"the server ended a session of {talk.traffic.name}: {socket.close_code} {socket.close_reason}")
 
 
 async def _talk(
