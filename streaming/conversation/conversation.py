@@ -25,7 +25,7 @@ from streaming.audio import FRAME, FRAME_RATE, to_float
 from streaming.config import Sampling
 from streaming.conversation import turn_taking
 from streaming.conversation.ends import CLIENT_LEFT, error_message, fatal, idle, stopped
-from streaming.conversation.engine_commands import EngineCommands, EngineSession
+from streaming.conversation.engine_commands import EngineCommands, SessionCommands
 from streaming.conversation.outbox import Echo, End, Outbox
 from streaming.conversation.pacing import frames_in, lead_frames
 from streaming.conversation.playback import Playback
@@ -77,7 +77,7 @@ class Conversation:
 
     def __init__(
         self,
-        engine: EngineSession,
+        engine: SessionCommands,
         outbox: Outbox,
         start: messages.SessionStart,
         usual: Sampling,

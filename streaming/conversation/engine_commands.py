@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from streaming.config import Sampling
 
 
-class EngineSession(Protocol):
-    """The engine's session, as a conversation commands it. `streaming.engine.session.LiveSession` is the real one."""
+class SessionCommands(Protocol):
+    """The engine's session, as a conversation commands it. `streaming.engine.session.EngineSession` is the real one."""
 
     def listen(self, pcm: NDArray[np.float32]) -> bool: ...
     def speak(self, max_frames: int, lead_frames: int) -> int: ...
@@ -30,7 +30,7 @@ class EngineCommands:
     behind_frames: how many frames the engine has taken and not heard yet. Each command raises as the engine does.
     """
 
-    def __init__(self, engine: EngineSession) -> None:
+    def __init__(self, engine: SessionCommands) -> None:
         self.behind_frames = 0
         self._engine = engine
         self._waiting: deque[Callable[[], bool]] = deque()

@@ -1,4 +1,4 @@
-"""What a live session tells its listener, in order, from the engine's thread."""
+"""What a session tells its owner, in order, from the engine's thread."""
 
 from __future__ import annotations
 

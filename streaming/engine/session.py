@@ -119,7 +119,7 @@ class _Configure:
 _Command = _Listen | _Speak | _Interrupt | _Forget | _Configure
 
 
-class LiveSession:
+class EngineSession:
     """A session as the server drives it. `Engine.attach` makes one; its methods may be called from any thread.
 
     `turn` counts from 1. Everything marked "engine's thread" is called by the scheduler, with the engine's lock held.

@@ -9,7 +9,7 @@ from functools import partial
 
 from streaming.config import Sampling
 from streaming.engine.engine import Engine
-from streaming.engine.session import Listener, LiveSession
+from streaming.engine.session import EngineSession, Listener
 from streaming.errors import EngineFullError, StreamingError
 from streaming.server.engine_events import EngineEvents
 
@@ -56,7 +56,7 @@ class Admission:
 
     async def attach(
         self, listener: Listener, sampling: Sampling, slides: bool, waiting: Callable[[int], None]
-    ) -> LiveSession:
+    ) -> EngineSession:
         """Return a slot, now or after a wait. `waiting` is told the place in line, 1 for the next, when it changes.
 
         The listener is called by the loop, which is the same for all sessions.
@@ -93,7 +93,7 @@ class Admission:
                     other(number)
             self._changed.set()
 
-    def _try(self, listener: Listener, sampling: Sampling, slides: bool) -> LiveSession:
+    def _try(self, listener: Listener, sampling: Sampling, slides: bool) -> EngineSession:
         if self.stopping:
             raise StoppingError("the server is about to stop; try another one, or again in a while")
         if self._engine.overloaded:

@@ -35,7 +35,7 @@ CODES = np.zeros(4, np.int64)
 
 
 class EngineModel:
-    """Keep the contract of `streaming.engine.session.LiveSession`, and assert that its owner does.
+    """Keep the contract of `streaming.engine.session.EngineSession`, and assert that its owner does.
 
     room: how many frames may wait. length: after how many frames the speech of a turn ends by itself. failure: raised
     by every command while set. log: the commands, without `release`; events: what its listener is to be told.

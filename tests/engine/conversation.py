@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from streaming.audio import FRAME
 from streaming.config import Sampling
 from streaming.engine.events import Event, Forgotten, FrameSpoken, Interrupted, TurnDone, TurnStarted
-from streaming.engine.session import LiveSession
+from streaming.engine.session import EngineSession
 from streaming.errors import EmptyPromptError, SessionError
 from tests.engine.stub_step import Entry, Stream, StubStep, codes_of, frame, heard, pcm_of, spoken
 
@@ -105,7 +105,7 @@ class Driver(Protocol):
 class Conversation:
     """Does a program with a session, never waiting for more than a listener must, and keeps what must come of it."""
 
-    def __init__(self, live: LiveSession, step: StubStep, events: list[Event], driver: Driver, seed: int) -> None:
+    def __init__(self, live: EngineSession, step: StubStep, events: list[Event], driver: Driver, seed: int) -> None:
         self._live, self._step, self._events, self._driver = live, step, events, driver
         self._sampling = Sampling(seed=seed)
         self._stream = Stream()

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from streaming.config import Sampling
 from streaming.engine.engine import Engine
 from streaming.engine.events import QUEUED_FRAMES, Event, Failed, FrameSpoken, Heard, Interrupted, TurnDone, TurnStarted
-from streaming.engine.session import LiveSession
+from streaming.engine.session import EngineSession
 from streaming.errors import EngineFullError, EngineStoppedError, StepFailedError
 from tests.engine.conversation import Act, Conversation, programs
 from tests.engine.stub_step import PATIENCE_S, Recorder, StubStep, frame, heard, running, spoken
@@ -26,12 +26,12 @@ SAMPLING = Sampling(seed=7)
 SPOKEN = spoken(SAMPLING)
 
 
-def hear(live: LiveSession, *values: int) -> None:
+def hear(live: EngineSession, *values: int) -> None:
     for value in values:
         assert live.listen(frame(value))
 
 
-def settle(live: LiveSession, recorder: Recorder) -> None:
+def settle(live: EngineSession, recorder: Recorder) -> None:
     """Waits until all commands have taken effect: interruptions of no turn are answered, too."""
     count = len(recorder.of(Interrupted)) + 1
     live.interrupt(0, 0)
@@ -41,7 +41,7 @@ def settle(live: LiveSession, recorder: Recorder) -> None:
 class ThreadDriver:
     """Waits for the engine's thread, and pauses at random."""
 
-    def __init__(self, live: LiveSession, recorder: Recorder, timing: random.Random) -> None:
+    def __init__(self, live: EngineSession, recorder: Recorder, timing: random.Random) -> None:
         self.wait_for_room = live.wait_for_room
         self.wait_for = recorder.wait_for
         self._timing = timing
@@ -475,7 +475,7 @@ def test_an_hour_keeps_memory_flat() -> None:
         elif isinstance(event, Interrupted):
             answered.release()
 
-    def talk(live: LiveSession, frames: int) -> None:
+    def talk(live: EngineSession, frames: int) -> None:
         """Ten frames of speech and ten spoken, of which two are taken back, again and again."""
         pcm = np.zeros(step_frame, np.float32)
         for _ in range(frames // 20):

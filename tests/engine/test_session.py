@@ -28,7 +28,7 @@ from streaming.engine.events import (
     TurnDone,
     TurnStarted,
 )
-from streaming.engine.session import LiveSession
+from streaming.engine.session import EngineSession
 from streaming.errors import EmptyPromptError, EngineStoppedError, PromptTooLongError, SessionError
 from tests.engine.conversation import Act, Conversation, programs
 from tests.engine.stub_step import Entry, Stream, StubStep, codes_of, frame, heard, never, pcm_of, spoken
@@ -56,7 +56,7 @@ class Bench:
     ) -> None:
         self.step = StubStep(1, ends=ends, context_frames=context_frames)
         self.events: list[Event] = []
-        self.live = LiveSession(0, self.step, held(), self.events.append, SAMPLING, slides)
+        self.live = EngineSession(0, self.step, held(), self.events.append, SAMPLING, slides)
         self._timing = timing
 
     def step_once(self, seconds: float = 0.002) -> bool:
@@ -728,7 +728,7 @@ def test_a_listener_that_raises_or_closes_ends_its_session(
             live.close()
 
     bench = Bench()
-    live = bench.live = LiveSession(0, bench.step, held(), listener, SAMPLING, True)
+    live = bench.live = EngineSession(0, bench.step, held(), listener, SAMPLING, True)
     bench.hear(1)
     live.speak(1, 1)
     live.interrupt(1, 0) if kind is Interrupted else None
