@@ -20,7 +20,7 @@ class SessionCommands(Protocol):
     def speak(self, max_frames: int, lead_frames: int) -> int: ...
     def release(self, turn: int, frames: int) -> None: ...
     def interrupt(self, turn: int, heard_samples: int) -> None: ...
-    def forget(self, frames: int) -> None: ...
+    def clear_input(self, frames: int) -> None: ...
     def configure(self, sampling: Sampling) -> None: ...
 
 
@@ -65,9 +65,9 @@ class EngineCommands:
         """End a turn, of which so much was heard."""
         self._give(partial(self._engine.interrupt, turn, heard_samples))
 
-    def forget(self, frames: int) -> None:
+    def clear_input(self, frames: int) -> None:
         """Take back the last frames of the prompt."""
-        self._give(partial(self._engine.forget, frames))
+        self._give(partial(self._engine.clear_input, frames))
 
     def release(self, turn: int, frames: int) -> None:
         """Tell how far the listener is, which needs no order."""
@@ -79,7 +79,7 @@ class EngineCommands:
         self._go_on()
 
     def clear(self) -> None:
-        """Forget what waits."""
+        """Drop what waits."""
         self._waiting.clear()
 
     def _give(self, command: Callable[[], None]) -> None:

@@ -25,13 +25,13 @@ from streaming.engine.events import (
     EndReason,
     Event,
     Failed,
-    Forgotten,
+    FrameHeard,
     FrameSpoken,
-    Heard,
+    InputCleared,
     Interrupted,
     StepAudio,
     TurnDone,
-    TurnStarted,
+    TurnSpeaking,
 )
 from streaming.errors import EmptyPromptError, EngineStoppedError, PromptTooLongError, SessionError, StreamingError
 
@@ -107,7 +107,7 @@ class _Interrupt:
 
 
 @dataclass(frozen=True, slots=True)
-class _Forget:
+class _ClearInput:
     frames: int
 
 
@@ -116,7 +116,7 @@ class _Configure:
     sampling: Sampling
 
 
-_Command = _Listen | _Speak | _Interrupt | _Forget | _Configure
+_Command = _Listen | _Speak | _Interrupt | _ClearInput | _Configure
 
 
 class EngineSession:
@@ -178,8 +178,10 @@ class EngineSession:
         """Hear one frame, float32 [1920], which is now the session's: do not write into it again. One of fewer samples
         (at least one) is the end of what is said: the encoder takes it as it takes the end of a file.
 
-        False if `QUEUED_FRAMES` wait already: offer it again after a `Heard`. Raises `SessionError` while speaking.
-        A session that does not slide fails with `PromptTooLongError` when it hears more than its context holds.
+        False if `QUEUED_FRAMES` wait already: offer it again after a `FrameHeard`.
+
+        Raises `SessionError` while speaking. A session that does not slide fails with `PromptTooLongError` when it
+        hears more than its context holds.
         """
         assert pcm.ndim == 1 and 1 <= len(pcm) <= FRAME and pcm.dtype == np.float32, (pcm.shape, pcm.dtype)
         with self._changed:
@@ -232,7 +234,7 @@ class EngineSession:
                     self._changed.notify_all()
 
     def interrupt(self, turn: int, heard_samples: int) -> None:
-        """End the turn's continuation and forget what was not heard of it, to the frame. Answered with `Interrupted`.
+        """End the turn's continuation, and cut what was not heard of it, to the frame. Answered with `Interrupted`.
 
         After the continuation has ended it still cuts, unless the next turn has begun to listen.
         """
@@ -243,8 +245,8 @@ class EngineSession:
                 self._begin_next_turn()
             self._give(_Interrupt(turn, heard_samples // FRAME))
 
-    def forget(self, frames: int) -> None:
-        """Take back the last frames heard in this turn, as far as can be. Answered with `Forgotten`.
+    def clear_input(self, frames: int) -> None:
+        """Take back the last frames heard in this turn, as far as can be. Answered with `InputCleared`.
 
         A stream that holds nothing else can be emptied; any other can be cut back by the step's `rewind_frames`. Raises
         `SessionError` while speaking.
@@ -256,7 +258,7 @@ class EngineSession:
                 raise SessionError("the session is speaking: interrupt it first")
             self._prompt_next = max(0, self._prompt_next - frames)
             self._heard_any = self._heard_any and (self._turn_next > 1 or self._prompt_next > 0)
-            self._give(_Forget(frames))
+            self._give(_ClearInput(frames))
 
     def configure(self, sampling: Sampling) -> None:
         """Change how tokens are drawn from here on."""
@@ -303,8 +305,8 @@ class EngineSession:
                     self._start_speaking(command)
                 case _Interrupt(turn, heard_frames):
                     self._cut(turn, heard_frames)
-                case _Forget(frames):
-                    self._forget(frames)
+                case _ClearInput(frames):
+                    self._take_back(frames)
                 case _Configure(sampling):
                     self._sampling = sampling
                     self._step.configure(self.slot, sampling)
@@ -325,7 +327,7 @@ class EngineSession:
         self._queued_frames -= 1
         self._prompt_frames += 1
         self._changed.notify_all()
-        self._tell(Heard(codes))
+        self._tell(FrameHeard(codes))
 
     def spoke(self, audio: StepAudio, row: int, codes: NDArray[np.int64], ended: bool, seconds: float) -> None:
         """Note a step of the continuation, which gave a frame unless the model `ended` its speech."""
@@ -370,8 +372,8 @@ class EngineSession:
         self._spoken_before = self._spoken
         self._spoken = self._released = self._steps = 0
         self._step_seconds, self._first_frame_ms = 0.0, None
-        forgotten = max(0, self._step.frames(self.slot) + 1 - self._step.context_frames)
-        self._tell(TurnStarted(self._turn, self._prompt_frames, forgotten))
+        dropped = max(0, self._step.frames(self.slot) + 1 - self._step.context_frames)
+        self._tell(TurnSpeaking(self._turn, self._prompt_frames, dropped))
 
     def _stop_speaking(self, reason: EndReason) -> None:
         mean_ms = 1e3 * self._step_seconds / self._steps if self._steps else None
@@ -383,7 +385,7 @@ class EngineSession:
         self._prompt_frames = 0
         self._tell(done)
 
-    def _forget(self, frames: int) -> None:
+    def _take_back(self, frames: int) -> None:
         frames = min(frames, self._prompt_frames)
         if frames and frames == self._step.frames(self.slot):
             self.unclean = True
@@ -391,7 +393,7 @@ class EngineSession:
             frames = min(frames, self._step.reach(self.slot))
             self._step.rewind(self.slot, frames)
         self._prompt_frames -= frames
-        self._tell(Forgotten(self._turn, frames, self._prompt_frames))
+        self._tell(InputCleared(self._turn, frames, self._prompt_frames))
 
     def _cut(self, turn: int, heard_frames: int) -> None:
         speaking, spoken = self._state is State.SPEAKING, self._spoken

@@ -16,7 +16,16 @@ from hypothesis import strategies as st
 
 from streaming.config import Sampling
 from streaming.engine.engine import Engine
-from streaming.engine.events import QUEUED_FRAMES, Event, Failed, FrameSpoken, Heard, Interrupted, TurnDone, TurnStarted
+from streaming.engine.events import (
+    QUEUED_FRAMES,
+    Event,
+    Failed,
+    FrameHeard,
+    FrameSpoken,
+    Interrupted,
+    TurnDone,
+    TurnSpeaking,
+)
 from streaming.engine.session import EngineSession
 from streaming.errors import EngineFullError, EngineStoppedError, StepFailedError
 from tests.engine.conversation import Act, Conversation, programs
@@ -93,7 +102,7 @@ def test_slots_that_are_ready_share_a_step_and_no_step_is_wider_than_needed() ->
         step.allow()
         step.wait_until_begun()
         step.allow()
-        recorders[2].wait_for_event(Heard)
+        recorders[2].wait_for_event(FrameHeard)
         assert list(step.widths) == [1, 3]
         assert step.calls == 2
         assert [step.streams[slot].entries for slot in range(3)] == [[heard(1)], [heard(2)], [heard(3)]]
@@ -181,9 +190,9 @@ def test_a_slot_whose_step_is_running_passes_to_another_session_unharmed(speaks:
         after.wait_for_event(TurnDone)
         assert len(before.events) == told
         assert [type(event) for event in after.events] == [
-            Heard,
-            Heard,
-            TurnStarted,
+            FrameHeard,
+            FrameHeard,
+            TurnSpeaking,
             FrameSpoken,
             FrameSpoken,
             TurnDone,
@@ -269,7 +278,7 @@ def test_a_full_queue_has_room_after_a_frame_was_heard() -> None:
         step.wait_until_begun()
         assert not live.listen(frame(99))
         step.allow()
-        recorder.wait_for_event(Heard)
+        recorder.wait_for_event(FrameHeard)
         hear(live, 99)
         step.allow_all()
         settle(live, recorder)
@@ -345,7 +354,7 @@ def test_failed_steps_with_good_ones_between_them_do_not_add_up(caplog: pytest.L
             step.failure = None
             good = engine.attach(recorder, SAMPLING)
             hear(good, 2)
-            recorder.wait_for_event(Heard)
+            recorder.wait_for_event(FrameHeard)
             good.close()
         assert engine.failure is None
         assert engine.stats().steps_failed == 4

@@ -13,17 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from streaming.engine.events import Event, Heard
+from streaming.engine.events import Event, FrameHeard
 from streaming.server import engine_events
 from streaming.server.engine_events import EngineEvents
 
 
 def event(number: int) -> Event:
-    return Heard(np.array([number]))
+    return FrameHeard(np.array([number]))
 
 
 def numbers(events: list[Event]) -> list[int]:
-    return [int(said.codes[0]) for said in events if isinstance(said, Heard)]
+    return [int(said.codes[0]) for said in events if isinstance(said, FrameHeard)]
 
 
 def test_a_steps_events_wake_the_loop_once(monkeypatch: pytest.MonkeyPatch) -> None:
