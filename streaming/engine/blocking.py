@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from streaming.audio import FRAME
 from streaming.engine.events import Event, Failed, FrameSpoken, TurnDone
-from streaming.engine.session import EngineSession, Listener
+from streaming.engine.session import EngineSession, OnEvent
 from streaming.errors import EngineStoppedError
 
 LEAD_FRAMES = 4
@@ -30,8 +30,8 @@ class Session:
         play(pcm)
     """
 
-    def __init__(self, attach: Callable[[Listener], EngineSession], seed: int) -> None:
-        """attach: opens the engine's session, which tells the listener what happens. seed: of its sampling."""
+    def __init__(self, attach: Callable[[OnEvent], EngineSession], seed: int) -> None:
+        """attach: opens the engine's session, which gives each event to that function. seed: of its sampling."""
         self._events: queue.SimpleQueue[FrameSpoken | TurnDone | Failed] = queue.SimpleQueue()  # bounded by the lead
         self._session = attach(self._take)
         self._turn = 0  # the one that was spoken last

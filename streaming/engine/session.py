@@ -1,7 +1,7 @@
 """One session: its stream of commands, its turns, and how far it may run ahead of its listener.
 
 Commands are queued in the order in which they are given and take effect in that order, so what a session does depends
-on what it was told and never on when. They never block; what comes of them is told to the listener.
+on what it was told and never on when. They never block; what comes of them is told to the session's owner.
 """
 
 from __future__ import annotations
@@ -37,13 +37,14 @@ from streaming.errors import EmptyPromptError, EngineStoppedError, PromptTooLong
 
 _LOG = logging.getLogger(__name__)
 
-Listener = Callable[[Event], None]
+OnEvent = Callable[[Event], None]
+"""What a session's owner has called with each of its events."""
 
 
 class StepResult(Protocol):
     """The result of a step over its first B slots: pcm float32 [B, 1920], codes int64 [B, Q], ended, broken bool [B].
 
-    The arrays are the caller's to keep: they go to the listeners as they are.
+    The arrays are the caller's to keep: they go to the sessions' owners as they are.
     """
 
     @property
@@ -126,11 +127,11 @@ class EngineSession:
     """
 
     def __init__(
-        self, slot: int, step: Step, changed: Condition, listener: Listener, sampling: Sampling, slides: bool
+        self, slot: int, step: Step, changed: Condition, on_event: OnEvent, sampling: Sampling, slides: bool
     ) -> None:
         self.slot = slot
         self.seed = sampling.seed
-        self._step, self._changed, self._listener = step, changed, listener
+        self._step, self._changed, self._on_event = step, changed, on_event
         self._slides = slides
         self._error: StreamingError | None = None  # what ended it
         self._state = State.LISTENING
@@ -346,7 +347,7 @@ class EngineSession:
             self._stop_speaking("max_frames")
 
     def fail(self, error: StreamingError) -> None:
-        """End the session, and tell its listener why."""
+        """End the session, and tell its owner why."""
         if self._state is not State.CLOSED:
             self._tell(Failed(error))
             self._error = error
@@ -356,9 +357,9 @@ class EngineSession:
         if self._state is State.CLOSED:
             return
         try:
-            self._listener(event)
+            self._on_event(event)
         except Exception:  # the boundary to whoever owns the session: its fault is not the other sessions'
-            _LOG.exception("a session's listener failed; the session is closed")
+            _LOG.exception("a session's `on_event` failed; the session is closed")
             self.close()
 
     def _too_long(self) -> PromptTooLongError:

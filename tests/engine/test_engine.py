@@ -454,16 +454,16 @@ def test_an_engine_that_nobody_used_can_be_closed() -> None:
 
 
 @pytest.mark.parametrize("at_the_end", [False, True])
-def test_a_listener_that_raises_harms_no_other_session(at_the_end: bool, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_owner_that_raises_harms_no_other_session(at_the_end: bool, caplog: pytest.LogCaptureFixture) -> None:
     """One such listener, say of an event loop that was closed, ended the engine, and the others were never told."""
 
-    def listener(event: Event) -> None:
+    def on_event(event: Event) -> None:
         if isinstance(event, Failed) or not at_the_end:
             raise RuntimeError("Event loop is closed")
 
     step, recorder = StubStep(2), Recorder()
     with running(step) as engine:
-        bad, good = engine.attach(listener, SAMPLING), engine.attach(recorder, SAMPLING)
+        bad, good = engine.attach(on_event, SAMPLING), engine.attach(recorder, SAMPLING)
         hear(bad, 1)
         hear(good, 2)
         good.speak(2, 2)
@@ -478,7 +478,7 @@ def test_an_hour_keeps_memory_flat() -> None:
     step = StubStep(1)
     spoken_frames, answered = threading.Semaphore(0), threading.Semaphore(0)
 
-    def listener(event: Event) -> None:
+    def on_event(event: Event) -> None:
         if isinstance(event, FrameSpoken):
             spoken_frames.release()
         elif isinstance(event, Interrupted):
@@ -503,7 +503,7 @@ def test_an_hour_keeps_memory_flat() -> None:
 
     step_frame = len(frame(0))
     with running(step) as engine:
-        live = engine.attach(listener, SAMPLING)
+        live = engine.attach(on_event, SAMPLING)
         talk(live, 2000)
         gc.collect()
         before = sys.getallocatedblocks()

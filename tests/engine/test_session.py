@@ -714,13 +714,13 @@ def test_a_failure_is_the_last_event() -> None:
 
 @pytest.mark.parametrize("kind", [FrameHeard, TurnSpeaking, FrameSpoken, TurnDone, Interrupted])
 @pytest.mark.parametrize("raises", [True, False])
-def test_a_listener_that_raises_or_closes_ends_its_session(
+def test_an_owner_that_raises_or_closes_ends_its_session(
     kind: type[Event], raises: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A session that was closed while it told of its last frame was set to listening again."""
     told: list[Event] = []
 
-    def listener(event: Event) -> None:
+    def on_event(event: Event) -> None:
         told.append(event)
         if isinstance(event, kind):
             if raises:
@@ -728,7 +728,7 @@ def test_a_listener_that_raises_or_closes_ends_its_session(
             live.close()
 
     bench = Bench()
-    live = bench.live = EngineSession(0, bench.step, held(), listener, SAMPLING, True)
+    live = bench.live = EngineSession(0, bench.step, held(), on_event, SAMPLING, True)
     bench.hear(1)
     live.speak(1, 1)
     live.interrupt(1, 0) if kind is Interrupted else None

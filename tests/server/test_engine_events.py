@@ -111,7 +111,7 @@ def test_whenever_an_event_is_put_the_loop_finds_it() -> None:
     assert next(moments) > 4
 
 
-def test_a_listener_that_fails_takes_nobody_elses_events() -> None:
+def test_an_owner_that_fails_takes_nobody_elses_events() -> None:
     async def main() -> None:
         events, found, failures = EngineEvents(), list[Event](), list[Any]()
         asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context["exception"]))
@@ -119,8 +119,8 @@ def test_a_listener_that_fails_takes_nobody_elses_events() -> None:
         def fails(_: Event) -> None:
             raise ValueError("this one's fault")
 
-        for listener in (found.append, fails, found.append):
-            events.put(listener, event(len(found)))
+        for on_event in (found.append, fails, found.append):
+            events.put(on_event, event(len(found)))
         await asyncio.sleep(0.01)
         assert len(found) == 2
         assert [str(failure) for failure in failures] == ["this one's fault"]
