@@ -47,7 +47,7 @@ class Spoken {
   }
 }
 
-export class Conversation {
+export class Talk {
   phase = "idle";
   /** {code, message} while phase is "problem". */
   problem = null;
@@ -159,7 +159,7 @@ export class Conversation {
     });
   }
 
-  /** Says the last prompt again, in a conversation of its own, with the same seed: the same settings give the same. */
+  /** Says the last prompt again, in a talk of its own, with the same seed: the same settings give the same. */
   repeat() {
     return this.#command(async () => {
       const last = this.#last;
@@ -175,7 +175,7 @@ export class Conversation {
     });
   }
 
-  /** Ends the conversation and closes the microphone. The next one begins without its past. */
+  /** Ends the talk and closes the microphone. The next one begins without its past. */
   end() {
     return this.#command(async () => {
       await this.#end();
