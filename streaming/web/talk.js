@@ -14,7 +14,7 @@
 
 import { AudioError } from "./audio.js";
 import { FRAME, SAMPLE_RATE } from "./protocol.js";
-import { Session } from "./session.js";
+import { ContinuationClient } from "./client.js";
 import { drawSeed } from "./settings.js";
 import { MACHINE, Tape, YOU } from "./tape.js";
 
@@ -243,7 +243,8 @@ export class Talk {
       sampling: this.#sampling(),
       ...(vad && { vad: { silence_ms: silenceMs } }),
     };
-    const session = new Session(this.#openSocket, start, (event) => session === this.#session && this.#onEvent(event));
+    const whileCurrent = (event) => session === this.#session && this.#onEvent(event);
+    const session = new ContinuationClient(this.#openSocket, start, whileCurrent);
     this.#session = session;
   }
 
