@@ -34,7 +34,6 @@ from streaming.client.dialing import RefusedError, SessionLostError, leads_to_th
 from streaming.errors import ContinuationError, StreamingError
 from streaming.protocol.messages import SamplingOptions, SessionStart
 from streaming.protocol.opus import opus_available
-from streaming.terminal.conversation import Conversation
 from streaming.terminal.devices import Device, Microphone, Speaker, device_table, find_device, list_devices
 from streaming.terminal.echo import EchoCanceller
 from streaming.terminal.jitter_buffer import JitterBuffer
@@ -43,6 +42,7 @@ from streaming.terminal.loudspeaker import SimulatedLoudspeaker
 from streaming.terminal.own_server import own_server, server_command
 from streaming.terminal.recording import Recording
 from streaming.terminal.sources import file_pieces
+from streaming.terminal.talk import Talk
 from streaming.terminal.view import Meters, TurnReport, View, choose_view
 
 # The server runs at most this far ahead of playback. The jitter buffer stays below it by a frame and by what playback
@@ -105,7 +105,7 @@ async def _stream_file(args: argparse.Namespace) -> None:
         async with contextlib.AsyncExitStack() as session:
             server = await _find_server(args, session, view)
             client = await session.enter_async_context(_connect(args, server, view, floats=not reader.sixteen_bits))
-            conversation = Conversation(
+            conversation = Talk(
                 client,
                 view,
                 turn_taking=args.turn,
@@ -139,7 +139,7 @@ async def _converse(args: argparse.Namespace) -> None:
                 keys = Keyboard(steady=args.push_to_talk)
                 over = False
                 while not over:
-                    conversation = Conversation(
+                    conversation = Talk(
                         client,
                         view,
                         turn_taking=args.turn,
