@@ -88,8 +88,8 @@ def parse(arguments: Sequence[str] | None = None, program: str = PROGRAM) -> arg
         "--transport",
         choices=("auto", "pcm", "opus"),
         default="auto",
-        help="how audio travels: pcm takes 384 kbit/s, opus 30 (`pip install sphn`); auto is opus to other machines, "
-        "where both sides have it (default: auto)",
+        help="how audio travels: pcm takes 384 kbit/s, opus 30 (`pip install opuslib-next-bundled`); auto is opus to "
+        "other machines, where both sides have it (default: auto)",
     )
     parser.add_argument("--list-devices", action="store_true", help="list sound devices and quit")
     parser.add_argument("--input-device", metavar="X", help="microphone: number or part of a name")
@@ -120,7 +120,7 @@ def parse(arguments: Sequence[str] | None = None, program: str = PROGRAM) -> arg
         from streaming.protocol.opus import opus_available  # brings numpy
 
         if not opus_available():
-            parser.error("--transport opus needs the Python package: `pip install sphn`")
+            parser.error("--transport opus needs the Python package: `pip install opuslib-next-bundled`")
     args.model = args.model or "demo"
     return args
 

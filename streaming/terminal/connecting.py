@@ -23,7 +23,9 @@ from streaming.terminal.view import Meters, View
 
 LEAD_MS = 400
 """The server runs at most this far ahead of playback."""
-NO_OPUS = "the server has no Opus (`pip install sphn` there): audio is sent as it is, 384 kbit/s each way"
+NO_OPUS = (
+    "the server has no Opus (`pip install opuslib-next-bundled` there): audio is sent as it is, 384 kbit/s each way"
+)
 AGAIN_S = (0.0, 0.5, 1.0, 2.0, 4.0)
 """Before each attempt to begin anew; the last one again and again."""
 

@@ -19,7 +19,6 @@ from streaming.client.dialing import SessionLostError
 from streaming.command import INTERRUPTED, TERMINATED, complain, drop_output, raise_on_interrupt, say
 from streaming.errors import ContinuationError, StreamingError
 from streaming.terminal.connecting import LEAD_MS, begin_anew, connect, find_server
-from streaming.terminal.conversation import Conversation
 from streaming.terminal.devices import Device, Microphone, Speaker, device_table, find_device, list_devices
 from streaming.terminal.echo import EchoCanceller
 from streaming.terminal.jitter_buffer import JitterBuffer
@@ -27,6 +26,7 @@ from streaming.terminal.keyboard import Keyboard, key_by_key
 from streaming.terminal.loudspeaker import SimulatedLoudspeaker
 from streaming.terminal.recording import Recording
 from streaming.terminal.sources import file_pieces
+from streaming.terminal.talk import Talk
 from streaming.terminal.view import TurnReport, View, choose_view
 
 MAX_BUFFER_MS = LEAD_MS - 80 - 80
@@ -83,7 +83,7 @@ async def stream_file(args: argparse.Namespace, program: str) -> None:
         async with contextlib.AsyncExitStack() as session:
             server = await find_server(args, session, view)
             client = await session.enter_async_context(connect(args, server, view, floats=not reader.sixteen_bits))
-            conversation = Conversation(
+            talk = Talk(
                 client,
                 view,
                 turn_taking=args.turn,
@@ -91,8 +91,8 @@ async def stream_file(args: argparse.Namespace, program: str) -> None:
                 output=output,
                 record=record,
             )
-            report = await conversation.run_file(file_pieces(reader, realtime=realtime))
-    _summarize(args, program, view, conversation.whole_turns, report)
+            report = await talk.run_file(file_pieces(reader, realtime=realtime))
+    _summarize(args, program, view, talk.whole_turns, report)
 
 
 async def converse(args: argparse.Namespace, program: str) -> None:
@@ -117,7 +117,7 @@ async def converse(args: argparse.Namespace, program: str) -> None:
                 keys = Keyboard(steady=args.push_to_talk)
                 over = False
                 while not over:
-                    conversation = Conversation(
+                    talk = Talk(
                         client,
                         view,
                         turn_taking=args.turn,
@@ -127,16 +127,16 @@ async def converse(args: argparse.Namespace, program: str) -> None:
                         push_to_talk=args.push_to_talk,
                     )
                     try:
-                        await conversation.run_microphone(microphone, keys)
+                        await talk.run_microphone(microphone, keys)
                         over = True
                     except SessionLostError as error:
                         if args.url is None:
                             raise  # a server of our own that is gone does not come back
                         view.event("session_lost", {"message": f"{error}; a new conversation begins"})
                     finally:
-                        whole_turns, last = whole_turns + conversation.whole_turns, conversation.last_report or last
+                        whole_turns, last = whole_turns + talk.whole_turns, talk.last_report or last
                     if not over:
-                        client = await begin_anew(args, server, session, view, conversation.meters)
+                        client = await begin_anew(args, server, session, view, talk.meters)
         finally:
             # However it ended, what was said was said: keep it.
             if output is not None and output.samples:
