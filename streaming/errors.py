@@ -81,6 +81,12 @@ class PromptTooLongError(SessionError):
     code = "prompt_too_long"
 
 
+class SnapshotError(StreamingError):
+    """Bytes that are to be a saved session are none, are damaged, or belong to another model."""
+
+    code = "bad_snapshot"
+
+
 class ProtocolError(StreamingError):
     """A peer broke the wire protocol; its session ends, nobody else's."""
 

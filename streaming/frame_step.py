@@ -11,8 +11,9 @@ and do not advance.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,10 @@ from torch.overrides import TorchFunctionMode
 from streaming.audio import FRAME
 from streaming.config import Sampling
 from streaming.models.llama import LlamaDecoder
-from streaming.models.mimi import StreamingMimi
+from streaming.models.mimi import STEPS, StreamingMimi
 from streaming.models.sampler import FEW, Drawing, SamplerState
+from streaming.models.slot_copy import Copying, SlotCopy, Track, put, take
+from streaming.models.slot_file import pack, unpack
 
 _WIDTHS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 """Batch widths that are captured as graphs; a step in between computes some idle slots along."""
@@ -86,6 +89,29 @@ class DeviceStep:
         self.sampler = SamplerState.allocate(num_slots, codec.device)
         self.inputs = torch.zeros(num_slots, FRAME + 2, device=codec.device)
         self.outputs = torch.zeros(num_slots, FRAME + codec.num_codebooks + 2, device=codec.device)
+
+    def tracks(self) -> list[Track]:
+        """Return what of a slot's state a copy of it holds; the rest follows from the stream's position."""
+        books, mimi, llama = self.codec.num_codebooks, self.codec_state, self.decoder_state
+        halves = {"codec_encoder": mimi.encoder, "codec_decoder": mimi.decoder}
+        back = self.codec.config.window - 1
+        return [
+            *(Track(name, half.ring, half.contexts, STEPS, back, 0) for name, half in halves.items()),
+            Track(
+                "decoder",
+                llama.ring,
+                llama.lasts,
+                books,
+                books * (self.context_frames - 1),
+                late=1,
+                limit=books * self.decoder.codebook_size,
+            ),
+        ]
+
+    def place(self, slot: int, frames: int) -> None:
+        """Say how long a slot's stream is."""
+        for position in (self.codec_state.encoder.frames, self.codec_state.decoder.frames, self.decoder_state.frames):
+            position[slot] = frames
 
     @torch.inference_mode()
     def advance(self, bucket: Bucket) -> None:
@@ -220,6 +246,9 @@ class FrameStep:
         self.num_slots, self.num_codebooks = num_slots, codec.num_codebooks
         self.context_frames, self.rewind_frames = context_frames, rewind_frames
         self._device = DeviceStep(codec, decoder, num_slots, context_frames, rewind_frames)
+        sizes = (context_frames, rewind_frames, codec.activations, decoder.dtype)
+        self.identity = sha256(repr((codec.fingerprint, decoder.fingerprint, *sizes)).encode()).hexdigest()
+        """The same for two steps between which a slot's copy can be carried."""
         self._graphs: _Graphs | None = None
         self._inputs, self._outputs = self._device.inputs, self._device.outputs  # the host's
         if codec.device.type == "cuda":
@@ -268,10 +297,45 @@ class FrameStep:
         """Take back a slot's last frames, as if they had never been: at most `reach` of them."""
         length = int(self._frames[slot])
         assert 0 <= frames <= self.reach(slot), (frames, length, self._least[slot])
-        self._device.codec_state.encoder.frames[slot] -= frames
-        self._device.codec_state.decoder.frames[slot] -= frames
-        self._device.decoder_state.frames[slot] -= frames
-        self._frames[slot] -= frames
+        self._place(slot, length - frames)
+
+    def copy(self, slot: int, reach: int, base: SlotCopy | None = None, common: int = 0) -> Copying:
+        """Copy a slot to the host's memory, a piece after another: what `take` says. The slot is not rewound meanwhile,
+        and advances by at most `rewind_frames - reach` frames.
+
+        reach: how many frames the copy is to be rewound at most; the slot must reach as far.
+        """
+        assert 0 <= reach <= self.reach(slot), (reach, self.reach(slot))
+        return take(slot, self.identity, int(self._frames[slot]), reach, self._device.tracks(), base, common)
+
+    def put(
+        self, slot: int, copy: SlotCopy, sampling: Sampling, common: int = 0, longest: int | None = None
+    ) -> Generator[None]:
+        """Give a slot to the stream of a copy, a piece after another; the slot takes part in no step meanwhile. See
+        `slot_copy.put`; with `longest`, it is the stream that the slot has.
+        """
+        if longest is None:
+            self.open(slot, sampling)
+        else:
+            self.configure(slot, sampling)
+        self._place(slot, copy.frames)  # first: where others are computed along, an idle slot is written behind this
+        self._least[slot] = copy.frames - copy.reach
+        yield
+        yield from put(slot, copy, self._device.tracks(), common, longest)
+
+    def pack(self, copy: SlotCopy, said: dict[str, str]) -> bytes:
+        """Return a copy as bytes, and what else is to be said with it. Any thread may call this."""
+        return pack(copy, said)
+
+    def unpack(self, data: bytes) -> tuple[SlotCopy, dict[str, str]]:
+        """Return what `pack` was given. Any thread may call this. Raises `SnapshotError` for what it never makes, or
+        makes for steps of another `identity`.
+        """
+        return unpack(data, self.identity, self._device.tracks(), self.rewind_frames)
+
+    def _place(self, slot: int, frames: int) -> None:
+        self._device.place(slot, frames)
+        self._frames[slot] = frames
 
     def buckets(self) -> list[Bucket]:
         """Return all buckets that are captured, none on a CPU. The widest comes first: the others share its memory."""

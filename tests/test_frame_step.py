@@ -15,6 +15,7 @@ from streaming.config import Sampling
 from streaming.frame_step import FrameStep, StepResult
 from streaming.models.llama import LlamaDecoder
 from streaming.models.mimi import StreamingMimi
+from streaming.models.slot_copy import SlotCopy
 from tests.reference import FRAME, load_codec, load_decoder, published_pipeline, relative_error, speech
 
 GREEDY = Sampling(temperature=0.0)
@@ -514,3 +515,120 @@ def test_a_seed_repeats_itself_and_another_does_not(codec: StreamingMimi, decode
     first = spoken(0, 1)
     assert np.array_equal(first, spoken(2, 1))
     assert not np.array_equal(first, spoken(0, 2))
+
+
+def copied(
+    step: FrameStep,
+    slot: int,
+    reach: int | None = None,
+    meanwhile: Callable[[], None] = lambda: None,
+    base: SlotCopy | None = None,
+    common: int = 0,
+) -> SlotCopy:
+    """A copy of a slot, with something that happens between its pieces."""
+    copying = step.copy(slot, step.reach(slot) if reach is None else reach, base, common)
+    while True:
+        try:
+            next(copying)
+        except StopIteration as done:
+            copy: SlotCopy = done.value
+            return copy
+        meanwhile()
+
+
+def poison(step: FrameStep, slot: int) -> None:
+    """Leave NaN in a slot wherever a stream could have left something."""
+    for track in step._device.tracks():
+        for tensor in (track.ring.keys[slot, :, :, track.ring.prefix :], track.ring.values[slot], track.history[slot]):
+            if tensor.is_floating_point():
+                tensor.fill_(torch.nan)
+    step._device.decoder_state.ring.values[slot, :, :, : step._device.decoder.prefix] = (
+        step._device.decoder._prefix_values
+    )
+
+
+def bystanders(step: FrameStep, frame: Audio) -> None:
+    """A step in which slot 1 takes no part."""
+    advance(step, {0: frame, 2: None})
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_slot_that_was_copied_out_and_put_into_another_goes_on_to_the_bit(
+    codec: StreamingMimi, decoder: LlamaDecoder, seed: int
+) -> None:
+    """Pins what a copy leaves out: a context, the last token, a piece of a ring that came round, how far it can be
+    rewound; what of the slot's last stream it leaves in; and pieces that are copied while others advance.
+    """
+    random = np.random.default_rng(seed)
+    stays = opened(FrameStep(codec, decoder, 3, WINDOW, REWIND), GREEDY, SAMPLED, GREEDY)
+    other = opened(FrameStep(codec, decoder, 3, WINDOW, REWIND), GREEDY, GREEDY, GREEDY)
+    heard = frames_of(100, seed)
+    before = int(random.integers(1, 30)) if seed else 0
+    for index in range(before):
+        advance(stays, {1: heard[index] if index < 2 or random.random() < 0.5 else None})
+        if random.random() < 0.1:
+            stays.rewind(1, int(random.integers(0, stays.reach(1) + 1)))
+    for index in range(5):
+        advance(other, {0: heard[index], 2: heard[index]})
+    poison(other, 1)
+    copy = copied(stays, 1, meanwhile=lambda: bystanders(stays, heard[0]))
+    putting = other.put(1, copy, SAMPLED)
+    for _ in putting:
+        advance(other, {0: None, 2: heard[3]})
+    assert (other.frames(1), other.reach(1)) == (stays.frames(1), stays.reach(1))
+    back = int(random.integers(0, stays.reach(1) + 1))
+    for step in (stays, other):
+        step.rewind(1, back)
+    doing = [heard[60 + index] if random.random() < 0.4 or not before else None for index in range(15)]
+    for frame in doing:
+        results = [advance(step, {1: frame}) for step in (stays, other)]
+        assert np.array_equal(results[0].pcm[1], results[1].pcm[1])
+        assert np.array_equal(results[0].codes[1], results[1].codes[1])
+        assert results[0].ended[1] == results[1].ended[1]
+
+
+@pytest.mark.parametrize("before", [1, 5, 30])
+@pytest.mark.parametrize("after", [0, 2, 20])
+def test_a_slot_goes_back_to_a_copy_that_was_taken_while_it_went_on(
+    codec: StreamingMimi, decoder: LlamaDecoder, before: int, after: int
+) -> None:
+    """Pins a mark that holds what came after it, and going back that spares what the ring has lost."""
+    heard = frames_of(40, seed=before)
+    step = opened(FrameStep(codec, decoder, 1, WINDOW, REWIND), SAMPLED)
+    for frame in heard[:before]:
+        advance(step, {0: frame})
+    went_on = [0]
+
+    def go_on() -> None:
+        if went_on[0] < min(REWIND, after):
+            went_on[0] += 1
+            first.append(advance(step, {0: None}))
+
+    first: list[StepResult] = []
+    copy = copied(step, 0, reach=0, meanwhile=go_on)
+    while len(first) < after:
+        first.append(advance(step, {0: None}))
+    longest = step.frames(0)
+    for _ in step.put(0, copy, SAMPLED, common=before, longest=longest):
+        pass
+    assert (step.frames(0), step.reach(0)) == (before, 0)
+    for was in first:
+        now = advance(step, {0: None})
+        assert np.array_equal(now.pcm, was.pcm) and np.array_equal(now.codes, was.codes)
+
+
+def test_copies_of_one_stream_share_what_has_not_changed(codec: StreamingMimi, decoder: LlamaDecoder) -> None:
+    """Pins a mark at every turn that costs a whole window each."""
+    step = opened(FrameStep(codec, decoder, 1, 64, REWIND), GREEDY)
+    for frame in frames_of(50):
+        advance(step, {0: frame})
+    first = copied(step, 0, reach=0)
+    for frame in frames_of(4, seed=1):
+        advance(step, {0: frame})
+    second, alone = copied(step, 0, reach=0, base=first, common=50), copied(step, 0, reach=0)
+    new = {piece: size for piece, size in second.pieces().items() if piece not in first.pieces()}
+    assert sum(new.values()) < sum(alone.pieces().values()) / 2
+    for name, track in second.tracks.items():
+        for block, wanted in zip(track.blocks, alone.tracks[name].blocks, strict=True):
+            assert (block.first, block.end) == (wanted.first, wanted.end)
+            assert torch.equal(block.both, wanted.both)

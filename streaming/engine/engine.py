@@ -13,6 +13,7 @@ from collections import deque
 from dataclasses import dataclass
 from types import TracebackType
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,7 +24,8 @@ from streaming.engine.events import StepAudio
 from streaming.engine.histogram import Counts, Histogram
 from streaming.engine.session import Listener, LiveSession, Step, StepResult
 from streaming.engine.slot_pool import SlotPool
-from streaming.errors import EngineStoppedError, StepFailedError
+from streaming.engine.snapshot import Books, SessionSnapshot
+from streaming.errors import EngineStoppedError, SnapshotError, StepFailedError
 
 _LOG = logging.getLogger(__name__)
 _PUBLISHED = Sampling()
@@ -37,6 +39,10 @@ _ENGINE_FAILED = "the engine has failed; its log says why"
 """Clients are told so, too: what exactly went wrong is none of their business."""
 _HOPELESS_STEPS = 3
 """So many failed steps in a row, and the engine gives up."""
+_BOOKS = "books"
+"""The session's own books, among what a saved session says."""
+_CHORES_S = 0.002
+"""How long copying may hold up the next step, and one piece: 8 ms, a tenth of a frame, are never to be reached."""
 _STEP_BOUNDS_S = tuple(
     ms / 1e3 for ms in (1, 2, 3, 5, 7.5, 10, 15, 20, 30, 40, 50, 60, 70, 80, 90, 100, 120, 160, 240, 500, 1000)
 )
@@ -131,17 +137,28 @@ class Engine:
             recent = [seconds for ended, seconds in self._recent_steps if ended >= since] if self._sessions else []
         return bool(recent) and float(np.median(recent)) > _OVERLOAD / FRAME_RATE
 
-    def attach(self, listener: Listener, sampling: Sampling, slides: bool = True) -> LiveSession:
+    def attach(
+        self,
+        listener: Listener,
+        sampling: Sampling,
+        slides: bool = True,
+        snapshot: SessionSnapshot | None = None,
+    ) -> LiveSession:
         """Return a session that tells `listener` what happens, from the engine's thread.
 
         The listener must neither block nor call the engine; one that raises closes its session.
         slides: whether a prompt longer than the context pushes its oldest frames out, or is an error.
-        Raises `EngineFullError`, `EngineStoppedError`.
+        snapshot: of the session that is gone on with; its books say whether it slides.
+        Raises `EngineFullError`, `EngineStoppedError`; `SnapshotError` for one of another model.
         """
+        if snapshot is not None and snapshot.copy.identity != self._step.identity:
+            raise SnapshotError("the snapshot belongs to another model, another type of numbers, or another context")
         with self._changed:
             self._require_running()
             self._reap()
-            session = LiveSession(self._pool.acquire(), self._step, self._changed, listener, sampling, slides)
+            slides = slides if snapshot is None else snapshot.books.slides
+            slot = self._pool.acquire()
+            session = LiveSession(slot, self._step, self._changed, listener, sampling, slides, snapshot)
             self._sessions[session.slot] = session
             self._changed.notify_all()
             return session
@@ -169,6 +186,27 @@ class Engine:
             seed=secrets.randbits(63) if seed is None else seed,
         )
         return Session(lambda listener: self.attach(listener, sampling, slides), sampling.seed)
+
+    def pack(self, snapshot: SessionSnapshot, said: dict[str, str] | None = None) -> bytes:
+        """Return a snapshot as bytes, a safetensors file. said: what its owner wants back with it, by name.
+
+        It takes as long as some megabytes take: call it from a thread that may wait.
+        """
+        books = msgspec.json.encode(snapshot.books).decode()
+        return self._step.pack(snapshot.copy, {**(said or {}), _BOOKS: books})
+
+    def unpack(self, data: bytes) -> tuple[SessionSnapshot, dict[str, str]]:
+        """Return what `pack` was given. Raises `SnapshotError` for bytes that `pack` does not make, or makes for
+        another model; whoever gave them is not believed in anything.
+        """
+        copy, said = self._step.unpack(data)
+        try:
+            books = msgspec.json.decode(said.pop(_BOOKS, ""), type=Books)
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise SnapshotError(f"this is no saved session: {error}") from None
+        if not books.fits(copy.frames):
+            raise SnapshotError("the saved session is damaged: its numbers contradict each other")
+        return SessionSnapshot(books, copy), said
 
     def stats(self) -> EngineStats:
         with self._changed:
@@ -238,21 +276,52 @@ class Engine:
                 session.fail(failed)
 
     def _schedule(self) -> _Plan | None:
-        """Wait until a slot is ready, and return the next step's batch; None when the engine is to stop."""
+        """Wait until a slot is ready, and return the next step's batch; None when the engine is to stop.
+
+        Between two steps the sessions' chores get their time, a little of it.
+        """
+        worked = False
         while True:
             with self._changed:
                 self._reap()
                 unclean = [session for session in self._sessions.values() if session.unclean]
+                working = [session for session in self._sessions.values() if session.works]
                 if not unclean:
                     if self._stopping:
                         return None
-                    plan = self._next_plan()
-                    if plan is not None:
-                        return plan
-                    if not any(session.unclean for session in self._sessions.values()):  # or one has become so
-                        self._changed.wait()
+                    if worked or not working:
+                        plan = self._next_plan()
+                        if plan is not None:
+                            return plan
+                        if not any(session.unclean or session.works for session in self._sessions.values()):
+                            self._changed.wait()
             for session in unclean:
                 session.make_clean()
+            worked = bool(working)
+            self._work(working)
+
+    def _work(self, sessions: list[LiveSession]) -> None:
+        """Give these sessions' chores their time: a piece each, until it is over."""
+        until = time.monotonic() + _CHORES_S
+        while sessions:
+            for session in sessions:
+                try:
+                    session.work()
+                except Exception as error:  # as of a step: it concerns this session, unless the device is lost
+                    if self._step.is_fatal(error):
+                        raise
+                    self._chore_failed(session, error)
+                if time.monotonic() >= until:
+                    return
+            with self._changed:
+                sessions = [session for session in sessions if session.works]
+
+    def _chore_failed(self, session: LiveSession, error: Exception) -> None:
+        _LOG.error("a session could not be copied; it ends, the others go on", exc_info=error)
+        failed = StepFailedError("the session could not be copied; the engine's log says why")
+        failed.__cause__ = error
+        with self._changed:
+            session.fail(failed)
 
     def _next_plan(self) -> _Plan | None:
         """Return the batch of all sessions that are ready, or None if there are none."""

@@ -118,6 +118,8 @@ class LlamaDecoder:
             _Layer.load(source, f"model.layers.{i}", config, quantize, activations) for i in range(config.num_layers)
         ]
         self._norm = source.load("model.norm.weight", (config.hidden_size,), activations)
+        self.fingerprint = f"{config} {quantize} {source.fingerprint} {layout.fingerprint}"
+        """Other for a decoder of other weights."""
         # [L, H, P, D], keys not rotated
         self.prefix_keys, self._prefix_values = self._run_prefix(
             source.load_rows(embedding, table, torch.tensor(layout.prefix)).to(activations)

@@ -21,7 +21,7 @@ from streaming.models.operations.choice import pick_for_codec
 from streaming.models.quantizer import SplitQuantizer
 from streaming.models.seanet import CausalConv1d, SeaNet
 
-_STEPS = 2
+STEPS = 2
 """Transformer steps a frame: 25 Hz against 12.5."""
 
 
@@ -109,7 +109,7 @@ class _Transformer:
     def __call__(self, x: Tensor, frames: Tensor, ring: KeyValueRing, operations: Operations) -> Tensor:
         """x: [B, 2, hidden]; frames: [B], the streams' positions. Returns [B, 2, hidden]."""
         window, eps = self.config.window, self.config.norm_eps
-        position = frames[:, None] * _STEPS + torch.arange(x.shape[1], device=x.device)
+        position = frames[:, None] * STEPS + torch.arange(x.shape[1], device=x.device)
         start = (position - (window - 1)).clamp(min=0)
         view = operations.view(position, start, ring, self.rotary, ring.keys.shape[3])
         for number, layer in enumerate(self.layers):
@@ -142,12 +142,14 @@ class StreamingMimi:
         self._encoder = SeaNet.load_encoder(source, config)
         self._encoder_transformer = _Transformer(source, "encoder_transformer", config, self.activations)
         hidden = config.hidden_size
-        shape = (hidden, hidden, 2 * _STEPS)
-        self._downsample = CausalConv1d.load(source, "downsample", shape, stride=_STEPS, bias=False)
-        shape = (hidden, 1, 2 * _STEPS)  # depthwise
+        shape = (hidden, hidden, 2 * STEPS)
+        self._downsample = CausalConv1d.load(source, "downsample", shape, stride=STEPS, bias=False)
+        shape = (hidden, 1, 2 * STEPS)  # depthwise
         self._upsample = source.load("upsample.conv.weight", shape, self.activations).squeeze(1)
         self._decoder_transformer = _Transformer(source, "decoder_transformer", config, self.activations)
         self._decoder = SeaNet.load_decoder(source, config)
+        self.fingerprint = f"{config} {num_codebooks} {source.fingerprint}"
+        """Other for a codec of other weights."""
         self._encoder_shapes = [(c.context, c.channels) for c in (*self._encoder.convolutions(), self._downsample)]
         self._decoder_shapes = [(1, hidden), *((c.context, c.channels) for c in self._decoder.convolutions())]
 
@@ -161,7 +163,7 @@ class StreamingMimi:
                 batch_size,
                 config.num_layers,
                 config.num_kv_heads,
-                config.window + _STEPS * depth,
+                config.window + STEPS * depth,
                 config.head_dim,
                 0,
                 self.device,
@@ -196,7 +198,7 @@ class StreamingMimi:
         x, new = self._encoder(pcm.to(self.activations).unsqueeze(-1), contexts, self.operations, lengths)
         x = self._encoder_transformer(x, frames, half.ring, self.operations)
         if lengths is not None:  # here the padding is replicated: a last step without its second stands for it
-            x = torch.where((lengths <= FRAME // _STEPS)[:, None, None], x[:, :1], x)
+            x = torch.where((lengths <= FRAME // STEPS)[:, None, None], x[:, :1], x)
         # The checkpoint's only replicated padding: the first frame of a stream stands before itself.
         context = torch.where((frames == 0)[:, None, None], x[:, :1], next(contexts))
         x, last = self._downsample(x, context, self.operations)
@@ -213,8 +215,8 @@ class StreamingMimi:
         frames = half.frames[: codes.shape[0]]
         contexts = self._contexts(half, frames, self._decoder_shapes)
         latent = self.quantizer.decode(codes).unsqueeze(1)  # [B, 1, hidden]
-        taps = self._upsample.T  # [2 * _STEPS, hidden]: the latest latent's taps, then the one's before it
-        x = latent * taps[:_STEPS] + next(contexts) * taps[_STEPS:]
+        taps = self._upsample.T  # [2 * STEPS, hidden]: the latest latent's taps, then the one's before it
+        x = latent * taps[:STEPS] + next(contexts) * taps[STEPS:]
         x = self._decoder_transformer(x, frames, half.ring, self.operations)
         x, new = self._decoder(x, contexts, self.operations)
         self._advance(half, frames, [latent, *new], active)

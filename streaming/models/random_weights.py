@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from streaming.config import LlamaConfig, MimiConfig, Rope
-from streaming.models.checkpoint import TensorSource
+from streaming.models.checkpoint import Fingerprint, TensorSource
 from streaming.models.linear import Quantize
 from streaming.models.llama import LlamaDecoder
 from streaming.models.mimi import StreamingMimi
@@ -72,6 +72,7 @@ class RandomSource(TensorSource):
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         self.device, self.dtype = device, dtype
+        self.fingerprint = Fingerprint()
 
     def __contains__(self, name: str) -> bool:
         return False
@@ -81,7 +82,9 @@ class RandomSource(TensorSource):
         tensor = torch.empty(shape, device=self.device, dtype=dtype or self.dtype)
         if len(shape) == 1:
             return tensor.fill_(0.0 if name.endswith(".bias") else 0.01 if name.endswith(".scale") else 1.0)
-        return tensor.normal_(std=1 / math.sqrt(math.prod(shape[1:])))
+        tensor.normal_(std=1 / math.sqrt(math.prod(shape[1:])))
+        self.fingerprint.note(name, tensor)
+        return tensor
 
     def load_rows(self, name: str, shape: tuple[int, ...], rows: Tensor) -> Tensor:
         return self.load(name, (len(rows), *shape[1:]))

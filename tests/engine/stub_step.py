@@ -6,11 +6,12 @@ import threading
 import time
 import zlib
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,6 +19,7 @@ from streaming.audio import FRAME
 from streaming.config import Sampling
 from streaming.engine.engine import Engine
 from streaming.engine.events import Event
+from streaming.errors import SnapshotError
 
 PATIENCE_S = 30.0
 """Only ever waited for in vain: then the test fails."""
@@ -59,10 +61,34 @@ class Stream:
         self.digests.append(digest)
         return digest
 
+    @staticmethod
+    def of(entries: list[Entry]) -> Stream:
+        """Return the stream that these make."""
+        stream = Stream()
+        for entry in entries:
+            stream.add(entry)
+        return stream
+
     def rewind(self, frames: int) -> None:
         assert 0 <= frames <= len(self.entries)
         length = len(self.entries) - frames
         del self.entries[length:], self.digests[length + 1 :]
+
+
+@dataclass(frozen=True)
+class StubCopy:
+    """A stream's entries."""
+
+    identity: str
+    entries: list[Entry]
+    reach: int
+
+    @property
+    def frames(self) -> int:
+        return len(self.entries)
+
+    def pieces(self) -> dict[int, int]:
+        return {id(self): 1000 * self.frames}
 
 
 def pcm_of(digest: int) -> Pcm:
@@ -93,7 +119,7 @@ class StubStep:
     ends: whether speech ends instead of giving the frame with this digest to a stream of this length.
     delay_s: how long a call takes. gated: a call waits, once begun, until `allow` lets it go on; `wait_until_begun`
     waits for that. failure: raised by every call while set; fatal: and means the end. breaks: slots whose numbers are
-    not finite. widths: B of the last calls.
+    not finite. widths: B of the last calls. identity: of the model; pieces: in which slots are copied.
     """
 
     def __init__(
@@ -106,6 +132,8 @@ class StubStep:
         ends: Callable[[int, int], bool] = never,
         delay_s: Callable[[], float] | None = None,
         gated: bool = False,
+        identity: str = "stub",
+        pieces: int = 3,
     ) -> None:
         self.num_slots, self.num_codebooks = num_slots, num_codebooks
         self.context_frames, self.rewind_frames = context_frames, rewind_frames
@@ -115,7 +143,9 @@ class StubStep:
         self.breaks: set[int] = set()
         self.calls = 0
         self.widths: deque[int] = deque(maxlen=64)
+        self.identity, self.pieces = identity, pieces
         self.streams: dict[int, Stream] = {}
+        self._busy: set[int] = set()  # slots that a copy is being put into
         self._sampling: dict[int, Sampling] = {}
         self._longest: dict[int, int] = {}  # what rewinding is limited by: the rings were written up to here
         # Samples of each of the last frames heard, whatever became of it.
@@ -139,6 +169,7 @@ class StubStep:
         self._require_own_thread()
         assert 0 <= slot < self.num_slots
         self.streams[slot], self._sampling[slot], self._longest[slot] = Stream(), sampling, 0
+        self._busy.discard(slot)
 
     def configure(self, slot: int, sampling: Sampling) -> None:
         self._require_own_thread()
@@ -161,6 +192,50 @@ class StubStep:
         stream = self.streams[slot]
         assert 0 <= frames <= self.reach(slot), "overwritten in the rings"
         stream.rewind(frames)
+
+    def copy(self, slot: int, reach: int, base: Any = None, common: int = 0) -> Generator[None, None, StubCopy]:
+        """Reads the slot at the last moment that is allowed: what would be overwritten by then is not there."""
+        self._require_own_thread()
+        assert 0 <= reach <= self.reach(slot), "out of reach"
+        frames, entries = self.frames(slot), list(self.streams[slot].entries)
+        for _ in range(self.pieces):
+            yield
+            self._require_own_thread()
+            assert self.streams[slot].entries[:frames] == entries, "rewound while it was copied"
+            assert self.frames(slot) <= frames + self.rewind_frames - reach, "overwritten while it was copied"
+        if base is not None:
+            assert 0 <= common <= base.frames
+            assert base.entries[:common] == entries[:common], "not what the copies have in common"
+        return StubCopy(self.identity, entries, reach)
+
+    def put(
+        self, slot: int, copy: StubCopy, sampling: Sampling, common: int = 0, longest: int | None = None
+    ) -> Generator[None]:
+        self._require_own_thread()
+        if longest is None:
+            self.open(slot, sampling)
+        else:
+            now = self.streams[slot].entries
+            assert common <= min(copy.frames, len(now)), (common, copy.frames, len(now))
+            assert copy.entries[:common] == now[:common], "not the stream that it was"
+            assert longest >= len(now)
+            self.configure(slot, sampling)
+        self._busy.add(slot)
+        for _ in range(self.pieces):
+            yield
+            self._require_own_thread()
+        self._busy.discard(slot)
+        self.streams[slot] = Stream.of(copy.entries)
+        self._longest[slot] = copy.frames - copy.reach + self.rewind_frames
+
+    def pack(self, copy: StubCopy, said: dict[str, str]) -> bytes:
+        return msgspec.json.encode((copy, said))
+
+    def unpack(self, data: bytes) -> tuple[StubCopy, dict[str, str]]:
+        try:
+            return msgspec.json.decode(data, type=tuple[StubCopy, dict[str, str]])
+        except msgspec.DecodeError as error:
+            raise SnapshotError(str(error)) from None
 
     def __call__(
         self,
@@ -197,6 +272,7 @@ class StubStep:
         for slot in np.flatnonzero(listening).tolist():
             self.lengths[slot].append(int(lengths[slot]))
         for slot in np.flatnonzero(listening | speaking).tolist():
+            assert slot not in self._busy, "a copy is being put into it"
             self._advance(slot, pcm[slot] if listening[slot] else None, result)
         return result
 

@@ -49,6 +49,9 @@ class ThreadDriver:
     def pause(self) -> None:
         time.sleep(self._timing.choice((0, 0, 0, 1e-5, 3e-4)))
 
+    def move(self) -> tuple[LiveSession, StubStep]:
+        raise AssertionError("these sessions stay")
+
 
 def converse(engine: Engine, step: StubStep, program: list[Act], seed: int, leave: bool) -> None:
     """One session from its beginning to its end. leave: without waiting for what comes of it."""

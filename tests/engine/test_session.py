@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from types import SimpleNamespace
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -24,11 +25,13 @@ from streaming.engine.events import (
     FrameSpoken,
     Heard,
     Interrupted,
+    Kept,
     StepAudio,
     TurnDone,
     TurnStarted,
 )
 from streaming.engine.session import LiveSession
+from streaming.engine.snapshot import Books, SessionSnapshot
 from streaming.errors import EmptyPromptError, EngineStoppedError, PromptTooLongError, SessionError
 from tests.engine.conversation import Act, Conversation, programs
 from tests.engine.stub_step import Entry, Stream, StubStep, codes_of, frame, heard, never, pcm_of, spoken
@@ -54,6 +57,7 @@ class Bench:
         slides: bool = True,
         timing: random.Random | None = None,
     ) -> None:
+        self._ends, self._context_frames = ends, context_frames
         self.step = StubStep(1, ends=ends, context_frames=context_frames)
         self.events: list[Event] = []
         self.live = LiveSession(0, self.step, held(), self.events.append, SAMPLING, slides)
@@ -61,9 +65,12 @@ class Bench:
 
     def step_once(self, seconds: float = 0.002) -> bool:
         """What the engine's thread does for a slot, in a step that takes so long. False if there was nothing to do."""
+        works = self.live.works
+        if works:
+            self.live.work()
         pcm = self.next_frame()
         if pcm is None and not self.live.may_speak:
-            return False
+            return works or self.live.works
         mask = np.array([True])
         if pcm is not None:
             self.live.heard(self.step(pcm[None], mask, ~mask).codes[0])
@@ -102,6 +109,23 @@ class Bench:
         for _ in range(0 if self._timing is None else self._timing.choice((0, 0, 1, 3, 30))):
             self.step_once()
 
+    def move(self) -> tuple[LiveSession, StubStep]:
+        """Go on with a snapshot of the session in another engine, which knows of it what is in its bytes."""
+        kept = [event for event in self.events if isinstance(event, Kept)]
+        self.live.keep()
+        self.wait_for(lambda: len([event for event in self.events if isinstance(event, Kept)]) > len(kept))
+        self.live.close()
+        at = max(index for index, event in enumerate(self.events) if isinstance(event, Kept))
+        del self.events[at + 1 :]  # the session goes on, but not for us
+        snapshot = next(event for event in reversed(self.events) if isinstance(event, Kept)).snapshot
+        books = msgspec.json.decode(msgspec.json.encode(snapshot.books), type=Books)
+        copy, _ = self.step.unpack(self.step.pack(snapshot.copy, {}))
+        assert books == snapshot.books and books.fits(copy.frames)
+        self.step = StubStep(1, ends=self._ends, context_frames=self._context_frames)
+        snapshot = SessionSnapshot(books, copy)
+        self.live = LiveSession(0, self.step, held(), self.events.append, books.sampling, books.slides, snapshot)
+        return self.live, self.step
+
     def hear(self, *values: int) -> None:
         for value in values:
             assert self.live.listen(frame(value))
@@ -129,7 +153,7 @@ class Bench:
 
 
 @settings(max_examples=300, deadline=None)
-@given(programs(), st.integers(0, 2**32), st.sampled_from([0, 5, 9]), st.sampled_from([6, 64]))
+@given(programs(moves=True), st.integers(0, 2**32), st.sampled_from([0, 5, 9]), st.sampled_from([6, 64]))
 def test_what_comes_of_commands_does_not_depend_on_when_they_are_given(
     program: list[Act], seed: int, ends_every: int, context_frames: int
 ) -> None:
