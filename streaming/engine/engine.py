@@ -22,7 +22,7 @@ from streaming.config import Sampling
 from streaming.engine.blocking import Session
 from streaming.engine.events import StepAudio
 from streaming.engine.histogram import Counts, Histogram
-from streaming.engine.session import Listener, LiveSession, Step, StepResult
+from streaming.engine.session import EngineSession, OnEvent, Step, StepResult
 from streaming.engine.slot_pool import SlotPool
 from streaming.engine.snapshot import Books, SessionSnapshot
 from streaming.errors import EngineStoppedError, SnapshotError, StepFailedError
@@ -75,7 +75,7 @@ class _Plan:
     listening: NDArray[np.bool_]
     speaking: NDArray[np.bool_]
     lengths: NDArray[np.int64]
-    sessions: dict[int, LiveSession]
+    sessions: dict[int, EngineSession]
 
 
 class Engine:
@@ -99,7 +99,7 @@ class Engine:
         self._step = step
         self._pool = SlotPool(step.num_slots)
         self._changed = threading.Condition()
-        self._sessions: dict[int, LiveSession] = {}
+        self._sessions: dict[int, EngineSession] = {}
         self._steps = 0
         self._step_seconds: deque[float] = deque(maxlen=_TIMED_STEPS)
         self._recent_steps: deque[tuple[float, float]] = deque(maxlen=_RECENT_STEPS)  # when each ended, its seconds
@@ -139,14 +139,14 @@ class Engine:
 
     def attach(
         self,
-        listener: Listener,
+        on_event: OnEvent,
         sampling: Sampling,
         slides: bool = True,
         snapshot: SessionSnapshot | None = None,
-    ) -> LiveSession:
-        """Return a session that tells `listener` what happens, from the engine's thread.
+    ) -> EngineSession:
+        """Return a session that calls `on_event` with each of its events, from the engine's thread.
 
-        The listener must neither block nor call the engine; one that raises closes its session.
+        `on_event` must neither block nor call the engine; one that raises closes its session.
         slides: whether a prompt longer than the context pushes its oldest frames out, or is an error.
         snapshot: of the session that is gone on with; its books say whether it slides.
         Raises `EngineFullError`, `EngineStoppedError`; `SnapshotError` for one of another model.
@@ -158,7 +158,7 @@ class Engine:
             self._reap()
             slides = slides if snapshot is None else snapshot.books.slides
             slot = self._pool.acquire()
-            session = LiveSession(slot, self._step, self._changed, listener, sampling, slides, snapshot)
+            session = EngineSession(slot, self._step, self._changed, on_event, sampling, slides, snapshot)
             self._sessions[session.slot] = session
             self._changed.notify_all()
             return session
@@ -185,7 +185,7 @@ class Engine:
             top_p=usual.top_p if top_p is None else top_p,
             seed=secrets.randbits(63) if seed is None else seed,
         )
-        return Session(lambda listener: self.attach(listener, sampling, slides), sampling.seed)
+        return Session(lambda on_event: self.attach(on_event, sampling, slides), sampling.seed)
 
     def pack(self, snapshot: SessionSnapshot, said: dict[str, str] | None = None) -> bytes:
         """Return a snapshot as bytes, a safetensors file. said: what its owner wants back with it, by name.
@@ -300,7 +300,7 @@ class Engine:
             worked = bool(working)
             self._work(working)
 
-    def _work(self, sessions: list[LiveSession]) -> None:
+    def _work(self, sessions: list[EngineSession]) -> None:
         """Give these sessions' chores their time: a piece each, until it is over."""
         until = time.monotonic() + _CHORES_S
         while sessions:
@@ -316,7 +316,7 @@ class Engine:
             with self._changed:
                 sessions = [session for session in sessions if session.works]
 
-    def _chore_failed(self, session: LiveSession, error: Exception) -> None:
+    def _chore_failed(self, session: EngineSession, error: Exception) -> None:
         _LOG.error("a session could not be copied; it ends, the others go on", exc_info=error)
         failed = StepFailedError("the session could not be copied; the engine's log says why")
         failed.__cause__ = error
