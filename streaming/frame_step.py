@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from hashlib import sha256
+from mmap import mmap
 from typing import Any
 
 import numpy as np
@@ -327,7 +328,7 @@ class FrameStep:
         """Return a copy as bytes, and what else is to be said with it. Any thread may call this."""
         return pack(copy, said)
 
-    def unpack(self, data: bytes) -> tuple[SlotCopy, dict[str, str]]:
+    def unpack(self, data: bytes | mmap) -> tuple[SlotCopy, dict[str, str]]:
         """Return what `pack` was given. Any thread may call this. Raises `SnapshotError` for what it never makes, or
         makes for steps of another `identity`.
         """

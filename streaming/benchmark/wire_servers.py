@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
+from mmap import mmap
 
 import msgspec
 import numpy as np
@@ -103,8 +104,8 @@ class IdleStep:
     def pack(self, copy: _IdleCopy, said: dict[str, str]) -> bytes:
         return msgspec.json.encode(replace(copy, said=said))
 
-    def unpack(self, data: bytes) -> tuple[_IdleCopy, dict[str, str]]:
-        copy = msgspec.json.decode(data, type=_IdleCopy)
+    def unpack(self, data: bytes | mmap) -> tuple[_IdleCopy, dict[str, str]]:
+        copy = msgspec.json.decode(bytes(data), type=_IdleCopy)
         return copy, copy.said
 
     def is_fatal(self, error: Exception) -> bool:

@@ -6,11 +6,13 @@ A step is three verbs: schedule (which slots are ready), run, postprocess (who i
 from __future__ import annotations
 
 import logging
+import mmap
 import secrets
 import threading
 import time
 from collections import deque
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 
 import msgspec
@@ -19,7 +21,7 @@ from numpy.typing import NDArray
 
 from streaming.audio import FRAME, FRAME_RATE
 from streaming.config import Sampling
-from streaming.engine.blocking import Session
+from streaming.engine.blocking import Session, changed
 from streaming.engine.events import StepAudio
 from streaming.engine.histogram import Counts, Histogram
 from streaming.engine.session import EngineSession, OnEvent, Step, StepResult
@@ -178,14 +180,32 @@ class Engine:
         Without a seed, one is chosen at random, and `session.seed` tells it. slides: see `attach`.
         Raises `EngineFullError`, `EngineStoppedError`; `ValueError` for options out of range.
         """
-        usual = self.sampling
-        sampling = Sampling(
-            temperature=usual.temperature if temperature is None else temperature,
-            top_k=usual.top_k if top_k is None else top_k,
-            top_p=usual.top_p if top_p is None else top_p,
-            seed=secrets.randbits(63) if seed is None else seed,
-        )
-        return Session(lambda on_event: self.attach(on_event, sampling, slides), sampling.seed)
+        seed = secrets.randbits(63) if seed is None else seed
+        return Session(self, changed(self.sampling, temperature, top_k, top_p, seed), slides)
+
+    def load(
+        self,
+        path: str | Path,
+        *,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+    ) -> Session:
+        """Return a session that goes on with what `Session.save` wrote. What is left out is as it was then.
+
+        Raises `SnapshotError` for a file that is no saved session of this model, before it is read into memory;
+        `OSError` where it cannot be read; otherwise as `open` does.
+        """
+        with Path(path).open("rb") as file:
+            try:
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            except ValueError:  # nothing in it
+                raise SnapshotError(f"{path} is empty: it is no saved session") from None
+            with mapped:
+                snapshot, _ = self.unpack(mapped)
+        sampling = changed(snapshot.books.sampling, temperature, top_k, top_p, seed)
+        return Session(self, sampling, snapshot=snapshot)
 
     def pack(self, snapshot: SessionSnapshot, said: dict[str, str] | None = None) -> bytes:
         """Return a snapshot as bytes, a safetensors file. said: what its owner wants back with it, by name.
@@ -195,7 +215,7 @@ class Engine:
         books = msgspec.json.encode(snapshot.books).decode()
         return self._step.pack(snapshot.copy, {**(said or {}), _BOOKS: books})
 
-    def unpack(self, data: bytes) -> tuple[SessionSnapshot, dict[str, str]]:
+    def unpack(self, data: bytes | mmap.mmap) -> tuple[SessionSnapshot, dict[str, str]]:
         """Return what `pack` was given. Raises `SnapshotError` for bytes that `pack` does not make, or makes for
         another model; whoever gave them is not believed in anything.
         """

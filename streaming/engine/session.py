@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from mmap import mmap
 from threading import Condition
 from typing import Any, Protocol
 
@@ -100,7 +101,7 @@ class Step(Protocol):
         self, slot: int, copy: Any, sampling: Sampling, common: int = 0, longest: int | None = None
     ) -> Generator[None]: ...
     def pack(self, copy: Any, said: dict[str, str]) -> bytes: ...
-    def unpack(self, data: bytes) -> tuple[SlotCopy, dict[str, str]]: ...
+    def unpack(self, data: bytes | mmap) -> tuple[SlotCopy, dict[str, str]]: ...
     def is_fatal(self, error: Exception) -> bool: ...
     def __call__(
         self,

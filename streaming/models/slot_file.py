@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from mmap import mmap
 from typing import Annotated
 
 import msgspec
@@ -61,7 +62,9 @@ def pack(copy: SlotCopy, said: dict[str, str]) -> bytes:
     return bytes(save(tensors, {"stream": msgspec.json.encode(stream).decode(), **said}))
 
 
-def unpack(data: bytes, identity: str, tracks: Sequence[Track], rewind_frames: int) -> tuple[SlotCopy, dict[str, str]]:
+def unpack(
+    data: bytes | mmap, identity: str, tracks: Sequence[Track], rewind_frames: int
+) -> tuple[SlotCopy, dict[str, str]]:
     """Return what `pack` was given. tracks, rewind_frames: of the state that the copy is to be put into.
 
     Raises `SnapshotError` for anything that `pack` does not make of a copy of such a state.
@@ -101,7 +104,7 @@ def unpack(data: bytes, identity: str, tracks: Sequence[Track], rewind_frames: i
     return SlotCopy(identity, stream.frames, stream.reach, copies), said
 
 
-def _header(data: bytes) -> tuple[dict[str, _Entry], dict[str, str], int]:
+def _header(data: bytes | mmap) -> tuple[dict[str, _Entry], dict[str, str], int]:
     """Return the entries of the tensors, what else is said, and where the tensors begin."""
     if len(data) < 8:
         raise SnapshotError("this is no saved session: it is cut off")
@@ -150,12 +153,13 @@ def _compare(entries: dict[str, _Entry], wanted: dict[str, tuple[torch.dtype, li
         raise SnapshotError("the saved session is cut off, or something stands behind it")
 
 
-def _tensor(data: bytes, start: int, entry: _Entry, dtype: torch.dtype) -> Tensor:
+def _tensor(data: bytes | mmap, start: int, entry: _Entry, dtype: torch.dtype) -> Tensor:
     """Return a tensor in memory of its own. Raises `SnapshotError` for numbers that are not finite."""
     first, end = entry.data_offsets
     if first == end:
         return torch.zeros(entry.shape, dtype=dtype)
-    tensor = torch.frombuffer(bytearray(memoryview(data)[start + first : start + end]), dtype=dtype).view(entry.shape)
+    with memoryview(data) as view, view[start + first : start + end] as part:
+        tensor = torch.frombuffer(bytearray(part), dtype=dtype).view(entry.shape)
     if not tensor.isfinite().all():
         raise SnapshotError("the saved session is damaged: it holds numbers that are not finite")
     return tensor

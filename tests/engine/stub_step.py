@@ -9,6 +9,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from mmap import mmap
 from typing import Any, TypeVar
 
 import msgspec
@@ -231,9 +232,9 @@ class StubStep:
     def pack(self, copy: StubCopy, said: dict[str, str]) -> bytes:
         return msgspec.json.encode((copy, said))
 
-    def unpack(self, data: bytes) -> tuple[StubCopy, dict[str, str]]:
+    def unpack(self, data: bytes | mmap) -> tuple[StubCopy, dict[str, str]]:
         try:
-            return msgspec.json.decode(data, type=tuple[StubCopy, dict[str, str]])
+            return msgspec.json.decode(bytes(data), type=tuple[StubCopy, dict[str, str]])
         except msgspec.DecodeError as error:
             raise SnapshotError(str(error)) from None
 
