@@ -81,6 +81,12 @@ class PromptTooLongError(SessionError):
     code = "prompt_too_long"
 
 
+class TakeGoneError(SessionError):
+    """The turn that is to be gone back to is not kept any more."""
+
+    code = "take_gone"
+
+
 class SnapshotError(StreamingError):
     """Bytes that are to be a saved session are none, are damaged, or belong to another model."""
 

@@ -13,6 +13,7 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.http11 import Request, Response
 
 from streaming.audio import FRAME_RATE
+from streaming.conversation.takes import TakesMemory
 from streaming.engine.engine import Engine
 from streaming.protocol.messages import MAX_MESSAGE_BYTES, PATH
 from streaming.server.admission import Admission
@@ -51,7 +52,8 @@ class ServerOptions:
     resume_s: for how long a session may outlive its connection, 0 for not at all.
     drain_s: how long running turns may take once the server is to stop. keepalive_s: a ping is sent as often; a client
     that sends nothing for twice as long, or reads nothing while something waits for it, is cut. handshake_s: how long a
-    connection may take to become a WebSocket.
+    connection may take to become a WebSocket. takes: of how many of its latest turns a session keeps what another take
+    of it needs, 0 for none.
     """
 
     port: int = 8765
@@ -62,6 +64,7 @@ class ServerOptions:
     drain_s: float = 30.0
     keepalive_s: float = 10.0
     handshake_s: float = 10.0
+    takes: int = 2
 
 
 class Shutdown:
@@ -100,7 +103,7 @@ async def run_server(
     sessions = Sessions(keeper, observer, running)
     endpoints = HttpEndpoints(keeper, health, observer)
     services: dict[str, Callable[[ServerConnection, Visitor], Awaitable[None]]] = {
-        PATH: NativeService(engine, admission, sessions, options.idle_s, options.resume_s),
+        PATH: NativeService(engine, admission, sessions, options.idle_s, options.resume_s, TakesMemory(options.takes)),
         REALTIME_PATH: RealtimeService(engine, admission, sessions, options.idle_s),
         LIVE_PATH: LiveService(engine, admission, sessions, options.idle_s),
     }
