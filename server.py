@@ -103,6 +103,13 @@ def parse(arguments: list[str] | None = None, environment: Mapping[str, str] = o
         help="end sessions that do nothing for so long (default: 300)",
     )
     parser.add_argument(
+        "--takes",
+        type=int,
+        default=2,
+        metavar="N",
+        help="of how many of its latest turns a session can make another take (default: 2; 0: of none)",
+    )
+    parser.add_argument(
         "--drain-seconds",
         type=float,
         default=30,
@@ -161,6 +168,8 @@ def parse(arguments: list[str] | None = None, environment: Mapping[str, str] = o
         parser.error(f"--context-tokens is {options.context_tokens}, must be at least 1 and below 2**40")
     if options.queue < 0 or not options.drain_seconds >= 0 or not 0 <= options.resume_seconds <= 3600:
         parser.error("--queue and --drain-seconds must be 0 or more, --resume-seconds from 0 to 3600")
+    if options.takes < 0:
+        parser.error("--takes must be 0 or more")
     if not options.idle_seconds > 0:
         parser.error("--idle-seconds must be above 0")
     if options.sessions_per_token < 1 or options.sessions_per_address < 1:
@@ -211,6 +220,7 @@ def main(arguments: list[str] | None = None) -> int:
             tls=tls,
             queue=options.queue,
             idle_s=options.idle_seconds,
+            takes=options.takes,
             resume_s=options.resume_seconds,
             drain_s=options.drain_seconds,
         )

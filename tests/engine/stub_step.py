@@ -195,10 +195,15 @@ class StubStep:
         stream.rewind(frames)
 
     def copy(self, slot: int, reach: int, base: Any = None, common: int = 0) -> Generator[None, None, StubCopy]:
-        """Reads the slot at the last moment that is allowed: what would be overwritten by then is not there."""
+        """Asserts until the last piece that what is copied has not been overwritten."""
         self._require_own_thread()
         assert 0 <= reach <= self.reach(slot), "out of reach"
-        frames, entries = self.frames(slot), list(self.streams[slot].entries)
+        return self._copy(slot, list(self.streams[slot].entries), reach, base, common)
+
+    def _copy(
+        self, slot: int, entries: list[Entry], reach: int, base: Any, common: int
+    ) -> Generator[None, None, StubCopy]:
+        frames = len(entries)
         for _ in range(self.pieces):
             yield
             self._require_own_thread()
