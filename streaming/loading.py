@@ -259,16 +259,17 @@ def check_memory(
     is; by default, what the models' device says. decoder: None for the codec alone.
     """
     memory = memory or _memory_of(codec.device)
+    taken = sessions + (codec.device.type == "cuda")  # a spare slot; a CPU's system gives out what is written to
     try:
         each = slot_bytes(codec, decoder, context_tokens, rewind_frames)
     except RuntimeError as error:
         raise TooLargeError(f"{context_tokens:,} tokens of context do not fit into any memory") from error
-    if memory is None or sessions * each <= _SHARE * memory.free:
+    if memory is None or taken * each <= _SHARE * memory.free:
         return
-    most = int(_SHARE * memory.free / each)
-    hint = f"at most {most:,} fit" if most else f"one alone needs {size(each)}; use fewer --context-tokens"
+    most = int(_SHARE * memory.free / each) - (taken - sessions)
+    hint = f"at most {most:,} fit" if most > 0 else f"one alone needs {size(each)}; use fewer --context-tokens"
     raise TooLargeError(
-        f"{sessions:,} sessions with {context_tokens:,} tokens of context need {size(sessions * each)}, and "
+        f"{sessions:,} sessions with {context_tokens:,} tokens of context need {size(taken * each)}, and "
         f"{_free(memory, codec.device)}: {hint}"
     )
 

@@ -51,14 +51,15 @@ class RecordingStep:
 
     def __call__(
         self,
+        slots: NDArray[np.int64],
         pcm: NDArray[np.float32],
         listening: NDArray[np.bool_],
         speaking: NDArray[np.bool_],
         lengths: NDArray[np.int64],
     ) -> StepResult:
-        result = self._step(pcm, listening, speaking, lengths)
-        for slot in np.flatnonzero((listening | speaking) & ~result.ended).tolist():
-            self.codes[slot].append(result.codes[slot])
+        result = self._step(slots, pcm, listening, speaking, lengths)
+        for row in np.flatnonzero(~result.ended).tolist():
+            self.codes[int(slots[row])].append(result.codes[row])
         return result
 
     def stream(self, slot: int) -> NDArray[np.int64]:

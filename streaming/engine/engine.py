@@ -1,6 +1,6 @@
 """The engine: slots, sessions, and one thread that runs steps.
 
-A step is three verbs: schedule (which slots are ready), run, postprocess (who is told what).
+A step is three verbs: schedule (which sessions are ready), run, postprocess (who is told what).
 """
 
 from __future__ import annotations
@@ -63,13 +63,17 @@ class EngineStats:
 
 @dataclass(frozen=True)
 class _Plan:
-    """One step's batch: row i is slot i. pcm: [B, 1920]; listening, speaking: [B]; lengths: [B], the samples heard."""
+    """One step's batch, a row for each of `sessions`: those that listen, then those that speak.
 
+    slots: [R]; pcm: [R, 1920]; listening, speaking: [R]; lengths: [R], the samples heard.
+    """
+
+    sessions: list[LiveSession]
+    slots: NDArray[np.int64]
     pcm: NDArray[np.float32]
     listening: NDArray[np.bool_]
     speaking: NDArray[np.bool_]
     lengths: NDArray[np.int64]
-    sessions: dict[int, LiveSession]
 
 
 class Engine:
@@ -206,7 +210,7 @@ class Engine:
             while (plan := self._schedule()) is not None:
                 started = time.monotonic()
                 try:
-                    result = self._step(plan.pcm, plan.listening, plan.speaking, plan.lengths)
+                    result = self._step(plan.slots, plan.pcm, plan.listening, plan.speaking, plan.lengths)
                 except Exception as error:  # whatever a step raises concerns its sessions, and at first only them
                     self._step_failed(plan, error)
                 else:
@@ -232,13 +236,13 @@ class Engine:
             raise error
         _LOG.error("a step failed; its %d sessions end, the others go on", len(plan.sessions), exc_info=error)
         with self._changed:
-            for session in plan.sessions.values():
+            for session in plan.sessions:
                 failed = StepFailedError("a step failed, and this session with it; the engine's log says why")
                 failed.__cause__ = error
                 session.fail(failed)
 
     def _schedule(self) -> _Plan | None:
-        """Wait until a slot is ready, and return the next step's batch; None when the engine is to stop."""
+        """Wait until a session is ready, and return the next step's batch; None when the engine is to stop."""
         while True:
             with self._changed:
                 self._reap()
@@ -256,47 +260,46 @@ class Engine:
 
     def _next_plan(self) -> _Plan | None:
         """Return the batch of all sessions that are ready, or None if there are none."""
-        listening: dict[int, NDArray[np.float32]] = {}
-        speaking: list[int] = []
-        for slot, session in self._sessions.items():
+        listeners: list[LiveSession] = []
+        speakers: list[LiveSession] = []
+        frames: list[NDArray[np.float32]] = []
+        for session in self._sessions.values():
             frame = session.next_frame()
             if frame is not None:
-                listening[slot] = frame
+                listeners.append(session)
+                frames.append(frame)
             elif session.may_speak:
-                speaking.append(slot)
-        return self._plan(listening, speaking) if listening or speaking else None
-
-    def _plan(self, listening: dict[int, NDArray[np.float32]], speaking: list[int]) -> _Plan:
-        width = 1 + max((*listening, *speaking))
-        pcm = np.zeros((width, FRAME), np.float32)
-        lengths = np.zeros(width, np.int64)
-        masks = np.zeros((2, width), np.bool_)
-        for slot, frame in listening.items():
-            pcm[slot, : len(frame)] = frame
-            lengths[slot] = len(frame)
-        masks[0, list(listening)] = True
-        masks[1, speaking] = True
-        sessions = {slot: self._sessions[slot] for slot in (*listening, *speaking)}
-        return _Plan(pcm, masks[0], masks[1], lengths, sessions)
+                speakers.append(session)
+        if not listeners and not speakers:
+            return None
+        sessions = listeners + speakers
+        pcm = np.zeros((len(sessions), FRAME), np.float32)
+        lengths = np.zeros(len(sessions), np.int64)
+        for row, frame in enumerate(frames):
+            pcm[row, : len(frame)] = frame
+            lengths[row] = len(frame)
+        slots = np.array([session.slot for session in sessions], np.int64)
+        listening = np.arange(len(sessions)) < len(listeners)
+        return _Plan(sessions, slots, pcm, listening, ~listening, lengths)
 
     def _postprocess(self, plan: _Plan, result: StepResult, seconds: float) -> None:
         self._failed_in_a_row = 0
-        audio = StepAudio(result.pcm[plan.speaking])
-        rows = np.cumsum(plan.speaking) - 1  # of each slot in it
+        heard = int(plan.listening.sum())
+        audio = StepAudio(result.pcm[heard:])
         with self._changed:
             self._steps += 1
             self._step_seconds.append(seconds)
             self._recent_steps.append((time.monotonic(), seconds))
             self._step_histogram.observe(seconds)
-            for slot, session in plan.sessions.items():
-                if result.broken[slot]:
+            for row, session in enumerate(plan.sessions):
+                if result.broken[row]:
                     session.fail(StepFailedError("the model's numbers are not finite any more"))
-                elif plan.listening[slot]:
+                elif row < heard:
                     self._frames_heard += 1
-                    session.heard(result.codes[slot])
+                    session.heard(result.codes[row])
                 else:
-                    self._frames_spoken += not result.ended[slot]
-                    session.spoke(audio, int(rows[slot]), result.codes[slot], bool(result.ended[slot]), seconds)
+                    self._frames_spoken += not result.ended[row]
+                    session.spoke(audio, row - heard, result.codes[row], bool(result.ended[row]), seconds)
 
     def _reap(self) -> None:
         """Free the slots of closed sessions."""

@@ -80,7 +80,7 @@ def test_every_session_gets_what_it_gets_alone(people: list[tuple[list[Act], int
             future.result(PATIENCE_S)
 
 
-def test_slots_that_are_ready_share_a_step_and_no_step_is_wider_than_needed() -> None:
+def test_sessions_that_are_ready_share_a_step_and_no_step_is_wider_than_needed() -> None:
     step = StubStep(4, gated=True)
     with running(step) as engine:
         recorders = [Recorder() for _ in range(3)]
@@ -94,7 +94,7 @@ def test_slots_that_are_ready_share_a_step_and_no_step_is_wider_than_needed() ->
         step.wait_until_begun()
         step.allow()
         recorders[2].wait_for_event(Heard)
-        assert list(step.widths) == [1, 3]
+        assert list(step.widths) == [1, 2]
         assert step.calls == 2
         assert [step.streams[slot].entries for slot in range(3)] == [[heard(1)], [heard(2)], [heard(3)]]
 
