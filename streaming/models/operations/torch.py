@@ -32,7 +32,7 @@ class TorchOperations(Operations):
         start = window_start(frames, context_frames, books, ring.prefix)
         cos, sin = rotary(start - ring.prefix + torch.arange(ring.prefix, device=frames.device))  # [B, P, D]
         cos, sin = cos[:, None, None], sin[:, None, None]
-        ring.keys[slots, :, :, : ring.prefix] = rotate(prefix_keys, cos, sin)
+        ring.keys[slots, :, :, : ring.prefix] = rotate(prefix_keys, cos, sin).to(ring.keys.dtype)
         position = frame_positions(frames, books, ring.prefix)
         return self.view(slots, position, start, ring, rotary, columns)
 
