@@ -2,7 +2,8 @@
 
     listening: encode the frame, feed its tokens, decode it again (which keeps the decoder warm: the hand-over has no
     seam)
-    speaking:  draw Q tokens, decode them, let the encoder hear the result (so the next turn follows what was heard)
+    speaking:  draw Q tokens, decode them
+    afterwards, once the audio is its listener's: let the encoder hear what was spoken, so that the next turn follows it
 
 It is the only place where the codec, the decoder and the sampler meet, the only one with CUDA graphs, and the only one
 that copies to the device and back: once a step, at its ends. All state lies by slot; a step has a row for each session
@@ -53,8 +54,8 @@ class Bucket:
     """What is static in a step: all that its shapes and its sequence of operations depend on.
 
     width: rows that are computed. columns: entries of the decoder's ring that are looked at. listening, speaking:
-    whether any row does. few: whether ranking the few likeliest tokens is enough (`sampler.FEW`). ends: whether any
-    row's frame may not be whole.
+    whether any row does; neither: the encoder hears what was spoken, and that is all. few: whether ranking the few
+    likeliest tokens is enough (`sampler.FEW`). ends: whether any row's frame may not be whole.
     """
 
     width: int
@@ -65,11 +66,17 @@ class Bucket:
     ends: bool = True
 
 
+def _following(width: int) -> Bucket:
+    return Bucket(width, 0, listening=False, speaking=False, few=True, ends=False)
+
+
 class DeviceStep:
     """All state of all slots, and the step over it: on the device, without a look at the host.
 
     inputs: [S, 1920 + 3] float32, a row's pcm, how many samples of it are heard, whether it speaks, its slot.
     outputs: [S, 1920 + Q + 2] float32, a row's pcm, codes, whether it ended, whether its numbers are finite.
+
+    hears: [S + 1] bool, by slot, whether the encoder's numbers were finite when it last heard what was spoken.
 
     There is one slot more than sessions, the last. Rows that only fill a bucket are that slot, and neither listen nor
     speak: whatever they write is written there, ahead of a stream that never begins.
@@ -88,6 +95,7 @@ class DeviceStep:
         self.codec_state = codec.init_state(num_slots + 1, rewind_frames)
         self.decoder_state = decoder.init_state(num_slots + 1, context_frames, rewind_frames)
         self.sampler = SamplerState.allocate(num_slots + 1, codec.device)
+        self.hears = torch.ones(num_slots + 1, dtype=torch.bool, device=codec.device)
         self.inputs = torch.zeros(num_slots, FRAME + 3, device=codec.device)
         self.inputs[:, -1] = self.spare
         self.outputs = torch.zeros(num_slots, FRAME + codec.num_codebooks + 2, device=codec.device)
@@ -105,9 +113,9 @@ class DeviceStep:
             latent = codec.follow(
                 torch.where(listening[:, None], pcm, 0.0), self.codec_state, listening, lengths, slots
             )
-            codes, finite = codec.quantizer.encode(latent), latent.isfinite().all(dim=1)
+            codes, finite = codec.quantizer.encode(latent), latent.isfinite().all(dim=1) & self.hears[slots]
         else:
-            finite = torch.ones_like(speaking)
+            finite = self.hears[slots]
             codes = torch.zeros(batch, books, dtype=torch.int64, device=pcm.device)
         ended = torch.zeros_like(speaking)
         view = decoder.begin_frame(state, slots, self.context_frames, bucket.columns)
@@ -124,13 +132,18 @@ class DeviceStep:
         decoder.end_frame(codes, state, slots, alive)
         audio = codec.decode(codes, self.codec_state, alive, slots).float()
         finite &= audio.isfinite().all(dim=1)
-        if bucket.speaking:
-            latent = codec.follow(audio, self.codec_state, speaking & ~ended, slots=slots)
-            finite &= latent.isfinite().all(dim=1) | ~speaking
         outputs = self.outputs[:batch]
         outputs[:, :FRAME] = audio
         outputs[:, FRAME : FRAME + books] = codes
         outputs[:, -2], outputs[:, -1] = ended, finite
+
+    @torch.inference_mode()
+    def follow(self, width: int) -> None:
+        """Let the encoder hear what the rows of the step before have spoken."""
+        slots = self.inputs[:width, -1].long()
+        spoke = (self.inputs[:width, FRAME + 1] > 0) & (self.outputs[:width, -2] == 0)
+        latent = self.codec.follow(self.outputs[:width, :FRAME], self.codec_state, spoke, slots=slots)
+        self.hears[slots] = latent.isfinite().all(dim=1) | ~spoke
 
 
 class _OnPaper(TorchFunctionMode):
@@ -201,10 +214,9 @@ class _Graphs:
         return bucket in self._graphs
 
     def replay(self, bucket: Bucket) -> None:
-        """Run a captured step, and return when it is done."""
+        """Start a captured step."""
         with torch.cuda.device(self._device):
             self._graphs[bucket].replay()
-            torch.cuda.current_stream().synchronize()
 
 
 class FrameStep:
@@ -239,12 +251,15 @@ class FrameStep:
         # Lengths of context that are captured: one, where attention reads no more than a slot holds anyway.
         lengths = () if decoder.operations.bounded else (context_frames // 4, context_frames // 2)
         self._lengths = (*lengths, _ENDLESS)
+        self._unheard: Bucket | None = None  # what lets the encoder hear the step before, if it has not yet
         self._sampling = [Sampling()] * num_slots
         self._frames = np.zeros(num_slots, np.int64)  # the streams' lengths, as the host knows them
         self._least = np.zeros(num_slots, np.int64)  # and how short rewinding can make them
 
     def open(self, slot: int, sampling: Sampling) -> None:
         """Give a slot to a new session. Nothing of the session before it remains."""
+        self.follow()
+        self._device.hears[slot] = True
         self._device.codec_state.scrub(slot)
         self._device.decoder_state.scrub(slot)
         self._frames[slot] = self._least[slot] = 0
@@ -275,6 +290,7 @@ class FrameStep:
 
     def rewind(self, slot: int, frames: int) -> None:
         """Take back a slot's last frames, as if they had never been: at most `reach` of them."""
+        self.follow()
         length = int(self._frames[slot])
         assert 0 <= frames <= self.reach(slot), (frames, length, self._least[slot])
         self._device.codec_state.encoder.frames[slot] -= frames
@@ -292,7 +308,7 @@ class FrameStep:
         found = [Bucket(width, held, *kind) for width in widths for held in columns for kind in kinds]
         # Ranking all tokens is rarely asked for: at one length of context.
         rare = [Bucket(width, columns[0], heard, True, few=False) for width in widths for heard in (False, True)]
-        return found + rare
+        return found + rare + [_following(width) for width in widths]
 
     def warm_up(self) -> None:
         """Capture all buckets, so that no step has to. No slot's stream changes."""
@@ -320,17 +336,18 @@ class FrameStep:
         assert lengths.shape == listening.shape, (lengths.shape, listening.shape)
         heard = lengths[listening]
         assert ((heard >= 1) & (heard <= FRAME)).all(), lengths
+        self.follow()
         bucket = self._bucket(slots, listening, speaking, ends=bool((heard < FRAME).any()))
         self._prepare(bucket)
+        if bucket.speaking:
+            self._unheard = _following(bucket.width)
+            self._prepare(self._unheard)
         self._given[:batch, :FRAME] = pcm
         self._given[:batch, FRAME:] = np.stack((listening * lengths, speaking, slots), axis=1)
         self._given[batch : bucket.width, FRAME:] = self._nobody
-        if self._graphs is not None:
-            self._graphs.replay(bucket)
-        else:
-            self._work(bucket)
-            if self._device.codec.device.type == "cuda":
-                torch.cuda.current_stream(self._device.codec.device).synchronize()
+        self._run(bucket)
+        if self._device.codec.device.type == "cuda":
+            torch.cuda.current_stream(self._device.codec.device).synchronize()
         got = self._got[:batch].copy()
         ended, finite = got[:, -2] > 0, got[:, -1] > 0
         self._frames[slots] += ~ended
@@ -338,9 +355,27 @@ class FrameStep:
         codes = got[:, FRAME : FRAME + self.num_codebooks].astype(np.int64)
         return StepResult(got[:, :FRAME], codes, ended, ~finite)
 
+    def follow(self) -> None:
+        """Let the encoder hear what was spoken in the step before: call it once the audio is on its way.
+
+        Whatever needs it does so itself. On a GPU it returns before it is done, and what comes next waits for it there.
+        """
+        if self._unheard is not None:
+            bucket, self._unheard = self._unheard, None
+            self._run(bucket)
+
+    def _run(self, bucket: Bucket) -> None:
+        if self._graphs is not None:
+            self._graphs.replay(bucket)
+        else:
+            self._work(bucket)
+
     def _work(self, bucket: Bucket) -> None:
         """Run one step from the host's inputs to the host's outputs. On a CPU these are the device's own."""
         device = self._device
+        if not bucket.listening and not bucket.speaking:
+            device.follow(bucket.width)
+            return
         if self._inputs is not device.inputs:
             device.inputs[: bucket.width].copy_(self._inputs[: bucket.width], non_blocking=True)
         device.advance(bucket)
@@ -350,6 +385,7 @@ class FrameStep:
     def _prepare(self, bucket: Bucket) -> None:
         if self._graphs is not None and bucket not in self._graphs:
             self._given[:, FRAME:] = self._nobody  # a capture runs steps, in which nobody may take part
+            self._device.inputs.copy_(self._inputs)
             self._graphs.capture(bucket)
 
     def _bucket(

@@ -38,7 +38,7 @@ class RecordingStep:
         self.num_slots, self.num_codebooks = step.num_slots, step.num_codebooks
         self.context_frames, self.rewind_frames = step.context_frames, step.rewind_frames
         self.frames, self.configure, self.is_fatal = step.frames, step.configure, step.is_fatal
-        self.reach = step.reach
+        self.reach, self.follow = step.reach, step.follow
         self.codes: dict[int, list[NDArray[np.int64]]] = defaultdict(list)
 
     def open(self, slot: int, sampling: Sampling) -> None:

@@ -200,6 +200,22 @@ def test_turns_interrupted_again_and_again_leave_no_trace(codec: StreamingMimi, 
         assert ours.frames(0) == wanted.frames(0)
 
 
+def test_the_encoder_hears_what_was_spoken_once_the_audio_is_there(codec: StreamingMimi, decoder: LlamaDecoder) -> None:
+    """Pins a listener who waits for it, a frame that is heard twice, and a slot that hears what another said."""
+    step = opened(FrameStep(codec, decoder, 3, WINDOW, REWIND), SAMPLED, SAMPLED, SAMPLED)
+    run(step, 0, frames_of(2), 0)
+    run(step, 2, frames_of(2), 0)
+    heard = step._device.codec_state.encoder.frames
+    advance(step, {2: None, 1: frames_of(1)[0], 0: None})
+    assert heard.tolist() == [2, 1, 2, 0]
+    step.follow()
+    step.follow()
+    assert heard.tolist() == [3, 1, 3, 0]
+    advance(step, {2: None})
+    step.rewind(2, 2)
+    assert heard.tolist() == [3, 1, 2, 0], "a rewind takes back what was heard by then"
+
+
 def test_listened_frames_are_rewound_too(codec: StreamingMimi, decoder: LlamaDecoder) -> None:
     """Pins an encoder rewound by another count than the decoders: by spoken frames, or by heard ones alone."""
 
@@ -347,16 +363,19 @@ def _poison_what_is_said(step: FrameStep) -> None:
 
 @pytest.mark.parametrize("poison", [_poison_the_decoder, _poison_what_is_heard, _poison_what_is_said])
 @pytest.mark.parametrize("speaks", [False, True], ids=["listening", "speaking"])
-def test_numbers_that_break_anywhere_are_told_at_once(
+def test_numbers_that_break_anywhere_are_told(
     codec: StreamingMimi, decoder: LlamaDecoder, poison: Callable[[FrameStep], None], speaks: bool
 ) -> None:
     """Looked for in one place alone, a NaN that came up in another was spoken, or silently fed to the model, for as
-    long as the session lasted.
+    long as the session lasted. What breaks while the encoder hears what was spoken is told with the next frame: the
+    frame itself is sound, and may have been sent.
     """
     step = opened(FrameStep(codec, decoder, 2, WINDOW, REWIND), SAMPLED, SAMPLED)
     for first, second in zip(frames_of(4), frames_of(4, 1), strict=True):
         assert not advance(step, {0: first, 1: second}).broken.any()
     poison(step)
+    if speaks and poison is _poison_what_is_heard:
+        assert not advance(step, dict.fromkeys((0, 1))).broken.any()
     result = advance(step, dict.fromkeys((0, 1)) if speaks else {0: frames_of(1)[0], 1: frames_of(1, 2)[0]})
     assert result.broken.tolist() == [False, True]
 
@@ -471,6 +490,7 @@ def test_a_step_of_listening_leaves_what_a_mixed_step_leaves(codec: StreamingMim
 
 def _memory(step: FrameStep, slot: int) -> list[Tensor]:
     """What a slot's stream is made of: all that is within its windows, as floats."""
+    step.follow()
     codec, state = step._device.codec_state, step._device.decoder_state
     decoder, encoder = codec.decoder, codec.encoder
     frames, books = step.frames(slot), step.num_codebooks

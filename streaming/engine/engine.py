@@ -207,14 +207,25 @@ class Engine:
 
     def _run(self) -> None:
         try:
+            following = 0.0
             while (plan := self._schedule()) is not None:
                 started = time.monotonic()
                 try:
                     result = self._step(plan.slots, plan.pcm, plan.listening, plan.speaking, plan.lengths)
                 except Exception as error:  # whatever a step raises concerns its sessions, and at first only them
-                    self._step_failed(plan, error)
-                else:
-                    self._postprocess(plan, result, time.monotonic() - started)
+                    self._step_failed(plan.sessions, error)
+                    following = 0.0
+                    continue
+                sounded = time.monotonic()
+                # What the step before left to be done after its audio counts as this one's: it takes the thread's time.
+                self._postprocess(plan, result, following + sounded - started)
+                told = time.monotonic()
+                try:
+                    self._step.follow()
+                    self._failed_in_a_row = 0
+                except Exception as error:  # as above
+                    self._step_failed(plan.sessions[int(plan.listening.sum()) :], error)
+                following = time.monotonic() - told
             ended = EngineStoppedError("the engine was closed")
         except Exception as error:  # the thread's boundary: whatever it was, nobody may wait for ever
             _LOG.exception("the engine's thread failed")
@@ -227,16 +238,16 @@ class Engine:
                 session.fail(ended)
             self._reap()
 
-    def _step_failed(self, plan: _Plan, error: Exception) -> None:
+    def _step_failed(self, sessions: list[LiveSession], error: Exception) -> None:
         """End the sessions of a failed step; give up if the device is lost, or nothing works any more."""
         self._failed_in_a_row += 1
         with self._changed:
             self._steps_failed += 1
         if self._failed_in_a_row >= _HOPELESS_STEPS or self._step.is_fatal(error):
             raise error
-        _LOG.error("a step failed; its %d sessions end, the others go on", len(plan.sessions), exc_info=error)
+        _LOG.error("a step failed; its %d sessions end, the others go on", len(sessions), exc_info=error)
         with self._changed:
-            for session in plan.sessions:
+            for session in sessions:
                 failed = StepFailedError("a step failed, and this session with it; the engine's log says why")
                 failed.__cause__ = error
                 session.fail(failed)
@@ -283,7 +294,6 @@ class Engine:
         return _Plan(sessions, slots, pcm, listening, ~listening, lengths)
 
     def _postprocess(self, plan: _Plan, result: StepResult, seconds: float) -> None:
-        self._failed_in_a_row = 0
         heard = int(plan.listening.sum())
         audio = StepAudio(result.pcm[heard:])
         with self._changed:

@@ -90,10 +90,10 @@ class StubResult:
 class StubStep:
     """Keeps the contract of `streaming.frame_step.FrameStep`, and asserts that the engine does.
 
-    ends: whether speech ends instead of giving the frame with this digest to a stream of this length.
-    delay_s: how long a call takes. gated: a call waits, once begun, until `allow` lets it go on; `wait_until_begun`
-    waits for that. failure: raised by every call while set; fatal: and means the end. breaks: slots whose numbers are
-    not finite. widths: R of the last calls.
+    ends: whether speech ends instead of giving the frame with this digest to a stream of this length. delay_s: how long
+    a call takes. gated: a call waits, once begun, until `allow` lets it go on; `wait_until_begun` waits for that.
+    failure: raised by every call while set, deafness by every `follow`, in which `when_following` is called first;
+    fatal: and means the end. breaks: slots whose numbers are not finite. widths: R of the last calls.
     """
 
     def __init__(
@@ -113,7 +113,9 @@ class StubStep:
         self.failure: Exception | None = None
         self.fatal = False
         self.breaks: set[int] = set()
-        self.calls = 0
+        self.deafness: Exception | None = None
+        self.when_following: Callable[[], None] = lambda: None
+        self.calls = self.followed = 0
         self.widths: deque[int] = deque(maxlen=64)
         self.streams: dict[int, Stream] = {}
         self._sampling: dict[int, Sampling] = {}
@@ -147,6 +149,13 @@ class StubStep:
 
     def is_fatal(self, error: Exception) -> bool:
         return self.fatal
+
+    def follow(self) -> None:
+        self._require_own_thread()
+        self.followed += 1
+        self.when_following()
+        if self.deafness is not None:
+            raise self.deafness
 
     def frames(self, slot: int) -> int:
         self._require_own_thread()

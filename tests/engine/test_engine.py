@@ -319,6 +319,42 @@ def test_a_step_that_fails_ends_its_own_sessions_and_the_others_go_on(caplog: py
     assert "the others go on" in caplog.text
 
 
+def test_a_frame_is_told_before_the_encoder_hears_it() -> None:
+    """A listener waited for work whose result only the next prompt needs."""
+    step = StubStep(1)
+    with running(step) as engine:
+        recorder = Recorder()
+        told: list[int] = []
+        step.when_following = lambda: told.append(len(recorder.of(FrameSpoken)))
+        live = engine.attach(recorder, SAMPLING)
+        hear(live, 1)
+        live.speak(3, 3)
+        recorder.wait_for_event(TurnDone)
+        settle(live, recorder)
+        assert told == [0, 1, 2, 3]
+
+
+def test_a_failure_after_the_audio_ends_those_who_spoke_and_nobody_else(caplog: pytest.LogCaptureFixture) -> None:
+    step = StubStep(2, gated=True)
+    with running(step) as engine:
+        ours, theirs = Recorder(), Recorder()
+        speaker, listener = engine.attach(ours, SAMPLING), engine.attach(theirs, SAMPLING)
+        hear(speaker, 1)
+        speaker.speak(9, 9)
+        step.wait_until_begun()
+        hear(listener, 2)
+        step.deafness = RuntimeError("out of memory")
+        step.allow()
+        step.wait_until_begun()
+        step.allow()
+        ours.wait_for_event(Failed)
+        step.deafness = None
+        step.allow_all()
+        settle(listener, theirs)
+        assert len(ours.of(FrameSpoken)) == 1 and len(theirs.of(Heard)) == 1
+        assert not theirs.of(Failed)
+
+
 def test_steps_that_keep_failing_end_the_engine(caplog: pytest.LogCaptureFixture) -> None:
     """It would fail for every client that comes, one after the other, and call itself ready."""
     step = StubStep(1)
