@@ -21,7 +21,7 @@ from streaming.config import Sampling
 from streaming.engine.blocking import Session
 from streaming.engine.events import StepAudio
 from streaming.engine.histogram import Counts, Histogram
-from streaming.engine.session import Listener, LiveSession, Step, StepResult
+from streaming.engine.session import EngineSession, OnEvent, Step, StepResult
 from streaming.engine.slot_pool import SlotPool
 from streaming.errors import EngineStoppedError, StepFailedError
 
@@ -68,7 +68,7 @@ class _Plan:
     slots: [R]; pcm: [R, 1920]; listening, speaking: [R]; lengths: [R], the samples heard.
     """
 
-    sessions: list[LiveSession]
+    sessions: list[EngineSession]
     slots: NDArray[np.int64]
     pcm: NDArray[np.float32]
     listening: NDArray[np.bool_]
@@ -97,7 +97,7 @@ class Engine:
         self._step = step
         self._pool = SlotPool(step.num_slots)
         self._changed = threading.Condition()
-        self._sessions: dict[int, LiveSession] = {}
+        self._sessions: dict[int, EngineSession] = {}
         self._steps = 0
         self._step_seconds: deque[float] = deque(maxlen=_TIMED_STEPS)
         self._recent_steps: deque[tuple[float, float]] = deque(maxlen=_RECENT_STEPS)  # when each ended, its seconds
@@ -135,17 +135,17 @@ class Engine:
             recent = [seconds for ended, seconds in self._recent_steps if ended >= since] if self._sessions else []
         return bool(recent) and float(np.median(recent)) > _OVERLOAD / FRAME_RATE
 
-    def attach(self, listener: Listener, sampling: Sampling, slides: bool = True) -> LiveSession:
-        """Return a session that tells `listener` what happens, from the engine's thread.
+    def attach(self, on_event: OnEvent, sampling: Sampling, slides: bool = True) -> EngineSession:
+        """Return a session that calls `on_event` with each of its events, from the engine's thread.
 
-        The listener must neither block nor call the engine; one that raises closes its session.
+        `on_event` must neither block nor call the engine; one that raises closes its session.
         slides: whether a prompt longer than the context pushes its oldest frames out, or is an error.
         Raises `EngineFullError`, `EngineStoppedError`.
         """
         with self._changed:
             self._require_running()
             self._reap()
-            session = LiveSession(self._pool.acquire(), self._step, self._changed, listener, sampling, slides)
+            session = EngineSession(self._pool.acquire(), self._step, self._changed, on_event, sampling, slides)
             self._sessions[session.slot] = session
             self._changed.notify_all()
             return session
@@ -172,7 +172,7 @@ class Engine:
             top_p=usual.top_p if top_p is None else top_p,
             seed=secrets.randbits(63) if seed is None else seed,
         )
-        return Session(lambda listener: self.attach(listener, sampling, slides), sampling.seed)
+        return Session(lambda on_event: self.attach(on_event, sampling, slides), sampling.seed)
 
     def stats(self) -> EngineStats:
         with self._changed:
@@ -238,7 +238,7 @@ class Engine:
                 session.fail(ended)
             self._reap()
 
-    def _step_failed(self, sessions: list[LiveSession], error: Exception) -> None:
+    def _step_failed(self, sessions: list[EngineSession], error: Exception) -> None:
         """End the sessions of a failed step; give up if the device is lost, or nothing works any more."""
         self._failed_in_a_row += 1
         with self._changed:
@@ -271,27 +271,27 @@ class Engine:
 
     def _next_plan(self) -> _Plan | None:
         """Return the batch of all sessions that are ready, or None if there are none."""
-        listeners: list[LiveSession] = []
-        speakers: list[LiveSession] = []
+        hearing: list[EngineSession] = []
+        speaking: list[EngineSession] = []
         frames: list[NDArray[np.float32]] = []
         for session in self._sessions.values():
             frame = session.next_frame()
             if frame is not None:
-                listeners.append(session)
+                hearing.append(session)
                 frames.append(frame)
             elif session.may_speak:
-                speakers.append(session)
-        if not listeners and not speakers:
+                speaking.append(session)
+        if not hearing and not speaking:
             return None
-        sessions = listeners + speakers
+        sessions = hearing + speaking
         pcm = np.zeros((len(sessions), FRAME), np.float32)
         lengths = np.zeros(len(sessions), np.int64)
         for row, frame in enumerate(frames):
             pcm[row, : len(frame)] = frame
             lengths[row] = len(frame)
         slots = np.array([session.slot for session in sessions], np.int64)
-        listening = np.arange(len(sessions)) < len(listeners)
-        return _Plan(sessions, slots, pcm, listening, ~listening, lengths)
+        heard = np.arange(len(sessions)) < len(hearing)
+        return _Plan(sessions, slots, pcm, heard, ~heard, lengths)
 
     def _postprocess(self, plan: _Plan, result: StepResult, seconds: float) -> None:
         heard = int(plan.listening.sum())
