@@ -12,6 +12,7 @@ that is ready, and a row says which slot it is. So a step costs what is ready, w
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
@@ -76,7 +77,7 @@ class DeviceStep:
     inputs: [S, 1920 + 3] float32, a row's pcm, how many samples of it are heard, whether it speaks, its slot.
     outputs: [S, 1920 + Q + 2] float32, a row's pcm, codes, whether it ended, whether its numbers are finite.
 
-    hears: [S + 1] bool, by slot, whether the encoder's numbers were finite when it last heard what was spoken.
+    hears: [S + 1] bool, by slot, whether the encoder's numbers have been finite so far.
 
     There is one slot more than sessions, the last. Rows that only fill a bucket are that slot, and neither listen nor
     speak: whatever they write is written there, ahead of a stream that never begins.
@@ -114,6 +115,7 @@ class DeviceStep:
                 torch.where(listening[:, None], pcm, 0.0), self.codec_state, listening, lengths, slots
             )
             codes, finite = codec.quantizer.encode(latent), latent.isfinite().all(dim=1) & self.hears[slots]
+            self.hears[slots] = finite
         else:
             finite = self.hears[slots]
             codes = torch.zeros(batch, books, dtype=torch.int64, device=pcm.device)
@@ -143,7 +145,7 @@ class DeviceStep:
         slots = self.inputs[:width, -1].long()
         spoke = (self.inputs[:width, FRAME + 1] > 0) & (self.outputs[:width, -2] == 0)
         latent = self.codec.follow(self.outputs[:width, :FRAME], self.codec_state, spoke, slots=slots)
-        self.hears[slots] = latent.isfinite().all(dim=1) | ~spoke
+        self.hears[slots] &= latent.isfinite().all(dim=1) | ~spoke
 
 
 class _OnPaper(TorchFunctionMode):
@@ -363,6 +365,28 @@ class FrameStep:
         if self._unheard is not None:
             bucket, self._unheard = self._unheard, None
             self._run(bucket)
+
+    def rehearse(self, rows: int) -> float:
+        """Return the seconds that a step takes in which so many sessions speak whose contexts are full, until the
+        encoder has heard it. What the first slots held is lost.
+        """
+        slots = np.arange(rows)
+        device, pcm, speaking = self._device, np.zeros((rows, FRAME), np.float32), np.ones(rows, np.bool_)
+        for slot in range(rows):
+            self.open(slot, Sampling(seed=slot))
+        for frames in (
+            device.decoder_state.frames,
+            device.codec_state.encoder.frames,
+            device.codec_state.decoder.frames,
+        ):
+            frames[:rows] = self.context_frames
+        self._frames[:rows] = self._least[:rows] = self.context_frames
+        started = time.perf_counter()
+        self(slots, pcm, ~speaking, speaking)
+        self.follow()
+        if device.codec.device.type == "cuda":
+            torch.cuda.synchronize(device.codec.device)
+        return time.perf_counter() - started
 
     def _run(self, bucket: Bucket) -> None:
         if self._graphs is not None:
