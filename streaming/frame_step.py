@@ -56,7 +56,8 @@ class Bucket:
 
     width: rows that are computed. columns: entries of the decoder's ring that are looked at. listening, speaking:
     whether any row does; neither: the encoder hears what was spoken, and that is all. few: whether ranking the few
-    likeliest tokens is enough (`sampler.FEW`). ends: whether any row's frame may not be whole.
+    likeliest tokens is enough (`sampler.FEW`). ends: whether any row's frame may not be whole. first: the first row of
+    which the encoder may hear something.
     """
 
     width: int
@@ -65,10 +66,11 @@ class Bucket:
     speaking: bool
     few: bool
     ends: bool = True
+    first: int = 0
 
 
-def _following(width: int) -> Bucket:
-    return Bucket(width, 0, listening=False, speaking=False, few=True, ends=False)
+def _following(width: int, first: int = 0) -> Bucket:
+    return Bucket(width, 0, listening=False, speaking=False, few=True, ends=False, first=first)
 
 
 class DeviceStep:
@@ -140,11 +142,11 @@ class DeviceStep:
         outputs[:, -2], outputs[:, -1] = ended, finite
 
     @torch.inference_mode()
-    def follow(self, width: int) -> None:
-        """Let the encoder hear what the rows of the step before have spoken."""
-        slots = self.inputs[:width, -1].long()
-        spoke = (self.inputs[:width, FRAME + 1] > 0) & (self.outputs[:width, -2] == 0)
-        latent = self.codec.follow(self.outputs[:width, :FRAME], self.codec_state, spoke, slots=slots)
+    def follow(self, first: int, width: int) -> None:
+        """Let the encoder hear what rows first .. width - 1 of the step before have spoken, those that spoke."""
+        inputs, outputs = self.inputs[first:width], self.outputs[first:width]
+        slots, spoke = inputs[:, -1].long(), (inputs[:, FRAME + 1] > 0) & (outputs[:, -2] == 0)
+        latent = self.codec.follow(outputs[:, :FRAME], self.codec_state, spoke, slots=slots)
         self.hears[slots] &= latent.isfinite().all(dim=1) | ~spoke
 
 
@@ -342,7 +344,7 @@ class FrameStep:
         bucket = self._bucket(slots, listening, speaking, ends=bool((heard < FRAME).any()))
         self._prepare(bucket)
         if bucket.speaking:
-            self._unheard = _following(bucket.width)
+            self._unheard = _following(bucket.width, 0 if self._graphs is not None else int(speaking.argmax()))
             self._prepare(self._unheard)
         self._given[:batch, :FRAME] = pcm
         self._given[:batch, FRAME:] = np.stack((listening * lengths, speaking, slots), axis=1)
@@ -398,7 +400,7 @@ class FrameStep:
         """Run one step from the host's inputs to the host's outputs. On a CPU these are the device's own."""
         device = self._device
         if not bucket.listening and not bucket.speaking:
-            device.follow(bucket.width)
+            device.follow(bucket.first, bucket.width)
             return
         if self._inputs is not device.inputs:
             device.inputs[: bucket.width].copy_(self._inputs[: bucket.width], non_blocking=True)
