@@ -191,6 +191,7 @@ async def _find_server(args: argparse.Namespace, session: contextlib.AsyncExitSt
     if args.url is not None:
         return Server(args.url, os.environ.get("STREAMING_TOKEN", "").strip() or None)
     command = server_command(Path(__file__).with_name("server.py"), args.model, args.codec)
+    command += ["--max-sessions", "1"]
     # A token of its own: whoever else is on this machine can reach the port, and has no business there.
     token = secrets.token_urlsafe(32)
     # What the environment says to servers is not for this one: it could not even be reached with other tokens or TLS.

@@ -111,15 +111,19 @@ class IdleStep:
     def is_fatal(self, error: Exception) -> bool:
         return False
 
+    def follow(self) -> None:
+        """Nothing is heard."""
+
     def __call__(
         self,
+        slots: NDArray[np.int64],
         pcm: NDArray[np.float32],
         listening: NDArray[np.bool_],
         speaking: NDArray[np.bool_],
         lengths: NDArray[np.int64],
     ) -> _Result:
-        rows = len(listening)
-        self._frames[:rows] += listening | speaking
+        rows = len(slots)
+        self._frames[slots] += 1
         return _Result(self._pcm[:rows], self._codes[:rows], self._no[:rows], self._no[:rows])
 
 

@@ -47,7 +47,7 @@ OnEvent = Callable[[Event], None]
 
 
 class StepResult(Protocol):
-    """The result of a step over its first B slots: pcm float32 [B, 1920], codes int64 [B, Q], ended, broken bool [B].
+    """The result of a step of R rows: pcm float32 [R, 1920], codes int64 [R, Q], ended, broken bool [R].
 
     The arrays are the caller's to keep: they go to the sessions' owners as they are.
     """
@@ -103,8 +103,10 @@ class Step(Protocol):
     def pack(self, copy: Any, said: dict[str, str]) -> bytes: ...
     def unpack(self, data: bytes | mmap) -> tuple[SlotCopy, dict[str, str]]: ...
     def is_fatal(self, error: Exception) -> bool: ...
+    def follow(self) -> None: ...
     def __call__(
         self,
+        slots: NDArray[np.int64],
         pcm: NDArray[np.float32],
         listening: NDArray[np.bool_],
         speaking: NDArray[np.bool_],

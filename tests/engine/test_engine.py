@@ -92,7 +92,7 @@ def test_every_session_gets_what_it_gets_alone(people: list[tuple[list[Act], int
             future.result(PATIENCE_S)
 
 
-def test_slots_that_are_ready_share_a_step_and_no_step_is_wider_than_needed() -> None:
+def test_sessions_that_are_ready_share_a_step_and_no_step_is_wider_than_needed() -> None:
     step = StubStep(4, gated=True)
     with running(step) as engine:
         recorders = [Recorder() for _ in range(3)]
@@ -106,7 +106,7 @@ def test_slots_that_are_ready_share_a_step_and_no_step_is_wider_than_needed() ->
         step.wait_until_begun()
         step.allow()
         recorders[2].wait_for_event(FrameHeard)
-        assert list(step.widths) == [1, 3]
+        assert list(step.widths) == [1, 2]
         assert step.calls == 2
         assert [step.streams[slot].entries for slot in range(3)] == [[heard(1)], [heard(2)], [heard(3)]]
 
@@ -329,6 +329,42 @@ def test_a_step_that_fails_ends_its_own_sessions_and_the_others_go_on(caplog: py
             live.listen(frame(1))
         assert caught.value.__cause__ is failure
     assert "the others go on" in caplog.text
+
+
+def test_a_frame_is_told_before_the_encoder_hears_it() -> None:
+    """A listener waited for work whose result only the next prompt needs."""
+    step = StubStep(1)
+    with running(step) as engine:
+        recorder = Recorder()
+        told: list[int] = []
+        step.when_following = lambda: told.append(len(recorder.of(FrameSpoken)))
+        live = engine.attach(recorder, SAMPLING)
+        hear(live, 1)
+        live.speak(3, 3)
+        recorder.wait_for_event(TurnDone)
+        settle(live, recorder)
+        assert told == [0, 1, 2, 3]
+
+
+def test_a_failure_after_the_audio_ends_those_who_spoke_and_nobody_else(caplog: pytest.LogCaptureFixture) -> None:
+    step = StubStep(2, gated=True)
+    with running(step) as engine:
+        ours, theirs = Recorder(), Recorder()
+        speaker, listener = engine.attach(ours, SAMPLING), engine.attach(theirs, SAMPLING)
+        hear(speaker, 1)
+        speaker.speak(9, 9)
+        step.wait_until_begun()
+        hear(listener, 2)
+        step.deafness = RuntimeError("out of memory")
+        step.allow()
+        step.wait_until_begun()
+        step.allow()
+        ours.wait_for_event(Failed)
+        step.deafness = None
+        step.allow_all()
+        settle(listener, theirs)
+        assert len(ours.of(FrameSpoken)) == 1 and len(theirs.of(FrameHeard)) == 1
+        assert not theirs.of(Failed)
 
 
 def test_steps_that_keep_failing_end_the_engine(caplog: pytest.LogCaptureFixture) -> None:

@@ -40,6 +40,10 @@ SAMPLING = Sampling(seed=7)
 SPOKEN = spoken(SAMPLING)
 
 
+SLOTS = np.zeros(1, np.int64)
+"""Of a step for the one slot that there is."""
+
+
 def held() -> threading.Condition:
     """The engine's lock, held by this, the only thread, for good."""
     changed = threading.Condition()
@@ -73,9 +77,9 @@ class Bench:
             return works or self.live.works
         mask = np.array([True])
         if pcm is not None:
-            self.live.heard(self.step(pcm[None], mask, ~mask).codes[0])
+            self.live.heard(self.step(SLOTS, pcm[None], mask, ~mask).codes[0])
         else:
-            result = self.step(np.zeros((1, FRAME), np.float32), ~mask, mask)
+            result = self.step(SLOTS, np.zeros((1, FRAME), np.float32), ~mask, mask)
             self.live.spoke(StepAudio(result.pcm), 0, result.codes[0], bool(result.ended[0]), seconds)
         return True
 
@@ -89,7 +93,7 @@ class Bench:
         """One step, during which something happens."""
         assert self.next_frame() is None
         assert self.live.may_speak
-        result = self.step(np.zeros((1, FRAME), np.float32), np.array([False]), np.array([True]))
+        result = self.step(SLOTS, np.zeros((1, FRAME), np.float32), np.array([False]), np.array([True]))
         meanwhile()
         self.live.spoke(StepAudio(result.pcm), 0, result.codes[0], bool(result.ended[0]), 0.002)
 

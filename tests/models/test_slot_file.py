@@ -22,6 +22,7 @@ from streaming.models.slot_copy import SlotCopy
 from tests.reference import FRAME, speech
 
 Header = dict[str, Any]
+SLOT = np.zeros(1, np.int64)
 
 
 def step_of(codec: StreamingMimi, decoder: LlamaDecoder, context_frames: int = 6) -> FrameStep:
@@ -48,7 +49,7 @@ def step(codec: StreamingMimi, decoder: LlamaDecoder) -> FrameStep:
 @pytest.fixture(scope="module")
 def saved(step: FrameStep) -> bytes:
     for frame in speech(9, seed=1).reshape(9, FRAME):
-        step(frame[None], np.array([True]), np.array([False]))
+        step(SLOT, frame[None], np.array([True]), np.array([False]))
     return step.pack(copied(step), {"more": "said"})
 
 
@@ -67,7 +68,7 @@ def test_what_is_written_is_read_again(codec: StreamingMimi, decoder: LlamaDecod
     """Pins pieces that come back at another place, and an empty stream that cannot be written."""
     step = step_of(codec, decoder)
     for frame in speech(frames, seed=1).reshape(frames, FRAME):
-        step(frame[None], np.array([True]), np.array([False]))
+        step(SLOT, frame[None], np.array([True]), np.array([False]))
     copy = copied(step)
     again, said = step.unpack(step.pack(copy, {"more": "said"}))
     assert said == {"more": "said"}
@@ -216,5 +217,5 @@ def test_whatever_byte_is_changed_it_is_an_error_of_ours_or_no_harm(
         return
     for _ in step.put(0, copy, Sampling(seed=3)):
         pass
-    result = step(np.zeros((1, FRAME), np.float32), np.array([False]), np.array([True]))
+    result = step(SLOT, np.zeros((1, FRAME), np.float32), np.array([False]), np.array([True]))
     assert result.codes.min() >= 0

@@ -1,7 +1,7 @@
 """Attention of a frame's tokens that reads the entries which a slot's window holds, and no others.
 
 Which those are follows from the slot's position, so there is no mask, and nothing is read to be thrown away. The query
-heads that share a key head are one tile: keys are read once. Where slots are few, a window is split over several
+heads that share a key head are one tile: keys are read once. Where rows are few, a window is split over several
 programs and a second launch joins their parts (flash-decoding, Dao et al. 2023). The parts are shares of what is held,
 so all programs have work however short the stream is.
 """
@@ -27,6 +27,7 @@ def _attend(
     query,  # [B, T, H * G, D], contiguous
     keys,  # [S, H, prefix + size, D]
     values,
+    slots,  # [B]
     position,  # [B, T]
     start,  # [B, 1], or [B, T] where windows begin per query
     out,  # [B, T, H * G, D], if there is one split
@@ -48,21 +49,22 @@ def _attend(
     splits: tl.constexpr,
     per_query: tl.constexpr,
 ):
-    slot, head, split = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64), tl.program_id(2)
+    batch, head, split = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64), tl.program_id(2)
+    slot = tl.load(slots + batch)
     row = tl.arange(0, rows)
     used = row < time * groups
     column = tl.arange(0, dim)
-    opened = tl.load(start + slot * start_stride)  # the oldest in any query's window
-    here = tl.load(position + slot * position_stride + row // groups, mask=used, other=0)
+    opened = tl.load(start + batch * start_stride)  # the oldest in any query's window
+    here = tl.load(position + batch * position_stride + row // groups, mask=used, other=0)
     seen = (here - opened + 1).to(tl.int32)  # of the window, by each query: none if it stands before it
     total = prefix + tl.maximum(tl.max(tl.where(used, seen, 0), axis=0), 0)
     if per_query:
-        skipped = (tl.load(start + slot * start_stride + row // groups, mask=used, other=0) - opened).to(tl.int32)
+        skipped = (tl.load(start + batch * start_stride + row // groups, mask=used, other=0) - opened).to(tl.int32)
     oldest = ((opened - prefix) % size).to(tl.int32)
     share = tl.cdiv(tl.cdiv(total, splits), block) * block
     first, last = split * share, tl.minimum(split * share + share, total)
 
-    place = (slot * time + row // groups) * heads * groups + head * groups + row % groups
+    place = (batch * time + row // groups) * heads * groups + head * groups + row % groups
     place = place[:, None] * dim + column[None, :]
     q = tl.load(query + place, mask=used[:, None], other=0.0)
     keys += slot * slot_stride + head * head_stride
@@ -93,7 +95,7 @@ def _attend(
     if splits == 1:
         tl.store(out + place, (total_value / weight[:, None]).to(out.dtype.element_ty), mask=used[:, None])
     else:
-        part = ((slot * heads + head) * splits + split) * (time * groups) + row
+        part = ((batch * heads + head) * splits + split) * (time * groups) + row
         tl.store(weights + part * 2, most, mask=used)
         tl.store(weights + part * 2 + 1, weight, mask=used)
         if first < last:
@@ -111,23 +113,23 @@ def _join(
     dim: tl.constexpr,
     splits: tl.constexpr,
 ):
-    slot, head, row = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
+    batch, head, row = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     column = tl.arange(0, dim)
-    part = ((slot * heads + head) * splits + tl.arange(0, splits)) * (time * groups) + row
+    part = ((batch * heads + head) * splits + tl.arange(0, splits)) * (time * groups) + row
     most = tl.load(weights + part * 2)
     factor = tl.exp2(most - tl.max(most, axis=0))  # 0 for a part that had nothing to read, and wrote nothing
     weight = tl.sum(factor * tl.load(weights + part * 2 + 1), axis=0)
     read = (most > float("-inf"))[:, None] & (column >= 0)[None, :]
     value = tl.load(parts + part[:, None] * dim + column[None, :], mask=read, other=0.0)
     value = tl.sum(factor[:, None] * value, axis=0) / weight
-    place = (slot * time + row // groups) * heads * groups + head * groups + row % groups
+    place = (batch * time + row // groups) * heads * groups + head * groups + row % groups
     tl.store(out + place * dim + column, value.to(out.dtype.element_ty))
 
 
-def splits_for(slots: int, heads: int, entries: int) -> int:
-    """Over how many programs a slot's window is split, a power of two: until the GPU is full, or nothing is left."""
+def splits_for(batch: int, heads: int, entries: int) -> int:
+    """Over how many programs a row's window is split, a power of two: until the GPU is full, or nothing is left."""
     splits = 1
-    while 2 * splits * slots * heads <= _PROGRAMS and splits < min(_MOST_SPLITS, -(-entries // _BLOCK)):
+    while 2 * splits * batch * heads <= _PROGRAMS and splits < min(_MOST_SPLITS, -(-entries // _BLOCK)):
         splits *= 2
     return splits
 
@@ -135,10 +137,17 @@ def splits_for(slots: int, heads: int, entries: int) -> int:
 @torch.library.custom_op("streaming::decode_attention", mutates_args=())
 @on_its_device
 def decode_attention(
-    query: Tensor, keys: Tensor, values: Tensor, position: Tensor, start: Tensor, prefix: int, splits: int
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    slots: Tensor,
+    position: Tensor,
+    start: Tensor,
+    prefix: int,
+    splits: int,
 ) -> Tensor:
-    """query: [B, T, H * G, D], rotated; keys, values: one layer's, [S, H, prefix + size, D]; position: [B, T],
-    ascending and written; start: the oldest position of the window, the prefix aside: [B, 1], or, without a prefix,
+    """query: [B, T, H * G, D], rotated; keys, values: one layer's, [S, H, prefix + size, D]; slots: [B]; position: [B,
+    T], ascending and written; start: the oldest position of the window, the prefix aside: [B, 1], or, without a prefix,
     [B, T]. Returns [B, T, H * G, D].
 
     One launch, or two if `splits` (`splits_for`) is more than 1.
@@ -157,6 +166,7 @@ def decode_attention(
         query,
         keys,
         values,
+        slots,
         position,
         start,
         out,
@@ -186,5 +196,14 @@ def decode_attention(
 
 
 @decode_attention.register_fake
-def _(query: Tensor, keys: Tensor, values: Tensor, position: Tensor, start: Tensor, prefix: int, splits: int) -> Tensor:
+def _(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    slots: Tensor,
+    position: Tensor,
+    start: Tensor,
+    prefix: int,
+    splits: int,
+) -> Tensor:
     return torch.empty_like(query)

@@ -35,6 +35,7 @@ class TritonOperations(TorchOperations):
 
     def begin_frame(
         self,
+        slots: Tensor,
         frames: Tensor,
         prefix_keys: Tensor,
         ring: KeyValueRing,
@@ -43,7 +44,8 @@ class TritonOperations(TorchOperations):
         books: int,
         columns: int,
     ) -> FrameView:
-        return FrameView(*begin_frame(frames, prefix_keys, ring.keys, rotary, context_frames, books), None, None)
+        where = begin_frame(slots, frames, prefix_keys, ring.keys, rotary, context_frames, books)
+        return FrameView(slots, *where, None, None)
 
     def norm(self, x: Tensor, pending: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         if pending is None:
@@ -76,18 +78,20 @@ class TritonOperations(TorchOperations):
     def _few(self, x: Tensor) -> bool:
         return x.shape[0] * x.shape[1] <= self._matvec_rows
 
-    def view(self, position: Tensor, start: Tensor, ring: KeyValueRing, rotary: Rotary, columns: int) -> FrameView:
+    def view(
+        self, slots: Tensor, position: Tensor, start: Tensor, ring: KeyValueRing, rotary: Rotary, columns: int
+    ) -> FrameView:
         cos, sin = rotary(position)
-        return FrameView(position, start, cos.unsqueeze(1), sin.unsqueeze(1), None, None)
+        return FrameView(slots, position, start, cos.unsqueeze(1), sin.unsqueeze(1), None, None)
 
     def extend(self, context: Tensor, x: Tensor, activate: bool, lengths: Tensor | None = None, hop: int = 1) -> Tensor:
         return extend(context, x, activate, lengths, hop)
 
     def attend(self, qkv: Tensor, ring: KeyValueRing, layer: int, view: FrameView) -> Tensor:
         keys, values = ring.keys[:, layer], ring.values[:, layer]
-        query = rotate_and_keep(qkv, view.cos, view.sin, view.position, keys, values, ring.prefix)
+        query = rotate_and_keep(qkv, view.cos, view.sin, view.slots, view.position, keys, values, ring.prefix)
         splits = splits_for(len(qkv), keys.shape[1], keys.shape[2])
-        out = decode_attention(query, keys, values, view.position, view.start, ring.prefix, splits)
+        out = decode_attention(query, keys, values, view.slots, view.position, view.start, ring.prefix, splits)
         return out.flatten(2)
 
     def draw(self, logits: Tensor, book: int, state: SamplerState, frame: Drawing, few: bool) -> Tensor:
@@ -99,6 +103,7 @@ class TritonOperations(TorchOperations):
             state.top_k,
             state.top_p,
             state.seed,
+            frame.slots,
             frame.frames,
             frame.listening,
             frame.speaking,

@@ -13,6 +13,7 @@ def _kernel(
     qkv,  # [B, T, (H * G + 2 * H) * D], contiguous
     cos,  # [B, 1, T, D], float32
     sin,
+    slots,  # [B]
     position,  # [B, T]
     query,  # [B, T, H * G, D], contiguous
     keys,  # [S, H, prefix + size, D]
@@ -29,11 +30,11 @@ def _kernel(
     block_groups: tl.constexpr,
     half: tl.constexpr,
 ):
-    slot, t = (tl.program_id(0) // time).to(tl.int64), tl.program_id(0) % time
+    batch, t = (tl.program_id(0) // time).to(tl.int64), tl.program_id(0) % time
     token, head = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     dim: tl.constexpr = 2 * half
     pair = tl.arange(0, half)
-    angles = slot * cos_stride + t * dim + pair
+    angles = batch * cos_stride + t * dim + pair
     c, s = tl.load(cos + angles), tl.load(sin + angles)
     row = qkv + token * (groups + 2) * heads * dim
     group = tl.arange(0, block_groups)[:, None]
@@ -45,9 +46,9 @@ def _kernel(
     kind = query.dtype.element_ty
     tl.store(to, (low * c[None, :] - high * s[None, :]).to(kind), mask=held)
     tl.store(to + half, (high * c[None, :] + low * s[None, :]).to(kind), mask=held)
-    here = tl.load(position + slot * position_stride + t) - prefix
+    here = tl.load(position + batch * position_stride + t) - prefix
     entry = prefix + (here + size) % size  # `here` may be -1: see `KeyValueRing.index`
-    place = slot * slot_stride + head * head_stride + entry * dim + pair
+    place = tl.load(slots + batch) * slot_stride + head * head_stride + entry * dim + pair
     source = row + (heads * groups + head) * dim + pair
     low, high = tl.load(source).to(tl.float32), tl.load(source + half).to(tl.float32)
     tl.store(keys + place, (low * c - high * s).to(kind))
@@ -60,10 +61,10 @@ def _kernel(
 @torch.library.custom_op("streaming::rotate_and_keep", mutates_args=("keys", "values"))
 @on_its_device
 def rotate_and_keep(
-    qkv: Tensor, cos: Tensor, sin: Tensor, position: Tensor, keys: Tensor, values: Tensor, prefix: int
+    qkv: Tensor, cos: Tensor, sin: Tensor, slots: Tensor, position: Tensor, keys: Tensor, values: Tensor, prefix: int
 ) -> Tensor:
-    """qkv: [B, T, (H * G + 2 * H) * D]; cos, sin: [B, 1, T, D]; position: [B, T]; keys, values: one layer's, [S, H,
-    prefix + size, D], written in place. Returns the queries, [B, T, H * G, D].
+    """qkv: [B, T, (H * G + 2 * H) * D]; cos, sin: [B, 1, T, D]; slots: [B]; position: [B, T]; keys, values: one
+    layer's, [S, H, prefix + size, D], written in place. Returns the queries, [B, T, H * G, D].
     """
     batch, time, _ = qkv.shape
     _, heads, entries, dim = keys.shape
@@ -74,6 +75,7 @@ def rotate_and_keep(
         qkv,
         cos,
         sin,
+        slots,
         position,
         query,
         keys,
@@ -95,7 +97,9 @@ def rotate_and_keep(
 
 
 @rotate_and_keep.register_fake
-def _(qkv: Tensor, cos: Tensor, sin: Tensor, position: Tensor, keys: Tensor, values: Tensor, prefix: int) -> Tensor:
+def _(
+    qkv: Tensor, cos: Tensor, sin: Tensor, slots: Tensor, position: Tensor, keys: Tensor, values: Tensor, prefix: int
+) -> Tensor:
     return _queries(qkv, keys)
 
 

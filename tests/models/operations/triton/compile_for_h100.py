@@ -54,23 +54,24 @@ if __name__ == "__main__":
     memory = _empty(slots, 1, heads, prefix + 1092, dim)
     ring, whole = memory[:, 0], torch.int64
     frequencies = _empty(dim // 2, dtype=torch.float32), _empty(dim // 2, dtype=torch.float64)
-    _begin_frame._init_fn(_empty(slots, dtype=whole), _empty(1, heads, prefix, dim), memory, *frequencies, 255, books)
+    named = _empty(slots, dtype=whole)
+    _begin_frame._init_fn(named, named, _empty(1, heads, prefix, dim), memory, *frequencies, 255, books)
     for time in (1, books):
         position = _empty(slots, books, dtype=whole)[:, :time]
         angles = _empty(slots, 1, books, dim, dtype=torch.float32)[:, :, :time]
         qkv = _empty(slots, time, (query_heads + 2 * heads) * dim)
-        rotate_and_keep._init_fn(qkv, angles, angles, position, ring, ring, prefix)
+        rotate_and_keep._init_fn(qkv, angles, angles, named, position, ring, ring, prefix)
         for splits in (1, splits_for(slots, heads, 1094)):
             query, start = _empty(slots, time, query_heads, dim), _empty(slots, 1, dtype=whole)
-            decode_attention._init_fn(query, ring, ring, position, start, prefix, splits)
+            decode_attention._init_fn(query, ring, ring, named, position, start, prefix, splits)
     codec, exact = MIMI, torch.float32
     memory = _empty(slots, codec.num_layers, codec.num_kv_heads, codec.window + 36, codec.head_dim, dtype=exact)
     position, ring = _empty(slots, 2, dtype=whole), memory[:, 0]
     angles = _empty(slots, 1, 2, codec.head_dim, dtype=exact)
     qkv = _empty(slots, 2, 3 * codec.hidden_size, dtype=exact)
-    query = rotate_and_keep._init_fn(qkv, angles, angles, position, ring, ring, 0)
+    query = rotate_and_keep._init_fn(qkv, angles, angles, named, position, ring, ring, 0)
     for splits in (1, splits_for(slots, codec.num_kv_heads, memory.shape[3])):
-        decode_attention._init_fn(query, ring, ring, position, position, 0, splits)
+        decode_attention._init_fn(query, ring, ring, named, position, position, 0, splits)
     for activate, lengths in ((False, None), (True, None), (True, _empty(slots, dtype=whole))):
         context, frame = _empty(slots, 6, 64, dtype=exact), _empty(slots, 1920, 64, dtype=exact)
         extend._init_fn(context, frame, activate, lengths, 1)
@@ -89,8 +90,7 @@ if __name__ == "__main__":
         _empty(slots, dtype=torch.float32),
         _empty(slots, dtype=whole),
         _empty(slots, dtype=torch.float32),
-        _empty(slots, dtype=whole),
-        _empty(slots, dtype=whole),
+        *(_empty(slots, dtype=whole) for _ in range(3)),
         flags[:, 0],
         flags[:, 1],
         _empty(slots, books, dtype=whole),
