@@ -4,7 +4,7 @@
  */
 
 import { ReplayBook } from "./replay-book.js";
-import { FRAME, PROTOCOL, ProtocolError, decodeAudio, decodeControl, encodeAudio } from "./protocol.js";
+import { FRAME, PROTOCOL, ProtocolError, decodeAudio, decodeControl, encodeAudio, encodeControl } from "./protocol.js";
 
 const SECOND_BYTES = 48_000;
 /** Speech that the network does not take: two seconds, or eight where a dead connection may be the reason. */
@@ -119,7 +119,7 @@ export class Session {
   }
 
   #command(type, fields) {
-    this.#send(JSON.stringify({ type, ...fields }));
+    this.#send(encodeControl({ type, ...fields }));
   }
 
   /** A counted message: kept until it has arrived. */
@@ -131,7 +131,7 @@ export class Session {
 
   /** One that is not counted. */
   #say(type, fields) {
-    if (!this.#over) this.#socket.send(JSON.stringify({ type, ...fields }));
+    if (!this.#over) this.#socket.send(encodeControl({ type, ...fields }));
   }
 
   // The connection

@@ -5,6 +5,7 @@ import test from "node:test";
 
 import { AudioError } from "../../streaming/web/audio.js";
 import { Conversation } from "../../streaming/web/conversation.js";
+import { Notes } from "../../streaming/web/notes.js";
 import { FakeAudio, FakeSocket } from "./fakes.mjs";
 
 const FRAME = 1920;
@@ -13,21 +14,26 @@ const settled = () => new Promise((resolve) => setTimeout(resolve));
 function begin(more = {}) {
   const audio = new FakeAudio();
   const [sockets, notes] = [[], []];
-  const settings = { temperature: 0.8, topK: 30, maxSeconds: 5, silenceMs: 480, seed: 7, echoCancellation: true };
+  const settings = { temperature: 0.8, topK: 30, maxSeconds: 5, silenceMs: 480, seed: "7", echoCancellation: true };
+  const about = new Notes(() => 0);
   const conversation = new Conversation({
     audio,
     openSocket: () => sockets[sockets.push(new FakeSocket()) - 1],
     whyRefused: async () => "gone",
     settings: () => settings,
     changed: () => {},
-    told: (text) => notes.push(text),
+    told: (text, what) => {
+      notes.push(text);
+      about.tell(text, what);
+    },
+    withdrawn: (topic) => about.withdraw(topic),
     ...more,
   });
   const start = (turn = 1) => {
     sockets.at(-1).open();
     sockets.at(-1).say({ type: "session.started", turn, notice: null });
   };
-  return { audio, sockets, notes, settings, conversation, start };
+  return { audio, sockets, notes, about, settings, conversation, start };
 }
 
 async function spoken() {
@@ -85,7 +91,7 @@ test("pressing while it speaks interrupts: first what was heard, then speech of 
   assert.deepEqual(socket.story(), ["audio", "speak", "played", "interrupt", "audio", "speak"]);
   assert.deepEqual(socket.said().find(({ type }) => type === "interrupt"), { type: "interrupt", turn: 1, heard_samples: FRAME + 5 });
   assert.equal(socket.heard().at(-1).turn, 2);
-  assert.ok(audio.microphone);
+  assert.ok(audio.hasMicrophone);
   socket.speak(1, 5 * FRAME, FRAME);
   assert.deepEqual(audio.pushed, [1, 1, 1, 1, 1], "the rest of an old turn goes nowhere");
 });
@@ -107,7 +113,7 @@ test("a conversation that ended while a voice interrupted it stays ended", async
   await settled();
   answerStop(); // the device is slower than the network
   await settled();
-  assert.deepEqual([conversation.phase, conversation.problem.code, audio.microphone], ["problem", "lost", false]);
+  assert.deepEqual([conversation.phase, conversation.problem.code, audio.hasMicrophone], ["problem", "lost", false]);
   assert.deepEqual(conversation.tape.marks.map(({ kind }) => kind), ["turn"], "nobody interrupted what was over");
 });
 
@@ -158,7 +164,7 @@ test("hands-free: the server hears the turns, and a voice interrupts", async () 
   assert.equal(conversation.phase, "waiting");
   await conversation.end();
   assert.equal(conversation.phase, "idle");
-  assert.equal(audio.microphone, false, "the microphone is closed when nobody listens");
+  assert.equal(audio.hasMicrophone, false, "the microphone is closed when nobody listens");
   assert.equal(socket.closed, 1000);
 });
 
@@ -202,20 +208,103 @@ test("hands-free in line: what is said there is not kept to be said later", asyn
   assert.equal(sockets[0].heard().length, 1);
 });
 
-test("a connection that was lost while the browser asked for the microphone leaves it closed", async () => {
-  // It was taken for nobody, the page said that it had failed itself, and the browser showed that it records.
+test("the browser asks before a place is taken, and whoever still holds the button then talks", async () => {
+  // The page said that it kept what was said while the microphone was closed.
   const { audio, conversation, sockets, start } = begin();
+  let allow;
+  [audio.granted, audio.permission] = [false, new Promise((resolve) => (allow = resolve))];
+  const pressed = conversation.press();
+  await settled();
+  assert.deepEqual([conversation.phase, conversation.asking, conversation.microphone], ["asking", true, "asking"]);
+  assert.equal(sockets.length, 0, "nobody else waits for a person who reads a question");
+  allow();
+  await pressed;
+  start();
+  assert.deepEqual([conversation.phase, conversation.microphone], ["talking", "heard"]);
+});
+
+for (const [name, away] of [
+  ["lets go of the button", (conversation) => conversation.letGo()],
+  ["only taps", (conversation) => conversation.latch()],
+]) {
+  test(`who ${name} to answer the browser's question is told that the microphone is on, and does not talk`, async () => {
+    // It ended as a turn that was too short, of somebody who had never been heard.
+    const { audio, conversation, notes, sockets } = begin();
+    let allow;
+    [audio.granted, audio.permission] = [false, new Promise((resolve) => (allow = resolve))];
+    const pressed = conversation.press();
+    const done = away(conversation);
+    await settled();
+    allow();
+    await pressed;
+    await done;
+    assert.deepEqual([conversation.phase, conversation.grip, conversation.microphone], ["idle", "free", "on"]);
+    assert.deepEqual(notes, ["The microphone is on. Now hold the button and talk."]);
+    assert.equal(sockets.length, 0);
+  });
+}
+
+test("holding the button again while the browser asks is the same press", async () => {
+  const { audio, conversation, sockets, start } = begin();
+  let allow;
+  [audio.granted, audio.permission] = [false, new Promise((resolve) => (allow = resolve))];
+  conversation.press();
+  await settled();
+  conversation.letGo();
+  const again = conversation.press();
+  allow();
+  await again;
+  start();
+  assert.deepEqual([conversation.phase, sockets.length], ["talking", 1]);
+  audio.talk(200);
+  await conversation.letGo();
+  assert.deepEqual([conversation.phase, sockets[0].story()], ["waiting", ["audio", "speak"]]);
+});
+
+test("a microphone that is only being opened is no question: a tap then talks", async () => {
+  const { audio, conversation, start } = begin();
+  audio.permission = new Promise((resolve) => setTimeout(resolve, 5));
+  const pressed = conversation.press();
+  conversation.latch();
+  await settled();
+  assert.deepEqual([conversation.phase, conversation.asking], ["asking", false]);
+  await pressed;
+  start();
+  assert.equal(conversation.phase, "talking");
+});
+
+test("who stops while the browser asks waits for nobody, and a late answer opens nothing", async () => {
+  const { audio, conversation } = begin();
+  let allow;
+  [audio.granted, audio.permission] = [false, new Promise((resolve) => (allow = resolve))];
+  const pressed = conversation.press();
+  await settled();
+  await conversation.end();
+  await pressed;
+  assert.equal(conversation.phase, "idle");
+  allow();
+  await settled();
+  assert.equal(conversation.phase, "idle");
+});
+
+test("a session that was lost while the browser asked leaves the microphone closed", async () => {
+  // It was taken for nobody, the page said that it had failed itself, and the browser showed that it records.
+  const { audio, conversation, sockets, socket } = await spoken();
+  audio.play(5 * FRAME);
+  socket.say({ type: "turn.done", turn: 1, reason: "end", samples: 5 * FRAME, mean_step_ms: 12 });
+  audio.play(0, true);
+  audio.closeMicrophone();
   let allow;
   audio.permission = new Promise((resolve) => (allow = resolve));
   const pressed = conversation.press();
   await settled();
-  start();
+  assert.equal(conversation.phase, "asking");
   sockets[0].end(1006);
   await settled();
   allow();
   await pressed;
   assert.deepEqual([conversation.phase, conversation.problem.code], ["problem", "lost"]);
-  assert.deepEqual([audio.capturing, audio.microphone], [false, false]);
+  assert.deepEqual([audio.capturing, audio.hasMicrophone], [false, false]);
 });
 
 test("what a conversation that failed had not said is not the next one's", async () => {
@@ -227,10 +316,8 @@ test("what a conversation that failed had not said is not the next one's", async
   sockets[0].end(1006);
   await settled();
   audio.permission = new Promise((resolve) => setTimeout(resolve, 5));
-  const pressed = conversation.press();
-  await settled();
+  await conversation.press();
   start();
-  await pressed;
   assert.equal(conversation.phase, "talking");
   assert.deepEqual(sockets[1].story(), []);
 });
@@ -286,14 +373,131 @@ test("how often it ran dry is told by turn", async () => {
   assert.deepEqual(told.map(({ turn, underruns }) => [turn, underruns]), [[1, 0], [1, 2], [1, 2], [2, 0], [2, 1]]);
 });
 
-test("a microphone that is unplugged is a problem that is told", async () => {
-  const { audio, conversation, sockets, start } = begin();
+test("a microphone that is unplugged while one talks ends the word, and not the conversation", async () => {
+  const { about, audio, conversation, sockets, start } = begin();
   await conversation.press();
+  start();
+  audio.talk(200);
+  audio.hasMicrophone = false;
+  audio.onLost(new AudioError("microphone_lost"));
+  await settled();
+  assert.deepEqual([conversation.phase, conversation.grip, sockets[0].closed], ["ready", "free", null]);
+  assert.match(about.shown.text, /microphone is gone/);
+  await conversation.press(); // another one
+  audio.talk(40);
+  await conversation.letGo();
+  assert.deepEqual(sockets[0].story(), ["audio", "speak"], "what was said before belongs to the prompt");
+});
+
+test("hands-free, a microphone that is unplugged is a problem that is told", async () => {
+  const { audio, conversation, sockets, start } = begin();
+  await conversation.listen();
   start();
   audio.onLost(new AudioError("microphone_lost"));
   await settled();
   assert.deepEqual([conversation.phase, conversation.problem.code], ["problem", "microphone_lost"]);
   assert.equal(sockets[0].closed, 1000);
+});
+
+test("a microphone that gives nothing is noticed within two seconds, and nothing goes on from silence", async () => {
+  const { about, audio, conversation, sockets, start } = begin();
+  await conversation.press();
+  start();
+  audio.talk(1400, 0);
+  assert.equal(about.shown, null);
+  audio.talk(200, 0);
+  assert.deepEqual([about.shown.rank, /hears nothing/.test(about.shown.text)], ["error", true]);
+  await conversation.letGo();
+  assert.deepEqual([conversation.phase, sockets[0].story()], ["ready", ["audio"]]);
+  await conversation.press();
+  audio.talk(1600, 20); // a faint noise: it is no dead one, but it does not hear who talks
+  assert.match(about.shown.text, /hears nothing/);
+  audio.talk(40, 2000);
+  assert.equal(about.shown, null, "it is no longer so");
+});
+
+test("hands-free, silence is no fault as long as the microphone gives any noise", async () => {
+  const { about, audio, conversation, start } = begin();
+  await conversation.listen();
+  start();
+  audio.talk(3000, 5);
+  assert.equal(about.shown, null);
+});
+
+test("a muted microphone says so, and asks for nothing", async () => {
+  const { about, audio, conversation, sockets, start } = begin();
+  await conversation.press();
+  start();
+  conversation.mute(true);
+  assert.deepEqual([conversation.microphone, about.shown.rank], ["muted", "error"]);
+  audio.talk(400, 0);
+  await conversation.letGo();
+  assert.deepEqual([conversation.phase, sockets[0].story()], ["ready", ["audio"]]);
+  conversation.mute(false);
+  assert.deepEqual([conversation.microphone, about.shown], ["on", null]);
+});
+
+test("another microphone takes over in the middle of a word", async () => {
+  const { audio, conversation, settings, start } = begin();
+  await conversation.changeMicrophone();
+  assert.equal(audio.hasMicrophone, false, "none is opened because another one is chosen");
+  await conversation.press();
+  start();
+  settings.microphone = "usb";
+  audio.capturing = false;
+  await conversation.changeMicrophone();
+  assert.equal(audio.options.deviceId, "usb");
+  assert.deepEqual([conversation.phase, audio.capturing], ["talking", true]);
+});
+
+test("a microphone can be tried before anybody is asked for a place", async () => {
+  const { conversation, sockets } = begin();
+  await conversation.tryMicrophone();
+  assert.deepEqual([conversation.phase, conversation.microphone, sockets.length], ["idle", "on", 0]);
+  await conversation.end();
+  assert.equal(conversation.microphone, "off");
+});
+
+test("a stop in the first answer leaves something to repeat", async () => {
+  const { audio, conversation, sockets, start } = await spoken();
+  audio.play(FRAME);
+  await conversation.end();
+  assert.deepEqual([conversation.phase, conversation.canRepeat], ["idle", true]);
+  await conversation.repeat();
+  start();
+  assert.deepEqual(sockets[1].story(), ["audio", "speak"]);
+});
+
+test("a finished conversation is played again, and talking ends that", async () => {
+  const { audio, conversation, sockets, socket, start } = await spoken();
+  assert.equal(conversation.canReplay, false, "not while it goes on");
+  audio.play(2 * FRAME);
+  socket.say({ type: "turn.done", turn: 1, reason: "end", samples: 2 * FRAME, mean_step_ms: 12 });
+  audio.play(0, true);
+  await conversation.replay();
+  assert.equal(conversation.phase, "replaying");
+  assert.deepEqual([audio.recording.length, audio.recording[0], audio.recording.at(-1)], [conversation.tape.end, 1000, 1]);
+  audio.frame += 48_000;
+  assert.equal(conversation.playhead, Math.min(conversation.tape.end, 24_000));
+  audio.onRecordingEnd();
+  await settled();
+  assert.deepEqual([conversation.phase, conversation.playhead, audio.recording], ["ready", null, null]);
+  await conversation.replay();
+  await conversation.press();
+  assert.deepEqual([conversation.phase, sockets.length, audio.recording], ["talking", 1, null]);
+  await conversation.end();
+  await conversation.replay();
+  assert.equal(conversation.phase, "replaying");
+  await conversation.end();
+  assert.equal(conversation.phase, "idle");
+});
+
+test("a seed of 19 digits reaches the server digit by digit", async () => {
+  const { conversation, settings, sockets, start } = begin();
+  settings.seed = "9223372036854775807";
+  await conversation.press();
+  start();
+  assert.match(sockets[0].sent[0], /"seed":9223372036854775807[,}]/);
 });
 
 test("settings that change hold from the next turn on", async () => {
@@ -347,7 +551,7 @@ for (const [name, message, code] of [
     start();
     sockets[0].say(message);
     await settled();
-    assert.deepEqual([conversation.phase, conversation.problem.code, audio.microphone], ["problem", code, false]);
+    assert.deepEqual([conversation.phase, conversation.problem.code, audio.hasMicrophone], ["problem", code, false]);
     await conversation.press();
     start();
     assert.deepEqual([conversation.phase, conversation.problem, sockets.length], ["talking", null, 2]);
@@ -377,19 +581,14 @@ test("what was said before the connection was lost can be said again", async () 
   assert.equal(conversation.phase, "waiting");
 });
 
-test("a refused microphone gives the place back", async () => {
-  const { audio, conversation, sockets, start } = begin();
-  let refuse;
-  audio.permission = new Promise((resolve) => (refuse = resolve));
-  const pressed = conversation.press();
-  await settled();
-  start();
-  assert.deepEqual([conversation.phase, conversation.asking], ["connecting", true]);
+test("a refused microphone takes no place", async () => {
+  const { audio, conversation, sockets } = begin();
+  audio.granted = false;
   audio.fails = new AudioError("microphone_denied");
-  refuse();
-  await pressed;
-  assert.deepEqual([conversation.phase, conversation.problem.code], ["problem", "microphone_denied"]);
-  assert.equal(sockets[0].closed, 1000);
+  audio.open = async () => {};
+  await conversation.press();
+  assert.deepEqual([conversation.phase, conversation.problem.code, conversation.grip], ["problem", "microphone_denied", "free"]);
+  assert.equal(sockets.length, 0);
 });
 
 test("an empty prompt is no end of the conversation", async () => {
