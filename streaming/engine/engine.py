@@ -21,7 +21,7 @@ from streaming.config import Sampling
 from streaming.engine.blocking import Session
 from streaming.engine.events import StepAudio
 from streaming.engine.histogram import Counts, Histogram
-from streaming.engine.session import Listener, LiveSession, Step, StepResult
+from streaming.engine.session import EngineSession, OnEvent, Step, StepResult
 from streaming.engine.slot_pool import SlotPool
 from streaming.errors import EngineStoppedError, StepFailedError
 
@@ -69,7 +69,7 @@ class _Plan:
     listening: NDArray[np.bool_]
     speaking: NDArray[np.bool_]
     lengths: NDArray[np.int64]
-    sessions: dict[int, LiveSession]
+    sessions: dict[int, EngineSession]
 
 
 class Engine:
@@ -93,7 +93,7 @@ class Engine:
         self._step = step
         self._pool = SlotPool(step.num_slots)
         self._changed = threading.Condition()
-        self._sessions: dict[int, LiveSession] = {}
+        self._sessions: dict[int, EngineSession] = {}
         self._steps = 0
         self._step_seconds: deque[float] = deque(maxlen=_TIMED_STEPS)
         self._recent_steps: deque[tuple[float, float]] = deque(maxlen=_RECENT_STEPS)  # when each ended, its seconds
@@ -131,17 +131,17 @@ class Engine:
             recent = [seconds for ended, seconds in self._recent_steps if ended >= since] if self._sessions else []
         return bool(recent) and float(np.median(recent)) > _OVERLOAD / FRAME_RATE
 
-    def attach(self, listener: Listener, sampling: Sampling, slides: bool = True) -> LiveSession:
-        """Return a session that tells `listener` what happens, from the engine's thread.
+    def attach(self, on_event: OnEvent, sampling: Sampling, slides: bool = True) -> EngineSession:
+        """Return a session that calls `on_event` with each of its events, from the engine's thread.
 
-        The listener must neither block nor call the engine; one that raises closes its session.
+        `on_event` must neither block nor call the engine; one that raises closes its session.
         slides: whether a prompt longer than the context pushes its oldest frames out, or is an error.
         Raises `EngineFullError`, `EngineStoppedError`.
         """
         with self._changed:
             self._require_running()
             self._reap()
-            session = LiveSession(self._pool.acquire(), self._step, self._changed, listener, sampling, slides)
+            session = EngineSession(self._pool.acquire(), self._step, self._changed, on_event, sampling, slides)
             self._sessions[session.slot] = session
             self._changed.notify_all()
             return session
@@ -168,7 +168,7 @@ class Engine:
             top_p=usual.top_p if top_p is None else top_p,
             seed=secrets.randbits(63) if seed is None else seed,
         )
-        return Session(lambda listener: self.attach(listener, sampling, slides), sampling.seed)
+        return Session(lambda on_event: self.attach(on_event, sampling, slides), sampling.seed)
 
     def stats(self) -> EngineStats:
         with self._changed:

@@ -2,7 +2,6 @@
 
 import { Audio, FileError } from "./audio.js";
 import { health, openSocket, token, whyRefused } from "./connection.js";
-import { Conversation } from "./conversation.js";
 import { listenToKeys } from "./keys.js";
 import { Notes } from "./notes.js";
 import { explain } from "./problems.js";
@@ -10,6 +9,7 @@ import { bindSettings } from "./settings-form.js";
 import { browserStorage, loadSettings, saveSettings } from "./settings.js";
 import { SoundPanel } from "./sound-panel.js";
 import { Spectrogram } from "./spectrogram.js";
+import { Talk } from "./talk.js";
 import { words } from "./words.js";
 
 const TAP_MS = 300; // shorter is a tap: the turn then lasts until the next one
@@ -21,7 +21,7 @@ const settings = loadSettings(storage);
 const spectrogram = new Spectrogram($("spectrogram"));
 const notes = new Notes();
 const audio = new Audio();
-const conversation = new Conversation({
+const conversation = new Talk({
   audio,
   openSocket,
   whyRefused,

@@ -15,9 +15,9 @@
  */
 
 import { AudioError } from "./audio.js";
+import { ContinuationClient } from "./client.js";
 import { DEAD, DEAF, MicrophoneCheck } from "./microphone-check.js";
 import { FRAME, SAMPLE_RATE, encodeControl } from "./protocol.js";
-import { Session } from "./session.js";
 import { drawSeed } from "./settings.js";
 import { MACHINE, Tape, YOU } from "./tape.js";
 
@@ -51,7 +51,7 @@ class Spoken {
   }
 }
 
-export class Conversation {
+export class Talk {
   phase = "idle";
   /** {code, message} while phase is "problem". */
   problem = null;
@@ -205,7 +205,7 @@ export class Conversation {
     });
   }
 
-  /** Opens the microphone outside of a conversation, so that its level can be seen. */
+  /** Opens the microphone outside of a talk, so that its level can be seen. */
   tryMicrophone() {
     return this.#command(async () => {
       if (await this.#openMicrophone(() => true)) this.#changed();
@@ -247,7 +247,7 @@ export class Conversation {
     });
   }
 
-  /** Says the last prompt again, in a conversation of its own, with the same seed: the same settings give the same. */
+  /** Says the last prompt again, in a talk of its own, with the same seed: the same settings give the same. */
   repeat() {
     return this.#command(async () => {
       const last = this.#last;
@@ -281,7 +281,7 @@ export class Conversation {
     return this.#command(async () => this.#endReplay());
   }
 
-  /** Ends the conversation and closes the microphone. The next one begins without its past. */
+  /** Ends the talk and closes the microphone. The next one begins without its past. */
   end() {
     this.grip = "free";
     this.#giveUp();
@@ -353,7 +353,8 @@ export class Conversation {
       sampling: this.#sampling(),
       ...(vad && { vad: { silence_ms: silenceMs } }),
     };
-    const session = new Session(this.#openSocket, start, (event) => session === this.#session && this.#onEvent(event));
+    const whileCurrent = (event) => session === this.#session && this.#onEvent(event);
+    const session = new ContinuationClient(this.#openSocket, start, whileCurrent);
     this.#session = session;
   }
 
