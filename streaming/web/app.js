@@ -96,6 +96,7 @@ addEventListener("pagehide", () => conversation.end());
 const press = (id) => () => $(id).click();
 const letters = {
   KeyO: press("choose"),
+  KeyT: press("take"),
   KeyR: press("repeat"),
   KeyP: press("replay"),
   KeyD: press("download"),
@@ -125,6 +126,7 @@ for (const way of document.querySelectorAll("[name=way]")) {
   way.addEventListener("change", () => chooseWay(way.value === "free"));
 }
 if (settings.handsFree) document.querySelector("[name=way][value=free]").checked = true;
+$("take").addEventListener("click", () => conversation.takeAgain());
 $("repeat").addEventListener("click", () => conversation.repeat());
 $("replay").addEventListener("click", () => {
   if (conversation.phase === "replaying") conversation.stopReplay();
@@ -278,6 +280,8 @@ function show() {
   write($("hint"), says.hint);
   if (phase === "replaying") write($("replay-label"), "Stop");
   else write($("replay-label"), "Play again", "", 1);
+  $("take").disabled = !conversation.canTake;
+  showTakes(conversation.takes, conversation.keptTake);
   $("repeat").disabled = !conversation.canRepeat;
   $("replay").disabled = !conversation.canReplay && phase !== "replaying";
   $("download").disabled = !conversation.hasSound;
@@ -291,6 +295,23 @@ function showNote() {
   const note = notes.shown;
   write($("note"), note?.text ?? "");
   $("note").dataset.rank = note?.rank ?? "";
+}
+
+/** A button for each take of the last words, once there is a choice. */
+function showTakes(takes, kept) {
+  const box = $("takes");
+  const key = takes.map(({ turn }) => turn).join();
+  if (box.dataset.shown !== key) {
+    box.dataset.shown = key;
+    box.hidden = takes.length < 2;
+    const make = ({ turn }, index) => {
+      const button = Object.assign(document.createElement("button"), { type: "button", textContent: `Take ${index + 1}` });
+      button.addEventListener("click", () => conversation.keepTake(turn));
+      return button;
+    };
+    box.replaceChildren(...takes.map(make));
+  }
+  takes.forEach(({ turn }, index) => box.children[index].setAttribute("aria-pressed", String(turn === kept)));
 }
 
 function showProblem(problem) {

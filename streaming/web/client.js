@@ -93,6 +93,16 @@ export class ContinuationClient {
     this.turn = Math.max(this.turn, turn + 1);
   }
 
+  /** Speak anew from the end of this turn's prompt. */
+  take(turn, sampling) {
+    this.#command("take", { turn, sampling });
+  }
+
+  /** Go on from the end of this turn, as if none after it had been. */
+  keepTake(turn) {
+    this.#command("take.keep", { turn });
+  }
+
   /** From the next turn on. */
   update(sampling, maxSeconds) {
     this.#command("session.update", { sampling, max_seconds: maxSeconds });
@@ -233,6 +243,7 @@ export class ContinuationClient {
     }
     if (event.type === "audio") this.#follow(event);
     else if (event.type === "turn.done") this.turn = Math.max(this.turn, event.turn + 1);
+    else if (event.type === "take.started" || event.type === "take.kept") this.turn = Math.max(this.turn, event.turn);
     if (event.type !== "ack" && event.type !== "pong") this.#onEvent(event);
   }
 

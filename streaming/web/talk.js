@@ -68,6 +68,10 @@ export class Talk {
   /** What was measured last; null where nothing was yet. */
   figures = NOTHING_YET;
   tape = null;
+  /** {turn, pcm} of each continuation of the last prompt, as far as it was heard. */
+  takes = [];
+  /** The turn of the take that the talk goes on from; null while there is none. */
+  keptTake = null;
   #audio;
   #openSocket;
   #whyRefused;
@@ -85,6 +89,9 @@ export class Talk {
   #expected = null; // what is being repeated
   #spoken = null;
   #last = null; // {prompt, seed, first, sampling, reply} of the turn that can be repeated
+  #seed = null; // the session's
+  #takesKept = 0; // how many turns the server can go back to
+  #takeAfter = null; // the turn that is being interrupted for another take
   #clock = null; // {frame, position}: where in the session's speech the microphone is
   #check = null; // whether the microphone gives a sound, while it is listened to
   #pressed = false; // whether a press waits for the microphone
@@ -128,13 +135,19 @@ export class Talk {
     return this.#last !== null;
   }
 
+  /** Whether the machine can be asked to go on from the last prompt once more. */
+  get canTake() {
+    if (this.#takesKept === 0 || this.away || this.#takeAfter !== null) return false;
+    return this.phase === "speaking" || (this.phase === "ready" && this.takes.length > 0);
+  }
+
   get canReplay() {
     return this.hasSound && ["idle", "ready", "problem"].includes(this.phase);
   }
 
   /** Where on the tape a replay is, null while there is none. */
   get playhead() {
-    if (this.#replay === null) return null;
+    if (this.#replay === null || this.#replay.start === null) return null; // a take is not the tape
     const { start, frame } = this.#replay;
     return Math.min(this.tape.end, start + Math.round(((this.#audio.frame - frame) * SAMPLE_RATE) / this.#audio.rate));
   }
@@ -265,6 +278,36 @@ export class Talk {
     });
   }
 
+  /** Another continuation of the same words, with another seed. What it says now is interrupted, and stays a take. */
+  takeAgain() {
+    return this.#command(async () => {
+      if (!this.canTake) return;
+      this.grip = "free";
+      const spoken = this.#spoken;
+      if (spoken === null) {
+        this.#take(this.takes[0].turn);
+        return;
+      }
+      this.#takeAfter = spoken.turn; // the server has to have stopped before
+      await this.#interrupt();
+      if (this.#takeAfter !== null) this.#setPhase("waiting");
+    });
+  }
+
+  /** Plays a take again, and goes on from it. */
+  keepTake(turn) {
+    return this.#command(async () => {
+      const take = this.takes.find((one) => one.turn === turn);
+      if (take === undefined || !["ready", "replaying"].includes(this.phase)) return;
+      this.#endReplay();
+      if (this.#session === null) return;
+      this.#session.keepTake(turn);
+      this.#audio.playRecording(take.pcm);
+      this.#replay = { start: null };
+      this.#setPhase("replaying");
+    });
+  }
+
   /** Plays what is on the tape, both voices. */
   replay() {
     return this.#command(async () => {
@@ -344,8 +387,10 @@ export class Talk {
     this.tape ??= new Tape(this.#audio.rate);
     this.#vad = vad;
     const { maxSeconds, silenceMs, seed: chosen } = this.#settings();
-    this.figures = { ...this.figures, seed: seed ?? chosen ?? drawSeed() };
+    this.#seed = seed ?? chosen ?? drawSeed();
+    this.figures = { ...this.figures, seed: this.#seed };
     const start = {
+      takes: true,
       turn_taking: vad ? "vad" : "manual",
       lag,
       max_seconds: maxSeconds,
@@ -380,7 +425,8 @@ export class Talk {
     this.#endReplay();
     const spoken = this.#spoken;
     this.#speakWhenStarted = this.#vad = this.asking = this.away = false;
-    this.#spoken = this.#expected = this.#clock = null;
+    this.#spoken = this.#expected = this.#clock = this.#takeAfter = this.keptTake = null;
+    [this.takes, this.#takesKept] = [[], 0];
     await this.#stopCapture();
     const heard = await this.#audio.stopPlayback();
     if (spoken?.prompt) this.#remember(spoken, heard ?? spoken.reported);
@@ -539,8 +585,18 @@ export class Talk {
     return prompt;
   }
 
+  /** Another continuation of this turn's prompt; with a seed of its own, or it would say the same. */
+  #take(turn) {
+    const seed = drawSeed();
+    this.#audio.stopFile();
+    this.#session.take(turn, { ...this.#sampling(), seed: BigInt(seed) });
+    this.figures = { ...this.figures, seed };
+    this.#setPhase("waiting");
+  }
+
   #speak() {
     const { turn } = this.#session;
+    this.takes = [];
     const speechEnd = this.#expected === null ? this.#clock.frame : null;
     this.#spoken = new Spoken(turn, speechEnd, this.#takePrompt(), this.#expected);
     this.#expected = null;
@@ -566,6 +622,7 @@ export class Talk {
     switch (event.type) {
       case "session.started":
         this.figures = { ...this.figures, topP: event.sampling?.top_p ?? null };
+        this.#takesKept = event.takes ?? 0;
         this.#begin();
         break;
       case "session.queued":
@@ -595,7 +652,22 @@ export class Talk {
         break;
       case "speech.stopped":
         this.#spoken = new Spoken(event.turn, this.#frameOf(event.at_samples), null);
+        this.takes = [];
         this.#setPhase("waiting");
+        break;
+      case "interrupted":
+        if (event.turn !== this.#takeAfter) break;
+        this.#takeAfter = null;
+        this.#take(event.turn);
+        break;
+      case "take.started":
+        this.#spoken = new Spoken(event.turn, null, null);
+        this.tape.roll(this.#audio.frame);
+        this.#setPhase("waiting");
+        break;
+      case "take.kept":
+        this.keptTake = event.of;
+        this.#changed();
         break;
       case "input.dropped":
         this.#told(`The server is too slow: ${seconds(event.samples)} s of what you said were lost.`, {
@@ -644,14 +716,15 @@ export class Talk {
     }
   }
 
-  #onError({ code, message, fatal }) {
+  #onError({ code, message, fatal, in_reply_to: reply }) {
     if (fatal) {
       this.#fail(code, message);
       return;
     }
     this.#told(`The server says: ${message}`, { rank: "warning" });
-    if (code === "empty_prompt" && this.phase === "waiting") {
-      this.#spoken = null;
+    const refused = code === "empty_prompt" || reply === "take" || (reply === "interrupt" && this.#takeAfter !== null);
+    if (refused && this.phase === "waiting") {
+      this.#spoken = this.#takeAfter = null;
       this.#setPhase("ready");
     }
   }
@@ -703,12 +776,14 @@ export class Talk {
   /** Keeps what a repetition needs, or says what a repetition gave. */
   #remember(spoken, heard) {
     const reply = spoken.pcm.subarray(0, heard);
+    this.takes = [...this.takes, { turn: spoken.turn, pcm: reply }];
+    this.keptTake = spoken.turn;
     const sampling = encodeControl(this.#sampling());
     const { expected } = spoken;
     if (expected !== null) {
       if (expected.first && expected.sampling === sampling) this.#told(compare(expected.reply, reply));
     } else if (spoken.prompt !== null) {
-      this.#last = { prompt: spoken.prompt, seed: this.figures.seed, first: spoken.turn === 1, sampling, reply };
+      this.#last = { prompt: spoken.prompt, seed: this.#seed, first: spoken.turn === 1, sampling, reply };
     }
   }
 
@@ -721,7 +796,7 @@ export class Talk {
 
   #sampling() {
     const { temperature, topK, topP } = this.#settings();
-    return { temperature, top_k: topK, top_p: topP, seed: BigInt(this.figures.seed) };
+    return { temperature, top_k: topK, top_p: topP, seed: BigInt(this.#seed) };
   }
 
   #setPhase(phase) {

@@ -639,3 +639,65 @@ test("the tape holds both voices where they were in time", async () => {
   assert.deepEqual([machine.indexOf(1), machine.lastIndexOf(1)], [12_000, 12_000 + 5 * FRAME - 1]);
   assert.deepEqual(tape.marks, [{ kind: "turn", speechEnd: 9600, firstSound: 12_000, ms: 110 }]);
 });
+
+async function withTakes() {
+  const all = begin();
+  await all.talk.press();
+  all.sockets[0].open();
+  all.sockets[0].say({ type: "session.started", turn: 1, notice: null, takes: 4 });
+  all.audio.talk(400);
+  await all.talk.letGo();
+  const [socket] = all.sockets;
+  socket.say({ type: "turn.speaking", turn: 1 });
+  socket.speak(1, 0, 2 * FRAME);
+  all.audio.play(FRAME);
+  return { ...all, socket };
+}
+
+test("another take goes on from the same words with another seed, and the one that is chosen is gone on from", async () => {
+  const { audio, talk, socket } = await withTakes();
+  assert.equal(socket.said()[0].takes, true);
+  await talk.takeAgain(); // while it speaks
+  assert.equal(socket.said().at(-1).type, "interrupt");
+  socket.say({ type: "turn.done", turn: 1, reason: "interrupted", samples: 2 * FRAME, mean_step_ms: 9 });
+  socket.say({ type: "interrupted", turn: 1, kept_samples: FRAME });
+  const take = socket.said().at(-1);
+  assert.deepEqual([take.type, take.turn, take.sampling.temperature], ["take", 1, 0.8]);
+  assert.notEqual(take.sampling.seed, 7);
+  socket.say({ type: "take.started", turn: 2, of: 1, sampling: take.sampling });
+  socket.say({ type: "turn.speaking", turn: 2 });
+  socket.speak(2, 0, FRAME);
+  audio.play(FRAME);
+  socket.say({ type: "turn.done", turn: 2, reason: "end", samples: FRAME, mean_step_ms: 9 });
+  audio.play(0, true);
+  assert.deepEqual([talk.phase, talk.keptTake], ["ready", 2]);
+  assert.deepEqual(talk.takes.map(({ turn, pcm }) => [turn, pcm.length]), [[1, FRAME], [2, FRAME]]);
+  await talk.keepTake(1);
+  assert.deepEqual([socket.said().at(-1), audio.recording[0]], [{ type: "take.keep", turn: 1 }, 1]);
+  assert.equal(talk.phase, "replaying");
+  socket.say({ type: "take.kept", turn: 3, of: 1 });
+  assert.equal(talk.keptTake, 1);
+  await talk.press();
+  audio.talk(200);
+  await talk.letGo();
+  assert.deepEqual(socket.said().at(-1), { type: "speak", turn: 3 });
+  assert.deepEqual(talk.takes, [], "other words have takes of their own");
+});
+
+test("a take that the server cannot give leaves the talk as it is", async () => {
+  const { about, audio, talk, socket } = await withTakes();
+  socket.say({ type: "turn.done", turn: 1, reason: "end", samples: 2 * FRAME, mean_step_ms: 9 });
+  audio.play(FRAME, true);
+  await talk.takeAgain();
+  assert.equal(talk.phase, "waiting");
+  socket.say({ type: "error", code: "take_gone", message: "it is gone", fatal: false, in_reply_to: "take" });
+  assert.deepEqual([talk.phase, about.shown.text], ["ready", "The server says: it is gone"]);
+});
+
+test("a server without takes is asked for none", async () => {
+  const { audio, talk, socket } = await spoken();
+  audio.play(FRAME);
+  assert.equal(talk.canTake, false);
+  await talk.takeAgain();
+  assert.deepEqual([talk.phase, socket.story().at(-1)], ["speaking", "played"]);
+});

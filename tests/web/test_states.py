@@ -423,3 +423,28 @@ def test_a_full_server_that_has_no_line_says_so_before_the_press(page: Page) -> 
         page.open(f"{it.live.http}/")
         _state(page, "Every place is taken")
         other.close()
+
+
+def test_another_take_and_the_way_back_to_the_first(page: Page, server: Served) -> None:
+    """One press goes on from the same words with another seed; the takes stay, and the chosen one is gone on from."""
+    open_page(page, server.live, maxSeconds=1)
+    talk(page, LONGER_THAN_A_TAP_S)
+    page.wait_for_phase("speaking")
+    page.wait_for_phase("ready")
+    first = page.text("#seed-used")
+    for count in (2, 3):
+        page.click("#take")
+        page.wait_for_phase("speaking")
+        page.wait_for_phase("ready")
+        page.wait_for(f"document.querySelectorAll('#takes button').length === {count}")
+    assert page.text("#seed-used") != first
+    pressed = "[...document.querySelectorAll('#takes button')].map((it) => it.getAttribute('aria-pressed'))"
+    assert page.evaluate(pressed) == ["false", "false", "true"]
+    keep(page, "takes")
+    page.click("#takes button")
+    _state(page, "Playing it again")
+    page.wait_for(f"{pressed}[0] === 'true'")
+    page.wait_for_phase("ready")
+    talk(page, LONGER_THAN_A_TAP_S)
+    page.wait_for_phase("speaking")
+    assert page.evaluate("document.querySelector('#takes').hidden"), "other words have takes of their own"
