@@ -304,8 +304,8 @@ function showTakes(takes, kept) {
   if (box.dataset.shown !== key) {
     box.dataset.shown = key;
     box.hidden = takes.length < 2;
-    const make = ({ turn }, index) => {
-      const button = Object.assign(document.createElement("button"), { type: "button", textContent: `Take ${index + 1}` });
+    const make = ({ turn, number }) => {
+      const button = Object.assign(document.createElement("button"), { type: "button", textContent: `Take ${number}` });
       button.addEventListener("click", () => conversation.keepTake(turn));
       return button;
     };

@@ -68,7 +68,7 @@ export class Talk {
   /** What was measured last; null where nothing was yet. */
   figures = NOTHING_YET;
   tape = null;
-  /** {turn, pcm} of each continuation of the last prompt, as far as it was heard. */
+  /** {turn, number, pcm} of each continuation of the last prompt, as far as it was heard, that can be gone on from. */
   takes = [];
   /** The turn of the take that the talk goes on from; null while there is none. */
   keptTake = null;
@@ -285,7 +285,7 @@ export class Talk {
       this.grip = "free";
       const spoken = this.#spoken;
       if (spoken === null) {
-        this.#take(this.takes[0].turn);
+        this.#take(this.takes.at(-1).turn);
         return;
       }
       this.#takeAfter = spoken.turn; // the server has to have stopped before
@@ -752,7 +752,7 @@ export class Talk {
     this.tape?.write(MACHINE, frame, pcm);
     if (turn !== spoken?.turn) return;
     spoken.underrunsBefore ??= underruns;
-    if (underruns > this.figures.underruns) this.#told(`The sound came too late; ${targetMs} ms of it wait from here on.`, { topic: "buffer" });
+    if (underruns > this.figures.underruns) this.#told(`The sound came too late. From here on ${targetMs} ms of it are kept in reserve.`, { topic: "buffer" });
     this.figures = { ...this.figures, bufferMs: (1000 * buffered) / SAMPLE_RATE, targetMs, underruns };
     this.level = level(pcm);
     if (heard > spoken.reported) {
@@ -776,7 +776,8 @@ export class Talk {
   /** Keeps what a repetition needs, or says what a repetition gave. */
   #remember(spoken, heard) {
     const reply = spoken.pcm.subarray(0, heard);
-    this.takes = [...this.takes, { turn: spoken.turn, pcm: reply }];
+    const number = 1 + (this.takes.at(-1)?.number ?? 0);
+    this.takes = [...this.takes, { turn: spoken.turn, number, pcm: reply }].slice(-Math.max(1, this.#takesKept));
     this.keptTake = spoken.turn;
     const sampling = encodeControl(this.#sampling());
     const { expected } = spoken;

@@ -432,14 +432,13 @@ def test_another_take_and_the_way_back_to_the_first(page: Page, server: Served) 
     page.wait_for_phase("speaking")
     page.wait_for_phase("ready")
     first = page.text("#seed-used")
-    for count in (2, 3):
-        page.click("#take")
-        page.wait_for_phase("speaking")
-        page.wait_for_phase("ready")
-        page.wait_for(f"document.querySelectorAll('#takes button').length === {count}")
+    page.click("#take")
+    page.wait_for_phase("speaking")
+    page.wait_for_phase("ready")
+    page.wait_for("document.querySelectorAll('#takes button').length === 2")
     assert page.text("#seed-used") != first
     pressed = "[...document.querySelectorAll('#takes button')].map((it) => it.getAttribute('aria-pressed'))"
-    assert page.evaluate(pressed) == ["false", "false", "true"]
+    assert page.evaluate(pressed) == ["false", "true"]
     keep(page, "takes")
     page.click("#takes button")
     _state(page, "Playing it again")
