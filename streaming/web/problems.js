@@ -32,7 +32,10 @@ export const PROBLEMS = {
     "Allow it with the symbol beside the address, then press again. A recording needs no microphone.",
   ],
   microphone_missing: ["There is no microphone", "Plug one in, then press again. A recording needs no microphone."],
-  microphone_busy: ["The microphone cannot be opened", "Another program may be using it: close that one, or choose another microphone under Sound."],
+  microphone_busy: [
+    "The microphone cannot be opened",
+    "Another program may be using it: close that one, or choose another microphone under Sound.",
+  ],
   microphone_lost: ["The microphone is gone", "It was unplugged or taken away. Press to begin anew."],
   loudspeaker_missing: ["There is no loudspeaker", "The browser finds no sound device to play on. Plug one in and reload."],
   insecure: [

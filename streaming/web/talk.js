@@ -752,7 +752,9 @@ export class Talk {
     this.tape?.write(MACHINE, frame, pcm);
     if (turn !== spoken?.turn) return;
     spoken.underrunsBefore ??= underruns;
-    if (underruns > this.figures.underruns) this.#told(`The sound came too late. From here on ${targetMs} ms of it are kept in reserve.`, { topic: "buffer" });
+    if (underruns > this.figures.underruns) {
+      this.#told(`The sound came too late. From here on ${targetMs} ms of it are kept in reserve.`, { topic: "buffer" });
+    }
     this.figures = { ...this.figures, bufferMs: (1000 * buffered) / SAMPLE_RATE, targetMs, underruns };
     this.level = level(pcm);
     if (heard > spoken.reported) {
