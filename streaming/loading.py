@@ -30,7 +30,7 @@ from streaming.models.token_layout import TokenLayout
 _LOG = logging.getLogger(__name__)
 
 _DEMO_FOLDER = Path(__file__).parent / "demo" / "voice"
-_DEMO_NOTICE = "the demo model is a few hours of training on synthetic voices: it speaks in theirs, and says nothing"
+_DEMO_NOTICE = "The demo model is small: it babbles in the pitch of the voice that it hears, and says no words."
 RANDOM = "random:"
 """Before the name of a size: full-size weights made in memory, so that speed needs no download."""
 _RANDOM_NOTICE = "the weights are random: what it says is noise, at a real model's pace"

@@ -68,6 +68,7 @@ class Health:
             "live": self.live,
             "ready": self.ready,
             "model": self.engine.model,
+            "notice": self.engine.notice,
             "version": self.version,
             "instance": self.instance,
             "overloaded": self.engine.overloaded,

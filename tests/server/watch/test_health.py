@@ -108,6 +108,7 @@ def test_nothing_of_a_client_is_told() -> None:
             "live",
             "ready",
             "model",
+            "notice",
             "version",
             "instance",
             "overloaded",
