@@ -54,7 +54,9 @@ HEADPHONES = (
     "wear headphones: what the loudspeaker says would reach the microphone, and the machine would listen to itself "
     "(or --echo-cancellation)"
 )
-NO_OPUS = "the server has no Opus (`pip install sphn` there): audio is sent as it is, 384 kbit/s each way"
+NO_OPUS = (
+    "the server has no Opus (`pip install opuslib-next-bundled` there): audio is sent as it is, 384 kbit/s each way"
+)
 AGAIN_S = (0.0, 0.5, 1.0, 2.0, 4.0)
 """Before each attempt to begin anew; the last one again and again."""
 
@@ -335,8 +337,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--transport",
         choices=("auto", "pcm", "opus"),
         default="auto",
-        help="how audio travels: pcm takes 384 kbit/s, opus 30 (`pip install sphn`); auto is opus to other machines, "
-        "where both sides have it (default: auto)",
+        help="how audio travels: pcm takes 384 kbit/s, opus 30 (`pip install opuslib-next-bundled`); auto is opus to "
+        "other machines, where both sides have it (default: auto)",
     )
     parser.add_argument("--list-devices", action="store_true", help="list sound devices and quit")
     parser.add_argument("--input-device", metavar="X", help="microphone: number or part of a name")
@@ -364,7 +366,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         if Path(getattr(args, one)).resolve() == Path(getattr(args, other)).resolve():
             parser.error(f"--{one} and --{other} name the same file")
     if args.transport == "opus" and not opus_available():
-        parser.error("--transport opus needs the Python package: `pip install sphn`")
+        parser.error("--transport opus needs the Python package: `pip install opuslib-next-bundled`")
     args.model = args.model or "demo"
     return args
 

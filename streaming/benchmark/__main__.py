@@ -39,6 +39,7 @@ COMMANDS = {
     "fleet": "many servers behind a balancer, simulated with the step times of one",
     "churn": "how many sessions a second a server opens and closes, and what one costs",
     "results": "all of these that this machine can take, and its GPU's tests, into one file",
+    "wire": "what a frame costs the server beside the step, against a bare WebSocket server",
     "soak": "hours of talk: memory, latency and step time at the end against the start",
 }
 """Each is the module of that name. Only the one that is asked for is imported: who measures a server from afar needs no
