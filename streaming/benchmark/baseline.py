@@ -177,10 +177,10 @@ def _files(model: Path, codec: Path, options: argparse.Namespace, device: torch.
         def session() -> None:
             resampler = RecordingResampler(16_000)
             speech = np.concatenate((resampler.push(samples[0].numpy()), resampler.flush()))
-            with engine.open() as live:
+            with engine.open() as opened:
                 for start in range(0, len(speech), FRAME):
-                    live.listen(speech[start : start + FRAME])
-                for _ in live.speak(frames):
+                    opened.listen(speech[start : start + FRAME])
+                for _ in opened.speak(frames):
                     pass
 
         yield {"file, in and out": {"streaming": session, "transformers": script}}

@@ -1,8 +1,8 @@
 """Every measurement that this machine can take, and its GPU's tests, into one file: docs/results/DEVICE.json.
 
 Each is a command of its own, one after another; the file is written after each, so that a run that is cut off leaves
-what it has, and `--only` takes some of them anew. On a machine without the clients' packages the live ones are skipped
-and the file says why.
+what it has, and `--only` takes some of them anew. A machine that lacks the clients' packages skips what needs them,
+and the file says so.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ import numpy as np
 from websockets.asyncio.client import ClientConnection, connect
 
 from streaming.audio import FRAME, FRAME_RATE, Pcm16
-from streaming.benchmark import live
+from streaming.benchmark import runs
 from streaming.benchmark.report import Report, Value
 from streaming.benchmark.wire_servers import MAX_BYTES, speak_message
 from streaming.errors import ProtocolError
@@ -212,9 +212,9 @@ class _Talk:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--sessions", type=live.count, nargs="+", default=[32, 128], metavar="N")
-    parser.add_argument("--seconds", type=live.positive, default=8.0, metavar="S", help="each session's talk")
-    parser.add_argument("--rounds", type=live.count, default=3, metavar="N", help="of both servers in turn")
+    parser.add_argument("--sessions", type=runs.count, nargs="+", default=[32, 128], metavar="N")
+    parser.add_argument("--seconds", type=runs.positive, default=8.0, metavar="S", help="each session's talk")
+    parser.add_argument("--rounds", type=runs.count, default=3, metavar="N", help="of both servers in turn")
     parser.add_argument("--only", default="", metavar="NAME", help="what to measure, if not all: a part of its name")
 
 

@@ -36,7 +36,7 @@ from streaming.server.door.gatekeeper import Visitor
 from streaming.server.driver import Driver
 from streaming.server.resumption import ResumableSessions
 from streaming.server.session_socket import MESSAGES_PER_S, SessionSocket
-from streaming.server.sessions import Session, Sessions
+from streaming.server.sessions import ServerSession, Sessions
 from streaming.server.watch.observer import SessionObserver
 
 _START_TIMEOUT_S = 10.0
@@ -137,7 +137,7 @@ class _Return:
     done: asyncio.Event
 
 
-class NativeSession(Session):
+class NativeSession(ServerSession):
     """A session and the sockets that it has, one at a time. resume: None for one that ends with its socket."""
 
     def __init__(

@@ -26,7 +26,7 @@ from streaming.server.http import HttpEndpoints
 from streaming.server.native import NativeService
 from streaming.server.openai import LIVE_PATH, REALTIME_PATH
 from streaming.server.openai.service import LiveService, RealtimeService
-from streaming.server.sessions import Session, Sessions
+from streaming.server.sessions import ServerSession, Sessions
 from streaming.server.watch.health import Health, version
 from streaming.server.watch.log import event
 from streaming.server.watch.metrics import Metrics
@@ -97,7 +97,7 @@ async def run_server(
     had.
     """
     admission = Admission(engine, options.queue)
-    running: set[Session] = set()
+    running: set[ServerSession] = set()
     health = Health(engine, admission, running, version())
     observer = Observer(Metrics(health))
     sessions = Sessions(keeper, observer, running)

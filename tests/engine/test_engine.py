@@ -28,7 +28,7 @@ from streaming.engine.events import (
 )
 from streaming.engine.session import EngineSession
 from streaming.errors import EngineFullError, EngineStoppedError, StepFailedError
-from tests.engine.conversation import Act, Conversation, programs
+from tests.engine.program import Act, ProgramRun, programs
 from tests.engine.stub_step import PATIENCE_S, Recorder, StubStep, frame, heard, running, spoken
 
 SAMPLING = Sampling(seed=7)
@@ -68,10 +68,10 @@ def converse(engine: Engine, step: StubStep, program: list[Act], seed: int, leav
     sampling = Sampling(seed=seed)
     live = engine.attach(recorder, sampling)
     try:
-        conversation = Conversation(live, step, recorder.events, ThreadDriver(live, recorder, timing), sampling.seed)
-        conversation.do(program)
+        run = ProgramRun(live, step, recorder.events, ThreadDriver(live, recorder, timing), sampling.seed)
+        run.do(program)
         if not leave:
-            conversation.check()
+            run.check()
     finally:
         live.close()
 

@@ -33,7 +33,7 @@ from streaming.engine.events import (
 from streaming.engine.session import EngineSession
 from streaming.engine.snapshot import Books, SessionSnapshot
 from streaming.errors import EmptyPromptError, EngineStoppedError, PromptTooLongError, SessionError
-from tests.engine.conversation import Act, Conversation, programs
+from tests.engine.program import Act, ProgramRun, programs
 from tests.engine.stub_step import Entry, Stream, StubStep, codes_of, frame, heard, never, pcm_of, spoken
 
 SAMPLING = Sampling(seed=7)
@@ -164,9 +164,9 @@ def test_what_comes_of_commands_does_not_depend_on_when_they_are_given(
     """Cuts that depended on the engine's state when a command was given, not when it took effect."""
     ends = (lambda length, digest: digest % ends_every == 0) if ends_every else never
     bench = Bench(ends, context_frames, timing=random.Random(seed))
-    conversation = Conversation(bench.live, bench.step, bench.events, bench, SAMPLING.seed)
-    conversation.do(program)
-    conversation.check()
+    run = ProgramRun(bench.live, bench.step, bench.events, bench, SAMPLING.seed)
+    run.do(program)
+    run.check()
 
 
 # Listening

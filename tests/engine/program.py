@@ -1,4 +1,4 @@
-"""Random conversations with a session, and a sequential model of what must come of them, whatever the timing."""
+"""Random programs for a session, and a sequential model of what must come of them, whatever the timing."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ class Driver(Protocol):
     def move(self) -> tuple[EngineSession, StubStep]: ...
 
 
-class Conversation:
+class ProgramRun:
     """Does a program with a session, never waiting for more than a listener must, and keeps what must come of it."""
 
     def __init__(self, live: EngineSession, step: StubStep, events: list[Event], driver: Driver, seed: int) -> None:
