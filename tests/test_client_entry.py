@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,10 +17,11 @@ import numpy as np
 import pytest
 import soundfile
 
-import client
 from streaming.audio import FRAME
 from streaming.engine.engine import Engine
 from streaming.protocol.opus import opus_available
+from streaming.terminal import command as client
+from streaming.terminal import connecting, start
 from streaming.terminal.keyboard import Key
 from tests.client.fake_server import STARTED, Script, fake_server, never, whole_turn
 from tests.engine.stub_step import StubStep
@@ -30,7 +30,7 @@ from tests.server.live_server import serving
 from tests.terminal.fake_sounddevice import install
 from tests.terminal.witness import Witness
 
-ROOT = Path(client.__file__).parent
+ROOT = Path(__file__).parents[1]
 WITHOUT_TORCH = """
 import importlib.abc, runpy, sys
 class Forbid(importlib.abc.MetaPathFinder):
@@ -41,6 +41,15 @@ sys.meta_path.insert(0, Forbid())
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
+CLIENT = """
+import sys
+from pathlib import Path
+from streaming.terminal import command, connecting
+server = [sys.executable, str(Path(__file__).with_name("server.py")), "--port", "0", "--until-eof"]
+connecting.server_command = lambda model, codec: [*server, "--model", model]
+sys.exit(command.main())
+"""
+"""`client.py`, but for the server that it starts."""
 OWN_SERVER = """
 import argparse, asyncio, os, sys
 assert {name for name in os.environ if name.startswith("STREAMING_")} == {"STREAMING_NATIVE", "STREAMING_TOKENS"}
@@ -74,10 +83,10 @@ def speech(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def installed(tmp_path: Path) -> Path:
-    """A directory with `client.py` and, beside it, a fake `server.py`."""
+    """A directory with a client and, beside it, the fake server that it starts."""
     place = tmp_path / "installed"
     place.mkdir()
-    shutil.copy(ROOT / "client.py", place)
+    (place / "client.py").write_text(CLIENT)
     (place / "server.py").write_text(textwrap.dedent(OWN_SERVER))
     return place
 
@@ -196,9 +205,9 @@ class TestDevices:
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
     ) -> None:
         install(monkeypatch)
-        monkeypatch.setattr("client.Keyboard", lambda **_: _nothing())
-        monkeypatch.setattr("client.own_server", lambda *_, **__: _url_of_a_server(never))
-        monkeypatch.setattr("client.server_command", lambda *_: [])
+        monkeypatch.setattr("streaming.terminal.start.Keyboard", lambda **_: _nothing())
+        monkeypatch.setattr("streaming.terminal.connecting.own_server", lambda *_, **__: _url_of_a_server(never))
+        monkeypatch.setattr("streaming.terminal.connecting.server_command", lambda *_: [])
         assert client.main(["--json", "--output", str(tmp_path / "a.wav")]) == 1
         captured = capsys.readouterr()
         events = [json.loads(line) for line in captured.out.splitlines()]
@@ -218,10 +227,10 @@ class TestDevices:
                 yield Key.ENTER
             await view.until("turn", 2)
 
-        monkeypatch.setattr("client.Keyboard", lambda **_: keys())
-        monkeypatch.setattr("client.choose_view", lambda **_: view)
-        monkeypatch.setattr("client.own_server", lambda *_, **__: _url_of_a_server(whole_turn))
-        monkeypatch.setattr("client.server_command", lambda *_: [])
+        monkeypatch.setattr("streaming.terminal.start.Keyboard", lambda **_: keys())
+        monkeypatch.setattr("streaming.terminal.start.choose_view", lambda **_: view)
+        monkeypatch.setattr("streaming.terminal.connecting.own_server", lambda *_, **__: _url_of_a_server(whole_turn))
+        monkeypatch.setattr("streaming.terminal.connecting.server_command", lambda *_: [])
         assert client.main(["--output", str(tmp_path / "a.wav"), "--record", str(tmp_path / "b.wav")]) == 0
         assert view.names()[-1] == "summary"
         assert view.events[-1][1]["turns"] == 2
@@ -273,12 +282,12 @@ class TestLostSessions:
                     self._next = None
                     return key
 
-            monkeypatch.setattr("client.Keyboard", lambda **_: Keys())
-            monkeypatch.setattr("client.choose_view", lambda **_: view)
+            monkeypatch.setattr("streaming.terminal.start.Keyboard", lambda **_: Keys())
+            monkeypatch.setattr("streaming.terminal.start.choose_view", lambda **_: view)
             with Engine(StubStep(2), "stub") as engine, serving(engine, resume_s=0.4) as server:
                 async with cut_proxy(server.url) as proxy:
                     flags = ["--url", proxy.url, "--output", str(tmp_path / "a.wav"), "--max-seconds", "0.4"]
-                    await asyncio.wait_for(client._converse(client._parse(flags)), 30)
+                    await asyncio.wait_for(start.converse(client.parse(flags), "client.py"), 30)
 
         asyncio.run(test())
         assert view.events[-1][0] == "summary"
@@ -304,7 +313,7 @@ class TestTransport:
         async def test() -> None:
             async with fake_server() as server:
                 arguments = ["--url", server.url, "--input", str(speech), "--pace", "fast", "--json", *flags]
-                await client._stream_file(client._parse(arguments))
+                await start.stream_file(client.parse(arguments), "client.py")
                 assert server.peers[0].start.codecs == wanted
 
         asyncio.run(test())
@@ -318,7 +327,7 @@ class TestTransport:
         async def test() -> None:
             async with fake_server() as server:
                 arguments = ["--url", server.url, "--input", str(path), "--pace", "fast", "--json"]
-                await client._stream_file(client._parse(arguments))
+                await start.stream_file(client.parse(arguments), "client.py")
                 assert server.peers[0].start.codecs == ("pcm16",)
 
         asyncio.run(test())
@@ -327,15 +336,15 @@ class TestTransport:
     def test_to_other_machines_it_is_opus_where_there_is(
         self, url: str, wanted: bool, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        args, server = client._parse(["--url", url]), client.Server(url, None)
+        args, server = client.parse(["--url", url]), connecting.Server(url, None)
         for there in (True, False):
-            monkeypatch.setattr("client.opus_available", lambda there=there: there)
-            assert client._wants_opus(args, server) is (wanted and there)
+            monkeypatch.setattr("streaming.terminal.connecting.opus_available", lambda there=there: there)
+            assert connecting.wants_opus(args, server) is (wanted and there)
 
     def test_opus_without_the_package(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        monkeypatch.setattr("client.opus_available", lambda: False)
+        monkeypatch.setattr("streaming.protocol.opus.opus_available", lambda: False)
         with pytest.raises(SystemExit):
             client.main(["--transport", "opus"])
         assert "pip install opuslib-next-bundled" in capsys.readouterr().err
@@ -377,12 +386,6 @@ class TestOwnServer:
         assert "no such model" in done.stderr
         assert "Traceback" not in done.stderr
         assert sorted(path.name for path in speech.parent.iterdir()) == ["installed", "speech.wav"]
-
-    def test_a_missing_server_script(self, installed: Path, speech: Path) -> None:
-        (installed / "server.py").unlink()
-        done = run_client(installed, "--input", str(speech))
-        assert done.returncode == 1
-        assert "--url" in done.stderr
 
     @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
     @pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 143)])

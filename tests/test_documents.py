@@ -251,7 +251,7 @@ def test_the_close_codes_are_all_that_there_are() -> None:
 FAILED_ENGINE = """
 import sys
 import numpy as np
-import server
+from streaming.server.command import main
 import streaming.loading
 from streaming.engine.engine import Engine
 from tests.engine.stub_step import StubStep
@@ -261,7 +261,7 @@ def load_engine(*_, **__):
     return Engine(step, "stub")
 streaming.loading.load_engine = load_engine
 sys.argv = ["server.py", "--port", "0"]
-sys.exit(server.main())
+sys.exit(main())
 """
 
 

@@ -36,7 +36,14 @@ LAYERS = (
         "streaming.score",
         "streaming",
     ),
-    ("server", "client"),
+    (
+        "streaming.entry",
+        "streaming.server.command",
+        "streaming.server.start",
+        "streaming.terminal.command",
+        "server",
+        "client",
+    ),
     ("recipes",),
 )
 VALUES = LAYERS[0]
@@ -55,7 +62,9 @@ ALLOWED = {
     "streaming.client": (*VALUES, "streaming.protocol"),
     "streaming.terminal": (*VALUES, "streaming.protocol", "streaming.client"),
     "streaming.scoring": (*VALUES, "streaming.loading", "streaming.models"),
-    "client": (*VALUES, "streaming.protocol", "streaming.client", "streaming.terminal"),
+    "streaming.entry": ("streaming.command", "streaming.server.command", "streaming.terminal.command"),
+    "server": ("streaming.entry",),
+    "client": ("streaming.entry",),
 }
 TORCH = ("torch", "transformers", "safetensors", "tokenizers")
 WITHOUT_TORCH = (
@@ -66,6 +75,7 @@ WITHOUT_TORCH = (
     "streaming.server",
     "streaming.client",
     "streaming.terminal",
+    "streaming.entry",
     "client",
     "server",
 )
@@ -173,6 +183,7 @@ def test_no_import_is_overlooked(source: str, is_package: bool, wanted: set[str]
         "streaming.engine.session",
         "streaming.protocol.messages",
         "streaming.client.client",
+        "streaming.terminal.start",
         "client",
     ],
 )

@@ -14,12 +14,13 @@ from typing import IO
 
 import pytest
 
-import client
-import server
 from streaming import scoring
 from streaming.benchmark import __main__ as benchmark
 from streaming.command import OutputError, check_result, write_result
+from streaming.server import command as server
 from streaming.server.door.tls import TlsError, load_tls
+from streaming.server.watch import log
+from streaming.terminal import command as client
 from tests.server.certificate import self_signed
 
 ROOT = Path(__file__).parents[1]
@@ -62,7 +63,7 @@ def server_says(
     flags: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> tuple[int | str | None, str]:
     """The exit status of `server.py` with these flags, and the last line that it says."""
-    monkeypatch.setattr(server.log, "configure", lambda *_: None)  # pytest's own handlers stay
+    monkeypatch.setattr(log, "configure", lambda *_: None)  # pytest's own handlers stay
     for name in os.environ:
         if name.startswith("STREAMING_"):
             monkeypatch.delenv(name)

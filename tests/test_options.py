@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-import server
 from streaming.options import OptionParser
+from streaming.server import command as server
 
 ROOT = Path(__file__).parents[1]
 
@@ -177,8 +177,9 @@ def test_the_switch_of_native_operations_is_0_or_1(capsys: pytest.CaptureFixture
 
 def test_help_needs_no_torch() -> None:
     """It took seconds, most of them for importing what an answer needs nothing of."""
-    for script in ("server", "client"):
-        code = f"import {script}, sys\ntry:\n    {script}.main()\nfinally:\n    print({{'torch'}} & set(sys.modules))"
+    for program in ("server", "client"):
+        code = f"import sys\nfrom streaming.entry import {program}\ntry:\n    {program}()\nfinally:\n    "
+        code += "print({'torch', 'numpy', 'rich', 'websockets', 'asyncio'} & set(sys.modules))"
         done = subprocess.run(
             [sys.executable, "-c", code, "--help"], cwd=ROOT, capture_output=True, text=True, check=True
         )

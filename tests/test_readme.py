@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-import client
-import server
+from streaming.server import command as server
+from streaming.terminal import command as client
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -22,7 +22,7 @@ README = TEXTS["README.md"]
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 PARSERS: dict[str, Callable[[list[str]], object]] = {
     "server.py": lambda arguments: server.parse(arguments, {}),
-    "client.py": client._parse,
+    "client.py": client.parse,
 }
 COMMANDS = [
     (page, line)

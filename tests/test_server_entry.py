@@ -23,7 +23,7 @@ SPEECH = np.zeros(2 * FRAME, np.int16)
 LOSES_ITS_DEVICE = """
 import sys
 
-import server
+from streaming.server.command import main
 from streaming import loading
 from streaming.engine.engine import Engine
 from tests.engine.stub_step import StubStep
@@ -31,7 +31,7 @@ from tests.engine.stub_step import StubStep
 step = StubStep(1)
 step.fatal, step.failure = True, RuntimeError("the device fell off the bus")
 loading.load_engine = lambda *_, **__: Engine(step, "stub")
-sys.exit(server.main())
+sys.exit(main())
 """
 """`server.py` over a step that is the last one."""
 

@@ -140,7 +140,7 @@ async def target(options: argparse.Namespace, sessions: int = 1) -> AsyncIterato
             print(f"{len(server.instances)} servers or more answer at {options.url}", file=sys.stderr)
         yield server
         return
-    command = server_command(ROOT / "server.py", options.model or "demo", options.codec)
+    command = server_command(options.model or "demo", options.codec)
     for flag in _PASSED_ON:
         value = getattr(options, flag.removeprefix("--").replace("-", "_"))
         command += [] if value is None else [flag, value]

@@ -22,8 +22,9 @@ _GRACE_S = 5.0
 _EXIT_S = 0.5
 _LAST_LINES = 20
 _LISTENING = re.compile(r"listening on (wss?://\S+)")
-
-
+_PACKAGE = Path(__file__).parents[1]
+_START = "import sys; sys.path.insert(0, sys.argv.pop(1)); from streaming.entry import server; sys.exit(server())"
+"""By its place: the package need not be installed, and the folder that this is run in may hold another of its name."""
 _TOLD_LATER = "note: "
 """What the server says of its model; `session.started` says it too."""
 
@@ -32,14 +33,11 @@ class ServerStartError(ContinuationError):
     """The client's own server did not come up. The message ends with what it last said."""
 
 
-def server_command(script: Path, model: str, codec: str | None = None) -> list[str]:
-    """Return what starts `script` (server.py) on a free port, to end with us. Raises `ServerStartError` if it is not
-    there.
-    """
-    if not script.is_file():
-        raise ServerStartError(f"no server to start: {script} is missing; name one with --url ws://HOST:PORT")
+def server_command(model: str, codec: str | None = None) -> list[str]:
+    """Return what starts this very package's server on a free port, to end with us."""
     codec_flags = [] if codec is None else ["--codec", codec]
-    return [sys.executable, str(script), "--port", "0", "--until-eof", "--model", model, *codec_flags]
+    command = [sys.executable, "-P", "-c", _START, str(_PACKAGE.parent), "--port", "0", "--until-eof"]
+    return [*command, "--model", model, *codec_flags]
 
 
 @contextlib.asynccontextmanager

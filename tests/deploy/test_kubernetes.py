@@ -23,10 +23,10 @@ import numpy as np
 import pytest
 import yaml
 
-from server import parse
 from streaming.audio import FRAME
 from streaming.client.client import ContinuationClient
 from streaming.protocol.messages import SessionStart, TurnDone
+from streaming.server.command import parse
 from streaming.server.watch.health import LIVE, READY
 from streaming.server.watch.metrics import METRICS
 from tests.deploy.test_image import environment, instructions

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -114,6 +115,10 @@ def test_its_end_in_mid_session_is_told_with_the_error() -> None:
     asyncio.run(test())
 
 
-def test_a_missing_server_script(tmp_path: Path) -> None:
-    with pytest.raises(ServerStartError, match="--url"):
-        server_command(tmp_path / "server.py", "demo")
+def test_the_server_is_that_of_this_package_wherever_it_is_started(tmp_path: Path) -> None:
+    """It was a file that an installed package has not; and another package of this name may lie where it is started."""
+    (tmp_path / "streaming").mkdir()
+    (tmp_path / "streaming" / "__init__.py").write_text("raise SystemExit('another package')")
+    command = [*server_command("demo", "mimi"), "--help"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.startswith("usage: streaming-server"), done.stderr

@@ -1,0 +1,109 @@
+"""From the server's options to a server that runs: what goes together, and what is told to whoever started it."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import logging
+import os
+import signal
+import threading
+import time
+from contextlib import suppress
+
+from streaming.audio import FRAME_RATE
+from streaming.command import INTERRUPTED, complain, end_on_signals, raise_on_interrupt, say
+from streaming.engine.engine import Engine
+from streaming.errors import StreamingError
+from streaming.server.door.bind import check_address, check_bind
+from streaming.server.door.gatekeeper import Gatekeeper
+from streaming.server.door.limits import Limits
+from streaming.server.door.origins import parse_origins
+from streaming.server.door.proxies import parse_proxies
+from streaming.server.door.tls import load_tls
+from streaming.server.door.tokens import load_tokens
+from streaming.server.server import ServerOptions, Shutdown, run_server
+from streaming.server.watch import log
+
+_LOG = logging.getLogger("streaming.server")
+
+
+def introduce(engine: Engine) -> None:
+    """Tell the person at the terminal what was loaded; the log has it in `server.started`."""
+    shape = f"{engine.num_codebooks} codebooks, {engine.context_frames / FRAME_RATE:.1f} s of context"
+    complain(f"{engine.model}: {shape}, {engine.stats().slots} slots")
+    if engine.notice:
+        complain(f"note: {engine.notice}")
+
+
+async def serve(engine: Engine, keeper: Gatekeeper, options: ServerOptions, *, until_eof: bool) -> None:
+    shutdown = Shutdown()
+    loop = asyncio.get_running_loop()
+    with suppress(NotImplementedError):  # Windows: Ctrl-C arrives as KeyboardInterrupt
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, shutdown.request)
+    if until_eof:
+
+        def wait_for_eof() -> None:
+            with suppress(OSError):  # what cannot be read has ended
+                while os.read(0, 4096):  # not by Python's buffer, which is locked while it is read: it aborts at exit
+                    pass
+            with suppress(RuntimeError):  # the loop is closed: the server has ended by itself
+                loop.call_soon_threadsafe(shutdown.request_at_once)
+
+        threading.Thread(target=wait_for_eof, name="stdin", daemon=True).start()
+    await run_server(engine, keeper, options, shutdown, lambda url: say(f"listening on {url}"))
+
+
+def run(options: argparse.Namespace, program: str) -> int:
+    """Run the server as its options say; return the exit status. program: what its complaints begin with."""
+    log.configure(options.log_format, options.log_level)
+    try:
+        tokens = load_tokens(os.environ, options.tokens, time.monotonic())
+        tls = load_tls(options.tls_cert, options.tls_key)
+        bind = check_bind(options.host, tokens, tls=tls is not None, insecure_plaintext=options.insecure_plaintext)
+        limits = Limits(options.sessions_per_token, options.sessions_per_address)
+        origins, proxies = parse_origins(options.allow_origin), parse_proxies(options.trusted_proxy)
+        keeper = Gatekeeper(bind, tokens, origins, limits, proxies)
+        served = ServerOptions(
+            port=options.port,
+            tls=tls,
+            queue=options.queue,
+            idle_s=options.idle_seconds,
+            takes=options.takes,
+            resume_s=options.resume_seconds,
+            drain_s=options.drain_seconds,
+        )
+        check_address(bind, options.port)
+        from streaming.loading import load_engine, use_threads  # brings torch, which takes seconds
+
+        use_threads(options.threads)
+        with load_engine(
+            options.model,
+            options.codec,
+            device=options.device,
+            dtype=options.dtype,
+            quantize=options.quantize,
+            max_sessions=options.max_sessions,
+            context_tokens=options.context_tokens,
+            codec_dtype=options.codec_dtype,
+            codec_window=options.codec_window,
+        ) as engine:
+            if options.log_format == "text":
+                introduce(engine)
+            gc.collect()
+            gc.freeze()  # hundreds of thousands of objects that stay: going through them took 0.3 s of everybody's time
+            raise_on_interrupt()  # where the loop cannot handle signals
+            asyncio.run(serve(engine, keeper, served, until_eof=options.until_eof))
+            status = 1 if engine.failure is not None else 0
+            end_on_signals(status)  # it is over, but for what is closed
+            return status
+    except StreamingError as error:
+        if options.log_format == "text":
+            complain(f"{program}: {error}")
+        else:
+            log.event(_LOG, logging.ERROR, "server.failed", code=error.code, message=str(error))
+        return 1
+    except KeyboardInterrupt:
+        return INTERRUPTED
