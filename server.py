@@ -172,6 +172,7 @@ def introduce(engine: Engine, slots: int) -> None:
     """Tell the person at the terminal what was loaded; the log has it in `server.started`."""
     shape = f"{engine.num_codebooks} codebooks, {engine.context_frames / FRAME_RATE:.1f} s of context"
     complain(f"{engine.model}: {shape}, {slots} slots")
+    complain(f"it runs on {engine.device} in {engine.dtype}, with operations in {engine.operations}")
     if engine.notice:
         complain(f"note: {engine.notice}")
 
@@ -237,6 +238,8 @@ def main(arguments: list[str] | None = None) -> int:
             asyncio.run(serve(engine, keeper, served, until_eof=options.until_eof))
             status = 1 if engine.failure is not None else 0
             end_on_signals(status)  # it is over, but for what is closed
+            if engine.hung:  # Python would wait for the device at its end, for ever
+                os._exit(status)
             return status
     except StreamingError as error:
         if options.log_format == "text":

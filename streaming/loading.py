@@ -18,11 +18,12 @@ from streaming.errors import StreamingError, TooLargeError
 from streaming.frame_step import FrameStep, slot_bytes
 from streaming.memory import Memory, available_memory, size
 from streaming.models.checkpoint import TensorSource, locate, read_config, read_generation_config
+from streaming.models.faults import is_want_of_memory
 from streaming.models.linear import Quantize
 from streaming.models.llama import LlamaDecoder
 from streaming.models.mimi import StreamingMimi
 from streaming.models.operations.base import Operations
-from streaming.models.random_weights import DECODERS, random_codec, random_decoder
+from streaming.models.random_weights import CODECS, DECODERS, MIMI, random_codec, random_decoder
 from streaming.models.token_layout import TokenLayout
 
 _LOG = logging.getLogger(__name__)
@@ -165,7 +166,8 @@ def _random_models(
     if config is None:
         raise StreamingError(f"{name}: random weights come in the sizes {', '.join(DECODERS)}")
     check_weights(config, quantize, dtype.itemsize, device)
-    codec = random_codec(config.num_codebooks, device, codec_dtype)
+    shape = CODECS.get(name.removeprefix(RANDOM), MIMI)
+    codec = random_codec(config.num_codebooks, device, codec_dtype, shape)
     decoder = random_decoder(config, device, dtype, quantize, operations)
     return Models(name, codec, decoder, _RANDOM_NOTICE, Sampling())
 
@@ -223,14 +225,19 @@ def load_engine(
     try:
         step = FrameStep(models.codec, models.decoder, max_sessions, context_frames, rewind_frames)
         step.warm_up()
-    except (RuntimeError, MemoryError) as error:  # torch raises the first for want of memory
+    except (RuntimeError, MemoryError) as error:  # torch raises the first for want of memory, too
+        if not is_want_of_memory(error):
+            _LOG.exception("the step could not be made ready on %s", models.codec.device)
+            raise StreamingError(f"the step could not be made ready on {models.codec.device}: {error}") from error
         raise TooLargeError(
             f"{max_sessions} sessions with {context_tokens} tokens of context each do not fit into memory; "
             "use fewer --max-sessions or --context-tokens"
         ) from error
     decoder = models.decoder
     dtype_name = str(decoder.dtype).removeprefix("torch.")
-    return Engine(step, models.name, models.notice, str(decoder.device), dtype_name, models.sampling)
+    return Engine(
+        step, models.name, models.notice, str(decoder.device), dtype_name, models.sampling, operations=step.operations
+    )
 
 
 def frames_of_context(decoder: LlamaDecoder, context_tokens: int) -> int:

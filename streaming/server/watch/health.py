@@ -68,6 +68,8 @@ class Health:
             "live": self.live,
             "ready": self.ready,
             "model": self.engine.model,
+            "device": self.engine.device,
+            "operations": self.engine.operations,
             "version": self.version,
             "instance": self.instance,
             "overloaded": self.engine.overloaded,

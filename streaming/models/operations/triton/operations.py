@@ -24,6 +24,7 @@ from streaming.models.sampler import Drawing, SamplerState
 class TritonOperations(TorchOperations):
     """See `Operations` for what each does."""
 
+    name = "Triton"
     bounded = True
 
     def __init__(self, matvec_rows: int = 0) -> None:
