@@ -38,6 +38,12 @@ COMMANDS = {
     "capacity": "the most sessions with no underrun and steps under 80 ms",
     "fleet": "many servers behind a balancer, simulated with the step times of one",
     "churn": "how many sessions a second a server opens and closes, and what one costs",
+    "device": "a quarter of an hour with a GPU: what has to be known first, each result as it comes",
+    "versions": "what this machine is and has",
+    "smoke": "whether the kernels run, and say what plain PyTorch says",
+    "profile": "which kernels a step runs, and how long each takes",
+    "sweep": "the kernels' constants, tried one against another",
+    "room": "what a server of so many sessions takes of its device's memory",
     "results": "all of these that this machine can take, and its GPU's tests, into one file",
     "soak": "hours of talk: memory, latency and step time at the end against the start",
 }
