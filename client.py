@@ -34,7 +34,6 @@ from streaming.client.dialing import RefusedError, SessionLostError, leads_to_th
 from streaming.errors import ContinuationError, StreamingError
 from streaming.protocol.messages import SamplingOptions, SessionStart
 from streaming.protocol.opus import opus_available
-from streaming.terminal.conversation import Conversation
 from streaming.terminal.devices import Device, Microphone, Speaker, device_table, find_device, list_devices
 from streaming.terminal.echo import EchoCanceller
 from streaming.terminal.jitter_buffer import JitterBuffer
@@ -43,6 +42,7 @@ from streaming.terminal.loudspeaker import SimulatedLoudspeaker
 from streaming.terminal.own_server import own_server, server_command
 from streaming.terminal.recording import Recording
 from streaming.terminal.sources import file_pieces
+from streaming.terminal.talk import Talk
 from streaming.terminal.view import Meters, TurnReport, View, choose_view
 
 # The server runs at most this far ahead of playback. The jitter buffer stays below it by a frame and by what playback
@@ -54,7 +54,9 @@ HEADPHONES = (
     "wear headphones: what the loudspeaker says would reach the microphone, and the machine would listen to itself "
     "(or --echo-cancellation)"
 )
-NO_OPUS = "the server has no Opus (`pip install sphn` there): audio is sent as it is, 384 kbit/s each way"
+NO_OPUS = (
+    "the server has no Opus (`pip install opuslib-next-bundled` there): audio is sent as it is, 384 kbit/s each way"
+)
 AGAIN_S = (0.0, 0.5, 1.0, 2.0, 4.0)
 """Before each attempt to begin anew; the last one again and again."""
 
@@ -103,7 +105,7 @@ async def _stream_file(args: argparse.Namespace) -> None:
         async with contextlib.AsyncExitStack() as session:
             server = await _find_server(args, session, view)
             client = await session.enter_async_context(_connect(args, server, view, floats=not reader.sixteen_bits))
-            conversation = Conversation(
+            conversation = Talk(
                 client,
                 view,
                 turn_taking=args.turn,
@@ -137,7 +139,7 @@ async def _converse(args: argparse.Namespace) -> None:
                 keys = Keyboard(steady=args.push_to_talk)
                 over = False
                 while not over:
-                    conversation = Conversation(
+                    conversation = Talk(
                         client,
                         view,
                         turn_taking=args.turn,
@@ -189,6 +191,7 @@ async def _find_server(args: argparse.Namespace, session: contextlib.AsyncExitSt
     if args.url is not None:
         return Server(args.url, os.environ.get("STREAMING_TOKEN", "").strip() or None)
     command = server_command(Path(__file__).with_name("server.py"), args.model, args.codec)
+    command += ["--max-sessions", "1"]
     # A token of its own: whoever else is on this machine can reach the port, and has no business there.
     token = secrets.token_urlsafe(32)
     # What the environment says to servers is not for this one: it could not even be reached with other tokens or TLS.
@@ -335,8 +338,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--transport",
         choices=("auto", "pcm", "opus"),
         default="auto",
-        help="how audio travels: pcm takes 384 kbit/s, opus 30 (`pip install sphn`); auto is opus to other machines, "
-        "where both sides have it (default: auto)",
+        help="how audio travels: pcm takes 384 kbit/s, opus 30 (`pip install opuslib-next-bundled`); auto is opus to "
+        "other machines, where both sides have it (default: auto)",
     )
     parser.add_argument("--list-devices", action="store_true", help="list sound devices and quit")
     parser.add_argument("--input-device", metavar="X", help="microphone: number or part of a name")
@@ -364,7 +367,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         if Path(getattr(args, one)).resolve() == Path(getattr(args, other)).resolve():
             parser.error(f"--{one} and --{other} name the same file")
     if args.transport == "opus" and not opus_available():
-        parser.error("--transport opus needs the Python package: `pip install sphn`")
+        parser.error("--transport opus needs the Python package: `pip install opuslib-next-bundled`")
     args.model = args.model or "demo"
     return args
 

@@ -23,7 +23,7 @@ from streaming.audio import FRAME_RATE
 from streaming.config import CONTEXT_TOKENS, DEMO, DTYPES
 from streaming.engine.engine import Engine
 from streaming.errors import StreamingError
-from streaming.options import OptionParser
+from streaming.options import OptionParser, count_or_auto
 from streaming.server.door.bind import check_address, check_bind
 from streaming.server.door.gatekeeper import Gatekeeper
 from streaming.server.door.limits import Limits
@@ -79,7 +79,13 @@ def parse(arguments: list[str] | None = None, environment: Mapping[str, str] = o
     parser.add_argument(
         "--threads", type=int, default=0, metavar="N", help="threads for a CPU's work (default: all cores but one)"
     )
-    parser.add_argument("--max-sessions", type=int, default=4, metavar="N", help="sessions at once (default: 4)")
+    parser.add_argument(
+        "--max-sessions",
+        type=count_or_auto,
+        default="auto",
+        metavar="N",
+        help="sessions at once (default: auto, as many as the memory holds and the machine keeps up with)",
+    )
     parser.add_argument(
         "--context-tokens",
         type=int,
@@ -155,8 +161,6 @@ def parse(arguments: list[str] | None = None, environment: Mapping[str, str] = o
         parser.error("the environment variable STREAMING_NATIVE must be 0 or 1")
     if options.until_eof and sys.stdin is None:
         parser.error("--until-eof ends the server with standard input, which is closed already")
-    if options.max_sessions < 1:
-        parser.error(f"--max-sessions is {options.max_sessions}, must be at least 1")
     if not 1 <= options.context_tokens < 2**40:
         parser.error(f"--context-tokens is {options.context_tokens}, must be at least 1 and below 2**40")
     if options.queue < 0 or not options.drain_seconds >= 0 or not 0 <= options.resume_seconds <= 3600:
@@ -168,10 +172,10 @@ def parse(arguments: list[str] | None = None, environment: Mapping[str, str] = o
     return options
 
 
-def introduce(engine: Engine, slots: int) -> None:
+def introduce(engine: Engine) -> None:
     """Tell the person at the terminal what was loaded; the log has it in `server.started`."""
     shape = f"{engine.num_codebooks} codebooks, {engine.context_frames / FRAME_RATE:.1f} s of context"
-    complain(f"{engine.model}: {shape}, {slots} slots")
+    complain(f"{engine.model}: {shape}, {engine.stats().slots} slots")
     complain(f"it runs on {engine.device} in {engine.dtype}, with operations in {engine.operations}")
     if engine.notice:
         complain(f"note: {engine.notice}")
@@ -231,7 +235,7 @@ def main(arguments: list[str] | None = None) -> int:
             codec_window=options.codec_window,
         ) as engine:
             if options.log_format == "text":
-                introduce(engine, options.max_sessions)
+                introduce(engine)
             gc.collect()
             gc.freeze()  # hundreds of thousands of objects that stay: going through them took 0.3 s of everybody's time
             raise_on_interrupt()  # where the loop cannot handle signals

@@ -6,10 +6,12 @@ import logging
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from streaming import config as values
+from streaming.audio import FRAME_RATE
 from streaming.config import CONTEXT_TOKENS as CONTEXT_TOKENS  # these are loading's own words, too
 from streaming.config import DEMO as DEMO
 from streaming.config import LlamaConfig, MimiConfig, Sampling, not_followed, transformer_parameters
@@ -43,6 +45,16 @@ REWIND_FRAMES = 16
 """How far back an interruption can cut: 1.28 s, three times the default lead."""
 _LEAST_CONTEXT_FRAMES = 2
 """The frame that is made, and one to go on from: a session with fewer would hear nothing."""
+_SHARE_OF_FRAME = 0.8
+"""Of a frame's 80 ms, what a step of all sessions may take: the rest is for sockets, and for other programs."""
+_REAL_TIME_S = 1 / FRAME_RATE
+_REHEARSED = {"cpu": 8, "cuda": 64}
+"""Sessions in the wider of the two steps that are measured."""
+_REHEARSAL_S = 0.4
+_REHEARSALS = 7
+"""Steps of a kind that are measured: this many, or for so long."""
+_MOST_SESSIONS = 512
+"""What `auto` finds at most: the widest step that is captured."""
 _SHARE = 0.9
 """Of the free memory, at most so much for slots: the rest is for connections, graphs, and whoever else is there."""
 
@@ -206,7 +218,7 @@ def load_engine(
     device: str | torch.device = "auto",
     dtype: str = "auto",
     quantize: Quantize = "none",
-    max_sessions: int = 4,
+    max_sessions: int | Literal["auto"] = 4,
     context_tokens: int = CONTEXT_TOKENS,
     rewind_frames: int = REWIND_FRAMES,
     codec_dtype: str = "float32",
@@ -214,13 +226,18 @@ def load_engine(
 ) -> Engine:
     """Return a running engine with `max_sessions` slots. Close it, or use it in a `with` block.
 
+    max_sessions: `auto` is as many as `most_sessions` finds, and the log says why.
+
     Raises as `load_models` does; `TooLargeError` where the memory does not suffice, `StreamingError` for other sizes
     that make no sense.
     """
-    if max_sessions < 1 or rewind_frames < 0:
+    if (max_sessions != "auto" and max_sessions < 1) or rewind_frames < 0:
         raise StreamingError(f"max_sessions is {max_sessions}, rewind_frames {rewind_frames}: at least 1 and 0")
     models = load_models(model, codec, device, dtype, quantize, codec_dtype, codec_window=codec_window)
     context_frames = frames_of_context(models.decoder, context_tokens)
+    if max_sessions == "auto":
+        check_memory(models.codec, models.decoder, 1, context_tokens, rewind_frames)
+        max_sessions = most_sessions(models.codec, models.decoder, context_tokens, rewind_frames)
     check_memory(models.codec, models.decoder, max_sessions, context_tokens, rewind_frames)
     try:
         step = FrameStep(models.codec, models.decoder, max_sessions, context_frames, rewind_frames)
@@ -238,6 +255,61 @@ def load_engine(
     return Engine(
         step, models.name, models.notice, str(decoder.device), dtype_name, models.sampling, operations=step.operations
     )
+
+
+def most_sessions(
+    codec: StreamingMimi,
+    decoder: LlamaDecoder,
+    context_tokens: int = CONTEXT_TOKENS,
+    rewind_frames: int = REWIND_FRAMES,
+) -> int:
+    """Return how many sessions this machine carries: as many as fit into its memory and can all speak in real time.
+
+    Steps of one session and of several are measured, which takes a second or two, and a straight line is laid through
+    them. The log says what was found; a model that is too slow for one session is a warning, and gets one.
+    """
+    memory, device = _memory_of(codec.device), codec.device
+    each = slot_bytes(codec, decoder, context_tokens, rewind_frames)
+    fitting = _MOST_SESSIONS if memory is None else int(_SHARE * memory.free / each) - (device.type == "cuda")
+    if fitting <= 1:
+        return 1
+    rows = min(fitting, _REHEARSED[device.type])
+    step = FrameStep(codec, decoder, rows, frames_of_context(decoder, context_tokens), rewind_frames)
+    one = _rehearsed_s(step, 1)
+    if one >= _REAL_TIME_S:
+        _LOG.warning(
+            "one session alone takes %.0f ms for each 80 ms of speech here: it will stutter. %s",
+            1e3 * one,
+            "A GPU would help, or --quantize int4" if device.type == "cpu" else "A smaller model would help",
+        )
+        return 1
+    rows = min(rows, max(2, int(_REHEARSAL_S / one)))
+    several = _rehearsed_s(step, rows)
+    more = max((several - one) / (rows - 1), 1e-6)
+    in_time = 1 + max(0, int((_SHARE_OF_FRAME / FRAME_RATE - one) / more))
+    found = min(in_time, fitting, _MOST_SESSIONS)
+    _LOG.info(
+        "%d sessions: a step takes %.1f ms for one and %.1f ms for %d, so %s are in time; %s fit into memory",
+        found,
+        1e3 * one,
+        1e3 * several,
+        rows,
+        f"{in_time:,}",
+        f"{fitting:,}",
+    )
+    return found
+
+
+def _rehearsed_s(step: FrameStep, rows: int) -> float:
+    """The quickest of some steps, after a first one that also captures or prepares what it needs.
+
+    What other programs take for a moment says nothing of the hours to come; where it lasts, `Engine.overloaded` sees
+    it.
+    """
+    first = step.rehearse(rows)
+    if first > _REHEARSAL_S:
+        return first
+    return min(step.rehearse(rows) for _ in range(min(_REHEARSALS, int(_REHEARSAL_S / first))))
 
 
 def frames_of_context(decoder: LlamaDecoder, context_tokens: int) -> int:
@@ -266,16 +338,17 @@ def check_memory(
     is; by default, what the models' device says. decoder: None for the codec alone.
     """
     memory = memory or _memory_of(codec.device)
+    taken = sessions + (codec.device.type == "cuda")  # a spare slot; a CPU's system gives out what is written to
     try:
         each = slot_bytes(codec, decoder, context_tokens, rewind_frames)
     except RuntimeError as error:
         raise TooLargeError(f"{context_tokens:,} tokens of context do not fit into any memory") from error
-    if memory is None or sessions * each <= _SHARE * memory.free:
+    if memory is None or taken * each <= _SHARE * memory.free:
         return
-    most = int(_SHARE * memory.free / each)
-    hint = f"at most {most:,} fit" if most else f"one alone needs {size(each)}; use fewer --context-tokens"
+    most = int(_SHARE * memory.free / each) - (taken - sessions)
+    hint = f"at most {most:,} fit" if most > 0 else f"one alone needs {size(each)}; use fewer --context-tokens"
     raise TooLargeError(
-        f"{sessions:,} sessions with {context_tokens:,} tokens of context need {size(sessions * each)}, and "
+        f"{sessions:,} sessions with {context_tokens:,} tokens of context need {size(taken * each)}, and "
         f"{_free(memory, codec.device)}: {hint}"
     )
 

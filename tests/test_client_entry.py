@@ -299,7 +299,7 @@ class TestTransport:
         self, flags: list[str], wanted: tuple[str, ...], speech: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         if not opus_available():
-            pytest.skip("no sphn")
+            pytest.skip("no libopus")
 
         async def test() -> None:
             async with fake_server() as server:
@@ -338,7 +338,7 @@ class TestTransport:
         monkeypatch.setattr("client.opus_available", lambda: False)
         with pytest.raises(SystemExit):
             client.main(["--transport", "opus"])
-        assert "pip install sphn" in capsys.readouterr().err
+        assert "pip install opuslib-next-bundled" in capsys.readouterr().err
 
 
 async def _nothing() -> AsyncIterator[Key]:

@@ -33,10 +33,10 @@ def test_the_demo_hears_and_speaks_in_either_kind_of_numbers(codec_dtype: str) -
     assert models.codec.dtype == loading.DTYPES[codec_dtype]
     step = FrameStep(models.codec, models.decoder, 1, 40, 0)
     step.open(0, Sampling(seed=1))
-    yes, no = np.ones(1, np.bool_), np.zeros(1, np.bool_)
+    slot, yes, no = np.zeros(1, np.int64), np.ones(1, np.bool_), np.zeros(1, np.bool_)
     speech = speech_frames(PROMPT, 30)
-    heard = np.concatenate([step(frame[None], yes, no).codes for frame in speech])
-    spoken = np.concatenate([step(np.zeros((1, FRAME), np.float32), no, yes).pcm[0] for _ in range(10)])
+    heard = np.concatenate([step(slot, frame[None], yes, no).codes for frame in speech])
+    spoken = np.concatenate([step(slot, np.zeros((1, FRAME), np.float32), no, yes).pcm[0] for _ in range(10)])
     assert spoken.dtype == np.float32 and np.isfinite(spoken).all() and spoken.std() > 1e-3
     wanted = encode(loading.load_models("demo", device="cpu").codec, speech).numpy()
     same = (heard == wanted).mean()

@@ -81,7 +81,7 @@ def test_a_slot_s_state_is_what_is_allocated_for_it() -> None:
     models = load_models("demo", device="cpu")
     for tokens, rewind in ((62, 3), (1024, 16)):
         context = models.decoder.context_frames(tokens)
-        one, three = (DeviceStep(models.codec, models.decoder, n, context, rewind) for n in (1, 3))
+        one, four = (DeviceStep(models.codec, models.decoder, n, context, rewind) for n in (1, 4))
         allocated = [
             sum(
                 tensor.nbytes
@@ -97,11 +97,12 @@ def test_a_slot_s_state_is_what_is_allocated_for_it() -> None:
                 for tensor in part.values()
                 if hasattr(tensor, "nbytes")
             )
-            for step in (one, three)
+            for step in (one, four)
         ]
-        assert allocated[1] == 3 * allocated[0]
-        work = slot_bytes(models.codec, models.decoder, tokens, rewind) - allocated[0]
-        assert 0 < work < 0.3 * allocated[0] + 2e6
+        each = (allocated[1] - allocated[0]) // 3  # there is a spare slot besides
+        assert allocated[1] - allocated[0] == 3 * each
+        work = slot_bytes(models.codec, models.decoder, tokens, rewind) - each
+        assert 0 < work < 0.3 * each + 2e6
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of a process")
@@ -116,16 +117,16 @@ def kilobytes(name):
 models, slots = load_models("demo", device="cpu"), 96
 small = FrameStep(models.codec, models.decoder, 1, 170, 16)
 everyone, nobody = np.ones(slots, np.bool_), np.zeros(slots, np.bool_)
-pcm = np.zeros((slots, 1920), np.float32)
+rows, pcm = np.arange(slots), np.zeros((slots, 1920), np.float32)
 for listening in (everyone, nobody):
-    small(pcm[:1], listening[:1], ~listening[:1])
+    small(rows[:1], pcm[:1], listening[:1], ~listening[:1])
 before = kilobytes("VmRSS")
 step = FrameStep(models.codec, models.decoder, slots, 170, 16)
 for state in (step._device.codec_state.encoder, step._device.codec_state.decoder):
     state.contexts.fill_(0), state.ring.keys.fill_(0), state.ring.values.fill_(0)
 step._device.decoder_state.ring.keys.fill_(0), step._device.decoder_state.ring.values.fill_(0)
 for listening in (everyone, nobody):
-    step(pcm, listening, ~listening)
+    step(rows, pcm, listening, ~listening)
 print(1024 * (kilobytes("VmHWM") - before) / slots / slot_bytes(models.codec, models.decoder, 1024, 16))
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -60,8 +60,42 @@ RHYMES = (
         "Baa, baa, black sheep, have you any wool",
         "Yes sir, yes sir, three bags full",
     ),
+    (
+        "Hey diddle diddle",
+        "The cat and the fiddle",
+        "The cow jumped over the moon",
+        "The little dog laughed to see such sport",
+    ),
+    (
+        "Rain, rain, go away",
+        "Come again another day",
+    ),
+    (
+        "Roses are red",
+        "Violets are blue",
+        "Sugar is sweet",
+        "And so are you",
+    ),
+    (
+        "Old King Cole was a merry old soul",
+        "And a merry old soul was he",
+    ),
+    (
+        "To be or not to be",
+        "That is the question",
+    ),
+    (
+        "It was the best of times",
+        "It was the worst of times",
+        "It was the age of wisdom",
+        "It was the age of foolishness",
+    ),
+    (
+        "Once upon a midnight dreary",
+        "While I pondered, weak and weary",
+    ),
 )
-"""All in the public domain."""
+"""Rhymes and openings, all in the public domain; of words that the judge knows."""
 STEPS = (1, -1, 2, -2, 5, -5, 10, -10)
 """Differences of neighbouring numbers that are gone on with."""
 

@@ -45,6 +45,7 @@ COMMANDS = {
     "sweep": "the kernels' constants, tried one against another",
     "room": "what a server of so many sessions takes of its device's memory",
     "results": "all of these that this machine can take, and its GPU's tests, into one file",
+    "wire": "what a frame costs the server beside the step, against a bare WebSocket server",
     "soak": "hours of talk: memory, latency and step time at the end against the start",
 }
 """Each is the module of that name. Only the one that is asked for is imported: who measures a server from afar needs no

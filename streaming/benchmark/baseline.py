@@ -245,17 +245,18 @@ def _decoders(folder: Path, size: int, options: argparse.Namespace, device: torc
     books, frames = config.num_codebooks, -(-options.tokens // config.num_codebooks)
     prompt = layout.units[:, :1].T.to(device)  # one frame
     state, active = ours.init_state(1, frames), torch.ones(1, dtype=torch.bool, device=device)
+    slots = state.every_slot
 
     def speak() -> None:
         state.frames.zero_()
         unit = torch.zeros(1, 1, dtype=torch.int64, device=device)
         for frame in range(frames):
-            view = ours.begin_frame(state, 1, frames, ours.columns_for(state, frame))
+            view = ours.begin_frame(state, slots, frames, ours.columns_for(state, frame))
             for book in range(books):
                 hidden = ours.forward(unit, state, view.columns(book, book + 1))
                 drawn = ours.logits(hidden[:, 0], book).argmax(dim=-1).clamp(max=ours.codebook_size - 1)
                 unit = (drawn + book * ours.codebook_size)[:, None]
-            ours.end_frame(torch.zeros(1, books, dtype=torch.int64, device=device), state, active)
+            ours.end_frame(torch.zeros(1, books, dtype=torch.int64, device=device), state, slots, active)
 
     def generate() -> None:
         theirs.generate(

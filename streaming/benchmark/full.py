@@ -30,17 +30,18 @@ class FullStep:
         for half in (state.codec_state.encoder, state.codec_state.decoder):
             half.frames.fill_(max(length, codec.config.window))
         self.step._frames[:] = length
-        self._slots, self._decoder = slots, decoder
+        self._decoder, self._rows = decoder, np.arange(slots)
+        self._slots = torch.arange(slots, device=decoder.device)
         self._pcm = np.zeros((slots, FRAME), np.float32)
         self._yes, self._no = np.ones(slots, np.bool_), np.zeros(slots, np.bool_)
 
     def listen(self) -> StepResult:
         """Run a step in which all hear silence."""
-        return self.step(self._pcm, self._yes, self._no)
+        return self.step(self._rows, self._pcm, self._yes, self._no)
 
     def speak(self) -> StepResult:
         """Run a step in which all speak."""
-        return self.step(self._pcm, self._no, self._yes)
+        return self.step(self._rows, self._pcm, self._no, self._yes)
 
     def one_pass(self) -> Tensor:
         """Run the decoder for one token of each."""
@@ -50,15 +51,15 @@ class FullStep:
         """Run the decoder for a frame of each, drawing its codes, and do not advance."""
         decoder, device = self._decoder, self.step._device
         view, unit = self._view(), self._unit()
-        flags = torch.ones(4, self._slots, dtype=torch.bool, device=decoder.device)
-        codes = torch.zeros(self._slots, decoder.num_codebooks, dtype=torch.int64, device=decoder.device)
-        drawing = Drawing(device.decoder_state.frames, ~flags[0], flags[1], codes, flags[2], flags[3])
+        flags = torch.ones(4, len(self._rows), dtype=torch.bool, device=decoder.device)
+        codes = torch.zeros(len(self._rows), decoder.num_codebooks, dtype=torch.int64, device=decoder.device)
+        drawing = Drawing(self._slots, device.decoder_state.frames, ~flags[0], flags[1], codes, flags[2], flags[3])
         for book in range(decoder.num_codebooks):
             hidden = decoder.forward(unit, device.decoder_state, view.columns(book, book + 1))
             unit = decoder.draw(hidden[:, 0], book, device.sampler, drawing, few=True)[:, None]
 
     def _unit(self) -> Tensor:
-        return torch.zeros(self._slots, 1, dtype=torch.int64, device=self._decoder.device)
+        return torch.zeros(len(self._rows), 1, dtype=torch.int64, device=self._decoder.device)
 
     def _view(self) -> FrameView:
         state, frames = self.step._device.decoder_state, self.step.context_frames

@@ -114,12 +114,12 @@ def _run(codec: StreamingMimi, decoder: LlamaDecoder, graphs: bool) -> _Run:
     step = FrameStep(codec, decoder, 1, _CONTEXT_FRAMES, 0, graphs)
     step.open(0, Sampling(temperature=0.0))
     noise = 0.1 * np.random.default_rng(0).standard_normal((_HEARD, 1, FRAME)).astype(np.float32)
-    yes, no = np.ones(1, np.bool_), np.zeros(1, np.bool_)
+    row, yes, no = np.zeros(1, np.int64), np.ones(1, np.bool_), np.zeros(1, np.bool_)
     results, times = [], []
     for number in range(_HEARD + _SPOKEN):
         speaks = number >= _HEARD
         started = time.perf_counter()
-        results.append(step(noise[min(number, _HEARD - 1)], no if speaks else yes, yes if speaks else no))
+        results.append(step(row, noise[min(number, _HEARD - 1)], no if speaks else yes, yes if speaks else no))
         times.append(1e3 * (time.perf_counter() - started))
     codes = torch.from_numpy(np.concatenate([result.codes for result in results]))
     return _Run(
@@ -138,7 +138,7 @@ def _losses(decoder: LlamaDecoder, codes: Tensor) -> Tensor:
     state = decoder.init_state(1, _CONTEXT_FRAMES)
     columns = decoder.columns_for(state, len(codes))
     given = codes.to(decoder.device)
-    views = (decoder.begin_frame(state, 1, _CONTEXT_FRAMES, columns) for _ in codes)
+    views = (decoder.begin_frame(state, state.every_slot, _CONTEXT_FRAMES, columns) for _ in codes)
     return torch.cat([feed(decoder, state, view, frame[None]) for view, frame in zip(views, given, strict=True)]).cpu()
 
 

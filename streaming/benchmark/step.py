@@ -169,7 +169,10 @@ def _losses(decoder: LlamaDecoder | None, codes: Tensor) -> Tensor:
     assert decoder is not None
     state = decoder.init_state(1, len(codes))
     columns = decoder.columns_for(state, len(codes))
-    frames = [feed(decoder, state, decoder.begin_frame(state, 1, len(codes), columns), frame[None]) for frame in codes]
+    frames = [
+        feed(decoder, state, decoder.begin_frame(state, state.every_slot, len(codes), columns), frame[None])
+        for frame in codes
+    ]
     return torch.cat(frames).flatten()
 
 
@@ -234,24 +237,25 @@ def _stages(models: _Models, slots: int, options: argparse.Namespace) -> list[_S
     inner.decoder_state.frames.fill_(step.context_frames)
     step._frames[:] = step.context_frames
     columns = decoder.columns_for(inner.decoder_state, step.context_frames)
+    everybody = torch.arange(slots, device=device)
     unit = torch.zeros(slots, decoder.num_codebooks, dtype=torch.int64, device=device)
 
     def one_by_one() -> None:
-        view = decoder.begin_frame(inner.decoder_state, slots, step.context_frames, columns)
+        view = decoder.begin_frame(inner.decoder_state, everybody, step.context_frames, columns)
         for book in range(decoder.num_codebooks):
             hidden = decoder.forward(unit[:, :1], inner.decoder_state, view.columns(book, book + 1))
             decoder.logits(hidden[:, 0], book)
 
     def at_once() -> None:
-        view = decoder.begin_frame(inner.decoder_state, slots, step.context_frames, columns)
+        view = decoder.begin_frame(inner.decoder_state, everybody, step.context_frames, columns)
         decoder.forward(unit, inner.decoder_state, view)
 
     flags = torch.ones(4, slots, dtype=torch.bool, device=device)
-    drawing = Drawing(inner.decoder_state.frames, ~flags[0], flags[1], codes, flags[2], flags[3])
+    drawing = Drawing(everybody, inner.decoder_state.frames, ~flags[0], flags[1], codes, flags[2], flags[3])
 
     def drawing_too() -> None:
         """As a step has it: each draw comes after a pass over all weights, which leaves no cache warm."""
-        view = decoder.begin_frame(inner.decoder_state, slots, step.context_frames, columns)
+        view = decoder.begin_frame(inner.decoder_state, everybody, step.context_frames, columns)
         for book in range(decoder.num_codebooks):
             hidden = decoder.forward(unit[:, :1], inner.decoder_state, view.columns(book, book + 1))
             decoder.draw(hidden[:, 0], book, inner.sampler, drawing, few=True)
@@ -267,6 +271,6 @@ def _stages(models: _Models, slots: int, options: argparse.Namespace) -> list[_S
     listening = ("codec encode", "decoder, listening", "codec decode")
     speaking = ("decoder, speaking and drawing", "codec decode", "codec encode")
     for name, parts, masks in (("listening", listening, (yes, no)), ("speaking", speaking, (no, yes))):
-        run = partial(step, silence, *masks)
+        run = partial(step, np.arange(slots), silence, *masks)
         stages.append(_Stage(f"whole step, {name}", run, decoder.dtype, parts=parts))
     return stages

@@ -25,7 +25,7 @@ from streaming.audio import FRAME, FRAME_RATE, to_float
 from streaming.config import Sampling
 from streaming.conversation import turn_taking
 from streaming.conversation.ends import CLIENT_LEFT, error_message, fatal, idle, stopped
-from streaming.conversation.engine_commands import EngineCommands, EngineSession
+from streaming.conversation.engine_commands import EngineCommands, SessionCommands
 from streaming.conversation.outbox import Echo, End, Outbox
 from streaming.conversation.pacing import frames_in, lead_frames
 from streaming.conversation.playback import Playback
@@ -77,7 +77,7 @@ class Conversation:
 
     def __init__(
         self,
-        engine: EngineSession,
+        engine: SessionCommands,
         outbox: Outbox,
         start: messages.SessionStart,
         usual: Sampling,
@@ -198,12 +198,12 @@ class Conversation:
             case events.FrameSpoken(turn, index):
                 if self._playback is not None and turn == self._playback.turn and not self._playback.over:
                     self._say(AudioMessage(turn, index * FRAME, event.pcm16))
-            case events.Heard():
+            case events.FrameHeard():
                 self._observer.heard()
                 self._engine.heard()
-            case events.TurnStarted(turn, prompt, forgotten):
+            case events.TurnSpeaking(turn, prompt, dropped):
                 self._say(
-                    messages.TurnSpeaking(turn=turn, prompt_samples=prompt * FRAME, dropped_samples=forgotten * FRAME)
+                    messages.TurnSpeaking(turn=turn, prompt_samples=prompt * FRAME, dropped_samples=dropped * FRAME)
                 )
             case events.TurnDone():
                 self._turn_done(event, now)
@@ -212,7 +212,7 @@ class Conversation:
                 if self._taker is not None and self._playback is not None and turn == self._playback.turn:
                     self._heard_due = None
                     self._act(self._taker.interrupted(), now)
-            case events.Forgotten(turn, prompt_frames=kept):
+            case events.InputCleared(turn, kept_frames=kept):
                 self._say(messages.InputCleared(turn=turn, kept_samples=kept * FRAME))
             case events.Failed(error):
                 self.finish(fatal(error))
@@ -357,7 +357,7 @@ class Conversation:
             hearing = self._taker.state is turn_taking.TurnState.HEARING
             keep = FRAME * (self._prompt.speech_from if hearing else self._prompt.frames)
             self._taker.clear()
-        self._engine.forget(self._prompt.keep(keep))
+        self._engine.clear_input(self._prompt.keep(keep))
 
     # Speaking
 

@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from streaming.config import Sampling
 
 
-class EngineSession(Protocol):
-    """The engine's session, as a conversation commands it. `streaming.engine.session.LiveSession` is the real one."""
+class SessionCommands(Protocol):
+    """The engine's session, as a conversation commands it. `streaming.engine.session.EngineSession` is the real one."""
 
     def listen(self, pcm: NDArray[np.float32]) -> bool: ...
     def speak(self, max_frames: int, lead_frames: int) -> int: ...
     def release(self, turn: int, frames: int) -> None: ...
     def interrupt(self, turn: int, heard_samples: int) -> None: ...
-    def forget(self, frames: int) -> None: ...
+    def clear_input(self, frames: int) -> None: ...
     def configure(self, sampling: Sampling) -> None: ...
 
 
@@ -30,7 +30,7 @@ class EngineCommands:
     behind_frames: how many frames the engine has taken and not heard yet. Each command raises as the engine does.
     """
 
-    def __init__(self, engine: EngineSession) -> None:
+    def __init__(self, engine: SessionCommands) -> None:
         self.behind_frames = 0
         self._engine = engine
         self._waiting: deque[Callable[[], bool]] = deque()
@@ -65,9 +65,9 @@ class EngineCommands:
         """End a turn, of which so much was heard."""
         self._give(partial(self._engine.interrupt, turn, heard_samples))
 
-    def forget(self, frames: int) -> None:
+    def clear_input(self, frames: int) -> None:
         """Take back the last frames of the prompt."""
-        self._give(partial(self._engine.forget, frames))
+        self._give(partial(self._engine.clear_input, frames))
 
     def release(self, turn: int, frames: int) -> None:
         """Tell how far the listener is, which needs no order."""
@@ -79,7 +79,7 @@ class EngineCommands:
         self._go_on()
 
     def clear(self) -> None:
-        """Forget what waits."""
+        """Drop what waits."""
         self._waiting.clear()
 
     def _give(self, command: Callable[[], None]) -> None:

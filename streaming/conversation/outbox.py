@@ -51,7 +51,7 @@ class Outbox:
         return self._replies.popleft() if self._replies else None
 
     def cut(self, turn: int, sent_samples: int) -> None:
-        """Forget the audio of a turn that was interrupted: nobody will play it. Its end tells how much was sent."""
+        """Drop the audio of a turn that was interrupted: nobody will play it. Its end tells how much was sent."""
         waiting, self._replies = self._replies, deque()
         for reply in waiting:
             if isinstance(reply, TurnDone) and reply.turn == turn:
@@ -60,5 +60,5 @@ class Outbox:
                 self._replies.append(reply)
 
     def clear(self) -> None:
-        """Forget all: nobody will take them."""
+        """Drop all replies: nobody will take them."""
         self._replies.clear()

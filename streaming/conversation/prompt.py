@@ -32,15 +32,15 @@ class Prompt:
         return self._framer.flush()
 
     def keep(self, samples: int) -> int:
-        """Forget all but the beginning. Return how many frames the engine has to take back.
+        """Clear all but the beginning. Return how many frames the engine has to take back.
 
         A frame of which something is kept stays whole.
         """
         kept = min(-(-samples // FRAME), self.frames)
         begun = self._framer.flush()[: max(0, samples - self.frames * FRAME)]
         self._framer.push(begun)
-        forgotten, self.frames = self.frames - kept, kept
-        return forgotten
+        cleared, self.frames = self.frames - kept, kept
+        return cleared
 
     def begin(self) -> None:
         """Begin the next turn, with nothing said."""

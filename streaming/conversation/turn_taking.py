@@ -95,7 +95,7 @@ class SpeechDetector:
                 edges.append(SpeechEdge(self.speaking, self.since_samples, self._position))
         return edges
 
-    def forget(self) -> None:
+    def assume_silence(self) -> None:
         """Take what was heard so far for silence: speech that still goes on begins here, once it is long enough."""
         self.speaking = False
         self.since_samples = self._agreed = self._position
@@ -204,7 +204,7 @@ class TurnTaker:
         """
         if self.state is TurnState.SPEAKING:
             self.state = TurnState.IDLE
-            self._detector.forget()
+            self._detector.assume_silence()
 
     def speak(self) -> list[Action]:
         """Let the machine speak because it was told to: whoever was heard is heard no more. Not after a `BargeIn`."""
@@ -220,7 +220,7 @@ class TurnTaker:
             self.state = TurnState.IDLE
         elif self.state is TurnState.INTERRUPTING:
             self.state = TurnState.SPEAKING
-        self._detector.forget()
+        self._detector.assume_silence()
 
     def interrupted(self) -> list[Action]:
         """Release the held audio: the machine was stopped and its context cut, after a `BargeIn` or unasked."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from streaming.audio import FRAME
 from streaming.engine.events import Event, Failed, FrameSpoken, TurnDone
-from streaming.engine.session import Listener, LiveSession
+from streaming.engine.session import EngineSession, OnEvent
 from streaming.errors import EngineStoppedError
 
 LEAD_FRAMES = 4
@@ -30,10 +30,10 @@ class Session:
         play(pcm)
     """
 
-    def __init__(self, attach: Callable[[Listener], LiveSession], seed: int) -> None:
-        """attach: opens the engine's session, which tells the listener what happens. seed: of its sampling."""
+    def __init__(self, attach: Callable[[OnEvent], EngineSession], seed: int) -> None:
+        """attach: opens the engine's session, which gives each event to that function. seed: of its sampling."""
         self._events: queue.SimpleQueue[FrameSpoken | TurnDone | Failed] = queue.SimpleQueue()  # bounded by the lead
-        self._live = attach(self._take)
+        self._session = attach(self._take)
         self._turn = 0  # the one that was spoken last
         self._interrupted = 0  # the last one of which `interrupt` was asked
         self.seed = seed
@@ -57,8 +57,8 @@ class Session:
         if not (abs(given) <= _LOUDEST).all():  # neither is NaN
             raise ValueError("speech is float32 in [-1, 1]; this frame holds NaN, infinity or numbers far beyond")
         pcm = given.astype(np.float32)  # a copy: whoever records writes into the same buffer again
-        while not self._live.listen(pcm):
-            self._live.wait_for_room()
+        while not self._session.listen(pcm):
+            self._session.wait_for_room()
 
     def speak(self, max_frames: int) -> Iterator[NDArray[np.float32]]:
         """Speak: yield pcm float32 [1920] until the model ends its speech, `max_frames` are reached, or `interrupt`.
@@ -68,7 +68,7 @@ class Session:
         """
         if max_frames < 1:
             raise ValueError(f"max_frames is {max_frames}, must be at least 1")
-        self._turn = self._live.speak(max_frames, LEAD_FRAMES)
+        self._turn = self._session.speak(max_frames, LEAD_FRAMES)
         return self._spoken(self._turn)
 
     def _spoken(self, turn: int) -> Iterator[NDArray[np.float32]]:
@@ -83,12 +83,12 @@ class Session:
                 done = isinstance(event, TurnDone)
                 if isinstance(event, FrameSpoken) and self._wanted(turn):
                     taken += 1
-                    self._live.release(turn, taken)
+                    self._session.release(turn, taken)
                     yield event.pcm
         finally:
             if not done and self._wanted(turn):
                 with contextlib.suppress(EngineStoppedError):
-                    self._live.interrupt(turn, taken * FRAME)
+                    self._session.interrupt(turn, taken * FRAME)
 
     def _wanted(self, turn: int) -> bool:
         """Return whether this turn is neither interrupted nor followed by another."""
@@ -102,12 +102,12 @@ class Session:
         if heard_samples < 0:
             raise ValueError(f"heard_samples is {heard_samples}, must be 0 or more")
         turn = self._turn
-        self._live.interrupt(turn, heard_samples)
+        self._session.interrupt(turn, heard_samples)
         self._interrupted = turn  # not before: whoever iterates may listen as soon as it sees this
 
     def close(self) -> None:
         """Give the slot back, from any thread; a continuation that is being iterated raises. May be called twice."""
-        self._live.close()
+        self._session.close()
         self._events.put(Failed(EngineStoppedError("the session is closed")))
 
     def __enter__(self) -> Session:

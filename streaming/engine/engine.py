@@ -1,6 +1,6 @@
 """The engine: slots, sessions, and one thread that runs steps.
 
-A step is three verbs: schedule (which slots are ready), run, postprocess (who is told what).
+A step is three verbs: schedule (which sessions are ready), run, postprocess (who is told what).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from streaming.config import Sampling
 from streaming.engine.blocking import Session
 from streaming.engine.events import StepAudio
 from streaming.engine.histogram import Counts, Histogram
-from streaming.engine.session import Listener, LiveSession, Step, StepResult
+from streaming.engine.session import EngineSession, OnEvent, Step, StepResult
 from streaming.engine.slot_pool import SlotPool
 from streaming.errors import EngineStoppedError, StepFailedError, StepHungError
 
@@ -68,13 +68,17 @@ class EngineStats:
 
 @dataclass(frozen=True)
 class _Plan:
-    """One step's batch: row i is slot i. pcm: [B, 1920]; listening, speaking: [B]; lengths: [B], the samples heard."""
+    """One step's batch, a row for each of `sessions`: those that listen, then those that speak.
 
+    slots: [R]; pcm: [R, 1920]; listening, speaking: [R]; lengths: [R], the samples heard.
+    """
+
+    sessions: list[EngineSession]
+    slots: NDArray[np.int64]
     pcm: NDArray[np.float32]
     listening: NDArray[np.bool_]
     speaking: NDArray[np.bool_]
     lengths: NDArray[np.int64]
-    sessions: dict[int, LiveSession]
 
 
 class Engine:
@@ -100,7 +104,7 @@ class Engine:
         self._step = step
         self._pool = SlotPool(step.num_slots)
         self._changed = threading.Condition()
-        self._sessions: dict[int, LiveSession] = {}
+        self._sessions: dict[int, EngineSession] = {}
         self._steps = 0
         self._step_seconds: deque[float] = deque(maxlen=_TIMED_STEPS)
         self._recent_steps: deque[tuple[float, float]] = deque(maxlen=_RECENT_STEPS)  # when each ended, its seconds
@@ -147,17 +151,17 @@ class Engine:
             recent = [seconds for ended, seconds in self._recent_steps if ended >= since] if self._sessions else []
         return bool(recent) and float(np.median(recent)) > _OVERLOAD / FRAME_RATE
 
-    def attach(self, listener: Listener, sampling: Sampling, slides: bool = True) -> LiveSession:
-        """Return a session that tells `listener` what happens, from the engine's thread.
+    def attach(self, on_event: OnEvent, sampling: Sampling, slides: bool = True) -> EngineSession:
+        """Return a session that calls `on_event` with each of its events, from the engine's thread.
 
-        The listener must neither block nor call the engine; one that raises closes its session.
+        `on_event` must neither block nor call the engine; one that raises closes its session.
         slides: whether a prompt longer than the context pushes its oldest frames out, or is an error.
         Raises `EngineFullError`, `EngineStoppedError`.
         """
         with self._changed:
             self._require_running()
             self._reap()
-            session = LiveSession(self._pool.acquire(), self._step, self._changed, listener, sampling, slides)
+            session = EngineSession(self._pool.acquire(), self._step, self._changed, on_event, sampling, slides)
             self._sessions[session.slot] = session
             self._changed.notify_all()
             return session
@@ -184,7 +188,7 @@ class Engine:
             top_p=usual.top_p if top_p is None else top_p,
             seed=secrets.randbits(63) if seed is None else seed,
         )
-        return Session(lambda listener: self.attach(listener, sampling, slides), sampling.seed)
+        return Session(lambda on_event: self.attach(on_event, sampling, slides), sampling.seed)
 
     def stats(self) -> EngineStats:
         with self._changed:
@@ -222,16 +226,25 @@ class Engine:
 
     def _run(self) -> None:
         try:
+            following = 0.0
             while (plan := self._schedule()) is not None:
                 self._began_at = started = time.monotonic()
                 try:
-                    result = self._step(plan.pcm, plan.listening, plan.speaking, plan.lengths)
+                    result = self._step(plan.slots, plan.pcm, plan.listening, plan.speaking, plan.lengths)
                 except Exception as error:  # whatever a step raises concerns its sessions, and at first only them
-                    self._step_failed(plan, error)
-                else:
-                    self._postprocess(plan, result, time.monotonic() - started)
-                finally:
-                    self._began_at = None
+                    self._step_failed(plan.sessions, error)
+                    following, self._began_at = 0.0, None
+                    continue
+                sounded = time.monotonic()
+                # What the step before left to be done after its audio counts as this one's: it takes the thread's time.
+                self._postprocess(plan, result, following + sounded - started)
+                told = time.monotonic()
+                try:
+                    self._step.follow()
+                    self._failed_in_a_row = 0
+                except Exception as error:  # as above
+                    self._step_failed(plan.sessions[int(plan.listening.sum()) :], error)
+                following, self._began_at = time.monotonic() - told, None
             ended = EngineStoppedError("the engine was closed")
         except Exception as error:  # the thread's boundary: whatever it was, nobody may wait for ever
             _LOG.exception("the engine's thread failed")
@@ -261,22 +274,22 @@ class Engine:
             self._end(ended)
             return
 
-    def _step_failed(self, plan: _Plan, error: Exception) -> None:
+    def _step_failed(self, sessions: list[EngineSession], error: Exception) -> None:
         """End the sessions of a failed step; give up if the device is lost, or nothing works any more."""
         self._failed_in_a_row += 1
         with self._changed:
             self._steps_failed += 1
         if self._failed_in_a_row >= _HOPELESS_STEPS or self._step.is_fatal(error):
             raise error
-        _LOG.error("a step failed; its %d sessions end, the others go on", len(plan.sessions), exc_info=error)
+        _LOG.error("a step failed; its %d sessions end, the others go on", len(sessions), exc_info=error)
         with self._changed:
-            for session in plan.sessions.values():
+            for session in sessions:
                 failed = StepFailedError("a step failed, and this session with it; the engine's log says why")
                 failed.__cause__ = error
                 session.fail(failed)
 
     def _schedule(self) -> _Plan | None:
-        """Wait until a slot is ready, and return the next step's batch; None when the engine is to stop."""
+        """Wait until a session is ready, and return the next step's batch; None when the engine is to stop."""
         while True:
             with self._changed:
                 self._reap()
@@ -294,47 +307,45 @@ class Engine:
 
     def _next_plan(self) -> _Plan | None:
         """Return the batch of all sessions that are ready, or None if there are none."""
-        listening: dict[int, NDArray[np.float32]] = {}
-        speaking: list[int] = []
-        for slot, session in self._sessions.items():
+        hearing: list[EngineSession] = []
+        speaking: list[EngineSession] = []
+        frames: list[NDArray[np.float32]] = []
+        for session in self._sessions.values():
             frame = session.next_frame()
             if frame is not None:
-                listening[slot] = frame
+                hearing.append(session)
+                frames.append(frame)
             elif session.may_speak:
-                speaking.append(slot)
-        return self._plan(listening, speaking) if listening or speaking else None
-
-    def _plan(self, listening: dict[int, NDArray[np.float32]], speaking: list[int]) -> _Plan:
-        width = 1 + max((*listening, *speaking))
-        pcm = np.zeros((width, FRAME), np.float32)
-        lengths = np.zeros(width, np.int64)
-        masks = np.zeros((2, width), np.bool_)
-        for slot, frame in listening.items():
-            pcm[slot, : len(frame)] = frame
-            lengths[slot] = len(frame)
-        masks[0, list(listening)] = True
-        masks[1, speaking] = True
-        sessions = {slot: self._sessions[slot] for slot in (*listening, *speaking)}
-        return _Plan(pcm, masks[0], masks[1], lengths, sessions)
+                speaking.append(session)
+        if not hearing and not speaking:
+            return None
+        sessions = hearing + speaking
+        pcm = np.zeros((len(sessions), FRAME), np.float32)
+        lengths = np.zeros(len(sessions), np.int64)
+        for row, frame in enumerate(frames):
+            pcm[row, : len(frame)] = frame
+            lengths[row] = len(frame)
+        slots = np.array([session.slot for session in sessions], np.int64)
+        heard = np.arange(len(sessions)) < len(hearing)
+        return _Plan(sessions, slots, pcm, heard, ~heard, lengths)
 
     def _postprocess(self, plan: _Plan, result: StepResult, seconds: float) -> None:
-        self._failed_in_a_row = 0
-        audio = StepAudio(result.pcm[plan.speaking])
-        rows = np.cumsum(plan.speaking) - 1  # of each slot in it
+        heard = int(plan.listening.sum())
+        audio = StepAudio(result.pcm[heard:])
         with self._changed:
             self._steps += 1
             self._step_seconds.append(seconds)
             self._recent_steps.append((time.monotonic(), seconds))
             self._step_histogram.observe(seconds)
-            for slot, session in plan.sessions.items():
-                if result.broken[slot]:
+            for row, session in enumerate(plan.sessions):
+                if result.broken[row]:
                     session.fail(StepFailedError("the model's numbers are not finite any more"))
-                elif plan.listening[slot]:
+                elif row < heard:
                     self._frames_heard += 1
-                    session.heard(result.codes[slot])
+                    session.heard(result.codes[row])
                 else:
-                    self._frames_spoken += not result.ended[slot]
-                    session.spoke(audio, int(rows[slot]), result.codes[slot], bool(result.ended[slot]), seconds)
+                    self._frames_spoken += not result.ended[row]
+                    session.spoke(audio, row - heard, result.codes[row], bool(result.ended[row]), seconds)
 
     def _reap(self) -> None:
         """Free the slots of closed sessions."""

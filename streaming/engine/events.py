@@ -1,4 +1,4 @@
-"""What a live session tells its listener, in order, from the engine's thread."""
+"""What a session tells its owner, in order, from the engine's thread."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EndReason = Literal["end", "max_frames", "interrupted"]
 
 
 QUEUED_FRAMES = 25
-"""Most frames of speech that wait for a step (2 s). Then a session's `listen` says no until it has told a `Heard`."""
+"""Most frames of speech that wait for a step (2 s). Then a session's `listen` says no until a `FrameHeard` is told."""
 
 
 class StepAudio:
@@ -31,19 +31,19 @@ class StepAudio:
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
+class FrameHeard:
     """A frame of speech was taken from the queue: there is room for another."""
 
     codes: NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
-class TurnStarted:
-    """The continuation begins. forgotten_frames: how many of the stream's frames no longer fit the context."""
+class TurnSpeaking:
+    """The continuation begins. dropped_frames: how many of the stream's frames no longer fit the context."""
 
     turn: int
     prompt_frames: int
-    forgotten_frames: int
+    dropped_frames: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,12 +92,12 @@ class Interrupted:
 
 
 @dataclass(frozen=True, slots=True)
-class Forgotten:
-    """The last `frames` of this turn's prompt were taken back; `prompt_frames` of it remain."""
+class InputCleared:
+    """The last `frames` of this turn's prompt were taken back; `kept_frames` of it remain."""
 
     turn: int
     frames: int
-    prompt_frames: int
+    kept_frames: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,4 +107,4 @@ class Failed:
     error: StreamingError
 
 
-Event = Heard | TurnStarted | FrameSpoken | TurnDone | Interrupted | Forgotten | Failed
+Event = FrameHeard | TurnSpeaking | FrameSpoken | TurnDone | Interrupted | InputCleared | Failed

@@ -1,7 +1,7 @@
 """One session: its stream of commands, its turns, and how far it may run ahead of its listener.
 
 Commands are queued in the order in which they are given and take effect in that order, so what a session does depends
-on what it was told and never on when. They never block; what comes of them is told to the listener.
+on what it was told and never on when. They never block; what comes of them is told to the session's owner.
 """
 
 from __future__ import annotations
@@ -25,25 +25,26 @@ from streaming.engine.events import (
     EndReason,
     Event,
     Failed,
-    Forgotten,
+    FrameHeard,
     FrameSpoken,
-    Heard,
+    InputCleared,
     Interrupted,
     StepAudio,
     TurnDone,
-    TurnStarted,
+    TurnSpeaking,
 )
 from streaming.errors import EmptyPromptError, EngineStoppedError, PromptTooLongError, SessionError, StreamingError
 
 _LOG = logging.getLogger(__name__)
 
-Listener = Callable[[Event], None]
+OnEvent = Callable[[Event], None]
+"""What a session's owner has called with each of its events."""
 
 
 class StepResult(Protocol):
-    """The result of a step over its first B slots: pcm float32 [B, 1920], codes int64 [B, Q], ended, broken bool [B].
+    """The result of a step of R rows: pcm float32 [R, 1920], codes int64 [R, Q], ended, broken bool [R].
 
-    The arrays are the caller's to keep: they go to the listeners as they are.
+    The arrays are the caller's to keep: they go to the sessions' owners as they are.
     """
 
     @property
@@ -73,8 +74,10 @@ class Step(Protocol):
     def reach(self, slot: int) -> int: ...
     def frames(self, slot: int) -> int: ...
     def is_fatal(self, error: Exception) -> bool: ...
+    def follow(self) -> None: ...
     def __call__(
         self,
+        slots: NDArray[np.int64],
         pcm: NDArray[np.float32],
         listening: NDArray[np.bool_],
         speaking: NDArray[np.bool_],
@@ -107,7 +110,7 @@ class _Interrupt:
 
 
 @dataclass(frozen=True, slots=True)
-class _Forget:
+class _ClearInput:
     frames: int
 
 
@@ -116,21 +119,21 @@ class _Configure:
     sampling: Sampling
 
 
-_Command = _Listen | _Speak | _Interrupt | _Forget | _Configure
+_Command = _Listen | _Speak | _Interrupt | _ClearInput | _Configure
 
 
-class LiveSession:
+class EngineSession:
     """A session as the server drives it. `Engine.attach` makes one; its methods may be called from any thread.
 
     `turn` counts from 1. Everything marked "engine's thread" is called by the scheduler, with the engine's lock held.
     """
 
     def __init__(
-        self, slot: int, step: Step, changed: Condition, listener: Listener, sampling: Sampling, slides: bool
+        self, slot: int, step: Step, changed: Condition, on_event: OnEvent, sampling: Sampling, slides: bool
     ) -> None:
         self.slot = slot
         self.seed = sampling.seed
-        self._step, self._changed, self._listener = step, changed, listener
+        self._step, self._changed, self._on_event = step, changed, on_event
         self._slides = slides
         self._error: StreamingError | None = None  # what ended it
         self._state = State.LISTENING
@@ -178,8 +181,10 @@ class LiveSession:
         """Hear one frame, float32 [1920], which is now the session's: do not write into it again. One of fewer samples
         (at least one) is the end of what is said: the encoder takes it as it takes the end of a file.
 
-        False if `QUEUED_FRAMES` wait already: offer it again after a `Heard`. Raises `SessionError` while speaking.
-        A session that does not slide fails with `PromptTooLongError` when it hears more than its context holds.
+        False if `QUEUED_FRAMES` wait already: offer it again after a `FrameHeard`.
+
+        Raises `SessionError` while speaking. A session that does not slide fails with `PromptTooLongError` when it
+        hears more than its context holds.
         """
         assert pcm.ndim == 1 and 1 <= len(pcm) <= FRAME and pcm.dtype == np.float32, (pcm.shape, pcm.dtype)
         with self._changed:
@@ -232,7 +237,7 @@ class LiveSession:
                     self._changed.notify_all()
 
     def interrupt(self, turn: int, heard_samples: int) -> None:
-        """End the turn's continuation and forget what was not heard of it, to the frame. Answered with `Interrupted`.
+        """End the turn's continuation, and cut what was not heard of it, to the frame. Answered with `Interrupted`.
 
         After the continuation has ended it still cuts, unless the next turn has begun to listen.
         """
@@ -243,8 +248,8 @@ class LiveSession:
                 self._begin_next_turn()
             self._give(_Interrupt(turn, heard_samples // FRAME))
 
-    def forget(self, frames: int) -> None:
-        """Take back the last frames heard in this turn, as far as can be. Answered with `Forgotten`.
+    def clear_input(self, frames: int) -> None:
+        """Take back the last frames heard in this turn, as far as can be. Answered with `InputCleared`.
 
         A stream that holds nothing else can be emptied; any other can be cut back by the step's `rewind_frames`. Raises
         `SessionError` while speaking.
@@ -256,7 +261,7 @@ class LiveSession:
                 raise SessionError("the session is speaking: interrupt it first")
             self._prompt_next = max(0, self._prompt_next - frames)
             self._heard_any = self._heard_any and (self._turn_next > 1 or self._prompt_next > 0)
-            self._give(_Forget(frames))
+            self._give(_ClearInput(frames))
 
     def configure(self, sampling: Sampling) -> None:
         """Change how tokens are drawn from here on."""
@@ -303,8 +308,8 @@ class LiveSession:
                     self._start_speaking(command)
                 case _Interrupt(turn, heard_frames):
                     self._cut(turn, heard_frames)
-                case _Forget(frames):
-                    self._forget(frames)
+                case _ClearInput(frames):
+                    self._take_back(frames)
                 case _Configure(sampling):
                     self._sampling = sampling
                     self._step.configure(self.slot, sampling)
@@ -325,7 +330,7 @@ class LiveSession:
         self._queued_frames -= 1
         self._prompt_frames += 1
         self._changed.notify_all()
-        self._tell(Heard(codes))
+        self._tell(FrameHeard(codes))
 
     def spoke(self, audio: StepAudio, row: int, codes: NDArray[np.int64], ended: bool, seconds: float) -> None:
         """Note a step of the continuation, which gave a frame unless the model `ended` its speech."""
@@ -344,7 +349,7 @@ class LiveSession:
             self._stop_speaking("max_frames")
 
     def fail(self, error: StreamingError) -> None:
-        """End the session, and tell its listener why."""
+        """End the session, and tell its owner why."""
         if self._state is not State.CLOSED:
             self._tell(Failed(error))
             self._error = error
@@ -354,9 +359,9 @@ class LiveSession:
         if self._state is State.CLOSED:
             return
         try:
-            self._listener(event)
+            self._on_event(event)
         except Exception:  # the boundary to whoever owns the session: its fault is not the other sessions'
-            _LOG.exception("a session's listener failed; the session is closed")
+            _LOG.exception("a session's `on_event` failed; the session is closed")
             self.close()
 
     def _too_long(self) -> PromptTooLongError:
@@ -370,8 +375,8 @@ class LiveSession:
         self._spoken_before = self._spoken
         self._spoken = self._released = self._steps = 0
         self._step_seconds, self._first_frame_ms = 0.0, None
-        forgotten = max(0, self._step.frames(self.slot) + 1 - self._step.context_frames)
-        self._tell(TurnStarted(self._turn, self._prompt_frames, forgotten))
+        dropped = max(0, self._step.frames(self.slot) + 1 - self._step.context_frames)
+        self._tell(TurnSpeaking(self._turn, self._prompt_frames, dropped))
 
     def _stop_speaking(self, reason: EndReason) -> None:
         mean_ms = 1e3 * self._step_seconds / self._steps if self._steps else None
@@ -383,7 +388,7 @@ class LiveSession:
         self._prompt_frames = 0
         self._tell(done)
 
-    def _forget(self, frames: int) -> None:
+    def _take_back(self, frames: int) -> None:
         frames = min(frames, self._prompt_frames)
         if frames and frames == self._step.frames(self.slot):
             self.unclean = True
@@ -391,7 +396,7 @@ class LiveSession:
             frames = min(frames, self._step.reach(self.slot))
             self._step.rewind(self.slot, frames)
         self._prompt_frames -= frames
-        self._tell(Forgotten(self._turn, frames, self._prompt_frames))
+        self._tell(InputCleared(self._turn, frames, self._prompt_frames))
 
     def _cut(self, turn: int, heard_frames: int) -> None:
         speaking, spoken = self._state is State.SPEAKING, self._spoken

@@ -3,52 +3,34 @@
 `docs/protocol.md`, "Opus", specifies what is sent. A sender makes `OpusMessage`s of pieces of PCM, a receiver makes PCM
 of them again, and neither changes how many samples there are or where they are: what the encoder looks ahead is skipped
 where a stream begins, and flushed out of it where it ends.
-
-The encoder and decoder are `sphn`'s, which knows Opus in Ogg pages only; the pages exist between here and there alone.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import struct
-import zlib
-from typing import Any
-
 import numpy as np
 
-from streaming.audio import SAMPLE_RATE, Pcm16, to_float, to_int16
-from streaming.errors import ProtocolError, StreamingError
-from streaming.protocol.messages import MAX_OPUS_PACKET_BYTES, MAX_OPUS_SAMPLES, AudioMessage, OpusMessage
+from streaming.audio import SAMPLE_RATE, Pcm16, to_int16
+from streaming.errors import ProtocolError
+from streaming.protocol.libopus import Decoder, Encoder, LibopusError, library_path
+from streaming.protocol.messages import MAX_OPUS_SAMPLES, AudioMessage, OpusMessage
 
 PACKET_SAMPLES = 960
-"""40 ms: what `sphn` puts into one packet."""
+"""40 ms, so that two packets are a frame."""
 LOOKAHEAD_SAMPLES = 156
 """By how much what libopus decodes lags behind what was encoded: 6.5 ms."""
 WHOLE_FRAMES = PACKET_SAMPLES - LOOKAHEAD_SAMPLES
 """Silence before a stream so that its packets end where frames of 80 ms do, and a frame is there 6.5 ms after it was
 said instead of 40."""
 
-_SERIAL = 1
-_OGG_HEADER = struct.Struct("<4sBBqIIIB")
-_CHECKSUM_AT = 22
-_OPUS_HEAD = struct.Struct("<8sBBHIhB").pack(b"OpusHead", 1, 1, 0, SAMPLE_RATE, 0, 0)
-_OPUS_TAGS = struct.pack("<8sI0sI", b"OpusTags", 0, b"", 0)
-_REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 _FRAME_SAMPLES = tuple(
     SAMPLE_RATE * tenths // 10_000 for tenths in (*(100, 200, 400, 600) * 3, *(100, 200) * 2, *(25, 50, 100, 200) * 4)
 )
 """Of a packet's frames, by its configuration: RFC 6716, section 3.1, table 2."""
 
 
-class OpusMissingError(StreamingError):
-    """The `sphn` package is not installed."""
-
-    code = "opus_missing"
-
-
 def opus_available() -> bool:
     """Return whether this side can speak Opus."""
-    return importlib.util.find_spec("sphn") is not None
+    return library_path() is not None
 
 
 def packet_samples(packet: bytes) -> int:
@@ -76,8 +58,9 @@ class OpusSender:
     """
 
     def __init__(self, lead_in_samples: int = 0) -> None:
-        self._sphn, self._lead_in = _load(), lead_in_samples
-        self._encoder: Any = None
+        self._lead_in = lead_in_samples
+        self._next: Encoder | None = Encoder()  # made here, so that one that is missing is told at once
+        self._encoder: Encoder | None = None
         self._rest = np.zeros(0, np.int16)  # less than a packet
         self._packets: list[bytes] = []  # that hold nothing but what will be skipped
         self._skip = 0  # decoded samples to come that are none of the stream's
@@ -89,7 +72,7 @@ class OpusSender:
     def push(self, audio: AudioMessage) -> list[OpusMessage]:
         """Return what can be sent by now, perhaps nothing. Positions go on without gaps within a stream."""
         if self._encoder is None:
-            self._encoder = self._sphn.OpusStreamWriter(SAMPLE_RATE)
+            self._encoder, self._next = self._next or Encoder(), None
             self._rest, self._skip = np.zeros(self._lead_in, np.int16), self._lead_in + LOOKAHEAD_SAMPLES
             self._sent = self._given = audio.position_samples
             self._fresh = True
@@ -109,18 +92,19 @@ class OpusSender:
         return messages
 
     def _encode(self, pcm: Pcm16) -> list[OpusMessage]:
+        assert self._encoder is not None
         self._rest = np.concatenate([self._rest, pcm])
         messages = []
         while len(self._rest) >= PACKET_SAMPLES:
             block, self._rest = self._rest[:PACKET_SAMPLES], self._rest[PACKET_SAMPLES:]
-            self._packets += _packets(self._encoder.append_pcm(to_float(block)))
+            self._packets.append(self._encoder.encode(block))
             more = len(self._rest) >= PACKET_SAMPLES
             if len(self._packets) == MAX_OPUS_SAMPLES // PACKET_SAMPLES or not more:
                 messages += self._message()
         return messages
 
     def _message(self) -> list[OpusMessage]:
-        """A message of the packets there are, unless none of their samples are the stream's."""
+        """Return a message of the packets that there are, unless none of their samples are the stream's."""
         decoded = PACKET_SAMPLES * len(self._packets)
         samples = min(decoded - self._skip, self._given - self._sent)
         if samples <= 0:
@@ -137,9 +121,8 @@ class OpusReceiver:
     """One direction's decoder: messages in, the PCM that they stand for out. Raises `OpusMissingError`."""
 
     def __init__(self) -> None:
-        self._sphn = _load()
-        self._decoder: Any = None
-        self._pages = 0
+        self._next: Decoder | None = Decoder()  # as in `OpusSender`
+        self._decoder: Decoder | None = None
 
     def push(self, message: OpusMessage) -> AudioMessage:
         """Return exactly `message.samples` samples. Raises `ProtocolError`, before anything large is decoded."""
@@ -151,61 +134,20 @@ class OpusReceiver:
                 f"an Opus message says {message.skip} + {message.samples} samples and holds {sum(lengths)}"
             )
         if message.fresh:
-            self._decoder, self._pages = self._sphn.OpusStreamReader(SAMPLE_RATE), 0
-            self._decode(_OPUS_HEAD, 0)
-            self._decode(_OPUS_TAGS, 0)
+            self._decoder, self._next = self._next or Decoder(), None
         elif self._decoder is None:
             raise ProtocolError("the first Opus message must begin a stream")
-        decoded = [self._decode(packet, length) for packet, length in zip(message.packets, lengths, strict=True)]
+        decoder = self._decoder
+        decoded = [_decode(decoder, packet, length) for packet, length in zip(message.packets, lengths, strict=True)]
         pcm = np.concatenate([np.zeros(0, np.int16), *decoded])[message.skip :][: message.samples]
         return AudioMessage(message.turn, message.position_samples, pcm)
 
-    def _decode(self, packet: bytes, samples: int) -> Pcm16:
-        try:
-            decoded = self._decoder.append_bytes(_page(packet, self._pages))
-        except ValueError as error:
-            raise ProtocolError(f"an Opus packet that cannot be decoded: {error}") from None
-        self._pages += 1
-        if len(decoded) != samples:
-            raise ProtocolError(f"an Opus packet of {samples} samples decodes to {len(decoded)}")
-        return to_int16(decoded)
 
-
-def _load() -> Any:
+def _decode(decoder: Decoder, packet: bytes, samples: int) -> Pcm16:
     try:
-        import sphn
-    except ImportError:
-        raise OpusMissingError("Opus needs the Python package: `pip install sphn`") from None
-    return sphn
-
-
-def _page(packet: bytes, number: int) -> bytes:
-    """Return an Ogg page that holds one packet (RFC 3533, section 6)."""
-    assert len(packet) <= MAX_OPUS_PACKET_BYTES
-    lacing = bytes([255] * (len(packet) // 255) + [len(packet) % 255])
-    first = 2 if number == 0 else 0
-    header = _OGG_HEADER.pack(b"OggS", 0, first, 0, _SERIAL, number, 0, len(lacing)) + lacing
-    checksum = _ogg_crc(header + packet).to_bytes(4, "little")
-    return header[:_CHECKSUM_AT] + checksum + header[_CHECKSUM_AT + 4 :] + packet
-
-
-def _packets(pages: bytes) -> list[bytes]:
-    """Return the packets of whole Ogg pages, without the two that tell of the stream."""
-    packets, at = [], 0
-    while at < len(pages):
-        segments = pages[at + _OGG_HEADER.size - 1]
-        lacing = pages[at + _OGG_HEADER.size : at + _OGG_HEADER.size + segments]
-        at += _OGG_HEADER.size + segments
-        begin = at
-        for length in lacing:
-            at += length
-            if length < 255:  # the packet ends
-                packets.append(pages[begin:at])
-                begin = at
-    return [packet for packet in packets if packet[:8] not in (b"OpusHead", b"OpusTags")]
-
-
-def _ogg_crc(data: bytes) -> int:
-    """Ogg's checksum has zlib's polynomial, but the bits the other way round, and starts from 0."""
-    mirrored = zlib.crc32(data.translate(_REVERSED), 0xFFFFFFFF) ^ 0xFFFFFFFF
-    return int(f"{mirrored:032b}"[::-1], 2)
+        decoded = decoder.decode(packet, samples)
+    except LibopusError as error:
+        raise ProtocolError(f"an Opus packet that cannot be decoded: {error}") from None
+    if len(decoded) != samples:
+        raise ProtocolError(f"an Opus packet of {samples} samples decodes to {len(decoded)}")
+    return decoded

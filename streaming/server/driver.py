@@ -22,7 +22,7 @@ from streaming.conversation.outbox import End, Outbox, Reply
 from streaming.conversation.settings import filled, sampling_of
 from streaming.engine import events
 from streaming.engine.engine import Engine
-from streaming.engine.session import LiveSession
+from streaming.engine.session import EngineSession
 from streaming.errors import StreamingError
 from streaming.models.voice_activity import SpeechStream
 from streaming.protocol import messages
@@ -155,7 +155,7 @@ class Driver:
 
     # Opening
 
-    async def _wait_for_slot(self) -> LiveSession:
+    async def _wait_for_slot(self) -> EngineSession:
         """Return a slot, perhaps after some time in line; nobody stands in line for a client that has left."""
 
         def waiting(place: int) -> None:
@@ -178,7 +178,7 @@ class Driver:
             slot.cancel()
             over.cancel()
 
-    async def _converse(self, session: LiveSession) -> End:
+    async def _converse(self, session: EngineSession) -> End:
         try:
             if self._early_end is not None:
                 return self._early_end
@@ -192,7 +192,7 @@ class Driver:
             session.close()
             self._admission.released()
 
-    def _begin(self, session: LiveSession) -> Conversation:
+    def _begin(self, session: EngineSession) -> Conversation:
         engine = self._engine
         started = messages.SessionStarted(
             session=secrets.token_hex(8),

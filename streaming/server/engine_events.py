@@ -7,7 +7,7 @@ from collections import deque
 from contextlib import suppress
 
 from streaming.engine.events import Event
-from streaming.engine.session import Listener
+from streaming.engine.session import OnEvent
 
 
 class EngineEvents:
@@ -19,12 +19,12 @@ class EngineEvents:
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._posted: deque[tuple[Listener, Event]] = deque()
+        self._posted: deque[tuple[OnEvent, Event]] = deque()
         self._woken = False
 
-    def put(self, listener: Listener, event: Event) -> None:
-        """Have the loop call the listener, in the order of these calls. From any thread."""
-        self._posted.append((listener, event))
+    def put(self, on_event: OnEvent, event: Event) -> None:
+        """Have the loop call `on_event`, in the order of these calls. From any thread."""
+        self._posted.append((on_event, event))
         if not self._woken:  # else the loop has yet to look, and finds this too
             self._woken = True
             with suppress(RuntimeError):  # the loop is closed: the process is going down, nobody listens
@@ -33,9 +33,9 @@ class EngineEvents:
     def _deliver(self) -> None:
         self._woken = False
         while self._posted:
-            listener, event = self._posted.popleft()
+            on_event, event = self._posted.popleft()
             try:
-                listener(event)
+                on_event(event)
             except Exception as error:  # each on its own: none can fail another
-                context = {"message": "a session's listener failed", "exception": error}
+                context = {"message": "a session's `on_event` failed", "exception": error}
                 self._loop.call_exception_handler(context)

@@ -87,23 +87,40 @@ class NativeDialect:
             return messages.decode_audio(data)
         return self._opus[1].push(messages.decode_opus(data))
 
-    def encode(self, reply: Message | AudioMessage | Echo) -> Sequence[str | bytes]:
+    async def encode(self, reply: Message | AudioMessage | Echo) -> Sequence[str | bytes]:
         assert not isinstance(reply, Echo)
+        if self._opus is not None and isinstance(reply, AudioMessage | TurnDone):
+            return await self._encode_opus(self._opus[0], reply)
         if isinstance(reply, AudioMessage):
-            said = self._encode_audio(reply)
-        elif isinstance(reply, TurnDone) and self._opus is not None:
-            said = [*map(messages.encode_audio, self._opus[0].flush()), messages.encode(reply)]
-        elif isinstance(reply, SessionStarted):
-            said = [messages.encode(structs.replace(reply, codec=self._codec))]
-        else:
-            said = [messages.encode(reply)]
+            return self._kept(reply, [messages.encode_audio(reply)])
+        if isinstance(reply, SessionStarted):
+            reply = structs.replace(reply, codec=self._codec)
+        return self._kept(reply, [messages.encode(reply)])
+
+    async def _encode_opus(self, sender: OpusSender, reply: AudioMessage | TurnDone) -> Sequence[str | bytes]:
+        """Encode in a thread: it takes longer than all else that the loop does for a frame, and libopus needs no lock.
+
+        A socket that is lost meanwhile does not lose what is being encoded: it is kept for the client's return.
+        """
+
+        def said() -> list[str | bytes]:
+            found = sender.push(reply) if isinstance(reply, AudioMessage) else sender.flush()
+            encoded: list[str | bytes] = [messages.encode_audio(message) for message in found]
+            return encoded if isinstance(reply, AudioMessage) else [*encoded, messages.encode(reply)]
+
+        encoding = asyncio.get_running_loop().run_in_executor(None, said)
+        try:
+            return self._kept(reply, await asyncio.shield(encoding))
+        except asyncio.CancelledError:
+            self._kept(reply, await encoding)
+            raise
+
+    def _kept(self, reply: Message | AudioMessage, said: list[str | bytes]) -> list[str | bytes]:
+        """Return what is said, after it was kept for a client that comes back."""
         if self._book is not None and reply.counted:
             for data in said:
                 self._book.send(data)
         return said
-
-    def _encode_audio(self, audio: AudioMessage) -> list[str | bytes]:
-        return list(map(messages.encode_audio, [audio] if self._opus is None else self._opus[0].push(audio)))
 
     @property
     def ready(self) -> bool:
@@ -238,7 +255,7 @@ class NativeService:
             self._resumable.remove(token)
 
 
-def _say(message: Message) -> Sequence[str]:
+async def _say(message: Message) -> Sequence[str]:
     return [messages.encode(message)]
 
 

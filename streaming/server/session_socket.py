@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Protocol
 
@@ -32,8 +32,8 @@ class Dialect(Protocol):
     def decode(self, data: str | bytes) -> Sequence[Received]:
         """Return what a client said. What is wrong with it is a `ProtocolError` in its place, not raised."""
 
-    def encode(self, reply: Message | AudioMessage | Echo) -> Sequence[str | bytes]:
-        """Return how a reply is said."""
+    async def encode(self, reply: Message | AudioMessage | Echo) -> Sequence[str | bytes]:
+        """Return how a reply is said. One call at a time, in order; nothing is lost when it is cancelled."""
 
 
 class SessionSocket:
@@ -90,11 +90,11 @@ class SessionSocket:
                     return False
                 reply = await self._driver.next_reply()
                 if isinstance(reply, End):
-                    for data in () if reply.message is None else self._dialect.encode(reply.message):
+                    for data in () if reply.message is None else await self._dialect.encode(reply.message):
                         await self._socket.send(data)
                     await self._socket.close(reply.code, reply.reason)
                     return True
-                for data in self._dialect.encode(reply):
+                for data in await self._dialect.encode(reply):
                     await self._socket.send(data)
         return False
 
@@ -108,9 +108,11 @@ class SessionSocket:
         return self._dialect.ready
 
 
-async def dismiss(socket: ServerConnection, end: End, say: Callable[[Message], Sequence[str | bytes]]) -> None:
+async def dismiss(
+    socket: ServerConnection, end: End, say: Callable[[Message], Awaitable[Sequence[str | bytes]]]
+) -> None:
     """Say why there is no session, and close the socket."""
     with suppress(ConnectionClosed):
-        for data in () if end.message is None else say(end.message):
+        for data in () if end.message is None else await say(end.message):
             await socket.send(data)
         await socket.close(end.code, end.reason)

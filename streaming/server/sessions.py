@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from websockets.asyncio.server import ServerConnection
@@ -68,14 +68,14 @@ class Sessions:
         self._opening: set[ServerConnection] = set()
 
     async def dismiss(
-        self, socket: ServerConnection, end: End, say: Callable[[Message], Sequence[str | bytes]]
+        self, socket: ServerConnection, end: End, say: Callable[[Message], Awaitable[Sequence[str | bytes]]]
     ) -> None:
         """Say why there is no session, and close the socket."""
         self.observer.dismissed(end)
         await dismiss(socket, end, say)
 
     async def turn_away(
-        self, socket: ServerConnection, why: Refusal, say: Callable[[Message], Sequence[str | bytes]]
+        self, socket: ServerConnection, why: Refusal, say: Callable[[Message], Awaitable[Sequence[str | bytes]]]
     ) -> None:
         """Say that there is no room for one more of this visitor's sessions, and close the socket."""
         await self.dismiss(socket, refused(why.code, why.message, why.retry_after_s or 0), say)

@@ -1,1 +1,1 @@
-"""The terminal client: devices, screen, and the conversation between them."""
+"""The terminal client: devices, screen, and the talk between them."""

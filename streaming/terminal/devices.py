@@ -23,7 +23,7 @@ from streaming.audio import SAMPLE_RATE, Pcm16, Resampler, to_float, to_int16
 from streaming.errors import DeviceError
 from streaming.terminal.echo import EchoCanceller
 from streaming.terminal.jitter_buffer import START_MS, JitterBuffer
-from streaming.terminal.loudspeaker import MAX_HEARD_BLOCKS, Playback
+from streaming.terminal.loudspeaker import MAX_HEARD_BLOCKS, LoudspeakerState
 
 PIECE_MS = 20
 """How much the microphone hands over at a time."""
@@ -264,10 +264,10 @@ class Speaker:
             self._buffer.push(rest)
             self._buffer.complete()
 
-    def playback(self) -> Playback:
+    def playback(self) -> LoudspeakerState:
         with self._lock:
             buffer = self._buffer
-            return Playback(
+            return LoudspeakerState(
                 buffer.played_samples * SAMPLE_RATE // self.rate,
                 1000 * buffer.buffered_samples / self.rate,
                 buffer.underruns - self._underruns_before,

@@ -1,4 +1,4 @@
-"""The keys that a conversation knows, from a terminal in the state that they need, or from lines of anything else.
+"""The keys that a talk knows, from a terminal in the state that they need, or from lines of anything else.
 
 A terminal tells of keys that are pressed, and repeats them while they are held, but of keys that are released it tells
 only where it speaks kitty's keyboard protocol (kitty, foot, Ghostty, Alacritty, WezTerm, iTerm2 and others, though not

@@ -18,7 +18,7 @@ MAX_HEARD_BLOCKS = 1_024
 
 
 @dataclass(frozen=True, slots=True)
-class Playback:
+class LoudspeakerState:
     """How far playback is in the current turn.
 
     played_samples: at 24 kHz, what has left the loudspeaker. buffered_ms: what waits. underruns: in this turn.
@@ -41,7 +41,7 @@ class Loudspeaker(Protocol):
     def complete(self) -> None:
         """The turn has no more audio: play to its end."""
 
-    def playback(self) -> Playback:
+    def playback(self) -> LoudspeakerState:
         """Return where playback is now."""
 
     def stop(self) -> int:
@@ -77,10 +77,10 @@ class SimulatedLoudspeaker:
         self._buffer.complete()
         self._note_audible()
 
-    def playback(self) -> Playback:
+    def playback(self) -> LoudspeakerState:
         self._catch_up()
         buffer = self._buffer
-        return Playback(
+        return LoudspeakerState(
             buffer.played_samples,
             1000 * buffer.buffered_samples / SAMPLE_RATE,
             buffer.underruns - self._underruns_before,

@@ -1,4 +1,4 @@
-"""A stereo WAV of a conversation on one time line: left what was sent, right the continuation as it was heard."""
+"""A stereo WAV of a talk on one time line: left what was sent, right the continuation as it was heard."""
 
 from __future__ import annotations
 

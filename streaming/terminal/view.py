@@ -48,7 +48,7 @@ _COLOURS = {"listening": "green", "talking": "green", "ready": "cyan", "waiting"
 
 @dataclass(slots=True)
 class Meters:
-    """What is shown continuously; the conversation writes it, the view reads it.
+    """What is shown continuously; the talk writes it, the view reads it.
 
     state: `listening`, or with push-to-talk `ready` (nobody talks) and `talking`; `waiting` for the continuation;
     `speaking`. away_seconds: None while connected, otherwise for how much longer the server keeps the session, 0 where

@@ -2,7 +2,7 @@
 
 import { Audio, FileError } from "./audio.js";
 import { health, openSocket, token, whyRefused } from "./connection.js";
-import { Conversation } from "./conversation.js";
+import { Talk } from "./talk.js";
 import { explain } from "./problems.js";
 import { browserStorage, loadSettings, parseSeed, saveSettings } from "./settings.js";
 import { Spectrogram } from "./spectrogram.js";
@@ -16,7 +16,7 @@ const storage = browserStorage("localStorage");
 const settings = loadSettings(storage);
 const spectrogram = new Spectrogram($("spectrogram"));
 const audio = new Audio();
-const conversation = new Conversation({ audio, openSocket, whyRefused, settings: () => settings, changed, told });
+const conversation = new Talk({ audio, openSocket, whyRefused, settings: () => settings, changed, told });
 
 // What a person does
 

@@ -15,7 +15,7 @@ const RATE = 24_000;
 const TELL_QUANTA = Math.max(1, Math.round((0.02 * sampleRate) / 128));
 const FADE_QUANTA = 5; // what is stopped falls silent within 10 ms instead of clicking
 
-class Playback extends AudioWorkletProcessor {
+class PlaybackProcessor extends AudioWorkletProcessor {
   #buffer = new JitterBuffer();
   #resampler = new Resampler(RATE, sampleRate);
   #turn = null;
@@ -125,4 +125,4 @@ class Playback extends AudioWorkletProcessor {
   }
 }
 
-registerProcessor("playback", Playback);
+registerProcessor("playback", PlaybackProcessor);

@@ -17,13 +17,13 @@ from streaming.conversation.settings import filled
 from streaming.engine.events import (
     QUEUED_FRAMES,
     Event,
-    Forgotten,
+    FrameHeard,
     FrameSpoken,
-    Heard,
+    InputCleared,
     Interrupted,
     StepAudio,
     TurnDone,
-    TurnStarted,
+    TurnSpeaking,
 )
 from streaming.errors import StreamingError
 from streaming.protocol import messages
@@ -35,7 +35,7 @@ CODES = np.zeros(4, np.int64)
 
 
 class EngineModel:
-    """Keep the contract of `streaming.engine.session.LiveSession`, and assert that its owner does.
+    """Keep the contract of `streaming.engine.session.EngineSession`, and assert that its owner does.
 
     room: how many frames may wait. length: after how many frames the speech of a turn ends by itself. failure: raised
     by every command while set. log: the commands, without `release`; events: what its listener is to be told.
@@ -85,9 +85,9 @@ class EngineModel:
             self._speaking_next, self._turn_next = False, turn + 1
         self._give("interrupt", turn, heard_samples)
 
-    def forget(self, frames: int) -> None:
+    def clear_input(self, frames: int) -> None:
         assert not self._speaking_next and frames >= 0
-        self._give("forget", frames)
+        self._give("clear_input", frames)
 
     def configure(self, sampling: Sampling) -> None:
         self._give("configure", sampling)
@@ -111,12 +111,12 @@ class EngineModel:
                 case ("listen",):
                     self._queued -= 1
                     self._prompt += 1
-                    self.events.append(Heard(CODES))
+                    self.events.append(FrameHeard(CODES))
                     return True
                 case ("speak", most, lead):
                     self._speaking, self._most, self._lead = True, most, lead
                     self._spoken = self.released = 0
-                    self.events.append(TurnStarted(self._turn, self._prompt, 0))
+                    self.events.append(TurnSpeaking(self._turn, self._prompt, 0))
                 case ("interrupt", turn, heard_samples):
                     last = self._turn if self._speaking else self._turn - 1
                     kept = 0
@@ -125,10 +125,10 @@ class EngineModel:
                     if turn == last and self._speaking:
                         self._stop("interrupted")
                     self.events.append(Interrupted(turn, kept))
-                case ("forget", frames):
+                case ("clear_input", frames):
                     frames = min(frames, self._prompt)
                     self._prompt -= frames
-                    self.events.append(Forgotten(self._turn, frames, self._prompt))
+                    self.events.append(InputCleared(self._turn, frames, self._prompt))
         if not self._speaking or self._spoken - self.released >= self._lead:
             return due
         if self._spoken == self.length:

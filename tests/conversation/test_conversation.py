@@ -193,15 +193,15 @@ def test_frames_of_an_old_turn_that_leave_late_are_none_of_the_next() -> None:
 # Taking input back
 
 
-@pytest.mark.parametrize(("keep", "forgotten", "pending"), [(0, 3, 0), (1, 2, 0), (FRAME, 2, 0), (3 * FRAME + 9, 0, 9)])
-def test_the_beginning_of_a_prompt_can_be_kept(keep: int, forgotten: int, pending: int) -> None:
+@pytest.mark.parametrize(("keep", "cleared", "pending"), [(0, 3, 0), (1, 2, 0), (FRAME, 2, 0), (3 * FRAME + 9, 0, 9)])
+def test_the_beginning_of_a_prompt_can_be_kept(keep: int, cleared: int, pending: int) -> None:
     """A frame that holds both stays whole, and so does the beginning of one that is not full."""
     talk = Talk()
     talk.hear(3.5)
     talk.say(InputClear(keep_samples=keep))
     talk.step()
-    assert talk.engine.log[3:] == [("forget", forgotten)]
-    assert talk.told() == [InputCleared(turn=1, kept_samples=(3 - forgotten) * FRAME)]
+    assert talk.engine.log[3:] == [("clear_input", cleared)]
+    assert talk.told() == [InputCleared(turn=1, kept_samples=(3 - cleared) * FRAME)]
     talk.say(SPEAK)
     assert len(talk.engine.frames) == 3 + bool(pending)
     if pending:
@@ -418,7 +418,7 @@ def test_input_that_is_cleared_while_an_interruption_is_under_way_is_not_answere
     talk.say(Interrupt(turn=1, heard_samples=FRAME), InputClear())
     talk.voice(*NO * 4)
     talk.step()
-    assert talk.engine.log[-2:] == [("interrupt", 1, FRAME), ("forget", 0)]
+    assert talk.engine.log[-2:] == [("interrupt", 1, FRAME), ("clear_input", 0)]
     assert talk.told()[-3:] == [(1, "interrupted", 2), interrupted(1, 1), InputCleared(turn=2, kept_samples=0)]
     talk.voice(*SAID)
     talk.step()

@@ -16,7 +16,7 @@ def prompt(samples: int) -> Prompt:
 
 
 @pytest.mark.parametrize(
-    ("said", "keep", "forgotten", "left"),
+    ("said", "keep", "cleared", "left"),
     [
         (2 * FRAME, 0, 2, 0),
         (2 * FRAME, FRAME, 1, FRAME),
@@ -25,10 +25,10 @@ def prompt(samples: int) -> Prompt:
         (2 * FRAME + 9, 10 * FRAME, 0, 2 * FRAME + 9),
     ],
 )
-def test_a_frame_of_which_something_is_kept_stays_whole(said: int, keep: int, forgotten: int, left: int) -> None:
+def test_a_frame_of_which_something_is_kept_stays_whole(said: int, keep: int, cleared: int, left: int) -> None:
     """Half a frame cannot be taken back from the engine: it would have kept what the client wanted gone."""
     made = prompt(said)
-    assert made.keep(keep) == forgotten
+    assert made.keep(keep) == cleared
     assert made.samples == left
 
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from streaming.audio import FRAME
 from streaming.config import Sampling
-from streaming.engine.events import Event, Forgotten, FrameSpoken, Interrupted, TurnDone, TurnStarted
-from streaming.engine.session import LiveSession
+from streaming.engine.events import Event, FrameSpoken, InputCleared, Interrupted, TurnDone, TurnSpeaking
+from streaming.engine.session import EngineSession
 from streaming.errors import EmptyPromptError, SessionError
 from tests.engine.stub_step import Entry, Stream, StubStep, codes_of, frame, heard, pcm_of, spoken
 
@@ -58,13 +58,13 @@ class Recall:
 
 
 @dataclass(frozen=True)
-class Forget:
+class Clear:
     """Take back the last frames heard in this turn."""
 
     frames: int
 
 
-Act = Hear | Say | Configure | Recall | Forget
+Act = Hear | Say | Configure | Recall | Clear
 
 
 @st.composite
@@ -89,7 +89,7 @@ def programs(rewind_frames: int = 4, max_size: int = 10) -> st.SearchStrategy[li
     rare = st.one_of(
         st.builds(Configure, st.integers(0, 9)),
         st.builds(Recall, st.integers(-1, 3)),
-        st.builds(Forget, st.integers(0, 6)),
+        st.builds(Clear, st.integers(0, 6)),
     )
     return st.lists(st.one_of(hears, says(rewind_frames), says(rewind_frames), rare), max_size=max_size)
 
@@ -105,15 +105,15 @@ class Driver(Protocol):
 class Conversation:
     """Does a program with a session, never waiting for more than a listener must, and keeps what must come of it."""
 
-    def __init__(self, live: LiveSession, step: StubStep, events: list[Event], driver: Driver, seed: int) -> None:
+    def __init__(self, live: EngineSession, step: StubStep, events: list[Event], driver: Driver, seed: int) -> None:
         self._live, self._step, self._events, self._driver = live, step, events, driver
         self._sampling = Sampling(seed=seed)
         self._stream = Stream()
         self._turn, self._prompt_frames, self._heard_any = 1, 0, False
         self._kept = {-1: 0, 0: 0}  # frames of each turn's continuation
-        self._started: list[TurnStarted] = []
+        self._started: list[TurnSpeaking] = []
         self._interrupted: list[Interrupted] = []
-        self._forgotten: list[Forgotten] = []
+        self._cleared: list[InputCleared] = []
         self._longest = 0  # the stream was
         self._starts: dict[int, int] = {}  # of each turn's continuation, in the stream
         self._digests: dict[int, list[int]] = {}  # of each turn's whole continuation
@@ -135,8 +135,8 @@ class Conversation:
                 case Configure(seed):
                     self._sampling = replace(self._sampling, seed=seed)
                     self._live.configure(self._sampling)
-                case Forget(frames):
-                    self._forget(frames)
+                case Clear(frames):
+                    self._clear(frames)
                 case Recall(turns_ago):
                     self._interrupt(self._turn - turns_ago, EVERYTHING, self._kept_of(self._turn - turns_ago))
 
@@ -144,15 +144,15 @@ class Conversation:
         """Waits until all is done, and compares."""
         self._interrupt(0, 0, 0)
         self._driver.wait_for(lambda: len(self._of(Interrupted)) == len(self._interrupted))
-        assert self._of(TurnStarted) == self._started
+        assert self._of(TurnSpeaking) == self._started
         assert self._of(Interrupted) == self._interrupted
-        assert self._of(Forgotten) == self._forgotten
+        assert self._of(InputCleared) == self._cleared
         assert self._step.streams[self._live.slot].entries == self.entries
-        turns = [event for event in self._events if isinstance(event, TurnStarted | FrameSpoken | TurnDone)]
+        turns = [event for event in self._events if isinstance(event, TurnSpeaking | FrameSpoken | TurnDone)]
         for turn, digests in self._digests.items():
             started, *frames, done = [event for event in turns if event.turn == turn]
             del turns[: 2 + len(frames)]  # turns must not overlap, or the next one is cut short here
-            assert isinstance(started, TurnStarted)
+            assert isinstance(started, TurnSpeaking)
             assert isinstance(done, TurnDone)
             assert done.frames == len(frames) >= self._least[turn]
             if done.reason != "interrupted":
@@ -176,11 +176,11 @@ class Conversation:
         self._prompt_frames += len(values)
         self._heard_any = True
 
-    def _forget(self, frames: int) -> None:
+    def _clear(self, frames: int) -> None:
         # How far back it can reach depends on how much was spoken before it was cut
         self._driver.wait_for(lambda: len(self._of(TurnDone)) == self._turn - 1)
         spoken_to = [self._starts[done.turn] + done.frames for done in self._of(TurnDone)]
-        self._live.forget(frames)
+        self._live.clear_input(frames)
         frames, length = min(frames, self._prompt_frames), len(self.entries)
         self._longest = max(self._longest, length, *spoken_to)
         if frames == length:
@@ -190,7 +190,7 @@ class Conversation:
         self._stream.rewind(frames)
         self._prompt_frames -= frames
         self._heard_any = self._turn > 1 or self._prompt_frames > 0
-        self._forgotten.append(Forgotten(self._turn, frames, self._prompt_frames))
+        self._cleared.append(InputCleared(self._turn, frames, self._prompt_frames))
 
     def _say(self, say: Say) -> None:
         if not self._heard_any:
@@ -199,8 +199,8 @@ class Conversation:
             return
         turn = self._live.speak(say.max_frames, say.lead_frames)
         assert turn == self._turn == self._live.turn
-        forgotten = max(0, len(self.entries) + 1 - self._step.context_frames)
-        self._started.append(TurnStarted(turn, self._prompt_frames, forgotten))
+        dropped = max(0, len(self.entries) + 1 - self._step.context_frames)
+        self._started.append(TurnSpeaking(turn, self._prompt_frames, dropped))
         self._starts[turn] = len(self.entries)
         whole = self._continue(say.max_frames)
         if whole > say.lead_frames:  # then it cannot be over before something is released

@@ -90,10 +90,10 @@ class StubResult:
 class StubStep:
     """Keeps the contract of `streaming.frame_step.FrameStep`, and asserts that the engine does.
 
-    ends: whether speech ends instead of giving the frame with this digest to a stream of this length.
-    delay_s: how long a call takes. gated: a call waits, once begun, until `allow` lets it go on; `wait_until_begun`
-    waits for that. failure: raised by every call while set; fatal: and means the end. breaks: slots whose numbers are
-    not finite. widths: B of the last calls.
+    ends: whether speech ends instead of giving the frame with this digest to a stream of this length. delay_s: how long
+    a call takes. gated: a call waits, once begun, until `allow` lets it go on; `wait_until_begun` waits for that.
+    failure: raised by every call while set, deafness by every `follow`, in which `when_following` is called first;
+    fatal: and means the end. breaks: slots whose numbers are not finite. widths: R of the last calls.
     """
 
     def __init__(
@@ -113,7 +113,9 @@ class StubStep:
         self.failure: Exception | None = None
         self.fatal = False
         self.breaks: set[int] = set()
-        self.calls = 0
+        self.deafness: Exception | None = None
+        self.when_following: Callable[[], None] = lambda: None
+        self.calls = self.followed = 0
         self.widths: deque[int] = deque(maxlen=64)
         self.streams: dict[int, Stream] = {}
         self._sampling: dict[int, Sampling] = {}
@@ -148,6 +150,13 @@ class StubStep:
     def is_fatal(self, error: Exception) -> bool:
         return self.fatal
 
+    def follow(self) -> None:
+        self._require_own_thread()
+        self.followed += 1
+        self.when_following()
+        if self.deafness is not None:
+            raise self.deafness
+
     def frames(self, slot: int) -> int:
         self._require_own_thread()
         return len(self.streams[slot].entries)
@@ -164,21 +173,22 @@ class StubStep:
 
     def __call__(
         self,
+        slots: NDArray[np.int64],
         pcm: Pcm,
         listening: NDArray[np.bool_],
         speaking: NDArray[np.bool_],
         lengths: NDArray[np.int64] | None = None,
     ) -> StubResult:
         self._require_own_thread()
-        batch = len(listening)
-        assert listening.shape == speaking.shape == (batch,) and 1 <= batch <= self.num_slots
+        batch = len(slots)
+        assert 1 <= batch == len(set(slots.tolist())) and slots.dtype == np.int64
+        assert listening.shape == speaking.shape == (batch,) and 0 <= slots.min() <= slots.max() < self.num_slots
         assert listening.dtype == speaking.dtype == np.bool_
         assert pcm.shape == (batch, FRAME) and pcm.dtype == np.float32
-        assert not (listening & speaking).any() and (listening | speaking).any()
+        assert (listening ^ speaking).all(), "a row that costs and does nothing"
         lengths = listening * FRAME if lengths is None else lengths
         assert lengths.shape == (batch,) and lengths.dtype == np.int64 and not lengths[~listening].any()
         assert (lengths[listening] >= 1).all() and (lengths <= FRAME).all()
-        assert (listening | speaking)[-1], "wider than need be"
         if self._gated:
             self._begun.release()
             assert self._allowed.acquire(timeout=PATIENCE_S), "the test forgot the step"
@@ -192,22 +202,22 @@ class StubStep:
             np.full((batch, FRAME), np.nan, np.float32),
             np.full((batch, self.num_codebooks), -1, np.int64),
             np.zeros(batch, np.bool_),
-            np.isin(np.arange(batch), list(self.breaks)) & (listening | speaking),
+            np.isin(slots, list(self.breaks)),
         )
-        for slot in np.flatnonzero(listening).tolist():
-            self.lengths[slot].append(int(lengths[slot]))
-        for slot in np.flatnonzero(listening | speaking).tolist():
-            self._advance(slot, pcm[slot] if listening[slot] else None, result)
+        for row, slot in enumerate(slots.tolist()):
+            if listening[row]:
+                self.lengths[slot].append(int(lengths[row]))
+            self._advance(slot, row, pcm[row] if listening[row] else None, result)
         return result
 
-    def _advance(self, slot: int, pcm: Pcm | None, result: StubResult) -> None:
+    def _advance(self, slot: int, row: int, pcm: Pcm | None, result: StubResult) -> None:
         stream = self.streams[slot]
         entry = spoken(self._sampling[slot]) if pcm is None else ("heard", zlib.crc32(pcm.tobytes()))
         if pcm is None and self.ends(len(stream.entries), stream.digest_with(entry)):
-            result.ended[slot] = True
+            result.ended[row] = True
             return
         digest = stream.add(entry)
-        result.pcm[slot], result.codes[slot] = pcm_of(digest), codes_of(digest, self.num_codebooks)
+        result.pcm[row], result.codes[row] = pcm_of(digest), codes_of(digest, self.num_codebooks)
         self._longest[slot] = max(self._longest[slot], len(stream.entries))
 
     def _require_own_thread(self) -> None:

@@ -279,7 +279,7 @@ def test_the_last_frame_may_be_shorter_and_the_step_is_told(session: Session, st
     session.listen(frame(1))
     session.listen(frame(2)[:700])
     assert len(list(session.speak(1))) == 1
-    assert list(step.lengths[session._live.slot]) == [FRAME, 700]
+    assert list(step.lengths[session._session.slot]) == [FRAME, 700]
 
 
 def test_what_is_left_out_is_drawn_as_the_model_would_have_it() -> None:

@@ -16,8 +16,17 @@ from hypothesis import strategies as st
 
 from streaming.config import Sampling
 from streaming.engine.engine import Engine
-from streaming.engine.events import QUEUED_FRAMES, Event, Failed, FrameSpoken, Heard, Interrupted, TurnDone, TurnStarted
-from streaming.engine.session import LiveSession
+from streaming.engine.events import (
+    QUEUED_FRAMES,
+    Event,
+    Failed,
+    FrameHeard,
+    FrameSpoken,
+    Interrupted,
+    TurnDone,
+    TurnSpeaking,
+)
+from streaming.engine.session import EngineSession
 from streaming.errors import EngineFullError, EngineStoppedError, StepFailedError, StepHungError
 from tests.engine.conversation import Act, Conversation, programs
 from tests.engine.stub_step import PATIENCE_S, Recorder, StubStep, frame, heard, running, spoken
@@ -26,12 +35,12 @@ SAMPLING = Sampling(seed=7)
 SPOKEN = spoken(SAMPLING)
 
 
-def hear(live: LiveSession, *values: int) -> None:
+def hear(live: EngineSession, *values: int) -> None:
     for value in values:
         assert live.listen(frame(value))
 
 
-def settle(live: LiveSession, recorder: Recorder) -> None:
+def settle(live: EngineSession, recorder: Recorder) -> None:
     """Waits until all commands have taken effect: interruptions of no turn are answered, too."""
     count = len(recorder.of(Interrupted)) + 1
     live.interrupt(0, 0)
@@ -41,7 +50,7 @@ def settle(live: LiveSession, recorder: Recorder) -> None:
 class ThreadDriver:
     """Waits for the engine's thread, and pauses at random."""
 
-    def __init__(self, live: LiveSession, recorder: Recorder, timing: random.Random) -> None:
+    def __init__(self, live: EngineSession, recorder: Recorder, timing: random.Random) -> None:
         self.wait_for_room = live.wait_for_room
         self.wait_for = recorder.wait_for
         self._timing = timing
@@ -80,7 +89,7 @@ def test_every_session_gets_what_it_gets_alone(people: list[tuple[list[Act], int
             future.result(PATIENCE_S)
 
 
-def test_slots_that_are_ready_share_a_step_and_no_step_is_wider_than_needed() -> None:
+def test_sessions_that_are_ready_share_a_step_and_no_step_is_wider_than_needed() -> None:
     step = StubStep(4, gated=True)
     with running(step) as engine:
         recorders = [Recorder() for _ in range(3)]
@@ -93,8 +102,8 @@ def test_slots_that_are_ready_share_a_step_and_no_step_is_wider_than_needed() ->
         step.allow()
         step.wait_until_begun()
         step.allow()
-        recorders[2].wait_for_event(Heard)
-        assert list(step.widths) == [1, 3]
+        recorders[2].wait_for_event(FrameHeard)
+        assert list(step.widths) == [1, 2]
         assert step.calls == 2
         assert [step.streams[slot].entries for slot in range(3)] == [[heard(1)], [heard(2)], [heard(3)]]
 
@@ -181,9 +190,9 @@ def test_a_slot_whose_step_is_running_passes_to_another_session_unharmed(speaks:
         after.wait_for_event(TurnDone)
         assert len(before.events) == told
         assert [type(event) for event in after.events] == [
-            Heard,
-            Heard,
-            TurnStarted,
+            FrameHeard,
+            FrameHeard,
+            TurnSpeaking,
             FrameSpoken,
             FrameSpoken,
             TurnDone,
@@ -269,7 +278,7 @@ def test_a_full_queue_has_room_after_a_frame_was_heard() -> None:
         step.wait_until_begun()
         assert not live.listen(frame(99))
         step.allow()
-        recorder.wait_for_event(Heard)
+        recorder.wait_for_event(FrameHeard)
         hear(live, 99)
         step.allow_all()
         settle(live, recorder)
@@ -319,6 +328,42 @@ def test_a_step_that_fails_ends_its_own_sessions_and_the_others_go_on(caplog: py
     assert "the others go on" in caplog.text
 
 
+def test_a_frame_is_told_before_the_encoder_hears_it() -> None:
+    """A listener waited for work whose result only the next prompt needs."""
+    step = StubStep(1)
+    with running(step) as engine:
+        recorder = Recorder()
+        told: list[int] = []
+        step.when_following = lambda: told.append(len(recorder.of(FrameSpoken)))
+        live = engine.attach(recorder, SAMPLING)
+        hear(live, 1)
+        live.speak(3, 3)
+        recorder.wait_for_event(TurnDone)
+        settle(live, recorder)
+        assert told == [0, 1, 2, 3]
+
+
+def test_a_failure_after_the_audio_ends_those_who_spoke_and_nobody_else(caplog: pytest.LogCaptureFixture) -> None:
+    step = StubStep(2, gated=True)
+    with running(step) as engine:
+        ours, theirs = Recorder(), Recorder()
+        speaker, listener = engine.attach(ours, SAMPLING), engine.attach(theirs, SAMPLING)
+        hear(speaker, 1)
+        speaker.speak(9, 9)
+        step.wait_until_begun()
+        hear(listener, 2)
+        step.deafness = RuntimeError("out of memory")
+        step.allow()
+        step.wait_until_begun()
+        step.allow()
+        ours.wait_for_event(Failed)
+        step.deafness = None
+        step.allow_all()
+        settle(listener, theirs)
+        assert len(ours.of(FrameSpoken)) == 1 and len(theirs.of(FrameHeard)) == 1
+        assert not theirs.of(Failed)
+
+
 def test_steps_that_keep_failing_end_the_engine(caplog: pytest.LogCaptureFixture) -> None:
     """It would fail for every client that comes, one after the other, and call itself ready."""
     step = StubStep(1)
@@ -345,7 +390,7 @@ def test_failed_steps_with_good_ones_between_them_do_not_add_up(caplog: pytest.L
             step.failure = None
             good = engine.attach(recorder, SAMPLING)
             hear(good, 2)
-            recorder.wait_for_event(Heard)
+            recorder.wait_for_event(FrameHeard)
             good.close()
         assert engine.failure is None
         assert engine.stats().steps_failed == 4
@@ -448,7 +493,7 @@ def test_steps_that_return_are_not_taken_for_hung() -> None:
     live = engine.attach(recorder, SAMPLING)
     for number in range(3):
         live.listen(frame(number))
-        recorder.wait_for_event(Heard, number + 1)
+        recorder.wait_for_event(FrameHeard, number + 1)
         time.sleep(0.2)
     assert engine.failure is None
     engine.close()
@@ -482,16 +527,16 @@ def test_an_engine_that_nobody_used_can_be_closed() -> None:
 
 
 @pytest.mark.parametrize("at_the_end", [False, True])
-def test_a_listener_that_raises_harms_no_other_session(at_the_end: bool, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_owner_that_raises_harms_no_other_session(at_the_end: bool, caplog: pytest.LogCaptureFixture) -> None:
     """One such listener, say of an event loop that was closed, ended the engine, and the others were never told."""
 
-    def listener(event: Event) -> None:
+    def on_event(event: Event) -> None:
         if isinstance(event, Failed) or not at_the_end:
             raise RuntimeError("Event loop is closed")
 
     step, recorder = StubStep(2), Recorder()
     with running(step) as engine:
-        bad, good = engine.attach(listener, SAMPLING), engine.attach(recorder, SAMPLING)
+        bad, good = engine.attach(on_event, SAMPLING), engine.attach(recorder, SAMPLING)
         hear(bad, 1)
         hear(good, 2)
         good.speak(2, 2)
@@ -506,13 +551,13 @@ def test_an_hour_keeps_memory_flat() -> None:
     step = StubStep(1)
     spoken_frames, answered = threading.Semaphore(0), threading.Semaphore(0)
 
-    def listener(event: Event) -> None:
+    def on_event(event: Event) -> None:
         if isinstance(event, FrameSpoken):
             spoken_frames.release()
         elif isinstance(event, Interrupted):
             answered.release()
 
-    def talk(live: LiveSession, frames: int) -> None:
+    def talk(live: EngineSession, frames: int) -> None:
         """Ten frames of speech and ten spoken, of which two are taken back, again and again."""
         pcm = np.zeros(step_frame, np.float32)
         for _ in range(frames // 20):
@@ -531,7 +576,7 @@ def test_an_hour_keeps_memory_flat() -> None:
 
     step_frame = len(frame(0))
     with running(step) as engine:
-        live = engine.attach(listener, SAMPLING)
+        live = engine.attach(on_event, SAMPLING)
         talk(live, 2000)
         gc.collect()
         before = sys.getallocatedblocks()

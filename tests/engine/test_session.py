@@ -20,21 +20,25 @@ from streaming.engine.events import (
     QUEUED_FRAMES,
     Event,
     Failed,
-    Forgotten,
+    FrameHeard,
     FrameSpoken,
-    Heard,
+    InputCleared,
     Interrupted,
     StepAudio,
     TurnDone,
-    TurnStarted,
+    TurnSpeaking,
 )
-from streaming.engine.session import LiveSession
+from streaming.engine.session import EngineSession
 from streaming.errors import EmptyPromptError, EngineStoppedError, PromptTooLongError, SessionError
 from tests.engine.conversation import Act, Conversation, programs
 from tests.engine.stub_step import Entry, Stream, StubStep, codes_of, frame, heard, never, pcm_of, spoken
 
 SAMPLING = Sampling(seed=7)
 SPOKEN = spoken(SAMPLING)
+
+
+SLOTS = np.zeros(1, np.int64)
+"""Of a step for the one slot that there is."""
 
 
 def held() -> threading.Condition:
@@ -56,7 +60,7 @@ class Bench:
     ) -> None:
         self.step = StubStep(1, ends=ends, context_frames=context_frames)
         self.events: list[Event] = []
-        self.live = LiveSession(0, self.step, held(), self.events.append, SAMPLING, slides)
+        self.live = EngineSession(0, self.step, held(), self.events.append, SAMPLING, slides)
         self._timing = timing
 
     def step_once(self, seconds: float = 0.002) -> bool:
@@ -66,9 +70,9 @@ class Bench:
             return False
         mask = np.array([True])
         if pcm is not None:
-            self.live.heard(self.step(pcm[None], mask, ~mask).codes[0])
+            self.live.heard(self.step(SLOTS, pcm[None], mask, ~mask).codes[0])
         else:
-            result = self.step(np.zeros((1, FRAME), np.float32), ~mask, mask)
+            result = self.step(SLOTS, np.zeros((1, FRAME), np.float32), ~mask, mask)
             self.live.spoke(StepAudio(result.pcm), 0, result.codes[0], bool(result.ended[0]), seconds)
         return True
 
@@ -82,7 +86,7 @@ class Bench:
         """One step, during which something happens."""
         assert self.next_frame() is None
         assert self.live.may_speak
-        result = self.step(np.zeros((1, FRAME), np.float32), np.array([False]), np.array([True]))
+        result = self.step(SLOTS, np.zeros((1, FRAME), np.float32), np.array([False]), np.array([True]))
         meanwhile()
         self.live.spoke(StepAudio(result.pcm), 0, result.codes[0], bool(result.ended[0]), 0.002)
 
@@ -150,7 +154,7 @@ def test_frames_are_heard_in_order_and_told_one_by_one() -> None:
     bench.run()
     model = Stream()
     for event, value in zip(bench.events, (1, 2, 3), strict=True):
-        assert isinstance(event, Heard)
+        assert isinstance(event, FrameHeard)
         np.testing.assert_array_equal(event.codes, codes_of(model.add(heard(value)), 4))
     assert bench.entries == model.entries
 
@@ -214,11 +218,11 @@ def test_what_was_spoken_and_kept_counts_as_context_whenever_it_is_cut(at_once: 
     assert too_long(bench)
 
 
-def test_a_sliding_prompt_is_not_refused_and_what_is_forgotten_is_told() -> None:
+def test_a_sliding_prompt_is_not_refused_and_what_is_cleared_is_told() -> None:
     bench = Bench(context_frames=6)
     bench.hear(*range(9))
     bench.speak(1)
-    assert TurnStarted(1, 9, 4) in bench.events
+    assert TurnSpeaking(1, 9, 4) in bench.events
 
 
 # Speaking
@@ -233,7 +237,7 @@ def test_a_turn_is_told_from_its_start_to_its_end() -> None:
     for entry in (heard(1), heard(2)):
         model.add(entry)
     _, _, started, *frames, done = bench.events
-    assert started == TurnStarted(1, 2, 0)
+    assert started == TurnSpeaking(1, 2, 0)
     for index, event in enumerate(frames):
         assert isinstance(event, FrameSpoken)
         assert (event.turn, event.index) == (1, index)
@@ -321,7 +325,7 @@ def test_a_turn_without_new_speech_goes_on_from_the_last() -> None:
     bench.speak(2, max_frames=2)
     bench.speak(2, max_frames=2)
     assert bench.entries == [heard(1), *[SPOKEN] * 4]
-    assert TurnStarted(2, 0, 0) in bench.events
+    assert TurnSpeaking(2, 0, 0) in bench.events
 
 
 def test_nothing_can_be_said_before_something_was_heard() -> None:
@@ -377,7 +381,7 @@ def test_options_outlive_a_prompt_that_is_all_taken_back() -> None:
     bench = Bench()
     bench.live.configure(Sampling(seed=8))
     bench.hear(1)
-    bench.live.forget(1)
+    bench.live.clear_input(1)
     bench.hear(2)
     bench.speak(1)
     assert bench.entries == [heard(2), spoken(Sampling(seed=8))]
@@ -418,7 +422,7 @@ def test_a_turn_interrupted_before_it_began_says_nothing() -> None:
     bench.live.interrupt(1, 0)
     bench.run()
     started, done, answer = bench.last(3)
-    assert started == TurnStarted(1, 1, 0)
+    assert started == TurnSpeaking(1, 1, 0)
     assert done == TurnDone(1, "interrupted", 0, None, None)
     assert answer == Interrupted(1, 0)
 
@@ -549,34 +553,34 @@ def test_a_prompt_that_is_taken_back_was_never_heard() -> None:
     bench = Bench()
     bench.hear(*range(9))  # more than the step can rewind: but there is nothing else to keep
     bench.run()
-    bench.live.forget(9)
+    bench.live.clear_input(9)
     bench.hear(20)
     bench.speak(2)
     assert bench.entries == [heard(20), SPOKEN, SPOKEN]
-    assert Forgotten(1, 9, 0) in bench.events
+    assert InputCleared(1, 9, 0) in bench.events
 
 
 def test_after_a_prompt_was_all_taken_back_the_next_one_can_be_taken_back_too() -> None:
-    """The session went on counting from the length of the forgotten prompt: the next time that its user took something
+    """The session went on counting from the length of the cleared prompt: the next time that its user took something
     back, a number of frames below zero was asked for in the engine's thread, and everybody's session ended.
     """
     bench = Bench()
     bench.hear(*range(9))
-    bench.live.forget(9)
+    bench.live.clear_input(9)
     bench.hear(1, 2)
-    bench.live.forget(1)
+    bench.live.clear_input(1)
     bench.run()
-    assert bench.last(1) == [Forgotten(1, 1, 1)]
+    assert bench.last(1) == [InputCleared(1, 1, 1)]
     assert bench.entries == [heard(1)]
 
 
 def test_the_committed_part_of_a_prompt_is_kept() -> None:
     bench = Bench()
     bench.hear(1, 2, 3)
-    bench.live.forget(1)
+    bench.live.clear_input(1)
     bench.run()
     assert bench.entries == [heard(1), heard(2)]
-    assert bench.last(1) == [Forgotten(1, 1, 2)]
+    assert bench.last(1) == [InputCleared(1, 1, 2)]
 
 
 def test_nothing_of_the_turns_before_is_taken_back_with_a_prompt() -> None:
@@ -585,23 +589,23 @@ def test_nothing_of_the_turns_before_is_taken_back_with_a_prompt() -> None:
     bench.hear(0)
     bench.speak(2, max_frames=2)
     bench.hear(1, 2, 3)
-    bench.live.forget(100)
+    bench.live.clear_input(100)
     bench.run()
     assert bench.entries == [heard(0), SPOKEN, SPOKEN]
     bench.hear(*range(9))
-    bench.live.forget(9)
+    bench.live.clear_input(9)
     bench.run()
-    assert bench.last(1) == [Forgotten(2, 4, 5)], "the stub rewinds 4 frames"
+    assert bench.last(1) == [InputCleared(2, 4, 5)], "the stub rewinds 4 frames"
     assert bench.entries[3:] == [heard(value) for value in range(5)]
 
 
 def test_a_late_cut_after_a_prompt_was_taken_back_rewinds_no_further_than_can_be() -> None:
-    """The frames of the forgotten prompt have overwritten what the cut would need."""
+    """The frames of the cleared prompt have overwritten what the cut would need."""
     bench = Bench()
     bench.hear(0)
     bench.speak(4, max_frames=4)
     bench.hear(1, 2, 3)
-    bench.live.forget(3)
+    bench.live.clear_input(3)
     bench.live.interrupt(1, 0)
     bench.run()
     assert bench.interrupted() == [(1, 3)]
@@ -611,13 +615,13 @@ def test_a_late_cut_after_a_prompt_was_taken_back_rewinds_no_further_than_can_be
 def test_a_prompt_that_was_all_taken_back_cannot_be_continued() -> None:
     bench = Bench()
     bench.hear(1)
-    bench.live.forget(1)
+    bench.live.clear_input(1)
     with pytest.raises(EmptyPromptError):
         bench.live.speak(1, 1)
     bench.hear(1)
     bench.live.speak(1, 1)
     with pytest.raises(SessionError):
-        bench.live.forget(0)
+        bench.live.clear_input(0)
 
 
 def test_the_turn_of_new_commands_is_told_before_the_old_one_has_ended() -> None:
@@ -712,15 +716,15 @@ def test_a_failure_is_the_last_event() -> None:
     assert bench.live.closed
 
 
-@pytest.mark.parametrize("kind", [Heard, TurnStarted, FrameSpoken, TurnDone, Interrupted])
+@pytest.mark.parametrize("kind", [FrameHeard, TurnSpeaking, FrameSpoken, TurnDone, Interrupted])
 @pytest.mark.parametrize("raises", [True, False])
-def test_a_listener_that_raises_or_closes_ends_its_session(
+def test_an_owner_that_raises_or_closes_ends_its_session(
     kind: type[Event], raises: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A session that was closed while it told of its last frame was set to listening again."""
     told: list[Event] = []
 
-    def listener(event: Event) -> None:
+    def on_event(event: Event) -> None:
         told.append(event)
         if isinstance(event, kind):
             if raises:
@@ -728,7 +732,7 @@ def test_a_listener_that_raises_or_closes_ends_its_session(
             live.close()
 
     bench = Bench()
-    live = bench.live = LiveSession(0, bench.step, held(), listener, SAMPLING, True)
+    live = bench.live = EngineSession(0, bench.step, held(), on_event, SAMPLING, True)
     bench.hear(1)
     live.speak(1, 1)
     live.interrupt(1, 0) if kind is Interrupted else None

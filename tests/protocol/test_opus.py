@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes.util
+import importlib.util
 import random
-import sys
 
 import numpy as np
 import pytest
@@ -13,19 +14,20 @@ from numpy.typing import NDArray
 
 from streaming.audio import FRAME
 from streaming.errors import ProtocolError
+from streaming.protocol import libopus
+from streaming.protocol.libopus import OpusMissingError
 from streaming.protocol.messages import AudioMessage, OpusMessage, decode_opus, encode_audio
 from streaming.protocol.opus import (
     LOOKAHEAD_SAMPLES,
     PACKET_SAMPLES,
     WHOLE_FRAMES,
-    OpusMissingError,
     OpusReceiver,
     OpusSender,
     opus_available,
     packet_samples,
 )
 
-pytest.importorskip("sphn")
+pytestmark = pytest.mark.skipif(not opus_available(), reason="no libopus")
 
 
 def voice(samples: int) -> NDArray[np.int16]:
@@ -195,9 +197,18 @@ class TestHostile:
         assert 300 < refused < 2_700
 
 
-def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert opus_available()
-    monkeypatch.setitem(sys.modules, "sphn", None)
-    assert not opus_available()
-    with pytest.raises(OpusMissingError, match="pip install sphn"):
-        OpusSender()
+def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who asks for Opus is told what to install, before the first frame and not in the middle of a turn."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(ctypes.util, "find_library", lambda name: None)
+    caches = (libopus.library_path, libopus._library)
+    for cache in caches:
+        cache.cache_clear()
+    try:
+        assert not opus_available()
+        for kind in (OpusSender, OpusReceiver):
+            with pytest.raises(OpusMissingError, match="pip install opuslib-next-bundled"):
+                kind()
+    finally:
+        for cache in caches:
+            cache.cache_clear()

@@ -18,7 +18,7 @@ from websockets.exceptions import ConnectionClosed
 from streaming.audio import FRAME, SAMPLE_RATE
 from streaming.config import Sampling
 from streaming.engine.engine import Engine
-from streaming.engine.session import LiveSession
+from streaming.engine.session import EngineSession
 from streaming.errors import EngineFullError
 from streaming.protocol import messages
 from streaming.protocol.messages import SessionStart
@@ -273,7 +273,7 @@ def test_a_newcomer_does_not_pass_the_line() -> None:
         admission = Admission(engine, queue=2)  # type: ignore[arg-type]
         places: list[tuple[str, int]] = []
 
-        def enter(name: str) -> asyncio.Task[LiveSession]:
+        def enter(name: str) -> asyncio.Task[EngineSession]:
             waiting = admission.attach(lambda _: None, Sampling(), True, lambda place: places.append((name, place)))
             return asyncio.create_task(waiting)
 

@@ -48,7 +48,7 @@ class Line:
         self.freed = 0
 
     async def attach(
-        self, listener: Callable[[Event], None], sampling: Sampling, slides: bool, waiting: Callable[[int], None]
+        self, on_event: Callable[[Event], None], sampling: Sampling, slides: bool, waiting: Callable[[int], None]
     ) -> Slot:
         if self.error is not None:
             raise self.error
@@ -60,8 +60,8 @@ class Line:
             self.left = True
             raise
         for event in self.early:
-            listener(event)
-        self.listener = listener
+            on_event(event)
+        self.on_event = on_event
         return self.slot
 
     def released(self) -> None:
@@ -133,7 +133,7 @@ class Session:
     def step(self) -> None:
         while self.line.slot.step():
             while self.line.slot.events:
-                self.line.listener(self.line.slot.events.popleft())
+                self.line.on_event(self.line.slot.events.popleft())
 
 
 def opened() -> Line:

@@ -13,17 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from streaming.engine.events import Event, Heard
+from streaming.engine.events import Event, FrameHeard
 from streaming.server import engine_events
 from streaming.server.engine_events import EngineEvents
 
 
 def event(number: int) -> Event:
-    return Heard(np.array([number]))
+    return FrameHeard(np.array([number]))
 
 
 def numbers(events: list[Event]) -> list[int]:
-    return [int(said.codes[0]) for said in events if isinstance(said, Heard)]
+    return [int(said.codes[0]) for said in events if isinstance(said, FrameHeard)]
 
 
 def test_a_steps_events_wake_the_loop_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +111,7 @@ def test_whenever_an_event_is_put_the_loop_finds_it() -> None:
     assert next(moments) > 4
 
 
-def test_a_listener_that_fails_takes_nobody_elses_events() -> None:
+def test_an_owner_that_fails_takes_nobody_elses_events() -> None:
     async def main() -> None:
         events, found, failures = EngineEvents(), list[Event](), list[Any]()
         asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context["exception"]))
@@ -119,8 +119,8 @@ def test_a_listener_that_fails_takes_nobody_elses_events() -> None:
         def fails(_: Event) -> None:
             raise ValueError("this one's fault")
 
-        for listener in (found.append, fails, found.append):
-            events.put(listener, event(len(found)))
+        for on_event in (found.append, fails, found.append):
+            events.put(on_event, event(len(found)))
         await asyncio.sleep(0.01)
         assert len(found) == 2
         assert [str(failure) for failure in failures] == ["this one's fault"]

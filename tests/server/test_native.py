@@ -194,7 +194,7 @@ def test_a_client_that_sends_too_much_is_read_more_slowly_whatever_it_did_before
     if codec == "pcm16":
         monkeypatch.setattr("streaming.server.native.MESSAGES_PER_S", per_s)  # far below what any machine can take
     if codec == "opus" and not opus_available():
-        pytest.skip("no sphn")
+        pytest.skip("no libopus")
 
     async def scenario() -> None:
         async with client(server.url, SessionStart(codecs=(codec,))) as session:

@@ -15,11 +15,13 @@ from streaming.client.client import Audio, ContinuationClient
 from streaming.engine.engine import Engine
 from streaming.protocol import messages
 from streaming.protocol.messages import AudioMessage, OpusMessage, SessionStart, Speak, encode_audio
-from streaming.protocol.opus import OpusSender
+from streaming.protocol.opus import OpusSender, opus_available
+from streaming.protocol.replay import ReplayBook
+from streaming.server.native import NativeDialect
 from tests.engine.stub_step import StubResult, StubStep
 from tests.server.live_server import LiveServer, client, run, serving
 
-pytest.importorskip("sphn")
+pytestmark = pytest.mark.skipif(not opus_available(), reason="no libopus")
 
 SPEECH = (3_000 * np.sin(np.arange(10 * FRAME + 50) / 9)).astype(np.int16)
 
@@ -217,5 +219,25 @@ def test_a_flood_is_read_more_slowly(server: LiveServer) -> None:
             await hostile.send(Speak(turn=9))
             await hostile.expect(messages.Error)
             assert loop.time() - began > 1.5
+
+    run(scenario())
+
+
+def test_what_is_being_encoded_when_the_connection_breaks_is_kept_for_the_return() -> None:
+    """It is encoded in a thread: a frame that was with the encoder when its socket was lost was never sent again."""
+
+    async def scenario() -> None:
+        book = ReplayBook()
+        dialect = NativeDialect(lambda message: None, book, "opus")
+        frames = [AudioMessage(1, at, SPEECH[:FRAME]) for at in (0, FRAME)]
+        lost = asyncio.create_task(dialect.encode(frames[0]))
+        await asyncio.sleep(0)
+        lost.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await lost
+        then = await dialect.encode(frames[1])
+        kept = [messages.decode_opus(data) for data in book.unanswered() if isinstance(data, bytes)]
+        assert len(then) == 1 and len(kept) == 2
+        assert [(message.fresh, message.position_samples) for message in kept] == [(True, 0), (False, FRAME - 156)]
 
     run(scenario())

@@ -127,7 +127,7 @@ def _token(session: Client) -> str:
     [
         ("fast", "pcm16"),
         ("realtime", "pcm16"),
-        pytest.param("fast", "opus", marks=pytest.mark.skipif(not opus_available(), reason="no sphn")),
+        pytest.param("fast", "opus", marks=pytest.mark.skipif(not opus_available(), reason="no libopus")),
     ],
 )
 def test_a_session_survives_a_connection_that_breaks_again_and_again(

@@ -77,9 +77,9 @@ def rehearse(operations: Operations, config: LlamaConfig, device: torch.device, 
 
     heads, dim, books, prefix = config.num_kv_heads, config.head_dim, config.num_codebooks, 2
     ring = KeyValueRing.allocate(1, 1, heads, 1024, dim, prefix, device, dtype)
-    frames = torch.zeros(1, device=device, dtype=torch.int64)
+    slots = frames = torch.zeros(1, device=device, dtype=torch.int64)
     rotary = Rotary(config.rope, dim, device)
-    view = operations.begin_frame(frames, zeros(1, heads, prefix, dim), ring, rotary, 256, books, prefix + 1024)
+    view = operations.begin_frame(slots, frames, zeros(1, heads, prefix, dim), ring, rotary, 256, books, prefix + 1024)
     hidden, inner = config.hidden_size, config.intermediate_size
     norm = zeros(hidden)
     qkv, gate_up, down = (
@@ -94,7 +94,7 @@ def rehearse(operations: Operations, config: LlamaConfig, device: torch.device, 
         operations.norm(x, operations.linear(gated, down), norm, config.norm_eps)
     flags = torch.ones(3, 1, device=device, dtype=torch.bool)
     codes = torch.zeros(1, books, device=device, dtype=torch.int64)
-    drawing = Drawing(frames, flags[0], flags[0], codes, flags[1], flags[2])
+    drawing = Drawing(slots, frames, flags[0], flags[0], codes, flags[1], flags[2])
     operations.draw(zeros(1, 2049), 0, SamplerState.allocate(1, device), drawing, few=True)
     operations.draw(zeros(1, 2049), 0, SamplerState.allocate(1, device), drawing, few=False)
 
@@ -105,7 +105,9 @@ def rehearse_codec(operations: Operations, config: MimiConfig, device: torch.dev
     heads, dim = config.num_kv_heads, config.head_dim
     ring = KeyValueRing.allocate(1, 1, heads, config.window + 4, dim, 0, device, dtype)
     position = torch.arange(2, device=device)[None]
-    view = operations.view(position, position, ring, Rotary(config.rope, dim, device), config.window + 4)
+    view = operations.view(
+        position[:, 0], position, position, ring, Rotary(config.rope, dim, device), config.window + 4
+    )
     operations.attend(
         torch.zeros(1, 2, (config.num_heads + 2 * heads) * dim, device=device, dtype=dtype), ring, 0, view
     )

@@ -215,7 +215,7 @@ class RealtimeDialect:
 
     # Server to client
 
-    def encode(self, reply: Message | AudioMessage | Echo) -> Sequence[str | bytes]:
+    async def encode(self, reply: Message | AudioMessage | Echo) -> Sequence[str | bytes]:
         said = []
         for event in self._say(reply):
             self._events += 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from urllib.parse import parse_qs
 
 from websockets.asyncio.server import ServerConnection
@@ -98,7 +98,11 @@ class LiveService(OpenAIService):
                 event = live_events.say({"event_id": "event_0"} | live_events.rejection(error, ""))
                 message = messages.Error(code=error.event_code, message=str(error), fatal=True)
                 end = End(message, CloseCode.POLICY_VIOLATION, error.event_code)
-                await self._sessions.dismiss(socket, end, lambda _: [event])
+
+                async def say(_: messages.Message) -> Sequence[str]:
+                    return [event]
+
+                await self._sessions.dismiss(socket, end, say)
                 return
         _let_events_be_large(socket)
         model = self._model(start.session.model)

@@ -14,7 +14,7 @@
 
 import { AudioError } from "./audio.js";
 import { FRAME, SAMPLE_RATE } from "./protocol.js";
-import { Session } from "./session.js";
+import { ContinuationClient } from "./client.js";
 import { drawSeed } from "./settings.js";
 import { MACHINE, Tape, YOU } from "./tape.js";
 
@@ -47,7 +47,7 @@ class Spoken {
   }
 }
 
-export class Conversation {
+export class Talk {
   phase = "idle";
   /** {code, message} while phase is "problem". */
   problem = null;
@@ -159,7 +159,7 @@ export class Conversation {
     });
   }
 
-  /** Says the last prompt again, in a conversation of its own, with the same seed: the same settings give the same. */
+  /** Says the last prompt again, in a talk of its own, with the same seed: the same settings give the same. */
   repeat() {
     return this.#command(async () => {
       const last = this.#last;
@@ -175,7 +175,7 @@ export class Conversation {
     });
   }
 
-  /** Ends the conversation and closes the microphone. The next one begins without its past. */
+  /** Ends the talk and closes the microphone. The next one begins without its past. */
   end() {
     return this.#command(async () => {
       await this.#end();
@@ -243,7 +243,8 @@ export class Conversation {
       sampling: this.#sampling(),
       ...(vad && { vad: { silence_ms: silenceMs } }),
     };
-    const session = new Session(this.#openSocket, start, (event) => session === this.#session && this.#onEvent(event));
+    const whileCurrent = (event) => session === this.#session && this.#onEvent(event);
+    const session = new ContinuationClient(this.#openSocket, start, whileCurrent);
     this.#session = session;
   }
 

@@ -1,6 +1,6 @@
 /**
- * A session of the native protocol: calls in, events out. It outlives its connection where the server allows that. Needs
- * nothing of a browser but something that behaves like a WebSocket.
+ * The client of a session of the native protocol: calls in, events out. It outlives its connection where the server
+ * allows that, and needs nothing of a browser but something that behaves like a WebSocket.
  */
 
 import { ReplayBook } from "./replay-book.js";
@@ -19,12 +19,12 @@ const ABNORMAL = 1006; // no close frame came: the connection broke
 const UNCOUNTED = new Set(["pong", "ack", "session.queued", "session.resumed", "session.refused"]);
 
 /**
- * One session. listener(event) gets the server's messages as they are, {type: "audio", turn, position, pcm} for binary
+ * One session's client. onEvent(event) gets the server's messages as they are, {type: "audio", turn, position, pcm} for binary
  * ones; {type: "lost", seconds} when the connection broke and the server keeps the session for so long, {type: "restored",
  * afterMs} when it goes on; and at the end exactly one {type: "disconnected", opened, code, reason}; opened: whether there
  * ever was a connection.
  */
-export class Session {
+export class ContinuationClient {
   /** The turn that speech belongs to. */
   turn = 1;
   /** Samples of speech sent so far, over all turns. */
@@ -33,7 +33,7 @@ export class Session {
   lostSamples = 0;
   started = false;
   #connect;
-  #listener;
+  #onEvent;
   #socket = null;
   #abandoned = []; // sockets that broke or may have: to close one in form would end the session
   #opened = false;
@@ -50,8 +50,8 @@ export class Session {
   #backlog = 0; // bytes of what was said again and the network has not taken yet
 
   /** connect(): a new WebSocket to the server; start: the fields of `session.start`. */
-  constructor(connect, start, listener) {
-    [this.#connect, this.#listener] = [connect, listener];
+  constructor(connect, start, onEvent) {
+    [this.#connect, this.#onEvent] = [connect, onEvent];
     this.#open(() => {
       this.#opened = true;
       this.#say("session.start", { protocol: PROTOCOL, resume: true, ...start });
@@ -98,7 +98,7 @@ export class Session {
     this.#command("session.update", { sampling, max_seconds: maxSeconds });
   }
 
-  /** Ends the session. Its listener hears no more. */
+  /** Ends the session. No event comes after it. */
   close() {
     if (this.#over) return;
     if (this.started && this.#lostAt === null) this.#say("session.close", {});
@@ -157,7 +157,7 @@ export class Session {
     this.#socket = null;
     if (this.#lostAt === null) {
       [this.#lostAt, this.#attempts] = [performance.now(), 0];
-      this.#listener({ type: "lost", seconds: this.#resume.seconds });
+      this.#onEvent({ type: "lost", seconds: this.#resume.seconds });
       if (this.#over) return;
     }
     const wait = RETRY_MS[Math.min(this.#attempts++, RETRY_MS.length - 1)];
@@ -182,7 +182,7 @@ export class Session {
     const afterMs = performance.now() - this.#lostAt;
     [this.#lostAt, this.#silent] = [null, 0];
     this.#closeAbandoned(); // the server has cut them: they hold the session no more
-    this.#listener({ type: "restored", afterMs });
+    this.#onEvent({ type: "restored", afterMs });
   }
 
   /** Asks whether anybody is there: a browser does not tell that a network has fallen silent. */
@@ -194,7 +194,7 @@ export class Session {
 
   #end(code, reason, closeCode = 1000) {
     this.#leave(closeCode);
-    this.#listener({ type: "disconnected", opened: this.#opened, code, reason });
+    this.#onEvent({ type: "disconnected", opened: this.#opened, code, reason });
   }
 
   #leave(closeCode) {
@@ -233,7 +233,7 @@ export class Session {
     }
     if (event.type === "audio") this.#follow(event);
     else if (event.type === "turn.done") this.turn = Math.max(this.turn, event.turn + 1);
-    if (event.type !== "ack" && event.type !== "pong") this.#listener(event);
+    if (event.type !== "ack" && event.type !== "pong") this.#onEvent(event);
   }
 
   #begin({ turn, resume }) {

@@ -1,6 +1,6 @@
 """One session as a person lives it: speech goes out, the continuation is played, measured, shown and kept.
 
-File mode and microphone mode are this one conversation with different sources of speech and loudspeakers.
+File mode and microphone mode are this one talk with different sources of speech and loudspeakers.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from streaming.protocol.messages import (
     TurnSpeaking,
 )
 from streaming.terminal.keyboard import Key
-from streaming.terminal.loudspeaker import Loudspeaker, Playback
+from streaming.terminal.loudspeaker import Loudspeaker, LoudspeakerState
 from streaming.terminal.recording import Recording
 from streaming.terminal.sources import silence_pieces
 from streaming.terminal.view import Meters, TurnReport, View
@@ -47,7 +47,7 @@ RATE_INTERVAL_S = 1.0
 VAD_PATIENCE_S = 10.0
 """How long a file's silence is held out after its end for the server to hear that speech ended."""
 
-_NOT_HEARD = Playback(played_samples=0, buffered_ms=0.0, underruns=0, audible_s=None, drained=True)
+_NOT_HEARD = LoudspeakerState(played_samples=0, buffered_ms=0.0, underruns=0, audible_s=None, drained=True)
 
 
 @dataclass(slots=True)
@@ -61,7 +61,7 @@ class _Spoken:
 
 
 class SpeechSource(Protocol):
-    """A microphone, as far as a conversation knows it."""
+    """A microphone, as far as a talk knows it."""
 
     @property
     def dropped_ms(self) -> float:
@@ -71,7 +71,7 @@ class SpeechSource(Protocol):
         """int16 [n] at 24 kHz, in real time."""
 
 
-class Conversation:
+class Talk:
     """Moves one session between a source of speech and a loudspeaker.
 
     loudspeaker: None means that nobody listens (fast pace). push_to_talk: the microphone is heard only while a key says
@@ -348,7 +348,7 @@ class Conversation:
         await self._client.interrupt(spoken.turn, heard)
         self._listen()
 
-    def _finish(self, spoken: _Spoken, playback: Playback) -> None:
+    def _finish(self, spoken: _Spoken, playback: LoudspeakerState) -> None:
         """The turn is done and played to its end."""
         assert spoken.done is not None
         self._spoken = None
@@ -379,7 +379,7 @@ class Conversation:
         if self._output is not None and spoken.pieces:
             self._output.write(np.concatenate(spoken.pieces)[:samples])
 
-    def _report(self, spoken: _Spoken, playback: Playback, reason: str, *, whole: bool) -> None:
+    def _report(self, spoken: _Spoken, playback: LoudspeakerState, reason: str, *, whole: bool) -> None:
         latency = self._client.latency(spoken.turn)
         audible = None
         if playback.audible_s is not None and latency.speech_ended_s is not None:

@@ -29,12 +29,12 @@ from streaming.protocol.messages import (
     SpeechStarted,
     SpeechStopped,
 )
-from streaming.terminal.conversation import Conversation
 from streaming.terminal.jitter_buffer import JitterBuffer
 from streaming.terminal.keyboard import Key
 from streaming.terminal.loudspeaker import SimulatedLoudspeaker
 from streaming.terminal.recording import Recording
 from streaming.terminal.sources import file_pieces, silence_pieces
+from streaming.terminal.talk import Talk
 from streaming.terminal.view import Meters, TurnReport
 from tests.client.fake_server import (
     FakeServer,
@@ -96,7 +96,7 @@ async def stream_file(
         Recording(speech.with_name("record.wav")) as record,
     ):
         async with ContinuationClient.connect(server.url, start) as client:
-            conversation = Conversation(
+            talk = Talk(
                 client,
                 view or Witness(),
                 turn_taking=turn_taking,
@@ -104,7 +104,7 @@ async def stream_file(
                 output=output,
                 record=record,
             )
-            return await conversation.run_file(file_pieces(reader, realtime=realtime))
+            return await talk.run_file(file_pieces(reader, realtime=realtime))
 
 
 def whole_continuation(frames: int, turn: int = 1) -> NDArray[np.int16]:
@@ -227,7 +227,7 @@ class TestFiles:
 
     def test_a_server_that_says_nothing_is_given_up(self, speech: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """A silent stall near saturation hung the client for ever."""
-        monkeypatch.setattr("streaming.terminal.conversation.STALL_S", 0.1)
+        monkeypatch.setattr("streaming.terminal.talk.STALL_S", 0.1)
 
         async def test() -> None:
             async with fake_server(never) as server:
@@ -311,7 +311,7 @@ class TestVoiceActivity:
         run(test())
 
     def test_a_file_without_speech(self, speech: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("streaming.terminal.conversation.VAD_PATIENCE_S", 0.1)
+        monkeypatch.setattr("streaming.terminal.talk.VAD_PATIENCE_S", 0.1)
 
         async def test() -> None:
             async with fake_server(never) as server:
@@ -325,10 +325,10 @@ class TestMicrophone:
     @staticmethod
     async def converse(
         server: FakeServer, view: Witness, keys: AsyncIterator[Key], output: Path, *, push_to_talk: bool = False
-    ) -> Conversation:
+    ) -> Talk:
         with WavWriter(output) as wav:
             async with ContinuationClient.connect(server.url) as client:
-                conversation = Conversation(
+                talk = Talk(
                     client,
                     view,
                     turn_taking="manual",
@@ -337,8 +337,8 @@ class TestMicrophone:
                     record=None,
                     push_to_talk=push_to_talk,
                 )
-                await conversation.run_microphone(FakeMicrophone(), keys)
-        return conversation
+                await talk.run_microphone(FakeMicrophone(), keys)
+        return talk
 
     def test_enter_ends_the_prompt_and_the_machine_hands_back(self, tmp_path: Path) -> None:
         async def test() -> None:
@@ -352,12 +352,12 @@ class TestMicrophone:
                 await view.until("turn", 2)
 
             async with fake_server(frames=2) as server:
-                conversation = await self.converse(server, view, keys(), tmp_path / "out.wav")
+                talk = await self.converse(server, view, keys(), tmp_path / "out.wav")
                 # While the machine speaks, the microphone is not sent.
                 heard = {message.turn for message in server.peers[0].heard}
                 assert heard - {3} == {1, 2}  # the third begins as soon as the second is over
-            assert conversation.whole_turns == 2
-            assert conversation.meters.dropped_input_ms == 40.0
+            assert talk.whole_turns == 2
+            assert talk.meters.dropped_input_ms == 40.0
 
         run(test())
         continuation, _ = soundfile.read(tmp_path / "out.wav", dtype="int16")
@@ -381,11 +381,11 @@ class TestMicrophone:
                 await view.until("turn", 2)
 
             async with fake_server(frames=100) as server:
-                conversation = await self.converse(server, view, keys(), tmp_path / "out.wav")
+                talk = await self.converse(server, view, keys(), tmp_path / "out.wav")
                 interrupts = [message for message in server.peers[0].said if isinstance(message, Interrupt)]
                 assert len(interrupts) == 1
                 assert interrupts[0].heard_samples > 0
-            assert conversation.whole_turns == 1
+            assert talk.whole_turns == 1
             heard = interrupts[0].heard_samples
             continuation, _ = soundfile.read(tmp_path / "out.wav", dtype="int16")
             np.testing.assert_array_equal(
@@ -414,8 +414,8 @@ class TestMicrophone:
                 await view.until("turn")
 
             async with fake_server(script, frames=1) as server:
-                conversation = await self.converse(server, view, keys(), tmp_path / "out.wav")
-            assert conversation.whole_turns == 1
+                talk = await self.converse(server, view, keys(), tmp_path / "out.wav")
+            assert talk.whole_turns == 1
 
         run(test())
 
@@ -443,11 +443,11 @@ class TestMicrophone:
                 await asyncio.sleep(0.1)
 
             async with fake_server(frames=2) as server:
-                conversation = await self.converse(server, view, keys(), tmp_path / "out.wav", push_to_talk=True)
+                talk = await self.converse(server, view, keys(), tmp_path / "out.wav", push_to_talk=True)
                 assert {message.turn for message in server.peers[0].heard} == {1, 2, 3}
             assert sent == [0]
-            assert conversation.whole_turns == 1
-            assert conversation.meters.state == "talking"
+            assert talk.whole_turns == 1
+            assert talk.meters.state == "talking"
 
         run(test())
 
@@ -485,11 +485,11 @@ class TestMicrophone:
                 gate.set()
 
             async with fake_server(half_a_turn, frames=50) as server:
-                conversation = await self.converse(server, view, keys(), tmp_path / "out.wav")
+                talk = await self.converse(server, view, keys(), tmp_path / "out.wav")
                 while not (told := [said for said in server.peers[0].said if isinstance(said, Interrupt)]):
                     await asyncio.sleep(0.005)
             assert len(told) == view.names().count("interrupted") == view.names().count("turn") == 1
-            assert conversation.last_report is not None
+            assert talk.last_report is not None
             heard = told[0].heard_samples
             assert heard > 0
             continuation, _ = soundfile.read(tmp_path / "out.wav", dtype="int16")
@@ -524,9 +524,9 @@ class TestMicrophone:
                 await asyncio.sleep(0.2)
 
             async with fake_server(frames=2) as server:
-                conversation = await self.converse(server, view, keys(), tmp_path / "out.wav")
+                talk = await self.converse(server, view, keys(), tmp_path / "out.wav")
             assert view.names().count("turn") == 1
-            assert conversation.whole_turns == 0
+            assert talk.whole_turns == 0
 
         run(test())
 
@@ -552,10 +552,10 @@ class TestMicrophone:
             async with fake_server(frames=4) as server:
                 with Recording(tmp_path / "record.wav") as record:
                     async with ContinuationClient.connect(server.url) as client:
-                        conversation = Conversation(
+                        talk = Talk(
                             client, view, turn_taking="manual", loudspeaker=loudspeaker(), output=None, record=record
                         )
-                        await conversation.run_microphone(Humming(), keys())
+                        await talk.run_microphone(Humming(), keys())
                         sent.append(client.sent_samples)
 
         sent: list[int] = []
@@ -573,13 +573,13 @@ class TestMicrophone:
             async with fake_server(frames=100) as server:
                 with WavWriter(tmp_path / "out.wav") as wav:
                     async with ContinuationClient.connect(server.url) as client:
-                        conversation = Conversation(
+                        talk = Talk(
                             client, view, turn_taking="manual", loudspeaker=loudspeaker(), output=wav, record=None
                         )
                         with contextlib.suppress(asyncio.CancelledError):
-                            talking = asyncio.ensure_future(conversation.run_microphone(FakeMicrophone(), _patient()))
+                            talking = asyncio.ensure_future(talk.run_microphone(FakeMicrophone(), _patient()))
                             await view.until("listening")
-                            await conversation._speak()
+                            await talk._speak()
                             await view.until("speaking")
                             await asyncio.sleep(0.4)
                             talking.cancel()
@@ -627,12 +627,10 @@ class TestOutage:
             with Engine(StubStep(2), "stub") as engine, serving(engine, resume_s=20.0) as server:
                 start = SessionStart(resume=True, max_seconds=0.4)
                 async with cut_proxy(server.url) as proxy, ContinuationClient.connect(proxy.url, start) as client:
-                    conversation = Conversation(
-                        client, view, turn_taking="manual", loudspeaker=loudspeaker(), output=None, record=None
-                    )
-                    await conversation.run_microphone(FakeMicrophone(), keys())
+                    talk = Talk(client, view, turn_taking="manual", loudspeaker=loudspeaker(), output=None, record=None)
+                    await talk.run_microphone(FakeMicrophone(), keys())
                     assert client.sent_samples > 1.5 * SAMPLE_RATE
-            assert conversation.whole_turns == 1
+            assert talk.whole_turns == 1
             speaking = next(fields for name, fields in view.events if name == "speaking")
             assert speaking["prompt_seconds"] >= said[0] / SAMPLE_RATE, "all of it was heard"
 
@@ -646,7 +644,7 @@ class TestOutage:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """In mid-turn the client gave up what the server still kept for it."""
-        monkeypatch.setattr("streaming.terminal.conversation.STALL_S", 0.3)
+        monkeypatch.setattr("streaming.terminal.talk.STALL_S", 0.3)
 
         async def test() -> None:
             view = Witness()
@@ -666,11 +664,9 @@ class TestOutage:
             with Engine(StubStep(2), "stub") as engine, serving(engine, resume_s=20.0) as server:
                 start = SessionStart(resume=True, max_seconds=2.0)
                 async with cut_proxy(server.url) as proxy, ContinuationClient.connect(proxy.url, start) as client:
-                    conversation = Conversation(
-                        client, view, turn_taking="manual", loudspeaker=loudspeaker(), output=None, record=None
-                    )
-                    await conversation.run_microphone(FakeMicrophone(), keys())
-            assert conversation.whole_turns == 1
+                    talk = Talk(client, view, turn_taking="manual", loudspeaker=loudspeaker(), output=None, record=None)
+                    await talk.run_microphone(FakeMicrophone(), keys())
+            assert talk.whole_turns == 1
 
         run(test())
 

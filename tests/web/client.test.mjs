@@ -10,20 +10,20 @@ import {
   MAX_UNSENT_BYTES,
   MAX_UNSENT_RESUMABLE_BYTES,
   SILENT_LOOKS,
-  Session,
-} from "../../streaming/web/session.js";
+  ContinuationClient,
+} from "../../streaming/web/client.js";
 import { FakeSocket } from "./fakes.mjs";
 
-function opened(listener = () => {}) {
+function opened(onEvent = () => {}) {
   const socket = new FakeSocket();
-  const session = new Session(() => socket, { max_seconds: 2 }, listener);
+  const session = new ContinuationClient(() => socket, { max_seconds: 2 }, onEvent);
   socket.open();
   return { socket, session };
 }
 
 test("the first message is session.start, as soon as the socket is open", () => {
   const socket = new FakeSocket();
-  new Session(() => socket, { max_seconds: 2 }, () => {});
+  new ContinuationClient(() => socket, { max_seconds: 2 }, () => {});
   assert.deepEqual(socket.sent, []);
   socket.open();
   assert.deepEqual(socket.said(), [{ type: "session.start", protocol: 1, resume: true, max_seconds: 2 }]);
@@ -118,7 +118,7 @@ function resumable(t) {
   };
   const [sockets, events] = [[], []];
   const connect = () => sockets[sockets.push(new FakeSocket()) - 1];
-  const session = new Session(connect, {}, (event) => events.push(event));
+  const session = new ContinuationClient(connect, {}, (event) => events.push(event));
   t.after(() => session.close());
   sockets[0].open();
   sockets[0].say({ type: "session.started", turn: 1, resume: { token: "secret", seconds: 30, window: 256 } });

@@ -1,10 +1,10 @@
-// The conversation against a socket and a device that tests play: who speaks when, and what the server is told.
+// The talk against a socket and a device that tests play: who speaks when, and what the server is told.
 
 import assert from "node:assert/strict";
 import test from "node:test";
 
 import { AudioError } from "../../streaming/web/audio.js";
-import { Conversation } from "../../streaming/web/conversation.js";
+import { Talk } from "../../streaming/web/talk.js";
 import { FakeAudio, FakeSocket } from "./fakes.mjs";
 
 const FRAME = 1920;
@@ -14,7 +14,7 @@ function begin(more = {}) {
   const audio = new FakeAudio();
   const [sockets, notes] = [[], []];
   const settings = { temperature: 0.8, topK: 30, maxSeconds: 5, silenceMs: 480, seed: 7, echoCancellation: true };
-  const conversation = new Conversation({
+  const talk = new Talk({
     audio,
     openSocket: () => sockets[sockets.push(new FakeSocket()) - 1],
     whyRefused: async () => "gone",
@@ -27,15 +27,15 @@ function begin(more = {}) {
     sockets.at(-1).open();
     sockets.at(-1).say({ type: "session.started", turn, notice: null });
   };
-  return { audio, sockets, notes, settings, conversation, start };
+  return { audio, sockets, notes, settings, talk, start };
 }
 
 async function spoken() {
   const all = begin();
-  await all.conversation.press();
+  await all.talk.press();
   all.start();
   all.audio.talk(400);
-  await all.conversation.letGo();
+  await all.talk.letGo();
   const [socket] = all.sockets;
   socket.say({ type: "turn.speaking", turn: 1 });
   for (let frame = 0; frame < 5; frame++) socket.speak(1, frame * FRAME, FRAME);
@@ -43,45 +43,45 @@ async function spoken() {
 }
 
 test("a whole turn: press, talk, let go, hear, and the machine is heard to its end", async () => {
-  const { audio, conversation, socket } = await spoken();
-  assert.equal(conversation.phase, "waiting");
+  const { audio, talk, socket } = await spoken();
+  assert.equal(talk.phase, "waiting");
   assert.deepEqual(socket.story(), ["audio", "speak"]);
   assert.equal(socket.said()[0].sampling.seed, 7);
   audio.frame += 4800;
   audio.play(FRAME);
-  assert.equal(conversation.phase, "speaking");
-  assert.equal(Math.round(conversation.figures.firstSoundMs), 110, "100 ms by the clock, and 10 in the device");
+  assert.equal(talk.phase, "speaking");
+  assert.equal(Math.round(talk.figures.firstSoundMs), 110, "100 ms by the clock, and 10 in the device");
   socket.say({ type: "turn.done", turn: 1, reason: "end", samples: 5 * FRAME, mean_step_ms: 12 });
   assert.equal(audio.completed, 1);
   audio.play(4 * FRAME, true);
-  assert.equal(conversation.phase, "ready");
-  assert.equal(conversation.figures.stepMs, 12);
+  assert.equal(talk.phase, "ready");
+  assert.equal(talk.figures.stepMs, 12);
   assert.deepEqual(socket.said().filter(({ type }) => type === "played").map(({ samples }) => samples), [FRAME, 5 * FRAME]);
-  await conversation.press();
+  await talk.press();
   audio.talk(100);
-  await conversation.letGo();
+  await talk.letGo();
   assert.deepEqual(socket.said().at(-1), { type: "speak", turn: 2 });
 });
 
 test("what is said before the session has started is not lost, and letting go early is remembered", async () => {
-  const { audio, conversation, sockets, start } = begin();
-  await conversation.press();
+  const { audio, talk, sockets, start } = begin();
+  await talk.press();
   audio.talk(200);
-  await conversation.letGo();
-  assert.equal(conversation.phase, "connecting");
+  await talk.letGo();
+  assert.equal(talk.phase, "connecting");
   assert.deepEqual(sockets[0].sent, []);
   start();
   assert.deepEqual(sockets[0].story(), ["audio", "speak"]);
   assert.equal(sockets[0].heard().length, 10);
-  assert.equal(conversation.phase, "waiting");
+  assert.equal(talk.phase, "waiting");
 });
 
 test("pressing while it speaks interrupts: first what was heard, then speech of the next turn", async () => {
-  const { audio, conversation, socket } = await spoken();
+  const { audio, talk, socket } = await spoken();
   audio.play(FRAME + 5);
-  await conversation.press();
+  await talk.press();
   audio.talk(100);
-  await conversation.letGo();
+  await talk.letGo();
   assert.deepEqual(socket.story(), ["audio", "speak", "played", "interrupt", "audio", "speak"]);
   assert.deepEqual(socket.said().find(({ type }) => type === "interrupt"), { type: "interrupt", turn: 1, heard_samples: FRAME + 5 });
   assert.equal(socket.heard().at(-1).turn, 2);
@@ -90,10 +90,10 @@ test("pressing while it speaks interrupts: first what was heard, then speech of 
   assert.deepEqual(audio.pushed, [1, 1, 1, 1, 1], "the rest of an old turn goes nowhere");
 });
 
-test("a conversation that ended while a voice interrupted it stays ended", async () => {
+test("a talk that ended while a voice interrupted it stays ended", async () => {
   // The page said that it listened, with the microphone closed and no session behind it.
-  const { audio, conversation, sockets, start } = begin();
-  await conversation.listen();
+  const { audio, talk, sockets, start } = begin();
+  await talk.listen();
   start();
   const [socket] = sockets;
   audio.talk(100);
@@ -107,64 +107,64 @@ test("a conversation that ended while a voice interrupted it stays ended", async
   await settled();
   answerStop(); // the device is slower than the network
   await settled();
-  assert.deepEqual([conversation.phase, conversation.problem.code, audio.microphone], ["problem", "lost", false]);
-  assert.deepEqual(conversation.tape.marks.map(({ kind }) => kind), ["turn"], "nobody interrupted what was over");
+  assert.deepEqual([talk.phase, talk.problem.code, audio.microphone], ["problem", "lost", false]);
+  assert.deepEqual(talk.tape.marks.map(({ kind }) => kind), ["turn"], "nobody interrupted what was over");
 });
 
 test("pressing before the first sound interrupts too: nothing was heard", async () => {
-  const { conversation, socket } = await spoken();
-  await conversation.press();
+  const { talk, socket } = await spoken();
+  await talk.press();
   assert.deepEqual(socket.said().at(-1), { type: "interrupt", turn: 1, heard_samples: 0 });
-  assert.equal(conversation.phase, "talking");
+  assert.equal(talk.phase, "talking");
 });
 
 test("a tap that said nothing asks for nothing, and what little was said belongs to the next prompt", async () => {
-  const { audio, conversation, sockets, notes, start } = begin();
-  await conversation.press();
+  const { audio, talk, sockets, notes, start } = begin();
+  await talk.press();
   start();
   audio.talk(40);
-  await conversation.letGo();
-  assert.equal(conversation.phase, "ready");
+  await talk.letGo();
+  assert.equal(talk.phase, "ready");
   assert.match(notes[0], /too short/);
-  await conversation.press();
+  await talk.press();
   audio.talk(60);
-  await conversation.letGo();
+  await talk.letGo();
   assert.deepEqual(sockets[0].story(), ["audio", "speak"]);
 });
 
 test("hands-free: the server hears the turns, and a voice interrupts", async () => {
-  const { audio, conversation, sockets, start } = begin();
-  await conversation.listen();
+  const { audio, talk, sockets, start } = begin();
+  await talk.listen();
   start();
   const [socket] = sockets;
   assert.equal(socket.said()[0].turn_taking, "vad");
-  assert.equal(conversation.phase, "ready");
+  assert.equal(talk.phase, "ready");
   audio.talk(1000);
   socket.say({ type: "speech.started", turn: 1, at_samples: 480 });
-  assert.equal(conversation.phase, "talking");
+  assert.equal(talk.phase, "talking");
   socket.say({ type: "speech.stopped", turn: 1, at_samples: 12_000 });
-  assert.equal(conversation.phase, "waiting");
+  assert.equal(talk.phase, "waiting");
   socket.say({ type: "turn.speaking", turn: 1 });
   socket.speak(1, 0, FRAME);
   audio.talk(100);
   audio.play(FRAME);
-  assert.equal(Math.round(conversation.figures.firstSoundMs), 610, "since speech ended at 500 ms, not since that was sure");
+  assert.equal(Math.round(talk.figures.firstSoundMs), 610, "since speech ended at 500 ms, not since that was sure");
   socket.say({ type: "speech.started", turn: 1, at_samples: 30_000 });
   await settled();
   assert.deepEqual(socket.said().at(-1), { type: "interrupt", turn: 1, heard_samples: FRAME });
-  assert.equal(conversation.phase, "talking");
+  assert.equal(talk.phase, "talking");
   socket.say({ type: "turn.done", turn: 1, reason: "interrupted", samples: FRAME, mean_step_ms: 9 });
   socket.say({ type: "speech.stopped", turn: 2, at_samples: 40_000 });
-  assert.equal(conversation.phase, "waiting");
-  await conversation.end();
-  assert.equal(conversation.phase, "idle");
+  assert.equal(talk.phase, "waiting");
+  await talk.end();
+  assert.equal(talk.phase, "idle");
   assert.equal(audio.microphone, false, "the microphone is closed when nobody listens");
   assert.equal(socket.closed, 1000);
 });
 
 async function handsFreeSpoken() {
   const all = begin();
-  await all.conversation.listen();
+  await all.talk.listen();
   all.start();
   const [socket] = all.sockets;
   all.audio.talk(100);
@@ -177,7 +177,7 @@ async function handsFreeSpoken() {
 
 test("a turn that is being interrupted is neither reported nor finished any more", async () => {
   // What the audio thread says until it stops ended the turn twice, once as whole.
-  const { audio, conversation, socket } = await handsFreeSpoken();
+  const { audio, talk, socket } = await handsFreeSpoken();
   const said = socket.said().length;
   const answerStop = audio.holdStop();
   socket.say({ type: "speech.started", turn: 1, at_samples: 2400 });
@@ -186,13 +186,13 @@ test("a turn that is being interrupted is neither reported nor finished any more
   answerStop();
   await settled();
   assert.deepEqual(socket.said().slice(said), [{ type: "interrupt", turn: 1, heard_samples: 2 * FRAME }]);
-  assert.equal(conversation.phase, "talking");
+  assert.equal(talk.phase, "talking");
 });
 
 test("hands-free in line: what is said there is not kept to be said later", async () => {
-  // A conversation began with minutes of what somebody had said to others while waiting.
-  const { audio, conversation, sockets, start } = begin();
-  await conversation.listen();
+  // A talk began with minutes of what somebody had said to others while waiting.
+  const { audio, talk, sockets, start } = begin();
+  await talk.listen();
   sockets[0].open();
   sockets[0].say({ type: "session.queued", place: 1 });
   audio.talk(1000);
@@ -204,81 +204,81 @@ test("hands-free in line: what is said there is not kept to be said later", asyn
 
 test("a connection that was lost while the browser asked for the microphone leaves it closed", async () => {
   // It was taken for nobody, the page said that it had failed itself, and the browser showed that it records.
-  const { audio, conversation, sockets, start } = begin();
+  const { audio, talk, sockets, start } = begin();
   let allow;
   audio.permission = new Promise((resolve) => (allow = resolve));
-  const pressed = conversation.press();
+  const pressed = talk.press();
   await settled();
   start();
   sockets[0].end(1006);
   await settled();
   allow();
   await pressed;
-  assert.deepEqual([conversation.phase, conversation.problem.code], ["problem", "lost"]);
+  assert.deepEqual([talk.phase, talk.problem.code], ["problem", "lost"]);
   assert.deepEqual([audio.capturing, audio.microphone], [false, false]);
 });
 
-test("what a conversation that failed had not said is not the next one's", async () => {
+test("what a talk that failed had not said is not the next one's", async () => {
   // Neither its speech nor its word to go on: the next one spoke before anybody had said anything.
-  const { audio, conversation, sockets, start } = begin();
-  await conversation.press();
+  const { audio, talk, sockets, start } = begin();
+  await talk.press();
   audio.talk(200);
-  await conversation.letGo(); // early: remembered until the session starts
+  await talk.letGo(); // early: remembered until the session starts
   sockets[0].end(1006);
   await settled();
   audio.permission = new Promise((resolve) => setTimeout(resolve, 5));
-  const pressed = conversation.press();
+  const pressed = talk.press();
   await settled();
   start();
   await pressed;
-  assert.equal(conversation.phase, "talking");
+  assert.equal(talk.phase, "talking");
   assert.deepEqual(sockets[1].story(), []);
 });
 
 test("an empty continuation hands back to the person", async () => {
-  const { audio, conversation, notes, start, sockets } = begin();
-  await conversation.press();
+  const { audio, talk, notes, start, sockets } = begin();
+  await talk.press();
   start();
   audio.talk(200);
-  await conversation.letGo();
+  await talk.letGo();
   sockets[0].say({ type: "turn.speaking", turn: 1 });
   sockets[0].say({ type: "turn.done", turn: 1, reason: "end", samples: 0, mean_step_ms: null });
-  assert.deepEqual([conversation.phase, notes.at(-1)], ["ready", "It had nothing to add."]);
+  assert.deepEqual([talk.phase, notes.at(-1)], ["ready", "It had nothing to add."]);
 });
 
 test("a turn that was interrupted before it began does not begin", async () => {
-  const { audio, conversation, sockets, start } = begin();
-  await conversation.press();
+  const { audio, talk, sockets, start } = begin();
+  await talk.press();
   start();
   audio.talk(200);
-  await conversation.letGo();
-  await conversation.press();
+  await talk.letGo();
+  await talk.press();
   sockets[0].say({ type: "turn.speaking", turn: 1 });
   assert.equal(audio.turn, null);
 });
 
 test("what the audio thread still says of an old turn does not end the new one", async () => {
-  const { audio, conversation, socket } = await spoken();
+  const { audio, talk, socket } = await spoken();
   audio.play(FRAME);
-  await conversation.press();
+  await talk.press();
   audio.talk(200);
-  await conversation.letGo();
+  await talk.letGo();
   const said = socket.said().length;
   audio.tell(1, { heard: 3 * FRAME, drained: true });
-  assert.deepEqual([conversation.phase, socket.said().length], ["waiting", said]);
+  assert.deepEqual([talk.phase, socket.said().length], ["waiting", said]);
 });
 
 test("how often it ran dry is told by turn", async () => {
   // The server's operator saw a gap in every turn after the first one.
-  const { audio, conversation, socket } = await spoken();
+  const { audio, talk, socket } = await spoken();
   audio.play(FRAME);
   audio.tell(1, { heard: 2 * FRAME, underruns: 2 });
   socket.say({ type: "turn.done", turn: 1, reason: "end", samples: 5 * FRAME, mean_step_ms: 12 });
   audio.tell(1, { heard: 5 * FRAME, underruns: 2, drained: true });
-  assert.equal(conversation.tape.rolling, false, "pauses between turns are not kept");
-  await conversation.press();
+  assert.equal(talk.tape.rolling, false, "pauses between turns are not kept");
+  await talk.press();
   audio.talk(200);
-  await conversation.letGo();
+  await talk.letGo();
   socket.say({ type: "turn.speaking", turn: 2 });
   audio.tell(2, { heard: FRAME, underruns: 2 });
   audio.tell(2, { heard: 2 * FRAME, underruns: 3 });
@@ -287,24 +287,24 @@ test("how often it ran dry is told by turn", async () => {
 });
 
 test("a microphone that is unplugged is a problem that is told", async () => {
-  const { audio, conversation, sockets, start } = begin();
-  await conversation.press();
+  const { audio, talk, sockets, start } = begin();
+  await talk.press();
   start();
   audio.onLost(new AudioError("microphone_lost"));
   await settled();
-  assert.deepEqual([conversation.phase, conversation.problem.code], ["problem", "microphone_lost"]);
+  assert.deepEqual([talk.phase, talk.problem.code], ["problem", "microphone_lost"]);
   assert.equal(sockets[0].closed, 1000);
 });
 
 test("settings that change hold from the next turn on", async () => {
-  const { conversation, settings, sockets, start } = begin();
-  conversation.settingsChanged(); // of no conversation
-  await conversation.press();
-  conversation.settingsChanged();
+  const { talk, settings, sockets, start } = begin();
+  talk.settingsChanged(); // of no talk
+  await talk.press();
+  talk.settingsChanged();
   assert.deepEqual(sockets[0].sent, [], "one that has not started begins with them");
   start();
   Object.assign(settings, { temperature: 0.2, topK: 5, maxSeconds: 9 });
-  conversation.settingsChanged();
+  talk.settingsChanged();
   assert.deepEqual(sockets[0].said().at(-1), {
     type: "session.update",
     sampling: { temperature: 0.2, top_k: 5, seed: 7 },
@@ -313,25 +313,25 @@ test("settings that change hold from the next turn on", async () => {
 });
 
 test("a prompt that is too long to be kept whole is not said again in part", async () => {
-  const { audio, conversation, sockets, start } = begin();
-  await conversation.press();
+  const { audio, talk, sockets, start } = begin();
+  await talk.press();
   start();
   audio.talk(301_000);
-  await conversation.letGo();
+  await talk.letGo();
   sockets[0].say({ type: "turn.done", turn: 1, reason: "end", samples: 0, mean_step_ms: 12 });
-  assert.deepEqual([conversation.phase, conversation.canRepeat], ["ready", false]);
+  assert.deepEqual([talk.phase, talk.canRepeat], ["ready", false]);
 });
 
 test("in line, nothing is taken from the microphone; then it is the person's turn", async () => {
-  const { audio, conversation, sockets, start } = begin();
-  await conversation.press();
+  const { audio, talk, sockets, start } = begin();
+  await talk.press();
   sockets[0].open();
   audio.talk(200);
   sockets[0].say({ type: "session.queued", place: 2 });
   await settled();
-  assert.deepEqual([conversation.phase, conversation.place, audio.capturing], ["queued", 2, false]);
+  assert.deepEqual([talk.phase, talk.place, audio.capturing], ["queued", 2, false]);
   start();
-  assert.equal(conversation.phase, "ready");
+  assert.equal(talk.phase, "ready");
   assert.deepEqual(sockets[0].heard(), []);
 });
 
@@ -342,69 +342,69 @@ for (const [name, message, code] of [
   ["a session that idled", { type: "session.closed", reason: "idle" }, "idle"],
 ]) {
   test(`${name} is a problem that is told, closes the microphone and can be tried again`, async () => {
-    const { audio, conversation, sockets, start } = begin();
-    await conversation.press();
+    const { audio, talk, sockets, start } = begin();
+    await talk.press();
     start();
     sockets[0].say(message);
     await settled();
-    assert.deepEqual([conversation.phase, conversation.problem.code, audio.microphone], ["problem", code, false]);
-    await conversation.press();
+    assert.deepEqual([talk.phase, talk.problem.code, audio.microphone], ["problem", code, false]);
+    await talk.press();
     start();
-    assert.deepEqual([conversation.phase, conversation.problem, sockets.length], ["talking", null, 2]);
+    assert.deepEqual([talk.phase, talk.problem, sockets.length], ["talking", null, 2]);
   });
 }
 
 test("a connection that is lost, one to a server that stops, and one that never was are told apart", async () => {
   for (const [opened, closeCode, code] of [[true, 1006, "lost"], [true, 1001, "stopping"], [false, 1006, "gone"]]) {
-    const { conversation, sockets } = begin();
-    await conversation.press();
+    const { talk, sockets } = begin();
+    await talk.press();
     if (opened) sockets[0].open();
     sockets[0].end(closeCode);
     await settled();
-    assert.deepEqual([conversation.phase, conversation.problem.code], ["problem", code]);
+    assert.deepEqual([talk.phase, talk.problem.code], ["problem", code]);
   }
 });
 
 test("what was said before the connection was lost can be said again", async () => {
-  const { audio, conversation, sockets, socket, start } = await spoken();
+  const { audio, talk, sockets, socket, start } = await spoken();
   audio.play(FRAME);
   socket.end(1006);
   await settled();
-  assert.deepEqual([conversation.phase, conversation.canRepeat], ["problem", true]);
-  await conversation.repeat();
+  assert.deepEqual([talk.phase, talk.canRepeat], ["problem", true]);
+  await talk.repeat();
   start();
   assert.deepEqual(sockets[1].story(), ["audio", "speak"]);
-  assert.equal(conversation.phase, "waiting");
+  assert.equal(talk.phase, "waiting");
 });
 
 test("a refused microphone gives the place back", async () => {
-  const { audio, conversation, sockets, start } = begin();
+  const { audio, talk, sockets, start } = begin();
   let refuse;
   audio.permission = new Promise((resolve) => (refuse = resolve));
-  const pressed = conversation.press();
+  const pressed = talk.press();
   await settled();
   start();
-  assert.deepEqual([conversation.phase, conversation.asking], ["connecting", true]);
+  assert.deepEqual([talk.phase, talk.asking], ["connecting", true]);
   audio.fails = new AudioError("microphone_denied");
   refuse();
   await pressed;
-  assert.deepEqual([conversation.phase, conversation.problem.code], ["problem", "microphone_denied"]);
+  assert.deepEqual([talk.phase, talk.problem.code], ["problem", "microphone_denied"]);
   assert.equal(sockets[0].closed, 1000);
 });
 
-test("an empty prompt is no end of the conversation", async () => {
-  const { conversation, socket } = await spoken();
+test("an empty prompt is no end of the talk", async () => {
+  const { talk, socket } = await spoken();
   socket.say({ type: "error", code: "empty_prompt", message: "nothing was heard", fatal: false, in_reply_to: "speak" });
-  assert.equal(conversation.phase, "ready");
+  assert.equal(talk.phase, "ready");
 });
 
-test("a repetition says the same bytes with the same seed in a new conversation, and compares", async () => {
-  const { audio, conversation, notes, settings, sockets, socket, start } = await spoken();
+test("a repetition says the same bytes with the same seed in a new talk, and compares", async () => {
+  const { audio, talk, notes, settings, sockets, socket, start } = await spoken();
   settings.seed = null;
   audio.play(5 * FRAME);
   socket.say({ type: "turn.done", turn: 1, reason: "end", samples: 5 * FRAME, mean_step_ms: 12 });
   audio.play(0, true);
-  const repeated = conversation.repeat();
+  const repeated = talk.repeat();
   await repeated;
   start();
   const again = sockets[1];
@@ -417,23 +417,23 @@ test("a repetition says the same bytes with the same seed in a new conversation,
   again.say({ type: "turn.done", turn: 1, reason: "end", samples: 5 * FRAME, mean_step_ms: 12 });
   audio.play(5 * FRAME, true);
   assert.equal(notes.at(-1), "The same for 0.2 s, then different.");
-  assert.equal(conversation.figures.firstSoundMs, null, "nobody spoke: there is no end of speech to measure from");
-  await conversation.press();
+  assert.equal(talk.figures.firstSoundMs, null, "nobody spoke: there is no end of speech to measure from");
+  await talk.press();
   audio.talk(100);
-  await conversation.letGo();
+  await talk.letGo();
   again.say({ type: "turn.speaking", turn: 2 });
   again.speak(2, 0, FRAME);
   audio.play(FRAME);
-  assert.equal(Math.round(conversation.figures.firstSoundMs), 10, "what is said after a repetition is speech again");
+  assert.equal(Math.round(talk.figures.firstSoundMs), 10, "what is said after a repetition is speech again");
 });
 
 test("the tape holds both voices where they were in time", async () => {
-  const { audio, conversation, socket } = await spoken();
+  const { audio, talk, socket } = await spoken();
   audio.frame += 4800; // 100 ms
   audio.play(FRAME);
   socket.say({ type: "turn.done", turn: 1, reason: "end", samples: 5 * FRAME, mean_step_ms: 12 });
   audio.play(4 * FRAME, true);
-  const { tape } = conversation;
+  const { tape } = talk;
   const you = tape.read(0, 0, tape.end);
   const machine = tape.read(1, 0, tape.end);
   assert.deepEqual([you.indexOf(1000), you.lastIndexOf(1000)], [0, 9599]);

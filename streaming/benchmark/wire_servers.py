@@ -1,0 +1,156 @@
+"""The two servers that `wire` compares, each a process of its own: this project's with a step that takes nothing, and a
+bare `websockets` server that moves messages of the same sizes.
+
+`python -m streaming.benchmark.wire_servers real|bare`: prints its port, then its processor time so far, in seconds, for
+every line that it reads; ends with its input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from websockets.asyncio.server import ServerConnection, serve
+
+from streaming.audio import FRAME, FRAME_RATE
+from streaming.config import Sampling
+from streaming.engine.engine import Engine
+from streaming.server.door.bind import check_bind
+from streaming.server.door.gatekeeper import Gatekeeper
+from streaming.server.door.limits import Limits
+from streaming.server.server import ServerOptions, Shutdown, run_server
+
+MAX_SESSIONS = 512
+MAX_BYTES = 2**20
+_SPEAK = "speak "
+
+
+def speak_message(frames: int) -> str:
+    """Return what asks the bare server for a turn of so many frames."""
+    return f"{_SPEAK}{frames}"
+
+
+@dataclass(frozen=True)
+class _Result:
+    pcm: NDArray[np.float32]
+    codes: NDArray[np.int64]
+    ended: NDArray[np.bool_]
+    broken: NDArray[np.bool_]
+
+
+class IdleStep:
+    """A step that takes nothing: every spoken frame is the same tone."""
+
+    num_slots, num_codebooks, context_frames, rewind_frames = MAX_SESSIONS, 4, 256, 64
+
+    def __init__(self) -> None:
+        self._frames = np.zeros(self.num_slots, np.int64)
+        tone = 0.3 * np.sin(2 * np.pi * 220 / 24_000 * np.arange(FRAME))
+        self._pcm = np.tile(tone.astype(np.float32), (self.num_slots, 1))
+        self._codes = np.zeros((self.num_slots, self.num_codebooks), np.int64)
+        self._no = np.zeros(self.num_slots, np.bool_)
+
+    def open(self, slot: int, sampling: Sampling) -> None:
+        self._frames[slot] = 0
+
+    def configure(self, slot: int, sampling: Sampling) -> None:
+        """Nothing is drawn."""
+
+    def rewind(self, slot: int, frames: int) -> None:
+        self._frames[slot] -= frames
+
+    def reach(self, slot: int) -> int:
+        return min(self.frames(slot), self.rewind_frames)
+
+    def frames(self, slot: int) -> int:
+        return int(self._frames[slot])
+
+    def is_fatal(self, error: Exception) -> bool:
+        return False
+
+    def follow(self) -> None:
+        """Nothing is heard."""
+
+    def __call__(
+        self,
+        slots: NDArray[np.int64],
+        pcm: NDArray[np.float32],
+        listening: NDArray[np.bool_],
+        speaking: NDArray[np.bool_],
+        lengths: NDArray[np.int64],
+    ) -> _Result:
+        rows = len(slots)
+        self._frames[slots] += 1
+        return _Result(self._pcm[:rows], self._codes[:rows], self._no[:rows], self._no[:rows])
+
+
+async def serve_real() -> None:
+    """Serve this project's protocols until the input ends."""
+    keeper = Gatekeeper(
+        check_bind("127.0.0.1", None, tls=False, insecure_plaintext=False),
+        limits=Limits(sessions_per_address=MAX_SESSIONS, connections_per_s=1e3, connection_burst=10 * MAX_SESSIONS),
+    )
+    shutdown = Shutdown()
+
+    def listening(url: str) -> None:
+        print(url.rpartition(":")[2].partition("/")[0], flush=True)
+        _answer_times(shutdown.request_at_once)
+
+    with Engine(IdleStep(), "idle") as engine:
+        await run_server(engine, keeper, ServerOptions(port=0), shutdown, listening)
+
+
+async def serve_bare() -> None:
+    """Serve messages of the same sizes until the input ends: what a client sends first is what comes as a frame."""
+
+    async def speak(socket: ServerConnection, frame: str | bytes, frames: int) -> None:
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        for number in range(frames):
+            await socket.send(frame)
+            await asyncio.sleep(started + (number + 1) / FRAME_RATE - loop.time())
+
+    async def handle(socket: ServerConnection) -> None:
+        frame = await socket.recv()
+        async with asyncio.TaskGroup() as turns:
+            async for message in socket:
+                if isinstance(message, str) and message.startswith(_SPEAK):
+                    turns.create_task(speak(socket, frame, int(message.removeprefix(_SPEAK))))
+
+    ended = asyncio.Event()
+    async with serve(handle, "127.0.0.1", 0, compression=None, max_size=MAX_BYTES) as server:
+        print(next(iter(server.sockets)).getsockname()[1], flush=True)
+        _answer_times(ended.set)
+        await ended.wait()
+
+
+def _answer_times(ended: Callable[[], None]) -> None:
+    """Tell the processor's time for every line of the input; have the loop call `ended` at its end."""
+    loop = asyncio.get_running_loop()
+
+    def read() -> None:
+        while sys.stdin.buffer.readline():
+            print(time.process_time(), flush=True)
+        loop.call_soon_threadsafe(ended)
+
+    threading.Thread(target=read, daemon=True).start()  # a pipe is no socket on Windows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("server", choices=("real", "bare"))
+    name = parser.parse_args().server
+    logging.disable(logging.CRITICAL)
+    asyncio.run(serve_real() if name == "real" else serve_bare())
+
+
+if __name__ == "__main__":
+    main()
