@@ -93,6 +93,13 @@ def parse(arguments: list[str] | None = None, environment: Mapping[str, str] = o
         metavar="N",
         help=f"what a session remembers (default: {CONTEXT_TOKENS}, what the released models were trained on)",
     )
+    parser.add_argument(
+        "--memory-share",
+        type=float,
+        default=1.0,
+        metavar="F",
+        help="of the device's memory, at most so much, for several servers on one GPU (default: 1)",
+    )
     parser.add_argument("--queue", type=int, default=0, metavar="N", help="clients that may wait in line (default: 0)")
     parser.add_argument(
         "--resume-seconds",
@@ -233,6 +240,7 @@ def main(arguments: list[str] | None = None) -> int:
             context_tokens=options.context_tokens,
             codec_dtype=options.codec_dtype,
             codec_window=options.codec_window,
+            memory_share=options.memory_share,
         ) as engine:
             if options.log_format == "text":
                 introduce(engine)

@@ -275,6 +275,16 @@ class _Recorded:
         self._step._work(bucket)
 
 
+def test_a_gpu_s_output_layers_are_padded_and_nobody_sees_it() -> None:
+    """The library's product of 2,049 outputs is a slow one: no row of it begins where 16 bytes do."""
+    with FakeTensorMode():
+        decoder = random_decoder(replace(LLAMA_MIMI_1_3B, num_layers=1), CUDA, torch.bfloat16)
+        hidden = torch.zeros(3, decoder.config.hidden_size, dtype=torch.bfloat16, device=CUDA)
+        for book, head in enumerate(decoder._heads):
+            assert head.weight.shape == (2056, decoder.config.hidden_size)
+            assert decoder.logits(hidden, book).shape == (3, 2049)
+
+
 def test_all_graphs_are_captured_on_one_stream_into_one_pool_and_replayed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of a pool belong to the stream that took them: with a stream for each capture, 256 slots took 11 GB and 32
     workspaces. And a graph's first replay, which loads it, came in mid-conversation.
