@@ -122,11 +122,11 @@ def test_a_layer_is_five_launches_a_pass(kind: str, width: int, runs: str, launc
     """
     fused = pytest.importorskip("streaming.models.operations.triton.operations", exc_type=ImportError)
     operations = {
-        "plain": TorchOperations(),
-        "fused": fused.TritonOperations(matvec_rows=0),
-        "matvec": fused.TritonOperations(),
+        "plain": TorchOperations,
+        "fused": lambda: fused.TritonOperations(matvec_rows=0),
+        "matvec": fused.TritonOperations,
     }[runs]
-    one, two = (_launches(layers, width, kind, operations) for layers in (1, 2))
+    one, two = (_launches(layers, width, kind, operations()) for layers in (1, 2))
     assert two - one == launches
 
 
@@ -134,12 +134,12 @@ def test_a_layer_is_five_launches_a_pass(kind: str, width: int, runs: str, launc
 def test_a_codec_s_frame_is_so_many_launches(runs: str, layer: int, frame: int) -> None:
     """Both ways, for one session; the figures are those of docs/performance.md."""
     fused = pytest.importorskip("streaming.models.operations.triton.operations", exc_type=ImportError)
-    operations = {"plain": TorchOperations(), "fused": fused.TritonOperations()}[runs]
+    operations = {"plain": TorchOperations, "fused": fused.TritonOperations}[runs]
     counts = []
     for layers in (1, 2, MIMI.num_layers):
         with FakeTensorMode():
             source, shape = RandomSource(CUDA, torch.float32), replace(MIMI, num_layers=layers)
-            codec = StreamingMimi(source, shape, 4, operations)
+            codec = StreamingMimi(source, shape, 4, operations())
             state, active = codec.init_state(1), torch.ones(1, dtype=torch.bool, device=CUDA)
             pcm = torch.zeros(1, 1920, device=CUDA)
             with Watch(CUDA) as watch:
