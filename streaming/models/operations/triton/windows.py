@@ -57,7 +57,9 @@ def _kernel(
         part = tl.load(
             weight + number[None, :] * inner + at[:, None], mask=inside[:, None] & wanted[None, :], other=0.0
         )
-        total = tl.dot(given, part.to(given.dtype), total, input_precision="tf32x3")
+        if scaled:
+            part = part.to(tl.float32).to(given.dtype)  # exactly; from 8 bits at once, not every Triton does it
+        total = tl.dot(given, part, total, input_precision="tf32x3")
     if scaled:
         total *= tl.load(scale + number, mask=wanted, other=0.0).to(tl.float32)[None, :]
     if biased:
