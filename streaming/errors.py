@@ -63,6 +63,12 @@ class StepFailedError(StreamingError):
     code = "step_failed"
 
 
+class StepHungError(StreamingError):
+    """A step does not return. The engine ends, and its process has to: nothing can take back what a device was told."""
+
+    code = "step_hung"
+
+
 class SessionError(StreamingError):
     """A session was asked for something that it cannot do in its present state."""
 

@@ -26,6 +26,7 @@ from torch.overrides import TorchFunctionMode
 
 from streaming.audio import FRAME
 from streaming.config import Sampling
+from streaming.models.faults import is_lost
 from streaming.models.llama import LlamaDecoder
 from streaming.models.mimi import STEPS, StreamingMimi
 from streaming.models.sampler import FEW, Drawing, SamplerState
@@ -220,26 +221,34 @@ def slot_bytes(codec: StreamingMimi, decoder: LlamaDecoder | None, context_token
 
 
 class _Graphs:
-    """A CUDA graph for each bucket, all in one pool of memory. `work` runs a bucket's step from host to host."""
+    """A CUDA graph for each bucket, all in one pool of memory. `work` runs a bucket's step from host to host.
+
+    Blocks of a pool belong to the stream on which they were taken, so all are captured on one: the graphs, of which one
+    runs at a time, then share the memory of the largest, and cuBLAS' workspace.
+    """
 
     def __init__(self, work: Callable[[Bucket], None], device: torch.device) -> None:
         self._work, self._device = work, device
         self._graphs: dict[Bucket, torch.cuda.CUDAGraph] = {}
         self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream(device)
 
     def capture(self, bucket: Bucket) -> None:
-        """Run the work twice, to warm up, and record it. No row may listen or speak meanwhile."""
+        """Run the work twice, to warm up, record it, and replay it once, which loads it onto the device. No row may
+        listen or speak meanwhile.
+        """
         with torch.cuda.device(self._device):
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
+            torch.cuda.synchronize()  # state may be zeroed only now, on whatever stream
+            with torch.cuda.stream(self._stream):
                 for _ in range(2):
                     self._work(bucket)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool, stream=stream):
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
                 self._work(bucket)
-            torch.cuda.current_stream().wait_stream(stream)
-        self._graphs[bucket] = graph
+            torch.cuda.synchronize()
+            self._graphs[bucket] = graph
+            self.replay(bucket)
+            torch.cuda.synchronize()
 
     def __contains__(self, bucket: Bucket) -> bool:
         return bucket in self._graphs
@@ -309,7 +318,13 @@ class FrameStep:
 
         Running out of memory does not mean that: a narrower step may fit.
         """
-        return isinstance(error, torch.AcceleratorError) and not isinstance(error, torch.OutOfMemoryError)
+        return is_lost(error)
+
+    @property
+    def operations(self) -> str:
+        """Which operations run: the decoder's and the codec's, by name, once if they are the same."""
+        names = dict.fromkeys((self._device.decoder.operations.name, self._device.codec.operations.name))
+        return ", ".join(names) if len(names) == 1 else "decoder {}, codec {}".format(*names)
 
     def frames(self, slot: int) -> int:
         """Return how many frames a slot's stream is long."""

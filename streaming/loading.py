@@ -18,13 +18,14 @@ from streaming.config import LlamaConfig, MimiConfig, Sampling, not_followed, tr
 from streaming.engine.engine import Engine
 from streaming.errors import StreamingError, TooLargeError
 from streaming.frame_step import FrameStep, slot_bytes
-from streaming.memory import Memory, available_memory, size
+from streaming.memory import Memory, available_memory, resident, size
 from streaming.models.checkpoint import TensorSource, locate, read_config, read_generation_config
+from streaming.models.faults import is_want_of_memory
 from streaming.models.linear import Quantize
 from streaming.models.llama import LlamaDecoder
 from streaming.models.mimi import StreamingMimi
 from streaming.models.operations.base import Operations
-from streaming.models.random_weights import DECODERS, random_codec, random_decoder
+from streaming.models.random_weights import CODECS, DECODERS, MIMI, random_codec, random_decoder
 from streaming.models.token_layout import TokenLayout
 
 _LOG = logging.getLogger(__name__)
@@ -177,7 +178,8 @@ def _random_models(
     if config is None:
         raise StreamingError(f"{name}: random weights come in the sizes {', '.join(DECODERS)}")
     check_weights(config, quantize, dtype.itemsize, device)
-    codec = random_codec(config.num_codebooks, device, codec_dtype)
+    shape = CODECS.get(name.removeprefix(RANDOM), MIMI)
+    codec = random_codec(config.num_codebooks, device, codec_dtype, shape)
     decoder = random_decoder(config, device, dtype, quantize, operations)
     return Models(name, codec, decoder, _RANDOM_NOTICE, Sampling())
 
@@ -221,9 +223,11 @@ def load_engine(
     rewind_frames: int = REWIND_FRAMES,
     codec_dtype: str = "float32",
     codec_window: int | None = None,
+    memory_share: float = 1.0,
 ) -> Engine:
     """Return a running engine with `max_sessions` slots. Close it, or use it in a `with` block.
 
+    memory_share: of the device's memory, at most so much is taken, for several engines on one device.
     max_sessions: `auto` is as many as `most_sessions` finds, and the log says why.
 
     Raises as `load_models` does; `TooLargeError` where the memory does not suffice, `StreamingError` for other sizes
@@ -231,23 +235,33 @@ def load_engine(
     """
     if (max_sessions != "auto" and max_sessions < 1) or rewind_frames < 0:
         raise StreamingError(f"max_sessions is {max_sessions}, rewind_frames {rewind_frames}: at least 1 and 0")
+    if not 0 < memory_share <= 1:
+        raise StreamingError(f"memory_share is {memory_share:g}: above 0, and at most 1")
+    if memory_share < 1 and pick_device(device).type == "cuda":
+        torch.cuda.set_per_process_memory_fraction(memory_share, pick_device(device))
     models = load_models(model, codec, device, dtype, quantize, codec_dtype, codec_window=codec_window)
+    memory = _share_of(models.codec.device, memory_share)
     context_frames = frames_of_context(models.decoder, context_tokens)
     if max_sessions == "auto":
-        check_memory(models.codec, models.decoder, 1, context_tokens, rewind_frames)
-        max_sessions = most_sessions(models.codec, models.decoder, context_tokens, rewind_frames)
-    check_memory(models.codec, models.decoder, max_sessions, context_tokens, rewind_frames)
+        check_memory(models.codec, models.decoder, 1, context_tokens, rewind_frames, memory)
+        max_sessions = most_sessions(models.codec, models.decoder, context_tokens, rewind_frames, memory)
+    check_memory(models.codec, models.decoder, max_sessions, context_tokens, rewind_frames, memory)
     try:
         step = FrameStep(models.codec, models.decoder, max_sessions, context_frames, rewind_frames)
         step.warm_up()
-    except (RuntimeError, MemoryError) as error:  # torch raises the first for want of memory
+    except (RuntimeError, MemoryError) as error:  # torch raises the first for want of memory, too
+        if not is_want_of_memory(error):
+            _LOG.exception("the step could not be made ready on %s", models.codec.device)
+            raise StreamingError(f"the step could not be made ready on {models.codec.device}: {error}") from error
         raise TooLargeError(
             f"{max_sessions} sessions with {context_tokens} tokens of context each do not fit into memory; "
             "use fewer --max-sessions or --context-tokens"
         ) from error
     decoder = models.decoder
     dtype_name = str(decoder.dtype).removeprefix("torch.")
-    return Engine(step, models.name, models.notice, str(decoder.device), dtype_name, models.sampling)
+    return Engine(
+        step, models.name, models.notice, str(decoder.device), dtype_name, models.sampling, operations=step.operations
+    )
 
 
 def most_sessions(
@@ -255,13 +269,14 @@ def most_sessions(
     decoder: LlamaDecoder,
     context_tokens: int = CONTEXT_TOKENS,
     rewind_frames: int = REWIND_FRAMES,
+    memory: Memory | None = None,
 ) -> int:
     """Return how many sessions this machine carries: as many as fit into its memory and can all speak in real time.
 
     Steps of one session and of several are measured, which takes a second or two, and a straight line is laid through
     them. The log says what was found; a model that is too slow for one session is a warning, and gets one.
     """
-    memory, device = _memory_of(codec.device), codec.device
+    memory, device = memory or _memory_of(codec.device), codec.device
     each = slot_bytes(codec, decoder, context_tokens, rewind_frames)
     fitting = _MOST_SESSIONS if memory is None else int(_SHARE * memory.free / each) - (device.type == "cuda")
     if fitting <= 1:
@@ -367,6 +382,16 @@ def _memory_of(device: torch.device) -> Memory | None:
         free, total = torch.cuda.mem_get_info(device)
         return Memory(total, free)
     return available_memory()
+
+
+def _share_of(device: torch.device, share: float) -> Memory | None:
+    """Return what this process may have of a device's memory, and how much of that is left."""
+    memory = _memory_of(device)
+    if memory is None or share == 1:
+        return memory
+    taken = torch.cuda.memory_reserved(device) if device.type == "cuda" else resident()
+    total = int(share * memory.total)
+    return Memory(total, max(0, min(memory.free, total - taken)))
 
 
 def _free(memory: Memory, device: torch.device) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from streaming.config import LlamaConfig, Sampling
-from streaming.frame_step import Bucket, DeviceStep, FrameStep, _following
+from streaming.frame_step import Bucket, DeviceStep, FrameStep, _following, _Graphs
 from streaming.models.llama import LlamaDecoder
 from streaming.models.mimi import StreamingMimi
 from streaming.models.operations.base import Operations
@@ -38,8 +41,6 @@ FORBIDDEN = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_no
 """Operations whose result the host has to see, or whose shape depends on it."""
 
 
-TWO_LAUNCHES = "streaming.decode_attention"
-"""Where the window is split over programs. The other kernels are one launch each."""
 MAKES_NOTHING = ("empty", "prim.device")
 
 
@@ -67,8 +68,6 @@ class Watch(TorchDispatchMode):
 
     @staticmethod
     def _launches(name: str, func: Any, out: Any, given: list[Any]) -> int:
-        if name.startswith(TWO_LAUNCHES):
-            return 1 + (given[-1] > 1)  # the number of splits
         if any(part in name for part in MAKES_NOTHING):
             return 0
         tensors = [leaf for leaf in tree_leaves(given) if isinstance(leaf, Tensor)]
@@ -109,24 +108,25 @@ def _launches(layers: int, width: int, kind: str, operations: Operations | None)
 @pytest.mark.parametrize(
     ("kind", "width", "runs", "launches"),
     [
-        ("listen", 1, "fused", 10),
-        ("speak", 1, "fused", 4 * 10),
-        ("speak", 64, "fused", 4 * 9),
-        ("speak", 1, "matvec", 4 * 7),
+        ("listen", 1, "fused", 8),
+        ("speak", 1, "fused", 4 * 8),
+        ("speak", 64, "matvec", 4 * 8),
+        ("speak", 1, "matvec", 4 * 5),
+        ("listen", 1, "matvec", 5),
         ("speak", 1, "plain", 4 * 35),
     ],
 )
-def test_a_layer_is_ten_launches_a_pass(kind: str, width: int, runs: str, launches: int) -> None:
+def test_a_layer_is_five_launches_a_pass(kind: str, width: int, runs: str, launches: int) -> None:
     """Launches are what the step of a few slots is made of, and they creep in one `unsqueeze().float()` at a time. The
     figures are those of docs/performance.md.
     """
     fused = pytest.importorskip("streaming.models.operations.triton.operations", exc_type=ImportError)
     operations = {
-        "plain": TorchOperations(),
-        "fused": fused.TritonOperations(),
-        "matvec": fused.TritonOperations(matvec_rows=4),
+        "plain": TorchOperations,
+        "fused": lambda: fused.TritonOperations(matvec_rows=0),
+        "matvec": fused.TritonOperations,
     }[runs]
-    one, two = (_launches(layers, width, kind, operations) for layers in (1, 2))
+    one, two = (_launches(layers, width, kind, operations()) for layers in (1, 2))
     assert two - one == launches
 
 
@@ -134,12 +134,12 @@ def test_a_layer_is_ten_launches_a_pass(kind: str, width: int, runs: str, launch
 def test_a_codec_s_frame_is_so_many_launches(runs: str, layer: int, frame: int) -> None:
     """Both ways, for one session; the figures are those of docs/performance.md."""
     fused = pytest.importorskip("streaming.models.operations.triton.operations", exc_type=ImportError)
-    operations = {"plain": TorchOperations(), "fused": fused.TritonOperations()}[runs]
+    operations = {"plain": TorchOperations, "fused": fused.TritonOperations}[runs]
     counts = []
     for layers in (1, 2, MIMI.num_layers):
         with FakeTensorMode():
             source, shape = RandomSource(CUDA, torch.float32), replace(MIMI, num_layers=layers)
-            codec = StreamingMimi(source, shape, 4, operations)
+            codec = StreamingMimi(source, shape, 4, operations())
             state, active = codec.init_state(1), torch.ones(1, dtype=torch.bool, device=CUDA)
             pcm = torch.zeros(1, 1920, device=CUDA)
             with Watch(CUDA) as watch:
@@ -273,6 +273,51 @@ class _Recorded:
     def replay(self, bucket: Bucket) -> None:
         assert bucket in self.captured, "a graph that was never recorded"
         self._step._work(bucket)
+
+
+def test_a_gpu_s_output_layers_are_padded_and_nobody_sees_it() -> None:
+    """The library's product of 2,049 outputs is a slow one: no row of it begins where 16 bytes do."""
+    with FakeTensorMode():
+        decoder = random_decoder(replace(LLAMA_MIMI_1_3B, num_layers=1), CUDA, torch.bfloat16)
+        hidden = torch.zeros(3, decoder.config.hidden_size, dtype=torch.bfloat16, device=CUDA)
+        for book, head in enumerate(decoder._heads):
+            assert head.weight.shape == (2056, decoder.config.hidden_size)
+            assert decoder.logits(hidden, book).shape == (3, 2049)
+
+
+def test_all_graphs_are_captured_on_one_stream_into_one_pool_and_replayed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of a pool belong to the stream that took them: with a stream for each capture, 256 slots took 11 GB and 32
+    workspaces. And a graph's first replay, which loads it, came in mid-conversation.
+    """
+    done: list[tuple[str, object]] = []
+    streams = itertools.count()
+
+    class Graph:
+        def replay(self) -> None:
+            done.append(("replay", self))
+
+    @contextmanager
+    def graph(which: Graph, pool: object, stream: object) -> Iterator[None]:
+        done.append(("capture", (pool, stream)))
+        yield
+
+    for name, stub in {
+        "Stream": lambda device: next(streams),
+        "stream": nullcontext,
+        "device": nullcontext,
+        "current_stream": lambda: SimpleNamespace(synchronize=lambda: None),
+        "synchronize": lambda: done.append(("synchronize", None)),
+        "graph_pool_handle": lambda: "pool",
+        "CUDAGraph": Graph,
+        "graph": graph,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, stub)
+    graphs = _Graphs(lambda bucket: done.append(("work", bucket)), CUDA)
+    for width in (4, 2):
+        graphs.capture(Bucket(width, 8, True, False, True))
+    one_capture = ["synchronize", "work", "work", "capture", "work", "synchronize", "replay", "synchronize"]
+    assert [what for what, _ in done] == 2 * one_capture
+    assert {given for what, given in done if what == "capture"} == {("pool", 0)}
 
 
 @pytest.mark.parametrize("warm", [True, False], ids=["warm", "cold"])

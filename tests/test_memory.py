@@ -172,3 +172,18 @@ def test_a_model_is_held_against_the_memory_when_it_is_loaded(monkeypatch: pytes
     for model in ("demo", "random:8b"):
         with pytest.raises(TooLargeError, match="1 MB of this machine's 1 MB are free; try --quantize int4"):
             load_models(model, device="cpu")
+
+
+def test_a_share_of_the_memory_is_all_that_a_server_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two servers on one GPU: the second found no memory, since the first counted all of it as its own."""
+    monkeypatch.setattr(loading, "_memory_of", lambda device: Memory(100 * 10**9, 90 * 10**9))
+    monkeypatch.setattr(loading, "resident", lambda: 10**9)
+    cpu = torch.device("cpu")
+    assert loading._share_of(cpu, 1.0) == Memory(100 * 10**9, 90 * 10**9)
+    assert loading._share_of(cpu, 0.5) == Memory(50 * 10**9, 49 * 10**9)
+    assert loading._share_of(cpu, 0.95) == Memory(95 * 10**9, 90 * 10**9)
+    with pytest.raises(TooLargeError, match="sessions with"):
+        load_engine(device="cpu", max_sessions=4, memory_share=0.0101)
+    for share in (0.0, 1.5):
+        with pytest.raises(StreamingError, match="memory_share is"):
+            load_engine(device="cpu", memory_share=share)

@@ -4,7 +4,8 @@
 frame with it is only a cost, not sound. A token is one of its `generate`, as the published batch script calls it: so
 many forwards of the model, the first one over a short prompt. Where `torchaudio` is installed, a file is continued by
 the published script as it is published, and here. The `moshi` package's Mimi, where it is installed, has
-the same shape and weights of its own.
+the same shape and weights of its own. On a GPU our side is captured as graphs, as it runs in a server; the others' is
+not, as it does not.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -212,9 +214,10 @@ def _codecs(folder: Path, device: torch.device, dtype: torch.dtype) -> Contest:
     def decode() -> None:
         caches["back"] = getattr(theirs.decode(codes[:, :, None], **{kept_out: caches.get("back")}), kept_out)
 
+    captured = partial(machine.captured, device=device)
     contest: Contest = {
-        "codec, in": {"streaming": lambda: ours.encode(pcm, state, active), "transformers": encode},
-        "codec, out": {"streaming": lambda: ours.decode(codes, state, active), "transformers": decode},
+        "codec, in": {"streaming": captured(lambda: ours.encode(pcm, state, active)), "transformers": encode},
+        "codec, out": {"streaming": captured(lambda: ours.decode(codes, state, active)), "transformers": decode},
     }
     if importlib.util.find_spec("moshi") is not None:
         into, out = _moshi(pcm, codes, device)
@@ -265,4 +268,4 @@ def _decoders(folder: Path, size: int, options: argparse.Namespace, device: torc
             pad_token_id=0,
         )
 
-    return {"decoder": {"streaming": speak, "transformers": generate}}, frames * books
+    return {"decoder": {"streaming": machine.captured(speak, device), "transformers": generate}}, frames * books

@@ -191,6 +191,8 @@ def facts(options: argparse.Namespace, seen: Look) -> dict[str, Value]:
     """Return what was measured, how, on what."""
     return {
         "model": str(seen.health.get("model", "unknown")),
+        "device": str(seen.health.get("device", "unknown")),
+        "operations": str(seen.health.get("operations", "unknown")),
         "server": "its own" if options.url is None else urlsplit(options.url).netloc,
         "clients": f"{platform.machine()}, {os.cpu_count()} cores",
         "prompt_seconds": "{:g} to {:g}".format(*options.prompt_seconds),

@@ -27,7 +27,7 @@ from streaming.engine.histogram import Counts, Histogram
 from streaming.engine.session import EngineSession, OnEvent, Step, StepResult
 from streaming.engine.slot_pool import SlotPool
 from streaming.engine.snapshot import Books, SessionSnapshot
-from streaming.errors import EngineStoppedError, SnapshotError, StepFailedError
+from streaming.errors import EngineStoppedError, SnapshotError, StepFailedError, StepHungError
 
 _LOG = logging.getLogger(__name__)
 _PUBLISHED = Sampling()
@@ -45,6 +45,11 @@ _BOOKS = "books"
 """The session's own books, among what a saved session says."""
 _CHORES_S = 0.002
 """How long copying may hold up the next step, and one piece: 8 ms, a tenth of a frame, are never to be reached."""
+_HUNG_S = 60.0
+"""A step that takes so long will not return: a GPU's fault can leave a replay waiting for ever. The slowest that was
+measured, 8B on two cores, takes two seconds.
+"""
+_JOIN_S = 1.0
 _STEP_BOUNDS_S = tuple(
     ms / 1e3 for ms in (1, 2, 3, 5, 7.5, 10, 15, 20, 30, 40, 50, 60, 70, 80, 90, 100, 120, 160, 240, 500, 1000)
 )
@@ -87,8 +92,8 @@ class _Plan:
 class Engine:
     """Runs `step` for its sessions until closed. `streaming.load_engine` makes one.
 
-    model, notice, device, dtype: what is said of the step, to clients and operators. sampling: how sessions draw that
-    do not say how; its seed is not looked at.
+    model, notice, device, dtype, operations: what is said of the step, to clients and operators. sampling: how sessions
+    draw that do not say how; its seed is not looked at. hung_s: a step that takes longer ends the engine.
     """
 
     def __init__(
@@ -99,8 +104,10 @@ class Engine:
         device: str = "",
         dtype: str = "",
         sampling: Sampling = _PUBLISHED,
+        operations: str = "",
+        hung_s: float = _HUNG_S,
     ) -> None:
-        self.model, self.notice, self.device, self.dtype = model, notice, device, dtype
+        self.model, self.notice, self.device, self.dtype, self.operations = model, notice, device, dtype, operations
         self.sampling = sampling
         self._step = step
         self._pool = SlotPool(step.num_slots)
@@ -114,6 +121,10 @@ class Engine:
         self._frames_heard = self._frames_spoken = 0
         self._stopping = False
         self._failure: Exception | None = None
+        self._began_at: float | None = None  # of the step that runs
+        self._over = threading.Event()
+        self._watch = threading.Thread(target=self._look_for_a_hung_step, args=(hung_s,), name="watch", daemon=True)
+        self._watch.start()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -133,6 +144,11 @@ class Engine:
     def failure(self) -> Exception | None:
         """What ended the engine, if something did."""
         return self._failure
+
+    @property
+    def hung(self) -> bool:
+        """Whether a step does not return: then the process cannot end in order either."""
+        return isinstance(self._failure, StepHungError)
 
     @property
     def overloaded(self) -> bool:
@@ -241,11 +257,14 @@ class Engine:
         return EngineStats(self._pool.size, active, steps, p50, p99, histogram, failed, heard, spoken)
 
     def close(self) -> None:
-        """End all sessions and the thread. May be called twice."""
+        """End all sessions and the thread, which is left behind in a step that hangs. May be called twice."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
-        self._thread.join()
+        while self._thread.is_alive() and not self.hung:
+            self._thread.join(_JOIN_S)
+        self._over.set()
+        self._watch.join()
 
     def __enter__(self) -> Engine:
         return self
@@ -267,12 +286,12 @@ class Engine:
         try:
             following = 0.0
             while (plan := self._schedule()) is not None:
-                started = time.monotonic()
+                self._began_at = started = time.monotonic()
                 try:
                     result = self._step(plan.slots, plan.pcm, plan.listening, plan.speaking, plan.lengths)
                 except Exception as error:  # whatever a step raises concerns its sessions, and at first only them
                     self._step_failed(plan.sessions, error)
-                    following = 0.0
+                    following, self._began_at = 0.0, None
                     continue
                 sounded = time.monotonic()
                 # What the step before left to be done after its audio counts as this one's: it takes the thread's time.
@@ -283,18 +302,35 @@ class Engine:
                     self._failed_in_a_row = 0
                 except Exception as error:  # as above
                     self._step_failed(plan.sessions[int(plan.listening.sum()) :], error)
-                following = time.monotonic() - told
+                following, self._began_at = time.monotonic() - told, None
             ended = EngineStoppedError("the engine was closed")
         except Exception as error:  # the thread's boundary: whatever it was, nobody may wait for ever
             _LOG.exception("the engine's thread failed")
-            self._failure = error
+            self._failure = self._failure or error
             ended = EngineStoppedError(_ENGINE_FAILED)
             ended.__cause__ = error
+        self._end(ended)
+
+    def _end(self, ended: EngineStoppedError) -> None:
+        """Tell all sessions that it is over."""
         with self._changed:
             self._stopping = True
             for session in self._sessions.values():
                 session.fail(ended)
             self._reap()
+
+    def _look_for_a_hung_step(self, hung_s: float) -> None:
+        """The watch's thread: end the engine when a step does not return. Sessions are told, and health says so."""
+        while not self._over.wait(hung_s / 8):
+            began_at = self._began_at
+            if began_at is None or time.monotonic() - began_at < hung_s:
+                continue
+            self._failure = StepHungError(f"a step has not returned for {hung_s:g} s: the device hangs")
+            _LOG.critical("%s", self._failure)
+            ended = EngineStoppedError(_ENGINE_FAILED)
+            ended.__cause__ = self._failure
+            self._end(ended)
+            return
 
     def _step_failed(self, sessions: list[EngineSession], error: Exception) -> None:
         """End the sessions of a failed step; give up if the device is lost, or nothing works any more."""

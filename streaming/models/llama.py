@@ -30,6 +30,9 @@ from streaming.models.operations.torch import TorchOperations
 from streaming.models.sampler import Drawing, SamplerState
 from streaming.models.token_layout import TokenLayout
 
+_OUTPUTS = {"cuda": 8}
+"""An output layer's number of rows is a multiple of this, by the device."""
+
 
 @dataclass
 class DecoderState:
@@ -118,6 +121,9 @@ class LlamaDecoder:
         # `</audio>` stands between frames only: the published script drops a frame that it cuts in two.
         may = torch.zeros(rows.shape, dtype=source.dtype, device=source.device)
         may[1:, -1] = -torch.inf
+        # A GPU's library has no good product of 2,049 outputs. Those that are added are never likely, nor looked at.
+        more = -rows.shape[1] % _OUTPUTS.get(self.device.type, 1)
+        heads, may = F.pad(heads, (0, 0, 0, more)), F.pad(may, (0, more), value=-torch.inf)
         self._heads = [linear(head, bias=bias) for head, bias in zip(heads, may, strict=True)]
         self._layers = [
             _Layer.load(source, f"model.layers.{i}", config, quantize, activations) for i in range(config.num_layers)
@@ -206,7 +212,7 @@ class LlamaDecoder:
         """Logits of what may follow in this codebook: [B, hidden] to [B, K + 1], the last one `</audio>`, -inf where it
         may not stand.
         """
-        return self._heads[codebook](hidden)
+        return self._heads[codebook](hidden)[..., : self.codebook_size + 1]
 
     def draw(self, hidden: Tensor, codebook: int, sampler: SamplerState, frame: Drawing, few: bool) -> Tensor:
         """Draw this codebook's codes. hidden: [B, hidden]. See `sampler.draw`."""

@@ -64,7 +64,22 @@ LLAMA_MIMI_8B = replace(
     tied=False,
 )
 """llm-jp/Llama-Mimi-8B: Llama 3.1 8B with 8,194 tokens more."""
-DECODERS = {"1.3b": LLAMA_MIMI_1_3B, "8b": LLAMA_MIMI_8B}
+TINY = replace(LLAMA_MIMI_1_3B, hidden_size=128, num_layers=2, num_heads=4, num_kv_heads=2, intermediate_size=256)
+TINY_MIMI = replace(
+    MIMI,
+    num_filters=8,
+    hidden_size=64,
+    num_layers=1,
+    num_heads=2,
+    num_kv_heads=2,
+    head_dim=32,
+    intermediate_size=128,
+    codebook_dim=32,
+)
+"""Shapes of no released model, for whatever is to be tried quickly; the codebooks are the released ones' in number."""
+DECODERS = {"1.3b": LLAMA_MIMI_1_3B, "8b": LLAMA_MIMI_8B, "tiny": TINY}
+CODECS = {"tiny": TINY_MIMI}
+"""Of decoders whose codec is not Mimi as it was released."""
 
 
 class RandomSource(TensorSource):

@@ -76,6 +76,13 @@ def parse(
         metavar="N",
         help=f"what a session remembers (default: {CONTEXT_TOKENS}, what the released models were trained on)",
     )
+    parser.add_argument(
+        "--memory-share",
+        type=float,
+        default=1.0,
+        metavar="F",
+        help="of the device's memory, at most so much, for several servers on one GPU (default: 1)",
+    )
     parser.add_argument("--queue", type=int, default=0, metavar="N", help="clients that may wait in line (default: 0)")
     parser.add_argument(
         "--resume-seconds",

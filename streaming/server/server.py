@@ -165,6 +165,7 @@ async def run_server(
             model=engine.model,
             device=engine.device,
             dtype=engine.dtype,
+            operations=engine.operations,
             slots=engine.stats().slots,
             context_s=round(engine.context_frames / FRAME_RATE, 2),
         )

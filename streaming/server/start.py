@@ -33,6 +33,7 @@ def introduce(engine: Engine) -> None:
     """Tell the person at the terminal what was loaded; the log has it in `server.started`."""
     shape = f"{engine.num_codebooks} codebooks, {engine.context_frames / FRAME_RATE:.1f} s of context"
     complain(f"{engine.model}: {shape}, {engine.stats().slots} slots")
+    complain(f"it runs on {engine.device} in {engine.dtype}, with operations in {engine.operations}")
     if engine.notice:
         complain(f"note: {engine.notice}")
 
@@ -89,6 +90,7 @@ def run(options: argparse.Namespace, program: str) -> int:
             context_tokens=options.context_tokens,
             codec_dtype=options.codec_dtype,
             codec_window=options.codec_window,
+            memory_share=options.memory_share,
         ) as engine:
             if options.log_format == "text":
                 introduce(engine)
@@ -98,6 +100,8 @@ def run(options: argparse.Namespace, program: str) -> int:
             asyncio.run(serve(engine, keeper, served, until_eof=options.until_eof))
             status = 1 if engine.failure is not None else 0
             end_on_signals(status)  # it is over, but for what is closed
+            if engine.hung:  # Python would wait for the device at its end, for ever
+                os._exit(status)
             return status
     except StreamingError as error:
         if options.log_format == "text":

@@ -27,7 +27,7 @@ from streaming.engine.events import (
     TurnSpeaking,
 )
 from streaming.engine.session import EngineSession
-from streaming.errors import EngineFullError, EngineStoppedError, StepFailedError
+from streaming.errors import EngineFullError, EngineStoppedError, StepFailedError, StepHungError
 from tests.engine.program import Act, ProgramRun, programs
 from tests.engine.stub_step import PATIENCE_S, Recorder, StubStep, frame, heard, running, spoken
 
@@ -464,6 +464,43 @@ def test_a_lost_device_ends_all_sessions_and_says_why(caplog: pytest.LogCaptureF
         assert engine.failure is step.failure
         assert engine.stats().sessions == 0
     assert "the engine's thread failed" in caplog.text
+
+
+def test_a_step_that_does_not_return_ends_the_engine_and_keeps_nobody_waiting() -> None:
+    """A replay that hangs on its GPU was never noticed: health was good, and every client waited for ever."""
+    step = StubStep(2, gated=True)
+    engine = Engine(step, hung_s=0.2)
+    recorder = Recorder()
+    live = engine.attach(recorder, SAMPLING)
+    live.listen(frame(1))
+    step.wait_until_begun()
+    recorder.wait_for_event(Failed)
+    assert isinstance(recorder.of(Failed)[0].error, EngineStoppedError)
+    assert isinstance(engine.failure, StepHungError)
+    assert engine.hung
+    with pytest.raises(EngineStoppedError, match="has failed"):
+        engine.attach(Recorder(), SAMPLING)
+    engine.close()  # although its thread is in the step
+    step.allow_all()  # it was late and not lost: nobody is told anything more
+    engine._thread.join(PATIENCE_S)
+    assert not engine._thread.is_alive()
+    assert isinstance(engine.failure, StepHungError)
+    assert isinstance(recorder.events[-1], Failed)
+
+
+def test_steps_that_return_are_not_taken_for_hung() -> None:
+    """Pins a clock that is not stopped between steps: an idle engine would end itself."""
+    step = StubStep(1)
+    engine = Engine(step, hung_s=0.1)
+    recorder = Recorder()
+    live = engine.attach(recorder, SAMPLING)
+    for number in range(3):
+        live.listen(frame(number))
+        recorder.wait_for_event(FrameHeard, number + 1)
+        time.sleep(0.2)
+    assert engine.failure is None
+    engine.close()
+    assert not engine._watch.is_alive()
 
 
 def test_closing_the_engine_ends_its_sessions_and_may_be_done_twice() -> None:

@@ -7,6 +7,7 @@ says which of them a model gets.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ from streaming.models.sampler import Drawing, SamplerState
 class Operations(ABC):
     """x, pending: [B, T, hidden]. `pending` is what a layer's half has yet to add to the residual stream `x`."""
 
+    name: ClassVar[str]
+    """What operators and benchmarks are told of who computes."""
     bounded = False
     """Whether attention reads only what a slot holds, so that a step need not be told how many entries to look at."""
     activations: torch.dtype | None = None

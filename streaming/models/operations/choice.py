@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import torch
 
+from streaming.audio import FRAME
 from streaming.config import LlamaConfig, MimiConfig
 from streaming.models.attention import KeyValueRing, Rotary
 from streaming.models.linear import Dense
@@ -17,6 +18,8 @@ from streaming.models.operations.torch import TorchOperations
 from streaming.models.sampler import Drawing, SamplerState
 
 _LOG = logging.getLogger(__name__)
+_MANY, _SESSIONS = 8, 64
+"""Tokens, and sessions, that run on other kernels than a few do."""
 
 
 def pick(config: LlamaConfig, device: torch.device, dtype: torch.dtype) -> Operations:
@@ -92,6 +95,9 @@ def rehearse(operations: Operations, config: LlamaConfig, device: torch.device, 
         operations.attend(projected, ring, 0, view.columns(0, time))
         x, gated = operations.project_gated(x, x, norm, config.norm_eps, gate_up)
         operations.norm(x, operations.linear(gated, down), norm, config.norm_eps)
+    x = zeros(_MANY, 1, hidden)
+    x, _ = operations.project(x, None, norm, config.norm_eps, qkv)
+    operations.project_gated(x, x, norm, config.norm_eps, gate_up)
     flags = torch.ones(3, 1, device=device, dtype=torch.bool)
     codes = torch.zeros(1, books, device=device, dtype=torch.int64)
     drawing = Drawing(slots, frames, flags[0], flags[0], codes, flags[1], flags[2])
@@ -114,3 +120,5 @@ def rehearse_codec(operations: Operations, config: MimiConfig, device: torch.dev
     x = torch.zeros(1, 2, config.hidden_size, device=device, dtype=dtype)
     for activate in (False, True):
         operations.extend(x, x, activate)
+    x = torch.zeros(_SESSIONS, FRAME, 16, device=device, dtype=dtype)
+    operations.windows(x, Dense(torch.zeros(64, 16, device=device, dtype=dtype)), 1, 1, 1)

@@ -17,6 +17,8 @@ from streaming.models.sampler import Drawing, SamplerState
 class TorchOperations(Operations):
     """See `Operations` for what each does."""
 
+    name = "PyTorch"
+
     def begin_frame(
         self,
         slots: Tensor,

@@ -69,6 +69,8 @@ class Health:
             "ready": self.ready,
             "model": self.engine.model,
             "notice": self.engine.notice,
+            "device": self.engine.device,
+            "operations": self.engine.operations,
             "version": self.version,
             "instance": self.instance,
             "overloaded": self.engine.overloaded,

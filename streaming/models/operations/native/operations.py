@@ -58,6 +58,7 @@ class NativeView(FrameView):
 class NativeOperations(TorchOperations):
     """See `Operations` for what each does."""
 
+    name = "native"
     bounded = True
     activations = torch.float32
 

@@ -67,11 +67,11 @@ def _kernel(
             tl.store(position + row * books + book, here)
             turn = _angle(here, single, double, float32_positions)
             turn_cos, turn_sin = tl.cos(turn).to(tl.float32), tl.sin(turn).to(tl.float32)
-            to = (row * books + book) * (2 * half) + pair
-            tl.store(cos + to, turn_cos)
-            tl.store(cos + to + half, turn_cos)
-            tl.store(sin + to, turn_sin)
-            tl.store(sin + to + half, turn_sin)
+            angles = (row * books + book) * (2 * half) + pair
+            tl.store(cos + angles, turn_cos)
+            tl.store(cos + angles + half, turn_cos)
+            tl.store(sin + angles, turn_sin)
+            tl.store(sin + angles + half, turn_sin)
 
 
 @torch.library.custom_op("streaming::begin_frame", mutates_args=("keys",))

@@ -13,6 +13,8 @@ from torch import Tensor
 from streaming.models.operations.triton.device import on_its_device
 from streaming.models.sampler import FEW, GOLDEN, LEAST_TEMPERATURE, MIX, WHOLE
 
+WARPS = 8
+
 
 @triton.jit
 def _mix(bits, first: tl.constexpr, second: tl.constexpr):
@@ -31,7 +33,7 @@ def _uniform(seed, number, golden: tl.constexpr, first: tl.constexpr, second: tl
 
 @triton.jit(do_not_specialize=["book"])
 def _kernel(
-    logits,  # [B, count]
+    logits,  # [B, count], a row in one piece
     temperature,
     top_k,
     top_p,
@@ -44,6 +46,7 @@ def _kernel(
     ended,
     finite,
     unit,
+    row_stride,
     flag_stride,
     book,
     books,
@@ -61,7 +64,7 @@ def _kernel(
     slot = tl.load(slots + row)
     column = tl.arange(0, block)
     held = column < count
-    logit = tl.load(logits + row * count + column, mask=held, other=float("-inf")).to(tl.float32)
+    logit = tl.load(logits + row * row_stride + column, mask=held, other=float("-inf")).to(tl.float32)
     judged = held & ((column < count - 1) | (book == 0))
     unsound = judged & ~(tl.abs(logit) < float("inf"))
     sound = tl.max(unsound.to(tl.int32), axis=0) == 0
@@ -131,7 +134,7 @@ def draw(
     Writes codes, ended and finite in place, and returns the unit that is fed next, [B].
     """
     batch, count = logits.shape
-    assert logits.is_contiguous() and codes.is_contiguous() and listening.stride() == speaking.stride()
+    assert logits.stride(1) == 1 and codes.is_contiguous() and listening.stride() == speaking.stride()
     unit = slots.new_empty((batch,))
     _kernel[(batch,)](
         logits,
@@ -147,6 +150,7 @@ def draw(
         ended.view(torch.uint8),
         finite.view(torch.uint8),
         unit,
+        logits.stride(0),
         listening.stride(0),
         book,
         codes.shape[1],
@@ -159,7 +163,7 @@ def draw(
         GOLDEN % 2**64,
         MIX[0] % 2**64,
         MIX[1] % 2**64,
-        num_warps=8,
+        num_warps=WARPS,
     )
     return unit
 

@@ -22,6 +22,13 @@ def test_codes_are_the_reference_s(device: torch.device, dtype: torch.dtype, siz
     assert drawn.finite.all()
 
 
+def test_a_row_may_be_longer_than_its_logits(device: torch.device, dtype: torch.dtype) -> None:
+    """Output layers are padded: what stands behind a row's logits was drawn from, or taken for the next row."""
+    logits = torch.full((3, 72), 100.0)
+    logits[:, :65] = 2 * torch.randn(3, 65)
+    assert_same_draws(TritonOperations(), logits.to(device, dtype)[:, :65], options(3, device), 0)
+
+
 def test_equal_logits_minus_zero_and_forbidden_ones(device: torch.device, dtype: torch.dtype) -> None:
     """Pins ties broken by the sort's own order, and tokens drawn that are not allowed."""
     count = len(OPTIONS)

@@ -10,7 +10,7 @@ from streaming.config import Rope
 from streaming.models.attention import FrameView, Rotary
 from streaming.models.operations.torch import TorchOperations
 from streaming.models.operations.triton import operations as fused
-from streaming.models.operations.triton.decode_attention import splits_for
+from streaming.models.operations.triton.attention import splits_for
 from streaming.models.operations.triton.operations import TritonOperations
 from tests.models.operations.triton.rings import assert_same_ring, cleaned, others, poisoned_ring, scattered
 
