@@ -7,7 +7,6 @@ import time
 from collections import defaultdict
 from typing import Any
 
-import torch
 from torch.profiler import ProfilerActivity, profile
 
 from streaming.benchmark import models
