@@ -17,18 +17,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from streaming.engine.blocking import Session
+    from streaming.at_once import continuations
+    from streaming.engine.blocking import Mark, Session
     from streaming.engine.engine import Engine
     from streaming.loading import load_codec, load_engine
     from streaming.models.mimi import StreamingMimi
     from streaming.scoring import score
 
-__all__ = ["Engine", "Session", "StreamingMimi", "load_codec", "load_engine", "score"]
+__all__ = ["Engine", "Mark", "Session", "StreamingMimi", "continuations", "load_codec", "load_engine", "score"]
 
 _HOMES = {
     "Engine": "streaming.engine.engine",
+    "Mark": "streaming.engine.blocking",
     "Session": "streaming.engine.blocking",
     "StreamingMimi": "streaming.models.mimi",
+    "continuations": "streaming.at_once",
     "load_codec": "streaming.loading",
     "load_engine": "streaming.loading",
     "score": "streaming.scoring",

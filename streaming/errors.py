@@ -63,6 +63,12 @@ class StepFailedError(StreamingError):
     code = "step_failed"
 
 
+class StepHungError(StreamingError):
+    """A step does not return. The engine ends, and its process has to: nothing can take back what a device was told."""
+
+    code = "step_hung"
+
+
 class SessionError(StreamingError):
     """A session was asked for something that it cannot do in its present state."""
 
@@ -79,6 +85,18 @@ class PromptTooLongError(SessionError):
     """The prompt outgrew the context window of a session that refuses to slide."""
 
     code = "prompt_too_long"
+
+
+class TakeGoneError(SessionError):
+    """The turn that is to be gone back to is not kept any more."""
+
+    code = "take_gone"
+
+
+class SnapshotError(StreamingError):
+    """Bytes that are to be a saved session are none, are damaged, or belong to another model."""
+
+    code = "bad_snapshot"
 
 
 class ProtocolError(StreamingError):

@@ -1,18 +1,22 @@
-"""One step: every ready slot advances by one frame.
+"""One step: every session that is ready advances by one frame.
 
     listening: encode the frame, feed its tokens, decode it again (which keeps the decoder warm: the hand-over has no
     seam)
-    speaking:  draw Q tokens, decode them, let the encoder hear the result (so the next turn follows what was heard)
+    speaking:  draw Q tokens, decode them
+    afterwards, once the audio is its listener's: let the encoder hear what was spoken, so that the next turn follows it
 
 It is the only place where the codec, the decoder and the sampler meet, the only one with CUDA graphs, and the only one
-that copies to the device and back: once a step, at its ends. Slots that take no part are computed along with the others
-and do not advance.
+that copies to the device and back: once a step, at its ends. All state lies by slot; a step has a row for each session
+that is ready, and a row says which slot it is. So a step costs what is ready, whichever slots that are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from hashlib import sha256
+from mmap import mmap
 from typing import Any
 
 import numpy as np
@@ -22,12 +26,15 @@ from torch.overrides import TorchFunctionMode
 
 from streaming.audio import FRAME
 from streaming.config import Sampling
+from streaming.models.faults import is_lost
 from streaming.models.llama import LlamaDecoder
-from streaming.models.mimi import StreamingMimi
+from streaming.models.mimi import STEPS, StreamingMimi
 from streaming.models.sampler import FEW, Drawing, SamplerState
+from streaming.models.slot_copy import Copying, SlotCopy, Track, put, take
+from streaming.models.slot_file import pack, unpack
 
 _WIDTHS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-"""Batch widths that are captured as graphs; a step in between computes some idle slots along."""
+"""Numbers of rows that are captured as graphs; a step in between is filled up with rows that are nobody's."""
 _ENDLESS = 2**31
 """Frames of a stream that fills any context."""
 _LAYERS_AT_ONCE = 8
@@ -36,10 +43,10 @@ _LAYERS_AT_ONCE = 8
 
 @dataclass(frozen=True)
 class StepResult:
-    """pcm: float32 [B, 1920]; codes: int64 [B, Q]; ended: bool [B], true where a speaking slot drew `</audio>`; broken:
-    bool [B], true where a slot's numbers are not finite any more: it has to be opened anew.
+    """pcm: float32 [R, 1920]; codes: int64 [R, Q]; ended: bool [R], true where a speaking row drew `</audio>`; broken:
+    bool [R], true where a row's numbers are not finite any more: its slot has to be opened anew.
 
-    A slot that ended did not advance, and its pcm and codes mean nothing; nor do those of slots that took no part.
+    A slot that ended did not advance, and its row's pcm and codes mean nothing.
     """
 
     pcm: NDArray[np.float32]
@@ -52,9 +59,10 @@ class StepResult:
 class Bucket:
     """What is static in a step: all that its shapes and its sequence of operations depend on.
 
-    width: slots that are computed, the first ones. columns: entries of the decoder's ring that are looked at.
-    listening, speaking: whether any slot does. few: whether ranking the few likeliest tokens is enough (`sampler.FEW`).
-    ends: whether any slot's frame may not be whole.
+    width: rows that are computed. columns: entries of the decoder's ring that are looked at. listening, speaking:
+    whether any row does; neither: the encoder hears what was spoken, and that is all. few: whether ranking the few
+    likeliest tokens is enough (`sampler.FEW`). ends: whether any row's frame may not be whole. first: the first row of
+    which the encoder may hear something.
     """
 
     width: int
@@ -63,13 +71,23 @@ class Bucket:
     speaking: bool
     few: bool
     ends: bool = True
+    first: int = 0
+
+
+def _following(width: int, first: int = 0) -> Bucket:
+    return Bucket(width, 0, listening=False, speaking=False, few=True, ends=False, first=first)
 
 
 class DeviceStep:
     """All state of all slots, and the step over it: on the device, without a look at the host.
 
-    inputs: [S, 1920 + 2] float32: pcm, how many samples of it the slot hears, whether it speaks.
-    outputs: [S, 1920 + Q + 2] float32: pcm, codes, whether it ended, whether its numbers are finite.
+    inputs: [S, 1920 + 3] float32, a row's pcm, how many samples of it are heard, whether it speaks, its slot.
+    outputs: [S, 1920 + Q + 2] float32, a row's pcm, codes, whether it ended, whether its numbers are finite.
+
+    hears: [S + 1] bool, by slot, whether the encoder's numbers have been finite so far.
+
+    There is one slot more than sessions, the last. Rows that only fill a bucket are that slot, and neither listen nor
+    speak: whatever they write is written there, ahead of a stream that never begins.
     """
 
     def __init__(
@@ -81,49 +99,83 @@ class DeviceStep:
         rewind_frames: int,
     ) -> None:
         self.codec, self.decoder, self.context_frames = codec, decoder, context_frames
-        self.codec_state = codec.init_state(num_slots, rewind_frames)
-        self.decoder_state = decoder.init_state(num_slots, context_frames, rewind_frames)
-        self.sampler = SamplerState.allocate(num_slots, codec.device)
-        self.inputs = torch.zeros(num_slots, FRAME + 2, device=codec.device)
+        self.spare = num_slots
+        self.codec_state = codec.init_state(num_slots + 1, rewind_frames)
+        self.decoder_state = decoder.init_state(num_slots + 1, context_frames, rewind_frames)
+        self.sampler = SamplerState.allocate(num_slots + 1, codec.device)
+        self.hears = torch.ones(num_slots + 1, dtype=torch.bool, device=codec.device)
+        self.inputs = torch.zeros(num_slots, FRAME + 3, device=codec.device)
+        self.inputs[:, -1] = self.spare
         self.outputs = torch.zeros(num_slots, FRAME + codec.num_codebooks + 2, device=codec.device)
+
+    def tracks(self) -> list[Track]:
+        """Return what of a slot's state a copy of it holds; the rest follows from the stream's position."""
+        books, mimi, llama = self.codec.num_codebooks, self.codec_state, self.decoder_state
+        halves = {"codec_encoder": mimi.encoder, "codec_decoder": mimi.decoder}
+        back = self.codec.config.window - 1
+        return [
+            *(Track(name, half.ring, half.contexts, STEPS, back, 0) for name, half in halves.items()),
+            Track(
+                "decoder",
+                llama.ring,
+                llama.lasts,
+                books,
+                books * (self.context_frames - 1),
+                late=1,
+                limit=books * self.decoder.codebook_size,
+            ),
+        ]
+
+    def place(self, slot: int, frames: int) -> None:
+        """Say how long a slot's stream is."""
+        for position in (self.codec_state.encoder.frames, self.codec_state.decoder.frames, self.decoder_state.frames):
+            position[slot] = frames
 
     @torch.inference_mode()
     def advance(self, bucket: Bucket) -> None:
         """Run one step: read `inputs`, write `outputs`."""
         codec, decoder, state = self.codec, self.decoder, self.decoder_state
         batch, books = bucket.width, codec.num_codebooks
-        pcm, flags = self.inputs[:batch, :FRAME], self.inputs[:batch, FRAME:] > 0
-        listening, speaking = flags[:, 0], flags[:, 1]
+        pcm, flags = self.inputs[:batch, :FRAME], self.inputs[:batch, FRAME:-1] > 0
+        listening, speaking, slots = flags[:, 0], flags[:, 1], self.inputs[:batch, -1].long()
         if bucket.listening:
             lengths = self.inputs[:batch, FRAME].long() if bucket.ends else None
             # What stands in the other rows must not matter: a NaN would outlast its frame, masked or not.
-            latent = codec.follow(torch.where(listening[:, None], pcm, 0.0), self.codec_state, listening, lengths)
-            codes, finite = codec.quantizer.encode(latent), latent.isfinite().all(dim=1)
+            latent = codec.follow(
+                torch.where(listening[:, None], pcm, 0.0), self.codec_state, listening, lengths, slots
+            )
+            codes, finite = codec.quantizer.encode(latent), latent.isfinite().all(dim=1) & self.hears[slots]
+            self.hears[slots] = finite
         else:
-            finite = torch.ones_like(speaking)
+            finite = self.hears[slots]
             codes = torch.zeros(batch, books, dtype=torch.int64, device=pcm.device)
         ended = torch.zeros_like(speaking)
-        view = decoder.begin_frame(state, batch, self.context_frames, bucket.columns)
-        unit = decoder.last_units(state, batch)
+        view = decoder.begin_frame(state, slots, self.context_frames, bucket.columns)
+        unit = decoder.last_units(state, slots)
         if not bucket.speaking:
             units = torch.cat((unit[:, None], decoder.units(codes)[:, :-1]), dim=1)
             finite &= decoder.forward(units, state, view).isfinite().all(dim=(1, 2))
         else:
-            drawing = Drawing(state.frames[:batch], listening, speaking, codes, ended, finite)
+            drawing = Drawing(slots, state.frames, listening, speaking, codes, ended, finite)
             for book in range(books):
                 hidden = decoder.forward(unit[:, None], state, view.columns(book, book + 1))
                 unit = decoder.draw(hidden[:, 0], book, self.sampler, drawing, bucket.few)
         alive = (listening | speaking) & ~ended
-        decoder.end_frame(codes, state, alive)
-        audio = codec.decode(codes, self.codec_state, alive).float()
+        decoder.end_frame(codes, state, slots, alive)
+        audio = codec.decode(codes, self.codec_state, alive, slots).float()
         finite &= audio.isfinite().all(dim=1)
-        if bucket.speaking:
-            latent = codec.follow(audio, self.codec_state, speaking & ~ended)
-            finite &= latent.isfinite().all(dim=1) | ~speaking
         outputs = self.outputs[:batch]
         outputs[:, :FRAME] = audio
         outputs[:, FRAME : FRAME + books] = codes
         outputs[:, -2], outputs[:, -1] = ended, finite
+
+    @torch.inference_mode()
+    def follow(self, first: int, width: int) -> None:
+        """Let the encoder hear what rows first .. width - 1 of the step before have spoken, those that spoke."""
+        inputs, outputs = self.inputs[first:width], self.outputs[first:width]
+        slots, spoke = inputs[:, -1].long(), (inputs[:, FRAME + 1] > 0) & (outputs[:, -2] == 0)
+        latent = self.codec.follow(outputs[:, :FRAME], self.codec_state, spoke, slots=slots)
+        self.hears[slots] &= latent.isfinite().all(dim=1) | ~spoke
 
 
 class _OnPaper(TorchFunctionMode):
@@ -163,40 +215,48 @@ def slot_bytes(codec: StreamingMimi, decoder: LlamaDecoder | None, context_token
             frames = decoder.context_frames(context_tokens)
             step = DeviceStep(codec, decoder, 1, frames, rewind_frames)
             held = (step.codec_state, step.decoder_state, step.sampler, step.inputs, step.outputs)
-    state = sum(tensor.nbytes for part in held for tensor in _tensors(part))
+    tensors = [tensor for part in held for tensor in _tensors(part)]
+    state = sum(tensor.nbytes // len(tensor) for tensor in tensors)  # there is a spare slot, too
     return state + _LAYERS_AT_ONCE * FRAME * codec.config.num_filters * codec.activations.itemsize
 
 
 class _Graphs:
-    """A CUDA graph for each bucket, all in one pool of memory. `work` runs a bucket's step from host to host."""
+    """A CUDA graph for each bucket, all in one pool of memory. `work` runs a bucket's step from host to host.
+
+    Blocks of a pool belong to the stream on which they were taken, so all are captured on one: the graphs, of which one
+    runs at a time, then share the memory of the largest, and cuBLAS' workspace.
+    """
 
     def __init__(self, work: Callable[[Bucket], None], device: torch.device) -> None:
         self._work, self._device = work, device
         self._graphs: dict[Bucket, torch.cuda.CUDAGraph] = {}
         self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream(device)
 
     def capture(self, bucket: Bucket) -> None:
-        """Run the work twice, to warm up, and record it. No slot may listen or speak meanwhile."""
+        """Run the work twice, to warm up, record it, and replay it once, which loads it onto the device. No row may
+        listen or speak meanwhile.
+        """
         with torch.cuda.device(self._device):
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
+            torch.cuda.synchronize()  # state may be zeroed only now, on whatever stream
+            with torch.cuda.stream(self._stream):
                 for _ in range(2):
                     self._work(bucket)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool, stream=stream):
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
                 self._work(bucket)
-            torch.cuda.current_stream().wait_stream(stream)
-        self._graphs[bucket] = graph
+            torch.cuda.synchronize()
+            self._graphs[bucket] = graph
+            self.replay(bucket)
+            torch.cuda.synchronize()
 
     def __contains__(self, bucket: Bucket) -> bool:
         return bucket in self._graphs
 
     def replay(self, bucket: Bucket) -> None:
-        """Run a captured step, and return when it is done."""
+        """Start a captured step."""
         with torch.cuda.device(self._device):
             self._graphs[bucket].replay()
-            torch.cuda.current_stream().synchronize()
 
 
 class FrameStep:
@@ -220,6 +280,9 @@ class FrameStep:
         self.num_slots, self.num_codebooks = num_slots, codec.num_codebooks
         self.context_frames, self.rewind_frames = context_frames, rewind_frames
         self._device = DeviceStep(codec, decoder, num_slots, context_frames, rewind_frames)
+        sizes = (context_frames, rewind_frames, codec.activations, decoder.dtype)
+        self.identity = sha256(repr((codec.fingerprint, decoder.fingerprint, *sizes)).encode()).hexdigest()
+        """The same for two steps between which a slot's copy can be carried."""
         self._graphs: _Graphs | None = None
         self._inputs, self._outputs = self._device.inputs, self._device.outputs  # the host's
         if codec.device.type == "cuda":
@@ -227,15 +290,19 @@ class FrameStep:
             self._outputs = torch.zeros(self._outputs.shape, pin_memory=True)
             self._graphs = _Graphs(self._work, codec.device) if graphs else None
         self._given, self._got = self._inputs.numpy(), self._outputs.numpy()
+        self._nobody = np.array((0, 0, self._device.spare), np.float32)  # what follows the pcm of a row that only fills
         # Lengths of context that are captured: one, where attention reads no more than a slot holds anyway.
         lengths = () if decoder.operations.bounded else (context_frames // 4, context_frames // 2)
         self._lengths = (*lengths, _ENDLESS)
+        self._unheard: Bucket | None = None  # what lets the encoder hear the step before, if it has not yet
         self._sampling = [Sampling()] * num_slots
         self._frames = np.zeros(num_slots, np.int64)  # the streams' lengths, as the host knows them
         self._least = np.zeros(num_slots, np.int64)  # and how short rewinding can make them
 
     def open(self, slot: int, sampling: Sampling) -> None:
         """Give a slot to a new session. Nothing of the session before it remains."""
+        self.follow()
+        self._device.hears[slot] = True
         self._device.codec_state.scrub(slot)
         self._device.decoder_state.scrub(slot)
         self._frames[slot] = self._least[slot] = 0
@@ -251,7 +318,13 @@ class FrameStep:
 
         Running out of memory does not mean that: a narrower step may fit.
         """
-        return isinstance(error, torch.AcceleratorError) and not isinstance(error, torch.OutOfMemoryError)
+        return is_lost(error)
+
+    @property
+    def operations(self) -> str:
+        """Which operations run: the decoder's and the codec's, by name, once if they are the same."""
+        names = dict.fromkeys((self._device.decoder.operations.name, self._device.codec.operations.name))
+        return ", ".join(names) if len(names) == 1 else "decoder {}, codec {}".format(*names)
 
     def frames(self, slot: int) -> int:
         """Return how many frames a slot's stream is long."""
@@ -266,12 +339,50 @@ class FrameStep:
 
     def rewind(self, slot: int, frames: int) -> None:
         """Take back a slot's last frames, as if they had never been: at most `reach` of them."""
+        self.follow()
         length = int(self._frames[slot])
         assert 0 <= frames <= self.reach(slot), (frames, length, self._least[slot])
-        self._device.codec_state.encoder.frames[slot] -= frames
-        self._device.codec_state.decoder.frames[slot] -= frames
-        self._device.decoder_state.frames[slot] -= frames
-        self._frames[slot] -= frames
+        self._place(slot, length - frames)
+
+    def copy(self, slot: int, reach: int, base: SlotCopy | None = None, common: int = 0) -> Copying:
+        """Copy a slot to the host's memory, a piece after another: what `take` says. The slot is not rewound meanwhile,
+        and advances by at most `rewind_frames - reach` frames.
+
+        reach: how many frames the copy is to be rewound at most; the slot must reach as far.
+        """
+        self.follow()
+        assert 0 <= reach <= self.reach(slot), (reach, self.reach(slot))
+        return take(slot, self.identity, int(self._frames[slot]), reach, self._device.tracks(), base, common)
+
+    def put(
+        self, slot: int, copy: SlotCopy, sampling: Sampling, common: int = 0, longest: int | None = None
+    ) -> Generator[None]:
+        """Give a slot to the stream of a copy, a piece after another; the slot takes part in no step meanwhile. See
+        `slot_copy.put`; with `longest`, it is the stream that the slot has.
+        """
+        if longest is None:
+            self.open(slot, sampling)
+        else:
+            self.follow()
+            self.configure(slot, sampling)
+        self._place(slot, copy.frames)  # first: where others are computed along, an idle slot is written behind this
+        self._least[slot] = copy.frames - copy.reach
+        yield
+        yield from put(slot, copy, self._device.tracks(), common, longest)
+
+    def pack(self, copy: SlotCopy, said: dict[str, str]) -> bytes:
+        """Return a copy as bytes, and what else is to be said with it. Any thread may call this."""
+        return pack(copy, said)
+
+    def unpack(self, data: bytes | mmap) -> tuple[SlotCopy, dict[str, str]]:
+        """Return what `pack` was given. Any thread may call this. Raises `SnapshotError` for what it never makes, or
+        makes for steps of another `identity`.
+        """
+        return unpack(data, self.identity, self._device.tracks(), self.rewind_frames)
+
+    def _place(self, slot: int, frames: int) -> None:
+        self._device.place(slot, frames)
+        self._frames[slot] = frames
 
     def buckets(self) -> list[Bucket]:
         """Return all buckets that are captured, none on a CPU. The widest comes first: the others share its memory."""
@@ -283,7 +394,7 @@ class FrameStep:
         found = [Bucket(width, held, *kind) for width in widths for held in columns for kind in kinds]
         # Ranking all tokens is rarely asked for: at one length of context.
         rare = [Bucket(width, columns[0], heard, True, few=False) for width in widths for heard in (False, True)]
-        return found + rare
+        return found + rare + [_following(width) for width in widths]
 
     def warm_up(self) -> None:
         """Capture all buckets, so that no step has to. No slot's stream changes."""
@@ -292,44 +403,87 @@ class FrameStep:
 
     def __call__(
         self,
+        slots: NDArray[np.int64],
         pcm: NDArray[np.float32],
         listening: NDArray[np.bool_],
         speaking: NDArray[np.bool_],
         lengths: NDArray[np.int64] | None = None,
     ) -> StepResult:
-        """pcm: [B, 1920], read where listening; listening, speaking: [B], never both; lengths: [B], how many samples
-        of its pcm each slot hears, 1 to 1920 where listening; None: all. B <= num_slots; the first B slots.
+        """slots: [R], the slot of each row, all different; pcm: [R, 1920], read where listening; listening, speaking:
+        [R], one of both; lengths: [R], how many samples of its pcm each row hears, 1 to 1920 where listening; None:
+        all.
         """
-        assert pcm.shape == (len(listening), FRAME) and listening.shape == speaking.shape, (pcm.shape, listening.shape)
-        assert not (listening & speaking).any() and (listening | speaking).any()
-        batch = len(listening)
+        batch = len(slots)
+        assert 1 <= batch == len(set(slots.tolist())) and 0 <= slots.min() <= slots.max() < self.num_slots, slots
+        assert pcm.shape == (batch, FRAME) and slots.shape == listening.shape == speaking.shape, (pcm.shape, slots)
+        assert (listening ^ speaking).all(), (listening, speaking)
         if lengths is None:
             lengths = np.full(batch, FRAME)
         assert lengths.shape == listening.shape, (lengths.shape, listening.shape)
         heard = lengths[listening]
         assert ((heard >= 1) & (heard <= FRAME)).all(), lengths
-        bucket = self._bucket(listening, speaking, ends=bool((heard < FRAME).any()))
+        self.follow()
+        bucket = self._bucket(slots, listening, speaking, ends=bool((heard < FRAME).any()))
         self._prepare(bucket)
+        if bucket.speaking:
+            self._unheard = _following(bucket.width, 0 if self._graphs is not None else int(speaking.argmax()))
+            self._prepare(self._unheard)
         self._given[:batch, :FRAME] = pcm
-        self._given[:batch, FRAME], self._given[:batch, FRAME + 1] = listening * lengths, speaking
-        self._given[batch : bucket.width, FRAME:] = 0
+        self._given[:batch, FRAME:] = np.stack((listening * lengths, speaking, slots), axis=1)
+        self._given[batch : bucket.width, FRAME:] = self._nobody
+        self._run(bucket)
+        if self._device.codec.device.type == "cuda":
+            torch.cuda.current_stream(self._device.codec.device).synchronize()
+        got = self._got[:batch].copy()
+        ended, finite = got[:, -2] > 0, got[:, -1] > 0
+        self._frames[slots] += ~ended
+        self._least[slots] = np.maximum(self._least[slots], self._frames[slots] - self.rewind_frames)
+        codes = got[:, FRAME : FRAME + self.num_codebooks].astype(np.int64)
+        return StepResult(got[:, :FRAME], codes, ended, ~finite)
+
+    def follow(self) -> None:
+        """Let the encoder hear what was spoken in the step before: call it once the audio is on its way.
+
+        Whatever needs it does so itself. On a GPU it returns before it is done, and what comes next waits for it there.
+        """
+        if self._unheard is not None:
+            bucket, self._unheard = self._unheard, None
+            self._run(bucket)
+
+    def rehearse(self, rows: int) -> float:
+        """Return the seconds that a step takes in which so many sessions speak whose contexts are full, until the
+        encoder has heard it. What the first slots held is lost.
+        """
+        slots = np.arange(rows)
+        device, pcm, speaking = self._device, np.zeros((rows, FRAME), np.float32), np.ones(rows, np.bool_)
+        for slot in range(rows):
+            self.open(slot, Sampling(seed=slot))
+        for frames in (
+            device.decoder_state.frames,
+            device.codec_state.encoder.frames,
+            device.codec_state.decoder.frames,
+        ):
+            frames[:rows] = self.context_frames
+        self._frames[:rows] = self._least[:rows] = self.context_frames
+        started = time.perf_counter()
+        self(slots, pcm, ~speaking, speaking)
+        self.follow()
+        if device.codec.device.type == "cuda":
+            torch.cuda.synchronize(device.codec.device)
+        return time.perf_counter() - started
+
+    def _run(self, bucket: Bucket) -> None:
         if self._graphs is not None:
             self._graphs.replay(bucket)
         else:
             self._work(bucket)
-            if self._device.codec.device.type == "cuda":
-                torch.cuda.current_stream(self._device.codec.device).synchronize()
-        got = self._got[:batch].copy()
-        ended, finite = got[:, -2] > 0, got[:, -1] > 0
-        advanced = (listening | speaking) & ~ended
-        self._frames[:batch] += advanced
-        self._least[:batch] = np.maximum(self._least[:batch], self._frames[:batch] - self.rewind_frames)
-        codes = got[:, FRAME : FRAME + self.num_codebooks].astype(np.int64)
-        return StepResult(got[:, :FRAME], codes, ended, (listening | speaking) & ~finite)
 
     def _work(self, bucket: Bucket) -> None:
         """Run one step from the host's inputs to the host's outputs. On a CPU these are the device's own."""
         device = self._device
+        if not bucket.listening and not bucket.speaking:
+            device.follow(bucket.first, bucket.width)
+            return
         if self._inputs is not device.inputs:
             device.inputs[: bucket.width].copy_(self._inputs[: bucket.width], non_blocking=True)
         device.advance(bucket)
@@ -338,18 +492,24 @@ class FrameStep:
 
     def _prepare(self, bucket: Bucket) -> None:
         if self._graphs is not None and bucket not in self._graphs:
-            self._given[:, FRAME:] = 0  # a capture runs steps, in which nobody may take part
+            self._given[:, FRAME:] = self._nobody  # a capture runs steps, in which nobody may take part
+            self._device.inputs.copy_(self._inputs)
             self._graphs.capture(bucket)
 
-    def _bucket(self, listening: NDArray[np.bool_], speaking: NDArray[np.bool_], ends: bool = True) -> Bucket:
+    def _bucket(
+        self,
+        slots: NDArray[np.int64],
+        listening: NDArray[np.bool_],
+        speaking: NDArray[np.bool_],
+        ends: bool = True,
+    ) -> Bucket:
         """Return the smallest bucket that fits a step.
 
         On a CPU nothing is captured, so the bucket is just as wide and long as the step. Where steps are captured, any
         frame may end early, since looking at the lengths takes four launches only.
         """
-        taking_part = np.flatnonzero(listening | speaking)
-        few = all(0 < self._sampling[slot].top_k <= FEW for slot in np.flatnonzero(speaking))
-        width, longest = len(listening), int(self._frames[taking_part].max())
+        few = all(0 < self._sampling[slot].top_k <= FEW for slot in slots[speaking])
+        width, longest = len(slots), int(self._frames[slots].max())
         if self._graphs is None:
             return Bucket(width, self._columns(longest), bool(listening.any()), bool(speaking.any()), few, ends)
         width = next((w for w in _WIDTHS if width <= w <= self.num_slots), self.num_slots)

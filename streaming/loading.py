@@ -6,29 +6,32 @@ import logging
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from streaming import config as values
+from streaming.audio import FRAME_RATE
 from streaming.config import CONTEXT_TOKENS as CONTEXT_TOKENS  # these are loading's own words, too
 from streaming.config import DEMO as DEMO
 from streaming.config import LlamaConfig, MimiConfig, Sampling, not_followed, transformer_parameters
 from streaming.engine.engine import Engine
 from streaming.errors import StreamingError, TooLargeError
 from streaming.frame_step import FrameStep, slot_bytes
-from streaming.memory import Memory, available_memory, size
+from streaming.memory import Memory, available_memory, resident, size
 from streaming.models.checkpoint import TensorSource, locate, read_config, read_generation_config
+from streaming.models.faults import is_want_of_memory
 from streaming.models.linear import Quantize
 from streaming.models.llama import LlamaDecoder
 from streaming.models.mimi import StreamingMimi
 from streaming.models.operations.base import Operations
-from streaming.models.random_weights import DECODERS, random_codec, random_decoder
+from streaming.models.random_weights import CODECS, DECODERS, MIMI, random_codec, random_decoder
 from streaming.models.token_layout import TokenLayout
 
 _LOG = logging.getLogger(__name__)
 
 _DEMO_FOLDER = Path(__file__).parent / "demo" / "voice"
-_DEMO_NOTICE = "the demo model is a few hours of training on synthetic voices: it speaks in theirs, and says nothing"
+_DEMO_NOTICE = "The demo model is small: it babbles in the pitch of the voice that it hears, and says no words."
 RANDOM = "random:"
 """Before the name of a size: full-size weights made in memory, so that speed needs no download."""
 _RANDOM_NOTICE = "the weights are random: what it says is noise, at a real model's pace"
@@ -42,6 +45,16 @@ REWIND_FRAMES = 16
 """How far back an interruption can cut: 1.28 s, three times the default lead."""
 _LEAST_CONTEXT_FRAMES = 2
 """The frame that is made, and one to go on from: a session with fewer would hear nothing."""
+_SHARE_OF_FRAME = 0.8
+"""Of a frame's 80 ms, what a step of all sessions may take: the rest is for sockets, and for other programs."""
+_REAL_TIME_S = 1 / FRAME_RATE
+_REHEARSED = {"cpu": 8, "cuda": 64}
+"""Sessions in the wider of the two steps that are measured."""
+_REHEARSAL_S = 0.4
+_REHEARSALS = 7
+"""Steps of a kind that are measured: this many, or for so long."""
+_MOST_SESSIONS = 512
+"""What `auto` finds at most: the widest step that is captured."""
 _SHARE = 0.9
 """Of the free memory, at most so much for slots: the rest is for connections, graphs, and whoever else is there."""
 
@@ -165,7 +178,8 @@ def _random_models(
     if config is None:
         raise StreamingError(f"{name}: random weights come in the sizes {', '.join(DECODERS)}")
     check_weights(config, quantize, dtype.itemsize, device)
-    codec = random_codec(config.num_codebooks, device, codec_dtype)
+    shape = CODECS.get(name.removeprefix(RANDOM), MIMI)
+    codec = random_codec(config.num_codebooks, device, codec_dtype, shape)
     decoder = random_decoder(config, device, dtype, quantize, operations)
     return Models(name, codec, decoder, _RANDOM_NOTICE, Sampling())
 
@@ -204,33 +218,106 @@ def load_engine(
     device: str | torch.device = "auto",
     dtype: str = "auto",
     quantize: Quantize = "none",
-    max_sessions: int = 4,
+    max_sessions: int | Literal["auto"] = 4,
     context_tokens: int = CONTEXT_TOKENS,
     rewind_frames: int = REWIND_FRAMES,
     codec_dtype: str = "float32",
     codec_window: int | None = None,
+    memory_share: float = 1.0,
 ) -> Engine:
     """Return a running engine with `max_sessions` slots. Close it, or use it in a `with` block.
+
+    memory_share: of the device's memory, at most so much is taken, for several engines on one device.
+    max_sessions: `auto` is as many as `most_sessions` finds, and the log says why.
 
     Raises as `load_models` does; `TooLargeError` where the memory does not suffice, `StreamingError` for other sizes
     that make no sense.
     """
-    if max_sessions < 1 or rewind_frames < 0:
+    if (max_sessions != "auto" and max_sessions < 1) or rewind_frames < 0:
         raise StreamingError(f"max_sessions is {max_sessions}, rewind_frames {rewind_frames}: at least 1 and 0")
+    if not 0 < memory_share <= 1:
+        raise StreamingError(f"memory_share is {memory_share:g}: above 0, and at most 1")
+    if memory_share < 1 and pick_device(device).type == "cuda":
+        torch.cuda.set_per_process_memory_fraction(memory_share, pick_device(device))
     models = load_models(model, codec, device, dtype, quantize, codec_dtype, codec_window=codec_window)
+    memory = _share_of(models.codec.device, memory_share)
     context_frames = frames_of_context(models.decoder, context_tokens)
-    check_memory(models.codec, models.decoder, max_sessions, context_tokens, rewind_frames)
+    if max_sessions == "auto":
+        check_memory(models.codec, models.decoder, 1, context_tokens, rewind_frames, memory)
+        max_sessions = most_sessions(models.codec, models.decoder, context_tokens, rewind_frames, memory)
+    check_memory(models.codec, models.decoder, max_sessions, context_tokens, rewind_frames, memory)
     try:
         step = FrameStep(models.codec, models.decoder, max_sessions, context_frames, rewind_frames)
         step.warm_up()
-    except (RuntimeError, MemoryError) as error:  # torch raises the first for want of memory
+    except (RuntimeError, MemoryError) as error:  # torch raises the first for want of memory, too
+        if not is_want_of_memory(error):
+            _LOG.exception("the step could not be made ready on %s", models.codec.device)
+            raise StreamingError(f"the step could not be made ready on {models.codec.device}: {error}") from error
         raise TooLargeError(
             f"{max_sessions} sessions with {context_tokens} tokens of context each do not fit into memory; "
             "use fewer --max-sessions or --context-tokens"
         ) from error
     decoder = models.decoder
     dtype_name = str(decoder.dtype).removeprefix("torch.")
-    return Engine(step, models.name, models.notice, str(decoder.device), dtype_name, models.sampling)
+    return Engine(
+        step, models.name, models.notice, str(decoder.device), dtype_name, models.sampling, operations=step.operations
+    )
+
+
+def most_sessions(
+    codec: StreamingMimi,
+    decoder: LlamaDecoder,
+    context_tokens: int = CONTEXT_TOKENS,
+    rewind_frames: int = REWIND_FRAMES,
+    memory: Memory | None = None,
+) -> int:
+    """Return how many sessions this machine carries: as many as fit into its memory and can all speak in real time.
+
+    Steps of one session and of several are measured, which takes a second or two, and a straight line is laid through
+    them. The log says what was found; a model that is too slow for one session is a warning, and gets one.
+    """
+    memory, device = memory or _memory_of(codec.device), codec.device
+    each = slot_bytes(codec, decoder, context_tokens, rewind_frames)
+    fitting = _MOST_SESSIONS if memory is None else int(_SHARE * memory.free / each) - (device.type == "cuda")
+    if fitting <= 1:
+        return 1
+    rows = min(fitting, _REHEARSED[device.type])
+    step = FrameStep(codec, decoder, rows, frames_of_context(decoder, context_tokens), rewind_frames)
+    one = _rehearsed_s(step, 1)
+    if one >= _REAL_TIME_S:
+        _LOG.warning(
+            "one session alone takes %.0f ms for each 80 ms of speech here: it will stutter. %s",
+            1e3 * one,
+            "A GPU would help, or --quantize int4" if device.type == "cpu" else "A smaller model would help",
+        )
+        return 1
+    rows = min(rows, max(2, int(_REHEARSAL_S / one)))
+    several = _rehearsed_s(step, rows)
+    more = max((several - one) / (rows - 1), 1e-6)
+    in_time = 1 + max(0, int((_SHARE_OF_FRAME / FRAME_RATE - one) / more))
+    found = min(in_time, fitting, _MOST_SESSIONS)
+    _LOG.info(
+        "%d sessions: a step takes %.1f ms for one and %.1f ms for %d, so %s are in time; %s fit into memory",
+        found,
+        1e3 * one,
+        1e3 * several,
+        rows,
+        f"{in_time:,}",
+        f"{fitting:,}",
+    )
+    return found
+
+
+def _rehearsed_s(step: FrameStep, rows: int) -> float:
+    """The quickest of some steps, after a first one that also captures or prepares what it needs.
+
+    What other programs take for a moment says nothing of the hours to come; where it lasts, `Engine.overloaded` sees
+    it.
+    """
+    first = step.rehearse(rows)
+    if first > _REHEARSAL_S:
+        return first
+    return min(step.rehearse(rows) for _ in range(min(_REHEARSALS, int(_REHEARSAL_S / first))))
 
 
 def frames_of_context(decoder: LlamaDecoder, context_tokens: int) -> int:
@@ -259,16 +346,17 @@ def check_memory(
     is; by default, what the models' device says. decoder: None for the codec alone.
     """
     memory = memory or _memory_of(codec.device)
+    taken = sessions + (codec.device.type == "cuda")  # a spare slot; a CPU's system gives out what is written to
     try:
         each = slot_bytes(codec, decoder, context_tokens, rewind_frames)
     except RuntimeError as error:
         raise TooLargeError(f"{context_tokens:,} tokens of context do not fit into any memory") from error
-    if memory is None or sessions * each <= _SHARE * memory.free:
+    if memory is None or taken * each <= _SHARE * memory.free:
         return
-    most = int(_SHARE * memory.free / each)
-    hint = f"at most {most:,} fit" if most else f"one alone needs {size(each)}; use fewer --context-tokens"
+    most = int(_SHARE * memory.free / each) - (taken - sessions)
+    hint = f"at most {most:,} fit" if most > 0 else f"one alone needs {size(each)}; use fewer --context-tokens"
     raise TooLargeError(
-        f"{sessions:,} sessions with {context_tokens:,} tokens of context need {size(sessions * each)}, and "
+        f"{sessions:,} sessions with {context_tokens:,} tokens of context need {size(taken * each)}, and "
         f"{_free(memory, codec.device)}: {hint}"
     )
 
@@ -294,6 +382,16 @@ def _memory_of(device: torch.device) -> Memory | None:
         free, total = torch.cuda.mem_get_info(device)
         return Memory(total, free)
     return available_memory()
+
+
+def _share_of(device: torch.device, share: float) -> Memory | None:
+    """Return what this process may have of a device's memory, and how much of that is left."""
+    memory = _memory_of(device)
+    if memory is None or share == 1:
+        return memory
+    taken = torch.cuda.memory_reserved(device) if device.type == "cuda" else resident()
+    total = int(share * memory.total)
+    return Memory(total, max(0, min(memory.free, total - taken)))
 
 
 def _free(memory: Memory, device: torch.device) -> str:

@@ -25,6 +25,14 @@ def available_memory(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/c
     return Memory(min(limit.total for limit in limits), min(limit.free for limit in limits))
 
 
+def resident(proc: Path = Path("/proc")) -> int:
+    """Return what this process holds of the machine's memory, in bytes; 0 where the system does not tell."""
+    try:
+        return int((proc / "self" / "statm").read_text(encoding="utf-8").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
 def size(count: float) -> str:
     """Bytes as a person reads them: `1.2 TB`."""
     for unit in ("bytes", "kB", "MB", "GB", "TB"):

@@ -13,7 +13,7 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from streaming.command import VERSION
 
@@ -175,6 +175,15 @@ def count(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not at least 1")
     return value
+
+
+def count_or_auto(text: str) -> int | Literal["auto"]:
+    """An argparse type: 1 or more, or `auto`."""
+    if text == "auto":
+        return "auto"
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be at least 1, or auto")
+    return int(text)
 
 
 def positive(text: str) -> float:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from streaming.config import LlamaConfig, Sampling
-from streaming.frame_step import Bucket, DeviceStep, FrameStep
+from streaming.frame_step import Bucket, DeviceStep, FrameStep, _following, _Graphs
 from streaming.models.llama import LlamaDecoder
 from streaming.models.mimi import StreamingMimi
 from streaming.models.operations.base import Operations
@@ -38,8 +41,6 @@ FORBIDDEN = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_no
 """Operations whose result the host has to see, or whose shape depends on it."""
 
 
-TWO_LAUNCHES = "streaming.decode_attention"
-"""Where the window is split over programs. The other kernels are one launch each."""
 MAKES_NOTHING = ("empty", "prim.device")
 
 
@@ -67,8 +68,6 @@ class Watch(TorchDispatchMode):
 
     @staticmethod
     def _launches(name: str, func: Any, out: Any, given: list[Any]) -> int:
-        if name.startswith(TWO_LAUNCHES):
-            return 1 + (given[-1] > 1)  # the number of splits
         if any(part in name for part in MAKES_NOTHING):
             return 0
         tensors = [leaf for leaf in tree_leaves(given) if isinstance(leaf, Tensor)]
@@ -109,37 +108,38 @@ def _launches(layers: int, width: int, kind: str, operations: Operations | None)
 @pytest.mark.parametrize(
     ("kind", "width", "runs", "launches"),
     [
-        ("listen", 1, "fused", 10),
-        ("speak", 1, "fused", 4 * 10),
-        ("speak", 64, "fused", 4 * 9),
-        ("speak", 1, "matvec", 4 * 7),
-        ("speak", 1, "plain", 4 * 34),
+        ("listen", 1, "fused", 8),
+        ("speak", 1, "fused", 4 * 8),
+        ("speak", 64, "matvec", 4 * 8),
+        ("speak", 1, "matvec", 4 * 5),
+        ("listen", 1, "matvec", 5),
+        ("speak", 1, "plain", 4 * 35),
     ],
 )
-def test_a_layer_is_ten_launches_a_pass(kind: str, width: int, runs: str, launches: int) -> None:
+def test_a_layer_is_five_launches_a_pass(kind: str, width: int, runs: str, launches: int) -> None:
     """Launches are what the step of a few slots is made of, and they creep in one `unsqueeze().float()` at a time. The
     figures are those of docs/performance.md.
     """
     fused = pytest.importorskip("streaming.models.operations.triton.operations", exc_type=ImportError)
     operations = {
-        "plain": TorchOperations(),
-        "fused": fused.TritonOperations(),
-        "matvec": fused.TritonOperations(matvec_rows=4),
+        "plain": TorchOperations,
+        "fused": lambda: fused.TritonOperations(matvec_rows=0),
+        "matvec": fused.TritonOperations,
     }[runs]
-    one, two = (_launches(layers, width, kind, operations) for layers in (1, 2))
+    one, two = (_launches(layers, width, kind, operations()) for layers in (1, 2))
     assert two - one == launches
 
 
-@pytest.mark.parametrize(("runs", "layer", "frame"), [("fused", 12, 343), ("plain", 19, 583)])
+@pytest.mark.parametrize(("runs", "layer", "frame"), [("fused", 12, 345), ("plain", 20, 601)])
 def test_a_codec_s_frame_is_so_many_launches(runs: str, layer: int, frame: int) -> None:
     """Both ways, for one session; the figures are those of docs/performance.md."""
     fused = pytest.importorskip("streaming.models.operations.triton.operations", exc_type=ImportError)
-    operations = {"plain": TorchOperations(), "fused": fused.TritonOperations()}[runs]
+    operations = {"plain": TorchOperations, "fused": fused.TritonOperations}[runs]
     counts = []
     for layers in (1, 2, MIMI.num_layers):
         with FakeTensorMode():
             source, shape = RandomSource(CUDA, torch.float32), replace(MIMI, num_layers=layers)
-            codec = StreamingMimi(source, shape, 4, operations)
+            codec = StreamingMimi(source, shape, 4, operations())
             state, active = codec.init_state(1), torch.ones(1, dtype=torch.bool, device=CUDA)
             pcm = torch.zeros(1, 1920, device=CUDA)
             with Watch(CUDA) as watch:
@@ -157,7 +157,7 @@ def _tensors(thing: object, path: str = "") -> Iterator[tuple[str, Tensor]]:
         for field in fields(thing):
             yield from _tensors(getattr(thing, field.name), f"{path}.{field.name}")
     elif isinstance(thing, DeviceStep):
-        for name in ("codec_state", "decoder_state", "sampler", "inputs", "outputs"):
+        for name in ("codec_state", "decoder_state", "sampler", "hears", "inputs", "outputs"):
             yield from _tensors(getattr(thing, name), f"{path}.{name}")
 
 
@@ -178,7 +178,7 @@ def test_state_keeps_its_storage(plain: tuple[StreamingMimi, LlamaDecoder]) -> N
         step.open(slot, Sampling(seed=slot))
     for number in range(3 * WINDOW):
         listening = random.random(2) < 0.5 if number else np.ones(2, np.bool_)
-        step(random.standard_normal((2, 1920)).astype(np.float32), listening, ~listening)
+        step(np.arange(2), random.standard_normal((2, 1920)).astype(np.float32), listening, ~listening)
         if number % 5 == 4:
             step.rewind(0, 2)
             step.configure(1, Sampling(temperature=1.0, top_k=0))
@@ -196,8 +196,9 @@ def test_a_bucket_is_the_same_operations_wherever_its_streams_stand(
     codec, decoder = plain
     step = DeviceStep(codec, decoder, 3, WINDOW, REWIND)
     bucket = Bucket(3, decoder.columns_for(step.decoder_state, 1000), *KINDS[kind])
-    step.inputs[:, -2] = float(bucket.listening)
-    step.inputs[:, -1] = float(bucket.speaking and not bucket.listening)
+    step.inputs[:, 1920] = float(bucket.listening)
+    step.inputs[:, 1921] = float(bucket.speaking and not bucket.listening)
+    step.inputs[:, 1922] = torch.tensor([2, 0, 1])
     runs = []
     for number in range(3 * WINDOW):
         with Watch(torch.device("cpu")) as watch:
@@ -227,25 +228,32 @@ def test_every_step_of_a_gpu_finds_its_bucket_captured(
         step._graphs = {}  # type: ignore[assignment]  # as on a GPU
         captured = set(step.buckets())
         assert len(captured) < 200
-        assert len({bucket.columns for bucket in captured}) == (1 if operations.bounded else 3)
+        assert len({bucket.columns for bucket in captured if bucket.columns}) == (1 if operations.bounded else 3)
         for _ in range(300):
-            width = int(random.integers(1, slots + 1))
-            listening, speaking = random.random((2, width)) < 0.3
-            speaking &= ~listening
-            if not (listening | speaking).any():
-                continue
+            named = random.permutation(slots)[: int(random.integers(1, slots + 1))]
+            listening = random.random(len(named)) < 0.5
+            speaking = ~listening
             step._frames[:] = random.integers(0, int(random.choice([63, 127, 600])), slots)
             step._sampling = [Sampling(top_k=int(k)) for k in random.choice([0, 5, 64, 65], slots)]
-            bucket = step._bucket(listening, speaking)
+            bucket = step._bucket(named, listening, speaking)
             assert bucket in captured, bucket
-            assert bucket.width == min(b.width for b in captured if b.width >= width), "wider than it has to be"
+            assert not bucket.speaking or _following(bucket.width) in captured
+            assert bucket.width == min(b.width for b in captured if b.width >= len(named)), "wider than it has to be"
             assert (bucket.listening, bucket.speaking) == (listening.any(), speaking.any())
-            ranked = [step._sampling[slot].top_k for slot in np.flatnonzero(speaking)]
+            ranked = [step._sampling[slot].top_k for slot in named[speaking]]
             assert bucket.few == all(0 < top_k <= 64 for top_k in ranked), "the speakers' options alone count"
-            longest = int(step._frames[:width][listening | speaking].max())
+            longest = int(step._frames[named].max())
             # Ranking all tokens is captured at one length.
             length = min(length for length in step._lengths if longest <= length) if bucket.few else 10_000
             assert bucket.columns == decoder.columns_for(step._device.decoder_state, length), "longer than it has to be"
+
+
+def _states(step: FrameStep) -> Iterator[tuple[str, Tensor]]:
+    """All memory by slot."""
+    device = step._device
+    step.follow()
+    for name in ("codec_state", "decoder_state", "sampler"):
+        yield from _tensors(getattr(device, name), name)
 
 
 class _Recorded:
@@ -267,12 +275,58 @@ class _Recorded:
         self._step._work(bucket)
 
 
+def test_a_gpu_s_output_layers_are_padded_and_nobody_sees_it() -> None:
+    """The library's product of 2,049 outputs is a slow one: no row of it begins where 16 bytes do."""
+    with FakeTensorMode():
+        decoder = random_decoder(replace(LLAMA_MIMI_1_3B, num_layers=1), CUDA, torch.bfloat16)
+        hidden = torch.zeros(3, decoder.config.hidden_size, dtype=torch.bfloat16, device=CUDA)
+        for book, head in enumerate(decoder._heads):
+            assert head.weight.shape == (2056, decoder.config.hidden_size)
+            assert decoder.logits(hidden, book).shape == (3, 2049)
+
+
+def test_all_graphs_are_captured_on_one_stream_into_one_pool_and_replayed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of a pool belong to the stream that took them: with a stream for each capture, 256 slots took 11 GB and 32
+    workspaces. And a graph's first replay, which loads it, came in mid-conversation.
+    """
+    done: list[tuple[str, object]] = []
+    streams = itertools.count()
+
+    class Graph:
+        def replay(self) -> None:
+            done.append(("replay", self))
+
+    @contextmanager
+    def graph(which: Graph, pool: object, stream: object) -> Iterator[None]:
+        done.append(("capture", (pool, stream)))
+        yield
+
+    for name, stub in {
+        "Stream": lambda device: next(streams),
+        "stream": nullcontext,
+        "device": nullcontext,
+        "current_stream": lambda: SimpleNamespace(synchronize=lambda: None),
+        "synchronize": lambda: done.append(("synchronize", None)),
+        "graph_pool_handle": lambda: "pool",
+        "CUDAGraph": Graph,
+        "graph": graph,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, stub)
+    graphs = _Graphs(lambda bucket: done.append(("work", bucket)), CUDA)
+    for width in (4, 2):
+        graphs.capture(Bucket(width, 8, True, False, True))
+    one_capture = ["synchronize", "work", "work", "capture", "work", "synchronize", "replay", "synchronize"]
+    assert [what for what, _ in done] == 2 * one_capture
+    assert {given for what, given in done if what == "capture"} == {("pool", 0)}
+
+
 @pytest.mark.parametrize("warm", [True, False], ids=["warm", "cold"])
 def test_buckets_that_are_wider_than_a_step_move_nobody_who_takes_no_part(
     codec: StreamingMimi, decoder: LlamaDecoder, warm: bool
 ) -> None:
-    """A step of three runs as one of four, and what the fourth slot did in the step before still stands in the inputs:
-    it went on speaking by itself. And so did everybody whenever a graph was recorded in mid-conversation.
+    """A step of three runs as one of four, and what the fourth row did in the step before still stands in the inputs:
+    its slot went on speaking by itself. And so did everybody whenever a graph was recorded in mid-conversation. Rows
+    that fill a bucket write into the spare slot, and nowhere else.
     """
     graphs, plain = FrameStep(codec, decoder, 5, WINDOW, REWIND), FrameStep(codec, decoder, 5, WINDOW, REWIND)
     recorded = graphs._graphs = _Recorded(graphs)  # type: ignore[assignment]
@@ -285,14 +339,17 @@ def test_buckets_that_are_wider_than_a_step_move_nobody_who_takes_no_part(
     speech = np.random.default_rng(1).standard_normal((30, 5, 1920)).astype(np.float32)
     plan = ["lllll", "sssss", "sls", "s", "ss-ls", "l-s", "lls", "-s", "sslss", "l"]
     for doing, pcm in zip(plan, speech, strict=False):
-        listening, speaking = (np.array([what == kind for what in doing]) for kind in "ls")
-        results = [step(pcm[: len(doing)], listening, speaking) for step in (graphs, plain)]
+        slots = np.array([slot for slot, what in enumerate(doing) if what != "-"])[::-1].copy()
+        listening = np.array([doing[slot] == "l" for slot in slots])
+        results = [step(slots, pcm[slots], listening, ~listening) for step in (graphs, plain)]
         for ours, wanted in zip(*((r.codes, r.pcm, r.ended, r.broken) for r in results), strict=True):
-            assert np.array_equal(ours[listening | speaking], wanted[listening | speaking])
+            assert np.array_equal(ours, wanted)
         for step in (graphs, plain):
-            told = [step.frames(slot) for slot in range(5)]
+            told = [step.frames(slot) for slot in range(5)] + [0]
             assert step._device.decoder_state.frames.tolist() == told
             assert step._device.codec_state.decoder.frames.tolist() == told
+        for (path, ours), (_, wanted) in zip(*(_states(step) for step in (graphs, plain)), strict=True):
+            assert torch.equal(ours[:-1], wanted[:-1]), path
         assert [graphs.frames(slot) for slot in range(5)] == [plain.frames(slot) for slot in range(5)]
 
 
@@ -306,6 +363,6 @@ def test_one_length_of_context_is_captured_where_attention_reads_what_is_held(
         step = FrameStep(codec, load_decoder(decoder_dir, operations=operations), 4, 255, 2)
         step._graphs = {}  # type: ignore[assignment]  # as on a GPU
         found.append(step.buckets())
-        assert step._bucket(np.ones(1, np.bool_), np.zeros(1, np.bool_)) in found[-1]
-    assert [len(buckets) for buckets in found] == [15, 33]
-    assert len({bucket.columns for bucket in found[0]}) == 1
+        assert step._bucket(np.zeros(1, np.int64), np.ones(1, np.bool_), np.zeros(1, np.bool_)) in found[-1]
+    assert [len(buckets) for buckets in found] == [18, 36]
+    assert len({bucket.columns for bucket in found[0] if bucket.columns}) == 1

@@ -38,7 +38,8 @@ class RecordingStep:
         self.num_slots, self.num_codebooks = step.num_slots, step.num_codebooks
         self.context_frames, self.rewind_frames = step.context_frames, step.rewind_frames
         self.frames, self.configure, self.is_fatal = step.frames, step.configure, step.is_fatal
-        self.reach = step.reach
+        self.reach, self.follow, self.identity = step.reach, step.follow, step.identity
+        self.copy, self.put, self.pack, self.unpack = step.copy, step.put, step.pack, step.unpack
         self.codes: dict[int, list[NDArray[np.int64]]] = defaultdict(list)
 
     def open(self, slot: int, sampling: Sampling) -> None:
@@ -51,14 +52,15 @@ class RecordingStep:
 
     def __call__(
         self,
+        slots: NDArray[np.int64],
         pcm: NDArray[np.float32],
         listening: NDArray[np.bool_],
         speaking: NDArray[np.bool_],
         lengths: NDArray[np.int64],
     ) -> StepResult:
-        result = self._step(pcm, listening, speaking, lengths)
-        for slot in np.flatnonzero((listening | speaking) & ~result.ended).tolist():
-            self.codes[slot].append(result.codes[slot])
+        result = self._step(slots, pcm, listening, speaking, lengths)
+        for row in np.flatnonzero(~result.ended).tolist():
+            self.codes[int(slots[row])].append(result.codes[row])
         return result
 
     def stream(self, slot: int) -> NDArray[np.int64]:

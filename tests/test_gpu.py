@@ -31,10 +31,12 @@ def pair(codec_dir: Path, decoder_dir: Path) -> tuple[FrameStep, FrameStep]:
 
 
 def _step(step: FrameStep, doing: str, number: int) -> StepResult:
-    """doing: "l", "s" or "-" for each slot."""
-    pcm = speech(len(doing), seed=number).reshape(len(doing), FRAME)
-    ends = np.random.default_rng(number).choice([FRAME, FRAME, 1, 900, 1919], len(doing))
-    return step(pcm, np.array([d == "l" for d in doing]), np.array([d == "s" for d in doing]), ends)
+    """doing: "l", "s" or "-" for each slot. The last one's row comes first."""
+    slots = np.array([slot for slot, what in enumerate(doing) if what != "-"])[::-1].copy()
+    pcm = speech(len(slots), seed=number).reshape(len(slots), FRAME)
+    ends = np.random.default_rng(number).choice([FRAME, FRAME, 1, 900, 1919], len(slots))
+    listening = np.array([doing[slot] == "l" for slot in slots])
+    return step(slots, pcm, listening, ~listening, ends)
 
 
 def _plan(steps: int, seed: int) -> list[str]:

@@ -30,6 +30,7 @@ LAYERS = (
     ("streaming.terminal",),
     (
         "streaming.loading",
+        "streaming.at_once",
         "streaming.benchmark",
         "streaming.scoring",
         "streaming.score",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,12 +16,13 @@ from streaming import loading
 from streaming.audio import FRAME
 from streaming.benchmark.likelihood import PROMPT, speech_frames
 from streaming.config import LlamaConfig, Sampling, transformer_parameters
-from streaming.errors import CheckpointError, StreamingError
+from streaming.errors import CheckpointError, StreamingError, TooLargeError
 from streaming.frame_step import FrameStep
 from streaming.memory import Memory
 from streaming.models import random_weights
 from streaming.models.checkpoint import read_config
 from streaming.models.likelihood import encode
+from streaming.models.operations.torch import TorchOperations
 from streaming.models.random_weights import LLAMA_MIMI_1_3B
 
 
@@ -31,10 +33,10 @@ def test_the_demo_hears_and_speaks_in_either_kind_of_numbers(codec_dtype: str) -
     assert models.codec.dtype == loading.DTYPES[codec_dtype]
     step = FrameStep(models.codec, models.decoder, 1, 40, 0)
     step.open(0, Sampling(seed=1))
-    yes, no = np.ones(1, np.bool_), np.zeros(1, np.bool_)
+    slot, yes, no = np.zeros(1, np.int64), np.ones(1, np.bool_), np.zeros(1, np.bool_)
     speech = speech_frames(PROMPT, 30)
-    heard = np.concatenate([step(frame[None], yes, no).codes for frame in speech])
-    spoken = np.concatenate([step(np.zeros((1, FRAME), np.float32), no, yes).pcm[0] for _ in range(10)])
+    heard = np.concatenate([step(slot, frame[None], yes, no).codes for frame in speech])
+    spoken = np.concatenate([step(slot, np.zeros((1, FRAME), np.float32), no, yes).pcm[0] for _ in range(10)])
     assert spoken.dtype == np.float32 and np.isfinite(spoken).all() and spoken.std() > 1e-3
     wanted = encode(loading.load_models("demo", device="cpu").codec, speech).numpy()
     same = (heard == wanted).mean()
@@ -50,9 +52,9 @@ def test_random_weights_go_by_their_size(monkeypatch: pytest.MonkeyPatch) -> Non
     assert (models.name, models.codec, models.decoder) == ("random:1.3b", "codec", "decoder")
     assert made == [(LLAMA_MIMI_1_3B, torch.device("cpu"), torch.bfloat16, "int8", None)]
     assert models.notice and "noise" in models.notice
-    with pytest.raises(StreamingError, match=r"random:70b: random weights come in the sizes 1\.3b, 8b"):
+    with pytest.raises(StreamingError, match=r"random:70b: random weights come in the sizes 1\.3b, 8b, tiny"):
         loading.load_models("random:70b", device="cpu")
-    assert random_weights.DECODERS.keys() == {"1.3b", "8b"}
+    assert random_weights.DECODERS.keys() == {"1.3b", "8b", "tiny"}
 
 
 @pytest.mark.parametrize(
@@ -123,6 +125,41 @@ def test_what_is_asked_for_is_what_runs(monkeypatch: pytest.MonkeyPatch) -> None
         assert (engine.stats().slots, engine.rewind_frames) == (2, 3)
         assert engine.context_frames == (500 - whole.decoder.prefix) // whole.decoder.num_codebooks
         assert warmed == [engine._step]
+
+
+@pytest.mark.parametrize(
+    ("error", "told", "memory"),
+    [
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), "an illegal memory access", False),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), "mat1 and mat2", False),
+        (torch.OutOfMemoryError("CUDA out of memory"), "fewer --max-sessions", True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "fewer --max-sessions", True),
+    ],
+)
+def test_what_kept_a_step_from_being_ready_is_told(
+    error: Exception, told: str, memory: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever went wrong in the first minute on a GPU was told as a want of memory."""
+
+    def broken(step: FrameStep) -> None:
+        raise error
+
+    monkeypatch.setattr(FrameStep, "warm_up", broken)
+    with pytest.raises(TooLargeError if memory else StreamingError, match=told) as caught:
+        loading.load_engine(device="cpu", max_sessions=1)
+    assert isinstance(caught.value, TooLargeError) == memory
+    assert caught.value.__cause__ is error
+    assert ("could not be made ready" in caplog.text) == (not memory)
+
+
+def test_an_engine_says_which_operations_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If Triton failed, plain operations ran silently, and were measured for it."""
+    with loading.load_engine(device="cpu", max_sessions=1) as engine:
+        assert engine.operations in ("native", "PyTorch")
+    models = loading.load_models("demo", device="cpu", operations=TorchOperations())
+    monkeypatch.setattr(models.codec, "operations", SimpleNamespace(name="Triton"))
+    step = FrameStep(models.codec, models.decoder, 1, 4, 0)
+    assert step.operations == "decoder PyTorch, codec Triton"
 
 
 def test_the_demo_speaks_through_another_codec_if_it_is_given_one(tmp_path: Path) -> None:

@@ -80,7 +80,8 @@ def server_says(
     [
         (["--threads", "100000"], 2, "--threads is 100000, must be from 1 to "),
         (["--threads", "-1"], 2, "--threads is -1, must be from 1 to "),
-        (["--max-sessions", "0"], 2, "must be at least 1"),
+        (["--max-sessions", "0"], 2, "0 must be at least 1, or auto"),
+        (["--max-sessions", "many"], 2, "many must be at least 1, or auto"),
         (["--context-tokens", "0"], 2, "--context-tokens is 0, must be at least 1"),
         (["--context-tokens", "9" * 30], 2, "must be at least 1 and below 2**40"),
         (["--port", "65536"], 2, "must be from 0 to 65535"),

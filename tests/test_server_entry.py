@@ -37,6 +37,22 @@ sys.exit(main())
 """`server.py` over a step that is the last one."""
 
 
+HANGS = """
+import sys
+import threading
+
+from streaming.server.command import main
+from streaming import loading
+from streaming.engine.engine import Engine
+from tests.engine.stub_step import StubStep
+
+step = StubStep(1, delay_s=threading.Event().wait)
+loading.load_engine = lambda *_, **__: Engine(step, "stub", hung_s=0.5)
+sys.exit(main())
+"""
+"""`server.py` over a step that never returns."""
+
+
 @contextmanager
 def _server(*flags: str, program: tuple[str, ...] = ("server.py",)) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """The process, once it has said where it listens. program: what Python runs."""
@@ -99,6 +115,21 @@ def test_a_server_whose_engine_has_failed_ends_with_status_1(log_format: str) ->
         assert process.wait(60) == 1
         assert process.stderr is not None
         assert "the device fell off the bus" in process.stderr.read()
+
+
+def test_a_server_whose_step_hangs_says_so_and_ends() -> None:
+    """Its thread cannot be ended, and Python waits at its exit for a device that does not answer."""
+
+    async def scenario(url: str) -> None:
+        async with client(url, SessionStart(pace="fast")) as session:
+            await session.hear(SPEECH)
+            assert (await session.expect(messages.Error)).code == "engine_stopped"
+
+    with _server("--port", "0", program=("-c", HANGS)) as (process, url):
+        run(scenario(url))
+        assert process.wait(60) == 1
+        assert process.stderr is not None
+        assert "a step has not returned for 0.5 s" in process.stderr.read()
 
 
 def test_a_port_that_is_taken_is_said_so_before_a_model_is_loaded() -> None:

@@ -124,11 +124,12 @@ def speak(
     step = FrameStep(codec, decoder, len(prompts), recipe.CONTEXT_FRAMES, 0)
     for slot in range(len(prompts)):
         step.open(slot, Sampling(seed=seed + slot))
+    slots = np.arange(len(prompts))
     everyone, nobody = np.ones(len(prompts), np.bool_), np.zeros(len(prompts), np.bool_)
     pcm = np.stack(prompts).reshape(len(prompts), -1, FRAME)
-    results = [step(frame, everyone, nobody) for frame in pcm.transpose(1, 0, 2)]
+    results = [step(slots, frame, everyone, nobody) for frame in pcm.transpose(1, 0, 2)]
     silence = np.zeros((len(prompts), FRAME), np.float32)
-    results += [step(silence, nobody, everyone) for _ in range(frames)]
+    results += [step(slots, silence, nobody, everyone) for _ in range(frames)]
     return np.concatenate([result.pcm for result in results], 1), np.stack([result.codes for result in results], 1)
 
 

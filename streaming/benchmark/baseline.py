@@ -4,7 +4,8 @@
 frame with it is only a cost, not sound. A token is one of its `generate`, as the published batch script calls it: so
 many forwards of the model, the first one over a short prompt. Where `torchaudio` is installed, a file is continued by
 the published script as it is published, and here. The `moshi` package's Mimi, where it is installed, has
-the same shape and weights of its own.
+the same shape and weights of its own. On a GPU our side is captured as graphs, as it runs in a server; the others' is
+not, as it does not.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -177,10 +179,10 @@ def _files(model: Path, codec: Path, options: argparse.Namespace, device: torch.
         def session() -> None:
             resampler = RecordingResampler(16_000)
             speech = np.concatenate((resampler.push(samples[0].numpy()), resampler.flush()))
-            with engine.open() as live:
+            with engine.open() as opened:
                 for start in range(0, len(speech), FRAME):
-                    live.listen(speech[start : start + FRAME])
-                for _ in live.speak(frames):
+                    opened.listen(speech[start : start + FRAME])
+                for _ in opened.speak(frames):
                     pass
 
         yield {"file, in and out": {"streaming": session, "transformers": script}}
@@ -212,9 +214,10 @@ def _codecs(folder: Path, device: torch.device, dtype: torch.dtype) -> Contest:
     def decode() -> None:
         caches["back"] = getattr(theirs.decode(codes[:, :, None], **{kept_out: caches.get("back")}), kept_out)
 
+    captured = partial(machine.captured, device=device)
     contest: Contest = {
-        "codec, in": {"streaming": lambda: ours.encode(pcm, state, active), "transformers": encode},
-        "codec, out": {"streaming": lambda: ours.decode(codes, state, active), "transformers": decode},
+        "codec, in": {"streaming": captured(lambda: ours.encode(pcm, state, active)), "transformers": encode},
+        "codec, out": {"streaming": captured(lambda: ours.decode(codes, state, active)), "transformers": decode},
     }
     if importlib.util.find_spec("moshi") is not None:
         into, out = _moshi(pcm, codes, device)
@@ -242,17 +245,18 @@ def _decoders(folder: Path, size: int, options: argparse.Namespace, device: torc
     books, frames = config.num_codebooks, -(-options.tokens // config.num_codebooks)
     prompt = layout.units[:, :1].T.to(device)  # one frame
     state, active = ours.init_state(1, frames), torch.ones(1, dtype=torch.bool, device=device)
+    slots = state.every_slot
 
     def speak() -> None:
         state.frames.zero_()
         unit = torch.zeros(1, 1, dtype=torch.int64, device=device)
         for frame in range(frames):
-            view = ours.begin_frame(state, 1, frames, ours.columns_for(state, frame))
+            view = ours.begin_frame(state, slots, frames, ours.columns_for(state, frame))
             for book in range(books):
                 hidden = ours.forward(unit, state, view.columns(book, book + 1))
                 drawn = ours.logits(hidden[:, 0], book).argmax(dim=-1).clamp(max=ours.codebook_size - 1)
                 unit = (drawn + book * ours.codebook_size)[:, None]
-            ours.end_frame(torch.zeros(1, books, dtype=torch.int64, device=device), state, active)
+            ours.end_frame(torch.zeros(1, books, dtype=torch.int64, device=device), state, slots, active)
 
     def generate() -> None:
         theirs.generate(
@@ -264,4 +268,4 @@ def _decoders(folder: Path, size: int, options: argparse.Namespace, device: torc
             pad_token_id=0,
         )
 
-    return {"decoder": {"streaming": speak, "transformers": generate}}, frames * books
+    return {"decoder": {"streaming": machine.captured(speak, device), "transformers": generate}}, frames * books

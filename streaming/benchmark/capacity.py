@@ -9,7 +9,7 @@ import argparse
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from streaming.benchmark import live
+from streaming.benchmark import runs
 from streaming.benchmark.figures import Level
 from streaming.benchmark.latency import report
 from streaming.benchmark.report import Report, Value
@@ -22,15 +22,15 @@ _OURS = ("too_many_sessions", "too_many_connections")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--seconds", type=live.positive, default=60.0, metavar="S", help="of each level (default: 60)")
+    parser.add_argument("--seconds", type=runs.positive, default=60.0, metavar="S", help="of each level (default: 60)")
     parser.add_argument(
         "--tries",
-        type=live.count,
+        type=runs.count,
         default=2,
         metavar="N",
         help="a level has failed when it failed so often (default: 2): what else runs on the machine may spoil one",
     )
-    live.add_arguments(parser, max_sessions=64)
+    runs.add_arguments(parser, max_sessions=64)
 
 
 def measure(options: argparse.Namespace) -> Report:
@@ -39,8 +39,8 @@ def measure(options: argparse.Namespace) -> Report:
 
 
 async def _measure(options: argparse.Namespace) -> Report:
-    manner, levels = live.manner(options), list[Level]()
-    async with live.target(options) as server:
+    manner, levels = runs.manner(options), list[Level]()
+    async with runs.target(options) as server:
         # Of several servers nobody tells the sum, and that of one says nothing.
         slots = None if server.several else (await server.look()).slots
         most = min(options.max_sessions or _MOST, slots or _MOST)
@@ -48,7 +48,7 @@ async def _measure(options: argparse.Namespace) -> Report:
         async def passes(sessions: int) -> bool:
             for attempt in range(options.tries):
                 plans = held(sessions, options.seconds, manner, options.seed + attempt)
-                level = await live.level(options, server, {"sessions": sessions, "try": attempt + 1}, plans)
+                level = await runs.level(options, server, {"sessions": sessions, "try": attempt + 1}, plans)
                 levels.append(level)
                 if level.verdict == "ok":
                     return True

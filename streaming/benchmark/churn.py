@@ -9,7 +9,7 @@ import asyncio
 import os
 import time
 
-from streaming.benchmark import live
+from streaming.benchmark import runs
 from streaming.benchmark.figures import cpu_seconds, percentile, rounded
 from streaming.benchmark.report import Report, Value
 from streaming.client.client import ContinuationClient
@@ -19,9 +19,9 @@ from streaming.protocol.messages import SessionStart
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--at-once", type=live.count, nargs="+", default=[1, 4], metavar="N", help="clients, in turn")
-    parser.add_argument("--seconds", type=live.positive, default=5.0, metavar="S", help="of each (default: 5)")
-    live.add_arguments(parser, max_sessions=64)
+    parser.add_argument("--at-once", type=runs.count, nargs="+", default=[1, 4], metavar="N", help="clients, in turn")
+    parser.add_argument("--seconds", type=runs.positive, default=5.0, metavar="S", help="of each (default: 5)")
+    runs.add_arguments(parser, max_sessions=64)
 
 
 def measure(options: argparse.Namespace) -> Report:
@@ -32,7 +32,7 @@ def measure(options: argparse.Namespace) -> Report:
 async def _measure(options: argparse.Namespace) -> Report:
     rows: list[dict[str, Value]] = []
     reasons: set[str] = set()
-    async with live.target(options, max(options.at_once)) as server:
+    async with runs.target(options, max(options.at_once)) as server:
         before = await server.look()
         seen = before
         for clients in options.at_once:
@@ -58,7 +58,7 @@ async def _measure(options: argparse.Namespace) -> Report:
                 }
             )
             reasons.update(refused)
-    facts = live.facts(options, seen) | {"seconds": options.seconds}
+    facts = runs.facts(options, seen) | {"seconds": options.seconds}
     notes = ["the processor times are of a session; where clients and server share cores, each delays the other"]
     notes += [f"a session was refused: {reason}" for reason in sorted(reasons)[:5]]
     return Report("churn: sessions that open and close, and do nothing else", facts, rows, notes)

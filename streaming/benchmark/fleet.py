@@ -15,7 +15,7 @@ from typing import get_args
 import numpy as np
 
 from streaming.audio import FRAME_MS
-from streaming.benchmark import live
+from streaming.benchmark import runs
 from streaming.benchmark.figures import percentile, rounded
 from streaming.benchmark.report import Report, Value
 from streaming.benchmark.simulation import LOOK_S, POLICIES, Event, Length, Result, Scenario, simulate
@@ -39,24 +39,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     server.add_argument("--spread", metavar="FILE", help="computed steps vary as those of this file do")
     server.add_argument(
-        "--slots", type=live.count, metavar="N", help="(default: as many as have steps in time, by p99)"
+        "--slots", type=runs.count, metavar="N", help="(default: as many as have steps in time, by p99)"
     )
     server.add_argument("--queue", type=_natural, default=0, metavar="N", help="places in line (default: 0)")
     fleet = parser.add_argument_group("the servers and who stands before them")
-    fleet.add_argument("--replicas", type=live.count, nargs="+", default=[10, 100], metavar="N")
+    fleet.add_argument("--replicas", type=runs.count, nargs="+", default=[10, 100], metavar="N")
     fleet.add_argument(
         "--policies", nargs="+", choices=POLICIES, default=list(POLICIES), metavar="NAME", help=_policies()
     )
-    fleet.add_argument("--proxies", type=live.count, default=2, metavar="N", help="each counts its own (default: 2)")
-    fleet.add_argument("--probe-seconds", type=live.positive, default=2.0, metavar="S", help="(default: 2)")
-    fleet.add_argument("--notice-seconds", type=live.positive, default=1.0, metavar="S", help="(default: 1)")
+    fleet.add_argument("--proxies", type=runs.count, default=2, metavar="N", help="each counts its own (default: 2)")
+    fleet.add_argument("--probe-seconds", type=runs.positive, default=2.0, metavar="S", help="(default: 2)")
+    fleet.add_argument("--notice-seconds", type=runs.positive, default=1.0, metavar="S", help="(default: 1)")
     people = parser.add_argument_group("the people")
     people.add_argument(
-        "--load", type=live.positive, nargs="+", default=[0.7, 0.8, 0.9, 0.95], metavar="X", help="of all slots"
+        "--load", type=runs.positive, nargs="+", default=[0.7, 0.8, 0.9, 0.95], metavar="X", help="of all slots"
     )
-    people.add_argument("--session-seconds", type=live.positive, default=180.0, metavar="S", help="mean (default: 180)")
+    people.add_argument("--session-seconds", type=runs.positive, default=180.0, metavar="S", help="mean (default: 180)")
     people.add_argument("--length", choices=get_args(Length), default="lognormal")
-    people.add_argument("--tries", type=live.count, default=1, metavar="N", help="of who is refused (default: 1)")
+    people.add_argument("--tries", type=runs.count, default=1, metavar="N", help="of who is refused (default: 1)")
     event = parser.add_argument_group("what happens in the middle")
     event.add_argument(
         "--event",
@@ -64,10 +64,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="kill",
         help="so large a share of the servers dies; all are replaced, so many at a time; or so many more people come",
     )
-    event.add_argument("--event-share", type=live.positive, default=0.05, metavar="P", help="(default: 0.05)")
-    event.add_argument("--restart-seconds", type=live.positive, default=60.0, metavar="S", help="(default: 60)")
-    event.add_argument("--drain-seconds", type=live.positive, default=30.0, metavar="S", help="(default: 30)")
-    parser.add_argument("--minutes", type=live.positive, default=10.0, metavar="M", help="simulated (default: 10)")
+    event.add_argument("--event-share", type=runs.positive, default=0.05, metavar="P", help="(default: 0.05)")
+    event.add_argument("--restart-seconds", type=runs.positive, default=60.0, metavar="S", help="(default: 60)")
+    event.add_argument("--drain-seconds", type=runs.positive, default=30.0, metavar="S", help="(default: 30)")
+    parser.add_argument("--minutes", type=runs.positive, default=10.0, metavar="M", help="simulated (default: 10)")
     parser.add_argument("--seed", type=int, default=0, metavar="N")
     parser.add_argument("--plot", type=Path, metavar="PNG", help="needs matplotlib: the extra `benchmark`")
     parser.set_defaults(check=_check)

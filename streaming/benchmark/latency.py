@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 
-from streaming.benchmark import live
+from streaming.benchmark import runs
 from streaming.benchmark.figures import Level, most_at_once
 from streaming.benchmark.report import Report, Value
 from streaming.benchmark.schedule import arriving, held
@@ -16,11 +16,11 @@ from streaming.benchmark.schedule import arriving, held
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     load = parser.add_mutually_exclusive_group()
-    load.add_argument("--sessions", type=live.count, nargs="+", default=[1, 2, 4], metavar="N", help="at once")
-    load.add_argument("--rate", type=live.positive, nargs="+", metavar="R", help="sessions a second, Poisson, instead")
-    parser.add_argument("--seconds", type=live.positive, default=30.0, metavar="S", help="of each load (default: 30)")
-    parser.add_argument("--turns", type=live.count, default=3, metavar="N", help="of a session, with --rate")
-    live.add_arguments(parser, max_sessions=16)
+    load.add_argument("--sessions", type=runs.count, nargs="+", default=[1, 2, 4], metavar="N", help="at once")
+    load.add_argument("--rate", type=runs.positive, nargs="+", metavar="R", help="sessions a second, Poisson, instead")
+    parser.add_argument("--seconds", type=runs.positive, default=30.0, metavar="S", help="of each load (default: 30)")
+    parser.add_argument("--turns", type=runs.count, default=3, metavar="N", help="of a session, with --rate")
+    runs.add_arguments(parser, max_sessions=16)
 
 
 def measure(options: argparse.Namespace) -> Report:
@@ -29,16 +29,16 @@ def measure(options: argparse.Namespace) -> Report:
 
 
 async def _measure(options: argparse.Namespace) -> Report:
-    manner, levels = live.manner(options), list[Level]()
-    async with live.target(options, max(options.sessions)) as server:
+    manner, levels = runs.manner(options), list[Level]()
+    async with runs.target(options, max(options.sessions)) as server:
         if options.rate is None:
             for sessions in options.sessions:
                 plans = held(sessions, options.seconds, manner, options.seed)
-                levels.append(await live.level(options, server, {"sessions": sessions}, plans))
+                levels.append(await runs.level(options, server, {"sessions": sessions}, plans))
         else:
             for rate in options.rate:
                 plans = arriving(rate, options.seconds, options.turns, manner, options.seed)
-                levels.append(await live.level(options, server, {"rate": rate}, plans))
+                levels.append(await runs.level(options, server, {"rate": rate}, plans))
     title = "latency: end of speech to first audible sample, and what went wrong"
     return report(title, options, levels, several=server.several)
 
@@ -66,5 +66,5 @@ def report(
     reasons = {f"{s.ended}: {s.reason}" for level in levels for s in level.outcome.sessions if s.reason}
     notes += [f"a session was {reason}" if reason.startswith("refused") else reason for reason in sorted(reasons)[:5]]
     series = {" ".join(f"{k} {v}" for k, v in level.label.items()): level.audible_ms for level in levels}
-    described = (facts or {}) | live.facts(options, levels[0].before) | {"seconds": options.seconds}
+    described = (facts or {}) | runs.facts(options, levels[0].before) | {"seconds": options.seconds}
     return Report(title, described, rows, notes, series, "levels")

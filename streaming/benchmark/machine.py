@@ -39,12 +39,14 @@ def captured(work: Callable[[], object], device: torch.device) -> Callable[[], o
         return work
     with torch.cuda.device(device):
         stream = torch.cuda.Stream()
+        torch.cuda.synchronize()  # what it reads may still be written, on another stream
         with torch.cuda.stream(stream):
             work()
             work()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=stream):
             work()
+        torch.cuda.synchronize()
     return graph.replay
 
 

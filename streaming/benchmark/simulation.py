@@ -76,7 +76,7 @@ class Result:
     """What happened before the event (steady), and from it on (after). Of sessions that came in each.
 
     dwell_s: server time with so many sessions, by their number, steady. imbalance: the p99 of the servers' sessions
-    over their mean, at each look. live: sessions at each look; refused_at: refusals by the second; from the start on.
+    over their mean, at each look. open: sessions at each look; refused_at: refusals by the second; from the start on.
     waits_s: for a slot, once let in, steady. changes: of servers' readiness, which balancers are told, steady.
     cut: sessions that the event ended; recovery_s: until their people talked again; lost: how many did not until the
     end.
@@ -88,7 +88,7 @@ class Result:
     waits_s: list[float] = field(default_factory=list)
     dwell_s: list[float] = field(default_factory=list)
     imbalance: list[float] = field(default_factory=list)
-    live: list[int] = field(default_factory=list)
+    open: list[int] = field(default_factory=list)
     refused_at: list[int] = field(default_factory=list)
     changes: int = 0
     cut: int = 0
@@ -129,7 +129,7 @@ class _Fleet:
         self.heap: list[tuple[float, int, Callable[[int], None], int]] = []
         self.pushed = 0
         # Servers. leaving: off the list, and still open; closed: lets its last turns finish.
-        self.live = [0] * count
+        self.open = [0] * count
         self.line: list[deque[int]] = [deque() for _ in range(count)]
         self.seated: list[set[int]] = [set() for _ in range(count)]
         self.up = [True] * count
@@ -253,7 +253,7 @@ class _Fleet:
             self.refuse(session, "gone")
         elif self.closed[replica]:
             self.refuse(session, "stopping")
-        elif self.live[replica] < self.of.slots and not self.line[replica]:
+        elif self.open[replica] < self.of.slots and not self.line[replica]:
             self.connect(session, proxy, replica)
             self.seat(session)
         elif len(self.line[replica]) < self.of.queue:
@@ -305,7 +305,7 @@ class _Fleet:
     def seat(self, session: int) -> None:
         replica = self.place[session][1]
         self.account(replica)
-        self.live[replica] += 1
+        self.open[replica] += 1
         self.seated[replica].add(session)
         self.ends[session] = ends_s = self.now + self.length[session]
         if ends_s <= self.ends_s:
@@ -323,7 +323,7 @@ class _Fleet:
         """Free a slot, and give it to the next in line."""
         proxy, replica = self.place[session]
         self.account(replica)
-        self.live[replica] -= 1
+        self.open[replica] -= 1
         self.seated[replica].discard(session)
         self.connections[proxy, replica] -= 1
         if self.line[replica] and not self.closed[replica]:
@@ -333,14 +333,14 @@ class _Fleet:
         """Before its number of sessions changes: how long it was what it is."""
         begin, end = max(self.since[replica], self.begins_s), min(self.now, self.event_s)
         if end > begin and self.up[replica]:
-            self.result.dwell_s[self.live[replica]] += end - begin
+            self.result.dwell_s[self.open[replica]] += end - begin
         self.since[replica] = self.now
 
     # Servers
 
     def probe(self, replica: int) -> None:
         runs = self.up[replica] and not self.leaving[replica]
-        free = self.live[replica] < self.of.slots and not self.line[replica]
+        free = self.open[replica] < self.of.slots and not self.line[replica]
         said = (runs and (free or len(self.line[replica]) < self.of.queue), runs)
         if said != self.said[replica]:
             self.said[replica] = said
@@ -356,10 +356,10 @@ class _Fleet:
         self.penalty[replica] = 0.0 if ready else math.inf
 
     def snap(self, _: int) -> None:
-        total = sum(self.live)
-        self.result.live.append(total)
+        total = sum(self.open)
+        self.result.open.append(total)
         if self.phase == 0 and total:
-            self.result.imbalance.append(float(np.percentile(self.live, 99)) * self.of.replicas / total)
+            self.result.imbalance.append(float(np.percentile(self.open, 99)) * self.of.replicas / total)
         self.at(self.now + self.of.look_s, self.snap, 0)
 
     def kill(self, _: int) -> None:
@@ -378,7 +378,7 @@ class _Fleet:
             self.move(session, back_s * (0.5 + self.random.random()))
         self.seated[replica].clear()
         self.line[replica].clear()
-        self.live[replica] = 0
+        self.open[replica] = 0
         self.at(self.now + self.of.restart_s, self.come, replica)
 
     def move(self, session: int, after_s: float) -> None:
@@ -423,7 +423,7 @@ class _Fleet:
         if session in self.seated[replica] and self.closed[replica]:
             self.move(session, 0.2 + self.random.random())
             self.account(replica)
-            self.live[replica] -= 1
+            self.open[replica] -= 1
             self.seated[replica].discard(session)
 
     def stopped(self, replica: int) -> None:

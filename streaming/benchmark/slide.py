@@ -90,7 +90,7 @@ def _slid(decoder: LlamaDecoder, codes: Tensor, context: Callable[[int], int], a
     state = decoder.init_state(1, widest)
     losses = []
     for t, frame in enumerate(codes):
-        view = decoder.begin_frame(state, 1, context(t), decoder.columns_for(state, t))
+        view = decoder.begin_frame(state, state.every_slot, context(t), decoder.columns_for(state, t))
         if alter is not None:
             view = alter(decoder, state, view)
         losses.append(feed(decoder, state, view, frame[None]).mean())
@@ -106,7 +106,7 @@ def _prefilled(decoder: LlamaDecoder, codes: Tensor, places: Tensor, before: Cal
         result = torch.zeros(len(batch))
         for step in range(max(lengths) + 1):
             frames = [min(int(t), int(t) - length + step) for t, length in zip(batch, lengths, strict=True)]
-            view = decoder.begin_frame(state, len(batch), max(lengths) + 1, decoder.columns_for(state, step))
+            view = decoder.begin_frame(state, state.every_slot, max(lengths) + 1, decoder.columns_for(state, step))
             loss = feed(decoder, state, view, codes[frames]).mean(dim=1).cpu()
             now = torch.tensor([step == length for length in lengths])
             result = torch.where(now, loss, result)

@@ -13,7 +13,7 @@ import sys
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from streaming.benchmark import live
+from streaming.benchmark import runs
 from streaming.benchmark.clients import Outcome, run_clients
 from streaming.benchmark.figures import cpu_ms_per_frame, cpu_seconds, percentile, rounded
 from streaming.benchmark.load import TurnRecord
@@ -35,12 +35,12 @@ class NothingMeasuredError(StreamingError):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--sessions", type=live.count, default=2, metavar="N", help="at once (default: 2)")
-    parser.add_argument("--hours", type=live.positive, default=1.0, metavar="H", help="of talk (default: 1)")
+    parser.add_argument("--sessions", type=runs.count, default=2, metavar="N", help="at once (default: 2)")
+    parser.add_argument("--hours", type=runs.positive, default=1.0, metavar="H", help="of talk (default: 1)")
     parser.add_argument(
         "--pace", choices=("realtime", "fast"), default="realtime", help="fast: hours of talk, as fast as it goes"
     )
-    live.add_arguments(parser, max_sessions=1)
+    runs.add_arguments(parser, max_sessions=1)
 
 
 def measure(options: argparse.Namespace) -> Report:
@@ -49,17 +49,17 @@ def measure(options: argparse.Namespace) -> Report:
 
 
 async def _measure(options: argparse.Namespace) -> Report:
-    manner = live.manner(options)
+    manner = runs.manner(options)
     if options.pace == "fast":
         manner = replace(manner, pause_s=(0.0, 0.0), interrupts=0.0)
     plans = held(options.sessions, 3600 * options.hours, manner, options.seed)
     stop = _stopped_by_ctrl_c()
     looks: list[Look] = []
-    async with live.target(options, options.sessions) as server:
+    async with runs.target(options, options.sessions) as server:
         looks.append(await server.look())
         watching = asyncio.create_task(_watch(server, looks))
         try:
-            job = live.job(options, server.url, plans, options.pace, patient=True)
+            job = runs.job(options, server.url, plans, options.pace, patient=True)
             outcome = await run_clients(job, processes=options.processes, stop=stop)
         finally:
             watching.cancel()
@@ -165,7 +165,7 @@ def _report(options: argparse.Namespace, outcome: Outcome, looks: list[Look]) ->
         "pace": options.pace,
         "hours": rows[-1]["hours"],
         "minutes_taken": rounded(outcome.seconds / 60),
-        **live.facts(options, looks[0]),
+        **runs.facts(options, looks[0]),
     }
     broken = sorted({session.reason for session in outcome.sessions if session.reason})
     late_ms = percentile((late for turn in outcome.turns for late in turn.sends_late_ms), 99)

@@ -122,6 +122,7 @@ def measure(options: argparse.Namespace) -> Report:
     facts: dict[str, str | int | float] = {
         "model": models.name,
         "device": machine.name_of(device),
+        **_operations(models),
         "GB/s": rates.read / 1e9,
         "GB/s of memory": reading / 1e9,
         **{f"{str(kind).removeprefix('torch.')} TFLOP/s": rate / 1e12 for kind, rate in rates.multiply.items()},
@@ -168,8 +169,16 @@ def _losses(decoder: LlamaDecoder | None, codes: Tensor) -> Tensor:
     assert decoder is not None
     state = decoder.init_state(1, len(codes))
     columns = decoder.columns_for(state, len(codes))
-    frames = [feed(decoder, state, decoder.begin_frame(state, 1, len(codes), columns), frame[None]) for frame in codes]
+    frames = [
+        feed(decoder, state, decoder.begin_frame(state, state.every_slot, len(codes), columns), frame[None])
+        for frame in codes
+    ]
     return torch.cat(frames).flatten()
+
+
+def _operations(models: _Models) -> dict[str, str]:
+    told = {"codec's operations": models.codec.operations.name}
+    return told if models.decoder is None else {"decoder's operations": models.decoder.operations.name} | told
 
 
 def _kinds(models: _Models) -> list[torch.dtype]:
@@ -228,37 +237,40 @@ def _stages(models: _Models, slots: int, options: argparse.Namespace) -> list[_S
     inner.decoder_state.frames.fill_(step.context_frames)
     step._frames[:] = step.context_frames
     columns = decoder.columns_for(inner.decoder_state, step.context_frames)
+    everybody = torch.arange(slots, device=device)
     unit = torch.zeros(slots, decoder.num_codebooks, dtype=torch.int64, device=device)
-    logits = torch.randn(slots, decoder.codebook_size + 1, device=device)
 
     def one_by_one() -> None:
-        view = decoder.begin_frame(inner.decoder_state, slots, step.context_frames, columns)
+        view = decoder.begin_frame(inner.decoder_state, everybody, step.context_frames, columns)
         for book in range(decoder.num_codebooks):
             hidden = decoder.forward(unit[:, :1], inner.decoder_state, view.columns(book, book + 1))
             decoder.logits(hidden[:, 0], book)
 
     def at_once() -> None:
-        view = decoder.begin_frame(inner.decoder_state, slots, step.context_frames, columns)
+        view = decoder.begin_frame(inner.decoder_state, everybody, step.context_frames, columns)
         decoder.forward(unit, inner.decoder_state, view)
 
     flags = torch.ones(4, slots, dtype=torch.bool, device=device)
-    drawing = Drawing(inner.decoder_state.frames, ~flags[0], flags[1], codes, flags[2], flags[3])
+    drawing = Drawing(everybody, inner.decoder_state.frames, ~flags[0], flags[1], codes, flags[2], flags[3])
 
-    def draw() -> None:
+    def drawing_too() -> None:
+        """As a step has it: each draw comes after a pass over all weights, which leaves no cache warm."""
+        view = decoder.begin_frame(inner.decoder_state, everybody, step.context_frames, columns)
         for book in range(decoder.num_codebooks):
-            decoder.operations.draw(logits, book, inner.sampler, drawing, few=True)
+            hidden = decoder.forward(unit[:, :1], inner.decoder_state, view.columns(book, book + 1))
+            decoder.draw(hidden[:, 0], book, inner.sampler, drawing, few=True)
 
     held = _held(inner.decoder_state.ring, step.context_frames * decoder.num_codebooks)
     stages += [
         _stage("decoder, listening", at_once, decoder, held),
         _stage("decoder, speaking", one_by_one, decoder, decoder.num_codebooks * held),
-        _stage("sampling", draw, decoder, 0),
+        _stage("decoder, speaking and drawing", drawing_too, decoder, decoder.num_codebooks * held),
     ]
     silence = np.zeros((slots, FRAME), np.float32)
     yes, no = np.ones(slots, np.bool_), np.zeros(slots, np.bool_)
     listening = ("codec encode", "decoder, listening", "codec decode")
-    speaking = ("decoder, speaking", "sampling", "codec decode", "codec encode")
+    speaking = ("decoder, speaking and drawing", "codec decode", "codec encode")
     for name, parts, masks in (("listening", listening, (yes, no)), ("speaking", speaking, (no, yes))):
-        run = partial(step, silence, *masks)
+        run = partial(step, np.arange(slots), silence, *masks)
         stages.append(_Stage(f"whole step, {name}", run, decoder.dtype, parts=parts))
     return stages

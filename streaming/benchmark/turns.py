@@ -94,6 +94,6 @@ def _losses(decoder: LlamaDecoder, codes: Tensor) -> Tensor:
     state = decoder.init_state(count, length)
     losses = []
     for f in range(length):
-        view = decoder.begin_frame(state, count, length, decoder.columns_for(state, f))
+        view = decoder.begin_frame(state, state.every_slot, length, decoder.columns_for(state, f))
         losses.append(feed(decoder, state, view, codes[:, f]).mean(dim=1))
     return torch.stack(losses, dim=1).cpu()

@@ -22,7 +22,7 @@ import numpy as np
 from websockets.asyncio.client import ClientConnection, connect
 
 from streaming.audio import FRAME, FRAME_RATE, Pcm16
-from streaming.benchmark import live
+from streaming.benchmark import runs
 from streaming.benchmark.report import Report, Value
 from streaming.benchmark.wire_servers import MAX_BYTES, speak_message
 from streaming.errors import ProtocolError
@@ -212,9 +212,9 @@ class _Talk:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--sessions", type=live.count, nargs="+", default=[32, 128], metavar="N")
-    parser.add_argument("--seconds", type=live.positive, default=8.0, metavar="S", help="each session's talk")
-    parser.add_argument("--rounds", type=live.count, default=3, metavar="N", help="of both servers in turn")
+    parser.add_argument("--sessions", type=runs.count, nargs="+", default=[32, 128], metavar="N")
+    parser.add_argument("--seconds", type=runs.positive, default=8.0, metavar="S", help="each session's talk")
+    parser.add_argument("--rounds", type=runs.count, default=3, metavar="N", help="of both servers in turn")
     parser.add_argument("--only", default="", metavar="NAME", help="what to measure, if not all: a part of its name")
 
 
@@ -290,30 +290,38 @@ async def _client(
             pass
         ready.release()
         await go.wait()
-        turns = asyncio.Semaphore(0)
+        come = _Come()
         async with asyncio.TaskGroup() as both:  # a reader that fails ends the talk
-            reading = both.create_task(_read(to, server.bare, talk, turns, count))
-            await _talk(to, server.bare, talk, phase, turns, count)
+            reading = both.create_task(_read(to, server.bare, talk, come, count))
+            await _talk(to, server.bare, talk, phase, come, count)
             reading.cancel()
         ready.release()
 
 
-async def _read(socket: ClientConnection, bare: bool, talk: _Talk, turns: asyncio.Semaphore, count: _Count) -> None:
-    """Count what is spoken. turns: released at the end of each. Raises `ProtocolError` where the session ends."""
+class _Come:
+    """What has come from the server. frames: released with each frame of a turn; turns: at the end of each turn."""
+
+    def __init__(self) -> None:
+        self.frames, self.turns = asyncio.Semaphore(0), asyncio.Semaphore(0)
+
+
+async def _read(socket: ClientConnection, bare: bool, talk: _Talk, come: _Come, count: _Count) -> None:
+    """Note and count what comes. Raises `ProtocolError` where the session ends."""
     spoken = 0
     async for data in socket:
         if talk.traffic.is_spoken(data):
             spoken += 1
-            count.spoken += spoken <= talk.turn_frames  # the rest of an Opus stream is a message of its own
+            if spoken <= talk.turn_frames:  # the rest of an Opus stream is a message of its own
+                count.spoken += 1
+                come.frames.release()
         if spoken == talk.turn_frames if bare else talk.traffic.done in str(data[:_HEAD]):
             spoken = 0
-            turns.release()
+            come.turns.release()
     raise ProtocolError(f"the server ended a session of {talk.traffic.name}: {socket.close_code} {socket.close_reason}")
 
 
-async def _talk(
-    socket: ClientConnection, bare: bool, talk: _Talk, phase: float, turns: asyncio.Semaphore, count: _Count
-) -> None:
+async def _talk(socket: ClientConnection, bare: bool, talk: _Talk, phase: float, come: _Come, count: _Count) -> None:
+    """Speak, and play what comes, in real time. A frame is played only once it has come."""
     traffic, position = talk.traffic, 0
     clock = time.monotonic() + 2 * talk.turn_frames * phase / FRAME_RATE
     for turn in range(1, talk.turns + 1):
@@ -329,9 +337,10 @@ async def _talk(
         for message in [speak_message(talk.turn_frames)] if bare else traffic.turn_ends(turn):
             await socket.send(message)
         for frames in range(1, talk.turn_frames + 1):
+            await come.frames.acquire()
+            clock = max(clock, time.monotonic()) + 1 / FRAME_RATE
             await asyncio.sleep(clock - time.monotonic())
-            clock += 1 / FRAME_RATE
             for message in traffic.played(turn, frames):
                 await socket.send(message)
-        await turns.acquire()
+        await come.turns.acquire()
         clock = max(clock, time.monotonic())

@@ -13,9 +13,11 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, replace
+from mmap import mmap
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from websockets.asyncio.server import ServerConnection, serve
@@ -46,10 +48,24 @@ class _Result:
     broken: NDArray[np.bool_]
 
 
+@dataclass(frozen=True)
+class _IdleCopy:
+    """A slot of `IdleStep`: the length of its stream is all that there is of it."""
+
+    identity: str
+    frames: int
+    reach: int
+    said: dict[str, str]
+
+    def pieces(self) -> dict[int, int]:
+        return {}
+
+
 class IdleStep:
     """A step that takes nothing: every spoken frame is the same tone."""
 
     num_slots, num_codebooks, context_frames, rewind_frames = MAX_SESSIONS, 4, 256, 64
+    identity = "idle"
 
     def __init__(self) -> None:
         self._frames = np.zeros(self.num_slots, np.int64)
@@ -73,18 +89,41 @@ class IdleStep:
     def frames(self, slot: int) -> int:
         return int(self._frames[slot])
 
+    def copy(
+        self, slot: int, reach: int, base: _IdleCopy | None = None, common: int = 0
+    ) -> Generator[None, None, _IdleCopy]:
+        yield from ()
+        return _IdleCopy(self.identity, self.frames(slot), reach, {})
+
+    def put(
+        self, slot: int, copy: _IdleCopy, sampling: Sampling, common: int = 0, longest: int | None = None
+    ) -> Generator[None]:
+        yield from ()
+        self._frames[slot] = copy.frames
+
+    def pack(self, copy: _IdleCopy, said: dict[str, str]) -> bytes:
+        return msgspec.json.encode(replace(copy, said=said))
+
+    def unpack(self, data: bytes | mmap) -> tuple[_IdleCopy, dict[str, str]]:
+        copy = msgspec.json.decode(bytes(data), type=_IdleCopy)
+        return copy, copy.said
+
     def is_fatal(self, error: Exception) -> bool:
         return False
 
+    def follow(self) -> None:
+        """Nothing is heard."""
+
     def __call__(
         self,
+        slots: NDArray[np.int64],
         pcm: NDArray[np.float32],
         listening: NDArray[np.bool_],
         speaking: NDArray[np.bool_],
         lengths: NDArray[np.int64],
     ) -> _Result:
-        rows = len(listening)
-        self._frames[:rows] += listening | speaking
+        rows = len(slots)
+        self._frames[slots] += 1
         return _Result(self._pcm[:rows], self._codes[:rows], self._no[:rows], self._no[:rows])
 
 

@@ -61,6 +61,10 @@ from streaming.protocol.messages import (
     Speak,
     SpeechStarted,
     SpeechStopped,
+    Take,
+    TakeKeep,
+    TakeKept,
+    TakeStarted,
     TurnDone,
     TurnSpeaking,
 )
@@ -96,6 +100,8 @@ Event = (
     | InputDropped
     | InputCleared
     | SessionUpdated
+    | TakeStarted
+    | TakeKept
     | Error
     | ConnectionLost
     | ConnectionRestored
@@ -267,6 +273,25 @@ class ContinuationClient:
         self._spoken_at_samples = self._sent_samples
         await self._send(Speak(turn=turn))
         return turn
+
+    async def take(
+        self, turn: int, *, max_seconds: float | None = None, sampling: SamplingOptions | None = None
+    ) -> int:
+        """Have the prompt of a turn continued anew, and return the turn that will be spoken. What was said since is
+        dropped; the earlier continuation is kept, see `keep`. Interrupt a turn that is being spoken first.
+
+        `started.takes` says how many of the latest turns can be taken again, where `SessionStart.takes` asked for it;
+        of one that cannot, the server answers `Error`. Without a seed the take has another than the turn.
+        """
+        taken = self._turn
+        self._meter_of(taken).speech_ended_s = time.monotonic()
+        self._spoken_at_samples = self._sent_samples
+        await self._send(Take(turn=turn, max_seconds=max_seconds, sampling=sampling))
+        return taken
+
+    async def keep(self, turn: int) -> None:
+        """Go on from the end of this turn, as if none after it had been; the server answers `TakeKept`."""
+        await self._send(TakeKeep(turn=turn))
 
     async def played(self, turn: int, samples: int, underruns: int = 0) -> None:
         """Report how much of the turn's continuation has left the loudspeaker. At least every 80 ms in realtime pace;

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import numpy as np
+from msgspec import structs
 from numpy.typing import NDArray
 
 from streaming.audio import FRAME, FRAME_RATE, to_float
@@ -31,6 +32,7 @@ from streaming.conversation.pacing import frames_in, lead_frames
 from streaming.conversation.playback import Playback
 from streaming.conversation.prompt import Prompt
 from streaming.conversation.settings import Settings, sampling_of
+from streaming.conversation.takes import Takes, TakesMemory
 from streaming.engine import events
 from streaming.errors import EmptyPromptError, PromptTooLongError, ProtocolError, SessionError, StreamingError
 from streaming.protocol import messages
@@ -71,8 +73,9 @@ class Conversation:
 
     start: what the client asked for, its sampling filled. usual: how it is filled in later messages, with the session's
     seed. rewind_frames: how far an interruption can reach back. idle_s: a client that does nothing for so long is told
-    goodbye. sent_is_heard: a client that plays whatever it is sent, and never says what it heard. `end` is set once the
-    session is over; it is the last reply, too.
+    goodbye. sent_is_heard: a client that plays whatever it is sent, and never says what it heard. takes: where turns
+    are kept to be gone on from anew, if this client may. `end` is set once the session is over; it is the last reply,
+    too.
     """
 
     def __init__(
@@ -87,6 +90,7 @@ class Conversation:
         observer: Observer,
         now: float,
         sent_is_heard: bool = False,
+        takes: TakesMemory | None = None,
     ) -> None:
         self._engine, self._outbox, self._observer, self._idle_s = EngineCommands(engine), outbox, observer, idle_s
         self._fast, self._drops = start.pace == "fast", start.lag == "drop" and start.pace == "realtime"
@@ -101,6 +105,8 @@ class Conversation:
         self._patient_until = 0  # the position up to which no input is dropped
         self._lagging_told_at = -math.inf
         self._taker = turn_taking.TurnTaker(start.vad) if start.turn_taking == "vad" else None
+        self._takes = None if takes is None or not takes.turns else Takes(takes)
+        self._tip = 0  # the turn at whose end the stream is, or was before this prompt
         # Output
         self._playback: Playback | None = None  # of the turn that is being spoken and played, or was last
         self._cut: dict[int, int] = {}  # samples that were sent of turns that were interrupted and are not done yet
@@ -189,6 +195,8 @@ class Conversation:
         if self.end is None:
             self.end = end
             self._engine.clear()
+            if self._takes is not None:
+                self._takes.clear()
             self._outbox.put(end)
 
     # Events and time
@@ -214,6 +222,9 @@ class Conversation:
                     self._act(self._taker.interrupted(), now)
             case events.InputCleared(turn, kept_frames=kept):
                 self._say(messages.InputCleared(turn=turn, kept_samples=kept * FRAME))
+            case events.Marked(held_bytes):
+                if self._takes is not None:
+                    self._give_up(self._takes.hold(held_bytes))
             case events.Failed(error):
                 self.finish(fatal(error))
 
@@ -243,6 +254,10 @@ class Conversation:
                 if turn not in (messages.OPEN_TURN, self._turn):
                     raise SessionError(f"speak for turn {turn}, but this is turn {self._turn}")
                 self._speak(received.max_seconds, received.sampling, now)
+            case messages.Take(turn=turn):
+                self._take(turn, received.max_seconds, received.sampling, now)
+            case messages.TakeKeep(turn=turn):
+                self._keep_take(turn, now)
             case messages.InputClear(keep_samples=keep):
                 self._clear(keep)
             case messages.Interrupt(turn=turn, heard_samples=heard):
@@ -295,6 +310,8 @@ class Conversation:
         """
         dropped, drops = 0, self._drops and self._position > self._patient_until
         for frame in frames:
+            if not self._prompt.frames:
+                self._mark_end()
             if self._engine.listen(frame, patient=not drops):
                 self._prompt.frames += 1
             else:
@@ -365,11 +382,7 @@ class Conversation:
         """Speak, because the client asked for it."""
         if self._speaking:
             raise SessionError("the session is already speaking")
-        if self._taker is not None:
-            if self._taker.state is turn_taking.TurnState.INTERRUPTING or self._heard_due is not None:
-                raise SessionError("the session is being interrupted: say what was heard first")
-            if self._taker.state is turn_taking.TurnState.SPEAKING:
-                self._taker.speaking_ended()  # what is still being played counts as heard
+        self._stop_playing()
         settings = self._settings
         options = settings.sampling if sampling is None else settings.filled(sampling)
         self._continue(settings.max_seconds if max_seconds is None else max_seconds, options, now)
@@ -382,12 +395,86 @@ class Conversation:
             self._listen([rest], now)
         if self._turn == 1 and not self._prompt.frames:
             raise EmptyPromptError("nothing was heard yet: send at least one sample of speech first")
+        if self._takes is not None:
+            self._mark_end()
+            self._engine.mark(f"prompt {self._turn}")
+            self._give_up(self._takes.keep_prompt(self._turn, f"prompt {self._turn}"))
+        self._go(max_seconds, options)
+
+    def _go(self, max_seconds: float, options: SamplingOptions) -> None:
+        """Have the engine speak this turn."""
         if options != self._applied:
             self._applied = options
             self._engine.configure(sampling_of(options))
         self._engine.speak(self._turn, frames_in(max_seconds), self._lead_frames)
         self._playback = Playback(self._turn)
         self._prompt.begin()
+        self._tip = self._turn
+
+    def _stop_playing(self) -> None:
+        """Take what is still being played for heard. Raises `SessionError` while a voice interrupts."""
+        if self._taker is not None:
+            if self._taker.state is turn_taking.TurnState.INTERRUPTING or self._heard_due is not None:
+                raise SessionError("the session is being interrupted: say what was heard first")
+            if self._taker.state is turn_taking.TurnState.SPEAKING:
+                self._taker.speaking_ended()
+
+    # Takes
+
+    def _take(self, turn: int, max_seconds: float | None, sampling: SamplingOptions | None, now: float) -> None:
+        """Speak anew from the end of a turn's prompt, as another turn."""
+        takes, settings = self._may_go_back(), self._settings
+        mark = takes.prompt(turn)
+        self._drop_prompt()
+        own = settings.sampling if sampling is None else settings.filled(sampling)
+        if sampling is None or sampling.seed is None:
+            assert own.seed is not None
+            own = structs.replace(own, seed=(own.seed + self._turn) % 2**63)  # or it would say the same again
+        self._engine.go_back(mark)
+        self._say(messages.TakeStarted(turn=self._turn, of=turn, sampling=own))
+        self._give_up(takes.keep_prompt(self._turn, mark))
+        self._go(settings.max_seconds if max_seconds is None else max_seconds, own)
+        if self._taker is not None:
+            self._act(self._taker.speak(), now)
+
+    def _keep_take(self, turn: int, now: float) -> None:
+        """Go on from the end of a turn, whatever was said after it."""
+        takes = self._may_go_back()
+        if turn != self._tip or self._prompt.frames:
+            mark = takes.end(turn)
+            self._drop_prompt()
+            self._engine.go_back(mark)
+            self._tip = turn
+            self._playback = None  # nothing of it can be cut any more
+        self._say(messages.TakeKept(turn=self._turn, of=turn))
+
+    def _may_go_back(self) -> Takes:
+        """Return what there is to go back to. Raises `SessionError` where this cannot be now."""
+        if self._takes is None:
+            raise SessionError("takes are not kept: session.start asks for them, and session.started says how many")
+        if self._speaking:
+            raise SessionError("the session is speaking: interrupt it first")
+        self._stop_playing()
+        return self._takes
+
+    def _drop_prompt(self) -> None:
+        """Keep the end of the last turn, and forget what was said since."""
+        if not self._prompt.frames:
+            self._mark_end()
+        self._prompt.rest()
+        self._prompt.begin()
+        if self._taker is not None:
+            self._taker.clear()
+
+    def _mark_end(self) -> None:
+        """Keep the end of the turn at which the stream is, unless it is kept."""
+        if self._takes is not None and self._takes.wants_end(self._tip):
+            self._engine.mark(f"end {self._tip}")
+            self._takes.keep_end(self._tip, f"end {self._tip}")
+
+    def _give_up(self, marks: Iterable[str]) -> None:
+        for mark in marks:
+            self._engine.unmark(mark)
 
     def _interrupt(self, playback: Playback, heard_samples: int, now: float) -> None:
         """Speak no more of this turn, of which so much was heard: never more than was sent."""

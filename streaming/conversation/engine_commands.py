@@ -22,6 +22,9 @@ class SessionCommands(Protocol):
     def interrupt(self, turn: int, heard_samples: int) -> None: ...
     def clear_input(self, frames: int) -> None: ...
     def configure(self, sampling: Sampling) -> None: ...
+    def mark(self, name: str) -> None: ...
+    def unmark(self, name: str) -> None: ...
+    def go_back(self, name: str) -> None: ...
 
 
 class EngineCommands:
@@ -68,6 +71,18 @@ class EngineCommands:
     def clear_input(self, frames: int) -> None:
         """Take back the last frames of the prompt."""
         self._give(partial(self._engine.clear_input, frames))
+
+    def mark(self, name: str) -> None:
+        """Remember this moment."""
+        self._give(partial(self._engine.mark, name))
+
+    def unmark(self, name: str) -> None:
+        """Forget a moment."""
+        self._give(partial(self._engine.unmark, name))
+
+    def go_back(self, name: str) -> None:
+        """Go on from a moment."""
+        self._give(partial(self._engine.go_back, name))
 
     def release(self, turn: int, frames: int) -> None:
         """Tell how far the listener is, which needs no order."""

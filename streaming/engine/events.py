@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streaming.audio import Pcm16, to_int16
+from streaming.engine.snapshot import SessionSnapshot
 from streaming.errors import StreamingError
 
 EndReason = Literal["end", "max_frames", "interrupted"]
@@ -101,10 +102,34 @@ class InputCleared:
 
 
 @dataclass(frozen=True, slots=True)
+class Marked:
+    """The answer to `mark` and to `unmark`: all marks of this session hold so many bytes now."""
+
+    held_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class WentBack:
+    """The answer to `go_back`: the stream is again what it was at a mark, `prompt_frames` into a prompt."""
+
+    turn: int
+    prompt_frames: int
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """The answer to `keep`: the session as it was once all that was told before had happened."""
+
+    snapshot: SessionSnapshot
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
     """The session is over, through no fault of its owner. It is the last event."""
 
     error: StreamingError
 
 
-Event = FrameHeard | TurnSpeaking | FrameSpoken | TurnDone | Interrupted | InputCleared | Failed
+Event = (
+    FrameHeard | TurnSpeaking | FrameSpoken | TurnDone | Interrupted | InputCleared | Marked | WentBack | Kept | Failed
+)

@@ -10,10 +10,11 @@ import enum
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from mmap import mmap
 from threading import Condition
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,10 +30,14 @@ from streaming.engine.events import (
     FrameSpoken,
     InputCleared,
     Interrupted,
+    Kept,
+    Marked,
     StepAudio,
     TurnDone,
     TurnSpeaking,
+    WentBack,
 )
+from streaming.engine.snapshot import Books, SessionSnapshot
 from streaming.errors import EmptyPromptError, EngineStoppedError, PromptTooLongError, SessionError, StreamingError
 
 _LOG = logging.getLogger(__name__)
@@ -42,7 +47,7 @@ OnEvent = Callable[[Event], None]
 
 
 class StepResult(Protocol):
-    """The result of a step over its first B slots: pcm float32 [B, 1920], codes int64 [B, Q], ended, broken bool [B].
+    """The result of a step of R rows: pcm float32 [R, 1920], codes int64 [R, Q], ended, broken bool [R].
 
     The arrays are the caller's to keep: they go to the sessions' owners as they are.
     """
@@ -57,6 +62,22 @@ class StepResult(Protocol):
     def broken(self) -> NDArray[np.bool_]: ...
 
 
+class SlotCopy(Protocol):
+    """A slot's state in the host's memory, made by a step and for steps of the same `identity`.
+
+    frames: how long its stream was; reach: how far it can be rewound. pieces: the bytes of each part of it, by a number
+    of its own; copies of one stream share parts.
+    """
+
+    @property
+    def identity(self) -> str: ...
+    @property
+    def frames(self) -> int: ...
+    @property
+    def reach(self) -> int: ...
+    def pieces(self) -> dict[int, int]: ...
+
+
 class Step(Protocol):
     """The frame step, as the engine sees it. `streaming.frame_step.FrameStep` is the real one."""
 
@@ -68,14 +89,24 @@ class Step(Protocol):
     def context_frames(self) -> int: ...
     @property
     def rewind_frames(self) -> int: ...
+    @property
+    def identity(self) -> str: ...
     def open(self, slot: int, sampling: Sampling) -> None: ...
     def configure(self, slot: int, sampling: Sampling) -> None: ...
     def rewind(self, slot: int, frames: int) -> None: ...
     def reach(self, slot: int) -> int: ...
     def frames(self, slot: int) -> int: ...
+    def copy(self, slot: int, reach: int, base: Any = None, common: int = 0) -> Generator[None, None, SlotCopy]: ...
+    def put(
+        self, slot: int, copy: Any, sampling: Sampling, common: int = 0, longest: int | None = None
+    ) -> Generator[None]: ...
+    def pack(self, copy: Any, said: dict[str, str]) -> bytes: ...
+    def unpack(self, data: bytes | mmap) -> tuple[SlotCopy, dict[str, str]]: ...
     def is_fatal(self, error: Exception) -> bool: ...
+    def follow(self) -> None: ...
     def __call__(
         self,
+        slots: NDArray[np.int64],
         pcm: NDArray[np.float32],
         listening: NDArray[np.bool_],
         speaking: NDArray[np.bool_],
@@ -117,7 +148,54 @@ class _Configure:
     sampling: Sampling
 
 
-_Command = _Listen | _Speak | _Interrupt | _ClearInput | _Configure
+@dataclass(frozen=True, slots=True)
+class _SetMark:
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class _DropMark:
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class _GoBack:
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Keep:
+    pass
+
+
+_Command = _Listen | _Speak | _Interrupt | _ClearInput | _Configure | _SetMark | _DropMark | _GoBack | _Keep
+_AT_ANY_TIME = _Interrupt | _Configure | _DropMark | _Keep
+"""What takes effect while the session speaks, too."""
+_ONWARD = _Listen | _Speak | _Configure
+"""What may take effect while a mark is being copied: it takes nothing back, and copies nothing."""
+
+
+@dataclass(slots=True)
+class _Mark:
+    """A moment to go back to. common: how many frames its stream and the slot's have had in common ever since, from
+    the first on. longest: the longest that the slot's stream has been since.
+    """
+
+    copy: SlotCopy
+    prompt_frames: int
+    common: int
+    longest: int
+
+
+@dataclass(slots=True)
+class _Chore:
+    """What the engine's thread does for a session in pieces, between steps. done: called at the end, with the copy
+    that it made. longest: how long the stream may get meanwhile.
+    """
+
+    work: Generator[None, None, SlotCopy | None]
+    done: Callable[[SlotCopy | None], None]
+    longest: int
 
 
 class EngineSession:
@@ -127,8 +205,16 @@ class EngineSession:
     """
 
     def __init__(
-        self, slot: int, step: Step, changed: Condition, on_event: OnEvent, sampling: Sampling, slides: bool
+        self,
+        slot: int,
+        step: Step,
+        changed: Condition,
+        on_event: OnEvent,
+        sampling: Sampling,
+        slides: bool,
+        snapshot: SessionSnapshot | None = None,
     ) -> None:
+        """snapshot: of the session that this one goes on with."""
         self.slot = slot
         self.seed = sampling.seed
         self._step, self._changed, self._on_event = step, changed, on_event
@@ -155,6 +241,12 @@ class EngineSession:
         self._first_frame_ms: float | None = None
         self._step_seconds = 0.0
         self._steps = 0
+        # What there is to go back to, by name; of each mark that was asked for, what a new command has to fit there
+        self._marks: dict[str, _Mark] = {}
+        self._marks_next: dict[str, tuple[int, bool]] = {}
+        self._chore: _Chore | None = None
+        if snapshot is not None:
+            self._resume(snapshot)
 
     # Commands, from any thread
 
@@ -231,7 +323,7 @@ class EngineSession:
         with self._changed:
             if turn == self._turn and frames > self._released:
                 self._released = frames
-                if self.may_speak:
+                if self._due:
                     self._changed.notify_all()
 
     def interrupt(self, turn: int, heard_samples: int) -> None:
@@ -261,6 +353,42 @@ class EngineSession:
             self._heard_any = self._heard_any and (self._turn_next > 1 or self._prompt_next > 0)
             self._give(_ClearInput(frames))
 
+    def mark(self, name: str) -> None:
+        """Remember this moment of the stream, to go back to. Answered with `Marked`. Raises `SessionError` while
+        speaking. A mark of the same name is forgotten.
+        """
+        with self._changed:
+            self._require_open()
+            if self._speaking_next:
+                raise SessionError("the session is speaking: a mark is set before it speaks, or after")
+            self._marks_next[name] = (self._prompt_next, self._heard_any)
+            self._give(_SetMark(name))
+
+    def unmark(self, name: str) -> None:
+        """Forget a mark. Answered with `Marked`. Raises `SessionError` if there is none of this name."""
+        with self._changed:
+            self._require_mark(name)
+            del self._marks_next[name]
+            self._give(_DropMark(name))
+
+    def go_back(self, name: str) -> None:
+        """Make the stream what it was at a mark, as if nothing had been since. Answered with `WentBack`.
+
+        Turns are counted on. Raises `SessionError` while speaking, and if there is no mark of this name.
+        """
+        with self._changed:
+            self._require_mark(name)
+            if self._speaking_next:
+                raise SessionError("the session is speaking: interrupt it before it goes back")
+            self._prompt_next, self._heard_any = self._marks_next[name]
+            self._give(_GoBack(name))
+
+    def keep(self) -> None:
+        """Copy the session out once all that was told before has happened, speaking or not. Answered with `Kept`."""
+        with self._changed:
+            self._require_open()
+            self._give(_Keep())
+
     def configure(self, sampling: Sampling) -> None:
         """Change how tokens are drawn from here on."""
         with self._changed:
@@ -284,6 +412,11 @@ class EngineSession:
         if self._state is State.CLOSED:
             raise EngineStoppedError("the session is closed")
 
+    def _require_mark(self, name: str) -> None:
+        self._require_open()
+        if name not in self._marks_next:
+            raise SessionError(f"there is no mark {name!r} to go back to")
+
     def _begin_next_turn(self) -> None:
         """Count what is given from here on to the next turn."""
         self._speaking_next = False
@@ -295,8 +428,10 @@ class EngineSession:
     def next_frame(self) -> NDArray[np.float32] | None:
         """Let all commands that are due take effect, and return the frame to hear now, if there is one."""
         while self._commands and not self.unclean and self._state is not State.CLOSED:
+            if not self._may_take(self._commands[0]):
+                return None
             command = self._commands.popleft()
-            assert self._state is State.LISTENING or isinstance(command, _Interrupt | _Configure), command
+            assert self._state is State.LISTENING or isinstance(command, _AT_ANY_TIME), command
             match command:
                 case _Listen(pcm):
                     if self._slides or self._step.frames(self.slot) < self._step.context_frames:
@@ -311,7 +446,40 @@ class EngineSession:
                 case _Configure(sampling):
                     self._sampling = sampling
                     self._step.configure(self.slot, sampling)
+                case _SetMark(name):
+                    self._set_mark(name)
+                case _DropMark(name):
+                    del self._marks[name]
+                    self._tell(Marked(self._held_bytes()))
+                case _GoBack(name):
+                    self._go_back(name)
+                case _Keep():
+                    self._copy_out()
         return None
+
+    def _may_take(self, command: _Command) -> bool:
+        return self._chore is None or (isinstance(command, _ONWARD) and self._may_advance)
+
+    @property
+    def _may_advance(self) -> bool:
+        longest = None if self._chore is None else self._chore.longest
+        return longest is None or (longest > 0 and self._step.frames(self.slot) < longest)
+
+    @property
+    def works(self) -> bool:
+        """Whether `work` has something to do."""
+        return self._chore is not None and not self.unclean and self._state is not State.CLOSED
+
+    def work(self) -> None:
+        """Do a piece of what is done between steps, of at most about a megabyte. Called without the engine's lock."""
+        chore = self._chore
+        assert chore is not None
+        try:
+            next(chore.work)
+        except StopIteration as ended:
+            with self._changed:
+                self._chore = None
+                chore.done(ended.value)
 
     def make_clean(self) -> None:
         """Give the slot to this stream. Called without the engine's lock: it may write many megabytes."""
@@ -321,6 +489,10 @@ class EngineSession:
     @property
     def may_speak(self) -> bool:
         """Whether a frame of the continuation is due."""
+        return self._due and self._may_advance
+
+    @property
+    def _due(self) -> bool:
         return self._state is State.SPEAKING and self._spoken - self._released < self._speak.lead_frames
 
     def heard(self, codes: NDArray[np.int64]) -> None:
@@ -390,9 +562,10 @@ class EngineSession:
         frames = min(frames, self._prompt_frames)
         if frames and frames == self._step.frames(self.slot):
             self.unclean = True
+            self._changed_from(0)
         else:
             frames = min(frames, self._step.reach(self.slot))
-            self._step.rewind(self.slot, frames)
+            self._rewind(frames)
         self._prompt_frames -= frames
         self._tell(InputCleared(self._turn, frames, self._prompt_frames))
 
@@ -402,8 +575,96 @@ class EngineSession:
         kept = {last: spoken, last - 1: self._spoken_before}.get(turn, 0)
         if turn == last and (speaking or self._prompt_frames == 0):
             kept = min(spoken, max(heard_frames, spoken - self._step.reach(self.slot)))
-            self._step.rewind(self.slot, spoken - kept)
+            self._rewind(spoken - kept)
             if speaking:
                 self._stop_speaking("interrupted")
             self._spoken = kept  # a second, late interruption counts from here
         self._tell(Interrupted(turn, kept))
+
+    # Marks and snapshots
+
+    def _rewind(self, frames: int) -> None:
+        self._changed_from(self._step.frames(self.slot) - frames)
+        self._step.rewind(self.slot, frames)
+
+    def _changed_from(self, frames: int) -> None:
+        """Note that the stream is another from here on: the marks have no more in common with it."""
+        longest = self._step.frames(self.slot)
+        for mark in self._marks.values():
+            mark.longest = max(mark.longest, longest)
+            mark.common = min(mark.common, frames)
+
+    def _held_bytes(self) -> int:
+        pieces: dict[int, int] = {}
+        for mark in self._marks.values():
+            pieces |= mark.copy.pieces()
+        return sum(pieces.values())
+
+    def _set_mark(self, name: str) -> None:
+        self._marks.pop(name, None)
+        frames, prompt_frames = self._step.frames(self.slot), self._prompt_frames
+        base = max(self._marks.values(), key=lambda mark: mark.common, default=None)
+
+        def marked(copy: SlotCopy | None) -> None:
+            assert copy is not None
+            self._marks[name] = _Mark(copy, prompt_frames, frames, frames)
+            self._tell(Marked(self._held_bytes()))
+
+        common = 0 if base is None else min(base.common, base.copy.frames)
+        work = self._step.copy(self.slot, 0, None if base is None else base.copy, common)
+        self._chore = _Chore(work, marked, frames + self._step.rewind_frames)
+
+    def _go_back(self, name: str) -> None:
+        mark = self._marks[name]
+        self._changed_from(min(self._step.frames(self.slot), mark.common))
+        work = self._step.put(self.slot, mark.copy, self._sampling, mark.common, mark.longest)
+
+        def is_back(_: SlotCopy | None) -> None:
+            self._prompt_frames, self._spoken, self._spoken_before = mark.prompt_frames, 0, 0
+            mark.common = mark.longest = mark.copy.frames
+            self._tell(WentBack(self._turn, mark.prompt_frames))
+
+        self._chore = _Chore(_without_copy(work), is_back, 0)
+
+    def _copy_out(self) -> None:
+        frames = self._step.frames(self.slot)
+        books = Books(
+            slides=self._slides,
+            sampling=self._sampling,
+            speaking=self._state is State.SPEAKING,
+            turn=self._turn,
+            prompt_frames=self._prompt_frames,
+            spoken=self._spoken,
+            spoken_before=self._spoken_before,
+            released=self._released,
+            max_frames=self._speak.max_frames,
+            lead_frames=self._speak.lead_frames,
+            first_frame_ms=self._first_frame_ms,
+            step_seconds=self._step_seconds,
+            steps=self._steps,
+        )
+
+        def kept(copy: SlotCopy | None) -> None:
+            self._tell(Kept(SessionSnapshot(books, copy)))
+
+        work = self._step.copy(self.slot, self._step.reach(self.slot))
+        self._chore = _Chore(work, kept, frames)
+
+    def _resume(self, snapshot: SessionSnapshot) -> None:
+        """Become the session of a snapshot, whose copy is put into the slot by and by."""
+        books = snapshot.books
+        self._state = State.SPEAKING if books.speaking else State.LISTENING
+        self._heard_any = snapshot.copy.frames > 0
+        self._speaking_next = books.speaking
+        self._turn = self._turn_next = books.turn
+        self._prompt_frames = self._prompt_next = books.prompt_frames
+        self._spoken, self._spoken_before, self._released = books.spoken, books.spoken_before, books.released
+        self._speak = _Speak(books.max_frames, books.lead_frames, time.monotonic())
+        self._first_frame_ms, self._step_seconds, self._steps = books.first_frame_ms, books.step_seconds, books.steps
+        self.unclean = False  # putting makes it clean
+        work = self._step.put(self.slot, snapshot.copy, self._sampling)
+        self._chore = _Chore(_without_copy(work), lambda _: None, 0)
+
+
+def _without_copy(work: Generator[None]) -> Generator[None]:
+    yield from work

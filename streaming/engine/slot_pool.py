@@ -1,8 +1,6 @@
-"""Who owns which slot. The lowest free one is given out, so that steps stay narrow."""
+"""Who owns which slot. Any free one is as good as any other."""
 
 from __future__ import annotations
-
-import heapq
 
 from streaming.errors import EngineFullError
 
@@ -12,14 +10,16 @@ class SlotPool:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self._free = list(range(size))
+        self._free = list(range(size))[::-1]
 
     def acquire(self) -> int:
-        """Return the lowest free slot. Raises `EngineFullError` if there is none."""
+        """Return a free slot: the one that was freed last, whose memory the system has given out already. Raises
+        `EngineFullError` if there is none.
+        """
         if not self._free:
             raise EngineFullError(f"all {self.size} slots are taken")
-        return heapq.heappop(self._free)
+        return self._free.pop()
 
     def release(self, slot: int) -> None:
         assert 0 <= slot < self.size and slot not in self._free, slot
-        heapq.heappush(self._free, slot)
+        self._free.append(slot)

@@ -4,7 +4,7 @@ A stream's position only grows, for hours if need be. Three things follow from i
 
 - The ring holds the last `size` positions; which position an entry holds follows from the slot's own position, so
   nothing is ever marked, moved or cleared. Writing ahead of the position is harmless: until the position advances,
-  those entries are invalid. So idle slots may be computed with the others, and simply do not advance.
+  those entries are invalid. So a row may be computed with the others and simply not advance its slot.
 - Rewinding a stream is subtracting from its position. It is exact as long as the ring is longer than the attention
   window by what may be rewound.
 - Rotary scores depend on differences of positions alone, so a window slides without touching a cached key. Only a
@@ -119,20 +119,20 @@ class KeyValueRing:
         prefix = ring.new_ones(()).expand(*ring.shape[:2], self.prefix)
         return torch.cat((prefix, ring), dim=-1).unsqueeze(1)
 
-    def keep(self, qkv: Tensor, layer: int, index: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Write keys, rotated, and values. qkv: [B, H * G + 2 * H, T, D]; the others as for `update` and `rotate`.
-        Returns the queries, rotated, [B, H * G, T, D].
+    def keep(self, qkv: Tensor, layer: int, view: FrameView) -> Tensor:
+        """Write keys, rotated, and values, where the view says. qkv: [B, H * G + 2 * H, T, D]. Returns the queries,
+        rotated, [B, H * G, T, D].
         """
+        assert view.index is not None
         heads = self.keys.shape[2]
-        turned, value = rotate(qkv[:, :-heads], cos, sin), qkv[:, -heads:]
-        self.update(layer, index, turned[:, -heads:], value)
+        turned, value = rotate(qkv[:, :-heads], view.cos, view.sin), qkv[:, -heads:]
+        self.update(layer, view.slots, view.index, turned[:, -heads:], value)
         return turned[:, :-heads]
 
-    def update(self, layer: int, index: Tensor, key: Tensor, value: Tensor) -> None:
-        """Write in place. index: [B, T]; key, value: [B, H, T, D], for the first B slots."""
-        rows = torch.arange(index.shape[0], device=index.device)[:, None]
-        self.keys[:, layer].transpose(1, 2)[rows, index] = key.transpose(1, 2)
-        self.values[:, layer].transpose(1, 2)[rows, index] = value.transpose(1, 2)
+    def update(self, layer: int, slots: Tensor, index: Tensor, key: Tensor, value: Tensor) -> None:
+        """Write in place. slots: [B]; index: [B, T]; key, value: [B, H, T, D]."""
+        self.keys[:, layer].transpose(1, 2)[slots[:, None], index] = key.transpose(1, 2)
+        self.values[:, layer].transpose(1, 2)[slots[:, None], index] = value.transpose(1, 2)
 
     def scrub(self, slot: int) -> None:
         """Forget what a slot's stream held, a NaN included (a masked NaN value would still poison attention).
@@ -145,13 +145,14 @@ class KeyValueRing:
 
 @dataclass(frozen=True)
 class FrameView:
-    """What the Q sub-steps of one frame have in common, for the first B slots.
+    """What the Q sub-steps of one frame have in common, for B rows.
 
-    position: [B, Q] of the tokens to be fed; start: the oldest position in the window, [B, 1], or [B, Q] where windows
-    begin per token; cos, sin: [B, 1, Q, D].
-    index: [B, Q], where they go; visible: [B, 1, Q, C]: left out where kernels compute both from the position.
+    slots: [B] int64, the slot that each row is. position: [B, Q] of the tokens to be fed; start: the oldest position in
+    the window, [B, 1], or [B, Q] where windows begin per token; cos, sin: [B, 1, Q, D]. index: [B, Q], where they go;
+    visible: [B, 1, Q, C]: left out where kernels compute both from the position.
     """
 
+    slots: Tensor
     position: Tensor
     start: Tensor
     cos: Tensor
@@ -163,6 +164,7 @@ class FrameView:
         """Return the view of tokens first .. last - 1 alone."""
         part = slice(first, last)
         return type(self)(
+            self.slots,
             self.position[:, part],
             self.start if self.start.shape[1] == 1 else self.start[:, part],
             self.cos[:, :, part],
@@ -172,18 +174,18 @@ class FrameView:
         )
 
 
-def attend(query: Tensor, ring: KeyValueRing, layer: int, visible: Tensor) -> Tensor:
-    """Grouped-query attention of the first B slots over their rings.
+def attend(query: Tensor, ring: KeyValueRing, layer: int, slots: Tensor, visible: Tensor) -> Tensor:
+    """Grouped-query attention of B rows over their slots' rings.
 
-    query: [B, H * G, T, D], rotated; visible: [B, 1, T, C] bool. Returns [B, T, H * G * D].
+    query: [B, H * G, T, D], rotated; slots: [B]; visible: [B, 1, T, C] bool. Returns [B, T, H * G * D].
     The G query heads that share a key head are folded into the time axis, so that keys are read once and never
     expanded.
     """
     batch, query_heads, time, head_dim = query.shape
     heads, columns = ring.keys.shape[2], visible.shape[-1]
     groups = query_heads // heads
-    keys = ring.keys[:batch, layer, :, :columns]
-    values = ring.values[:batch, layer, :, :columns]
+    keys = ring.keys[:, layer, :, :columns][slots]
+    values = ring.values[:, layer, :, :columns][slots]
     folded = query.reshape(batch, heads, groups * time, head_dim)
     mask = visible.expand(batch, groups, time, columns).reshape(batch, 1, groups * time, columns)
     out = F.scaled_dot_product_attention(folded, keys, values, attn_mask=mask)

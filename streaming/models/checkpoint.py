@@ -6,6 +6,7 @@ changed since the models were published, unlike the module layout of the librari
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,6 +31,8 @@ _PATTERNS = (
 )
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _MAX_CONFIG_BYTES = 1 << 20
+_SAMPLED = 64
+"""Numbers of a tensor that a fingerprint looks at: a model that was trained on differs in all of them."""
 _ADVICE = "Give a folder with --model DIR (and --codec DIR), or use --model demo, which needs no download."
 
 
@@ -96,6 +99,23 @@ def _read_object(path: Path) -> Mapping[str, Any]:
     return raw
 
 
+class Fingerprint:
+    """Tells apart the tensors of two models: a hash over some numbers of each, in whatever order they are read."""
+
+    def __init__(self) -> None:
+        self._sum = 0
+
+    def note(self, name: str, tensor: Tensor) -> None:
+        """Take a tensor into account."""
+        flat = tensor.reshape(-1)
+        some = flat[:: max(1, len(flat) // _SAMPLED)][:_SAMPLED].float().cpu().numpy().tobytes()
+        told = hashlib.sha256(f"{name} {list(tensor.shape)} ".encode() + some).digest()
+        self._sum = (self._sum + int.from_bytes(told, "big")) % 2**256  # some tensors are read more than once
+
+    def __str__(self) -> str:
+        return f"{self._sum:064x}"
+
+
 class TensorSource:
     """A checkpoint folder's tensors, on a device, in a type. Files are mapped, so only what is loaded takes memory.
 
@@ -104,6 +124,7 @@ class TensorSource:
 
     def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype) -> None:
         self.folder, self.device, self.dtype = folder, device, dtype
+        self.fingerprint = Fingerprint()
         self._files: dict[str, Any] = {}
         for path in self._paths(folder):
             try:
@@ -161,4 +182,5 @@ class TensorSource:
             raise CheckpointError(
                 f"{self.folder}: tensor {name!r} is {list(tensor.shape)}, config.json makes it {list(shape)}"
             )
+        self.fingerprint.note(name, tensor)
         return tensor

@@ -55,19 +55,19 @@ def encode_recordings(codec: StreamingMimi, waves: Sequence[NDArray[np.float32]]
 
 
 def advance(decoder: LlamaDecoder, state: DecoderState, view: FrameView, codes: Tensor) -> Tensor:
-    """Feed one frame to B slots. Return the last layer's output where each of its tokens is expected, [B, Q, hidden].
+    """Feed one frame to B rows. Return the last layer's output where each of its tokens is expected, [B, Q, hidden].
 
     codes: [B, Q].
     """
     batch = codes.shape[0]
-    units = torch.cat((decoder.last_units(state, batch)[:, None], decoder.units(codes)[:, :-1]), dim=1)
+    units = torch.cat((decoder.last_units(state, view.slots)[:, None], decoder.units(codes)[:, :-1]), dim=1)
     hidden = decoder.forward(units, state, view)
-    decoder.end_frame(codes, state, torch.ones(batch, dtype=torch.bool, device=codes.device))
+    decoder.end_frame(codes, state, view.slots, torch.ones(batch, dtype=torch.bool, device=codes.device))
     return hidden
 
 
 def feed(decoder: LlamaDecoder, state: DecoderState, view: FrameView, codes: Tensor) -> Tensor:
-    """Feed one frame to B slots. Return its negative log-likelihood a token, in nats: [B, Q]. codes: [B, Q].
+    """Feed one frame to B rows. Return its negative log-likelihood a token, in nats: [B, Q]. codes: [B, Q].
 
     Among what a slot may emit, as the sampler sees it; `clip_losses` has it over the whole vocabulary.
     """
@@ -118,7 +118,7 @@ def clip_losses(decoder: LlamaDecoder, output: OutputLayer, codes: Tensor, lengt
     ends = torch.full((batch,), output.end, device=codes.device)
     book = torch.arange(books, device=codes.device)
     for frame in range(frames + 1):
-        view = decoder.begin_frame(state, batch, frames + 1, decoder.columns_for(state, frame))
+        view = decoder.begin_frame(state, state.every_slot, frames + 1, decoder.columns_for(state, frame))
         fed = codes[:, min(frame, frames - 1)]  # past the last frame only what its first column says is looked at
         hidden = advance(decoder, state, view, fed)
         ending = output.losses(hidden[:, 0], ends).cpu()

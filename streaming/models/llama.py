@@ -30,6 +30,9 @@ from streaming.models.operations.torch import TorchOperations
 from streaming.models.sampler import Drawing, SamplerState
 from streaming.models.token_layout import TokenLayout
 
+_OUTPUTS = {"cuda": 8}
+"""An output layer's number of rows is a multiple of this, by the device."""
+
 
 @dataclass
 class DecoderState:
@@ -40,6 +43,11 @@ class DecoderState:
     frames: Tensor
     lasts: Tensor
     ring: KeyValueRing
+
+    @property
+    def every_slot(self) -> Tensor:
+        """[S] int64, for a batch in which row i is slot i."""
+        return torch.arange(len(self.frames), device=self.frames.device)
 
     def reset(self, mask: Tensor) -> None:
         """Start the streams of the slots in `mask` [S] bool anew."""
@@ -113,11 +121,16 @@ class LlamaDecoder:
         # `</audio>` stands between frames only: the published script drops a frame that it cuts in two.
         may = torch.zeros(rows.shape, dtype=source.dtype, device=source.device)
         may[1:, -1] = -torch.inf
+        # A GPU's library has no good product of 2,049 outputs. Those that are added are never likely, nor looked at.
+        more = -rows.shape[1] % _OUTPUTS.get(self.device.type, 1)
+        heads, may = F.pad(heads, (0, 0, 0, more)), F.pad(may, (0, more), value=-torch.inf)
         self._heads = [linear(head, bias=bias) for head, bias in zip(heads, may, strict=True)]
         self._layers = [
             _Layer.load(source, f"model.layers.{i}", config, quantize, activations) for i in range(config.num_layers)
         ]
         self._norm = source.load("model.norm.weight", (config.hidden_size,), activations)
+        self.fingerprint = f"{config} {quantize} {source.fingerprint} {layout.fingerprint}"
+        """Other for a decoder of other weights."""
         # [L, H, P, D], keys not rotated
         self.prefix_keys, self._prefix_values = self._run_prefix(
             source.load_rows(embedding, table, torch.tensor(layout.prefix)).to(activations)
@@ -130,7 +143,9 @@ class LlamaDecoder:
     def init_state(self, batch_size: int, context_frames: int, rewind_frames: int = 0) -> DecoderState:
         """Fresh state for `batch_size` slots that remember `context_frames` and can be rewound by `rewind_frames`."""
         config = self.config
-        depth = rewind_frames + 2  # one frame more than can be rewound, and one that idle slots scribble on
+        depth = (
+            rewind_frames + 2
+        )  # one frame more than can be rewound, and one that a row scribbles on that does not advance
         size = self.num_codebooks * (context_frames + depth)
         ring = KeyValueRing.allocate(
             batch_size,
@@ -146,11 +161,10 @@ class LlamaDecoder:
         zeros = torch.zeros(batch_size, depth, dtype=torch.int64, device=self.device)
         return DecoderState(zeros[:, 0].clone(), zeros, ring)
 
-    def last_units(self, state: DecoderState, batch: int) -> Tensor:
-        """Return the token that the next frame is fed first: [B] units."""
-        frames = state.frames[:batch]
-        rows = torch.arange(batch, device=self.device)
-        last = state.lasts[rows, (frames - 1).remainder(state.lasts.shape[1])]
+    def last_units(self, state: DecoderState, slots: Tensor) -> Tensor:
+        """Return the token that the next frame is fed first: [B] units. slots: [B]."""
+        frames = state.frames[slots]
+        last = state.lasts[slots, (frames - 1).remainder(state.lasts.shape[1])]
         return torch.where(frames == 0, self.num_codebooks * self.codebook_size, last)
 
     def units(self, codes: Tensor) -> Tensor:
@@ -158,13 +172,15 @@ class LlamaDecoder:
         return codes + torch.arange(self.num_codebooks, device=codes.device) * self.codebook_size
 
     @torch.inference_mode()
-    def begin_frame(self, state: DecoderState, batch: int, context_frames: int, columns: int) -> FrameView:
-        """Positions and masks of the next frame of the first B slots; moves the prefix in front of their windows.
+    def begin_frame(self, state: DecoderState, slots: Tensor, context_frames: int, columns: int) -> FrameView:
+        """Positions and masks of the next frame of B rows; moves the prefix in front of their slots' windows.
 
-        columns: how many entries of the ring to look at; `columns_for` of the longest stream among the slots.
+        slots: [B] int64, the slot of each row. columns: how many entries of the ring to look at; `columns_for` of the
+        longest stream among them.
         """
         return self.operations.begin_frame(
-            state.frames[:batch],
+            slots,
+            state.frames,
             self.prefix_keys,
             state.ring,
             self.rotary,
@@ -180,7 +196,7 @@ class LlamaDecoder:
 
     @torch.inference_mode()
     def forward(self, units: Tensor, state: DecoderState, view: FrameView) -> Tensor:
-        """Feed T tokens a slot. units: [B, T]; view: of these T tokens. Returns the last layer's output [B, T,
+        """Feed T tokens a row. units: [B, T]; view: of these T tokens. Returns the last layer's output [B, T,
         hidden], normed.
         """
         operations, pending = self.operations, None
@@ -196,19 +212,20 @@ class LlamaDecoder:
         """Logits of what may follow in this codebook: [B, hidden] to [B, K + 1], the last one `</audio>`, -inf where it
         may not stand.
         """
-        return self._heads[codebook](hidden)
+        return self._heads[codebook](hidden)[..., : self.codebook_size + 1]
 
     def draw(self, hidden: Tensor, codebook: int, sampler: SamplerState, frame: Drawing, few: bool) -> Tensor:
         """Draw this codebook's codes. hidden: [B, hidden]. See `sampler.draw`."""
         return self.operations.draw(self.logits(hidden, codebook), codebook, sampler, frame, few)
 
     @torch.inference_mode()
-    def end_frame(self, codes: Tensor, state: DecoderState, active: Tensor) -> None:
-        """Advance the active slots past the frame that was fed. codes: [B, Q]; active: [B] bool."""
-        frames = state.frames[: codes.shape[0]]
-        rows = torch.arange(len(frames), device=self.device)
-        state.lasts[rows, frames.remainder(state.lasts.shape[1])] = self.units(codes)[:, -1]
-        frames += active
+    def end_frame(self, codes: Tensor, state: DecoderState, slots: Tensor, active: Tensor) -> None:
+        """Advance the slots of the active rows past the frame that was fed. codes: [B, Q]; slots: [B]; active: [B]
+        bool.
+        """
+        frames = state.frames[slots]
+        state.lasts[slots, frames.remainder(state.lasts.shape[1])] = self.units(codes)[:, -1]
+        state.frames[slots] = frames + active
 
     def _finish(self, operations: Operations, layer: _Layer, x: Tensor, attended: Tensor) -> tuple[Tensor, Tensor]:
         """Return the residual stream, and what is yet to be added to it."""
@@ -226,7 +243,9 @@ class LlamaDecoder:
         cos, sin = self.rotary(position)
         ring = KeyValueRing.allocate(1, 1, heads, 0, self.config.head_dim, count, self.device, embeddings.dtype)
         causal = torch.ones(count, count, dtype=torch.bool, device=self.device).tril()[None, None]
-        view = FrameView(position, position[:, :1], cos.unsqueeze(1), sin.unsqueeze(1), position, causal)
+        view = FrameView(
+            position[:, 0], position, position[:, :1], cos.unsqueeze(1), sin.unsqueeze(1), position, causal
+        )
         keys, values = [], []
         for layer in self._layers:
             x, qkv = operations.project(x, pending, layer.norm1, eps, layer.qkv)

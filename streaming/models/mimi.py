@@ -21,7 +21,7 @@ from streaming.models.operations.choice import pick_for_codec
 from streaming.models.quantizer import SplitQuantizer
 from streaming.models.seanet import CausalConv1d, SeaNet
 
-_STEPS = 2
+STEPS = 2
 """Transformer steps a frame: 25 Hz against 12.5."""
 
 
@@ -106,12 +106,12 @@ class _Transformer:
         names = [f"{name}.layers.{index}" for index in range(config.num_layers)]
         self.layers = [_Layer.load(source, layer, config, activations) for layer in names]
 
-    def __call__(self, x: Tensor, frames: Tensor, ring: KeyValueRing, operations: Operations) -> Tensor:
-        """x: [B, 2, hidden]; frames: [B], the streams' positions. Returns [B, 2, hidden]."""
+    def __call__(self, x: Tensor, slots: Tensor, frames: Tensor, ring: KeyValueRing, operations: Operations) -> Tensor:
+        """x: [B, 2, hidden]; slots, frames: [B], the streams' slots and positions. Returns [B, 2, hidden]."""
         window, eps = self.config.window, self.config.norm_eps
-        position = frames[:, None] * _STEPS + torch.arange(x.shape[1], device=x.device)
+        position = frames[:, None] * STEPS + torch.arange(x.shape[1], device=x.device)
         start = (position - (window - 1)).clamp(min=0)
-        view = operations.view(position, start, ring, self.rotary, ring.keys.shape[3])
+        view = operations.view(slots, position, start, ring, self.rotary, ring.keys.shape[3])
         for number, layer in enumerate(self.layers):
             h = operations.linear(operations.layer_norm(x, *layer.norm1, eps), layer.qkv)
             h = operations.attend(h, ring, number, view)
@@ -124,9 +124,9 @@ class _Transformer:
 class StreamingMimi:
     """The codec. `load_codec` makes one.
 
-    The first B slots of a state take part in a call with B rows; those where `active` is false are computed and not
-    advanced,
-    so that shapes stay static: their state does not change in any way that can be observed.
+    A call has B rows, each of them a slot of the state: `slots` [B] int64 says which, row i is slot i without it. No
+    slot is named twice, but by rows where `active` is false: these are computed and do not advance, so that shapes stay
+    static, and their slots' state does not change in any way that can be observed.
     """
 
     def __init__(
@@ -142,26 +142,30 @@ class StreamingMimi:
         self._encoder = SeaNet.load_encoder(source, config)
         self._encoder_transformer = _Transformer(source, "encoder_transformer", config, self.activations)
         hidden = config.hidden_size
-        shape = (hidden, hidden, 2 * _STEPS)
-        self._downsample = CausalConv1d.load(source, "downsample", shape, stride=_STEPS, bias=False)
-        shape = (hidden, 1, 2 * _STEPS)  # depthwise
+        shape = (hidden, hidden, 2 * STEPS)
+        self._downsample = CausalConv1d.load(source, "downsample", shape, stride=STEPS, bias=False)
+        shape = (hidden, 1, 2 * STEPS)  # depthwise
         self._upsample = source.load("upsample.conv.weight", shape, self.activations).squeeze(1)
         self._decoder_transformer = _Transformer(source, "decoder_transformer", config, self.activations)
         self._decoder = SeaNet.load_decoder(source, config)
+        self.fingerprint = f"{config} {num_codebooks} {source.fingerprint}"
+        """Other for a codec of other weights."""
         self._encoder_shapes = [(c.context, c.channels) for c in (*self._encoder.convolutions(), self._downsample)]
         self._decoder_shapes = [(1, hidden), *((c.context, c.channels) for c in self._decoder.convolutions())]
 
     def init_state(self, batch_size: int, rewind_frames: int = 0) -> MimiState:
         """Fresh state for `batch_size` slots. Memory grows with `rewind_frames`, how far a stream may be rewound."""
         config = self.config
-        depth = rewind_frames + 2  # one frame more than can be rewound, and one that idle slots scribble on
+        depth = (
+            rewind_frames + 2
+        )  # one frame more than can be rewound, and one that a row scribbles on that does not advance
         halves = []
         for shapes in (self._encoder_shapes, self._decoder_shapes):
             ring = KeyValueRing.allocate(
                 batch_size,
                 config.num_layers,
                 config.num_kv_heads,
-                config.window + _STEPS * depth,
+                config.window + STEPS * depth,
                 config.head_dim,
                 0,
                 self.device,
@@ -173,63 +177,81 @@ class StreamingMimi:
         return MimiState(halves[0], halves[1], rewind_frames)
 
     @torch.inference_mode()
-    def encode(self, pcm: Tensor, state: MimiState, active: Tensor, lengths: Tensor | None = None) -> Tensor:
+    def encode(
+        self,
+        pcm: Tensor,
+        state: MimiState,
+        active: Tensor,
+        lengths: Tensor | None = None,
+        slots: Tensor | None = None,
+    ) -> Tensor:
         """One frame of speech to codes.
 
         pcm: [B, 1920] float, +-1; active: [B] bool; lengths: [B] int64, samples of the frame that there are, from 1 on,
         the first ones; None: all. What lies past the end of a recording is not silence to `transformers`: no layer has
         any input there. Returns codes [B, Q] int64, meaningless where not active.
         """
-        return self.quantizer.encode(self.follow(pcm, state, active, lengths))
+        return self.quantizer.encode(self.follow(pcm, state, active, lengths, slots))
 
     @torch.inference_mode()
-    def follow(self, pcm: Tensor, state: MimiState, active: Tensor, lengths: Tensor | None = None) -> Tensor:
+    def follow(
+        self,
+        pcm: Tensor,
+        state: MimiState,
+        active: Tensor,
+        lengths: Tensor | None = None,
+        slots: Tensor | None = None,
+    ) -> Tensor:
         """`encode` without the quantizer: lets the encoder hear a frame. Returns the latent [B, hidden].
 
         A stream that goes on after a frame that was not whole has zeros past that frame's end in its past, too, in the
         input of every layer.
         """
         assert pcm.shape[1:] == (FRAME,), pcm.shape
-        half = state.encoder
-        frames = half.frames[: pcm.shape[0]]
-        contexts = self._contexts(half, frames, self._encoder_shapes)
+        half, slots = state.encoder, _rows(slots, pcm)
+        frames = half.frames[slots]
+        contexts = self._contexts(half, slots, frames, self._encoder_shapes)
         x, new = self._encoder(pcm.to(self.activations).unsqueeze(-1), contexts, self.operations, lengths)
-        x = self._encoder_transformer(x, frames, half.ring, self.operations)
+        x = self._encoder_transformer(x, slots, frames, half.ring, self.operations)
         if lengths is not None:  # here the padding is replicated: a last step without its second stands for it
-            x = torch.where((lengths <= FRAME // _STEPS)[:, None, None], x[:, :1], x)
+            x = torch.where((lengths <= FRAME // STEPS)[:, None, None], x[:, :1], x)
         # The checkpoint's only replicated padding: the first frame of a stream stands before itself.
         context = torch.where((frames == 0)[:, None, None], x[:, :1], next(contexts))
         x, last = self._downsample(x, context, self.operations)
-        self._advance(half, frames, [*new, last], active)
+        self._advance(half, slots, frames, [*new, last], active)
         return x.squeeze(1)
 
     @torch.inference_mode()
-    def decode(self, codes: Tensor, state: MimiState, active: Tensor) -> Tensor:
+    def decode(self, codes: Tensor, state: MimiState, active: Tensor, slots: Tensor | None = None) -> Tensor:
         """One frame of codes to speech.
 
         codes: [B, Q] int64, each in [0, codebook_size); active: [B] bool. Returns pcm [B, 1920] float.
         """
-        half = state.decoder
-        frames = half.frames[: codes.shape[0]]
-        contexts = self._contexts(half, frames, self._decoder_shapes)
+        half, slots = state.decoder, _rows(slots, codes)
+        frames = half.frames[slots]
+        contexts = self._contexts(half, slots, frames, self._decoder_shapes)
         latent = self.quantizer.decode(codes).unsqueeze(1)  # [B, 1, hidden]
-        taps = self._upsample.T  # [2 * _STEPS, hidden]: the latest latent's taps, then the one's before it
-        x = latent * taps[:_STEPS] + next(contexts) * taps[_STEPS:]
-        x = self._decoder_transformer(x, frames, half.ring, self.operations)
+        taps = self._upsample.T  # [2 * STEPS, hidden]: the latest latent's taps, then the one's before it
+        x = latent * taps[:STEPS] + next(contexts) * taps[STEPS:]
+        x = self._decoder_transformer(x, slots, frames, half.ring, self.operations)
         x, new = self._decoder(x, contexts, self.operations)
-        self._advance(half, frames, [latent, *new], active)
+        self._advance(half, slots, frames, [latent, *new], active)
         return x.squeeze(-1)
 
-    def _contexts(self, half: HalfState, frames: Tensor, shapes: list[tuple[int, int]]) -> Iterator[Tensor]:
+    def _contexts(
+        self, half: HalfState, slots: Tensor, frames: Tensor, shapes: list[tuple[int, int]]
+    ) -> Iterator[Tensor]:
         """Return the contexts that each stream's last frame left, zeros at its beginning: [B, context, C] each."""
-        rows = torch.arange(frames.shape[0], device=frames.device)
-        flat = half.contexts[rows, (frames - 1).remainder(half.contexts.shape[1])]
+        flat = half.contexts[slots, (frames - 1).remainder(half.contexts.shape[1])]
         flat = torch.where((frames == 0)[:, None], torch.zeros((), dtype=flat.dtype, device=flat.device), flat)
         parts = flat.split([steps * channels for steps, channels in shapes], dim=1)
         return (part.view(len(frames), steps, channels) for part, (steps, channels) in zip(parts, shapes, strict=True))
 
-    def _advance(self, half: HalfState, frames: Tensor, contexts: list[Tensor], active: Tensor) -> None:
-        rows = torch.arange(frames.shape[0], device=frames.device)
+    def _advance(self, half: HalfState, slots: Tensor, frames: Tensor, contexts: list[Tensor], active: Tensor) -> None:
         flat = torch.cat([context.flatten(1) for context in contexts], dim=1)
-        half.contexts[rows, frames.remainder(half.contexts.shape[1])] = flat
-        frames += active
+        half.contexts[slots, frames.remainder(half.contexts.shape[1])] = flat
+        half.frames[slots] = frames + active
+
+
+def _rows(slots: Tensor | None, batch: Tensor) -> Tensor:
+    return torch.arange(len(batch), device=batch.device) if slots is None else slots

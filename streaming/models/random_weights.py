@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from streaming.config import LlamaConfig, MimiConfig, Rope
-from streaming.models.checkpoint import TensorSource
+from streaming.models.checkpoint import Fingerprint, TensorSource
 from streaming.models.linear import Quantize
 from streaming.models.llama import LlamaDecoder
 from streaming.models.mimi import StreamingMimi
@@ -64,7 +64,22 @@ LLAMA_MIMI_8B = replace(
     tied=False,
 )
 """llm-jp/Llama-Mimi-8B: Llama 3.1 8B with 8,194 tokens more."""
-DECODERS = {"1.3b": LLAMA_MIMI_1_3B, "8b": LLAMA_MIMI_8B}
+TINY = replace(LLAMA_MIMI_1_3B, hidden_size=128, num_layers=2, num_heads=4, num_kv_heads=2, intermediate_size=256)
+TINY_MIMI = replace(
+    MIMI,
+    num_filters=8,
+    hidden_size=64,
+    num_layers=1,
+    num_heads=2,
+    num_kv_heads=2,
+    head_dim=32,
+    intermediate_size=128,
+    codebook_dim=32,
+)
+"""Shapes of no released model, for whatever is to be tried quickly; the codebooks are the released ones' in number."""
+DECODERS = {"1.3b": LLAMA_MIMI_1_3B, "8b": LLAMA_MIMI_8B, "tiny": TINY}
+CODECS = {"tiny": TINY_MIMI}
+"""Of decoders whose codec is not Mimi as it was released."""
 
 
 class RandomSource(TensorSource):
@@ -72,6 +87,7 @@ class RandomSource(TensorSource):
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         self.device, self.dtype = device, dtype
+        self.fingerprint = Fingerprint()
 
     def __contains__(self, name: str) -> bool:
         return False
@@ -81,7 +97,9 @@ class RandomSource(TensorSource):
         tensor = torch.empty(shape, device=self.device, dtype=dtype or self.dtype)
         if len(shape) == 1:
             return tensor.fill_(0.0 if name.endswith(".bias") else 0.01 if name.endswith(".scale") else 1.0)
-        return tensor.normal_(std=1 / math.sqrt(math.prod(shape[1:])))
+        tensor.normal_(std=1 / math.sqrt(math.prod(shape[1:])))
+        self.fingerprint.note(name, tensor)
+        return tensor
 
     def load_rows(self, name: str, shape: tuple[int, ...], rows: Tensor) -> Tensor:
         return self.load(name, (len(rows), *shape[1:]))

@@ -1,4 +1,4 @@
-"""Drawing the next code of every slot, on the device, without asking the host.
+"""Drawing the next code of every row, on the device, without asking the host.
 
 Randomness is a pure function of the session's seed and the token's number in its stream, so a session repeats itself
 whatever its neighbours do, in whichever slot, and a rewound stream draws again what it drew before.
@@ -39,6 +39,10 @@ class SamplerState:
 
         return SamplerState(zeros(torch.float32), zeros(torch.int64), zeros(torch.float32), zeros(torch.int64))
 
+    def of(self, slots: Tensor) -> SamplerState:
+        """Return the options of the rows that are these slots, [B] each. slots: [B] int64."""
+        return SamplerState(self.temperature[slots], self.top_k[slots], self.top_p[slots], self.seed[slots])
+
     def set(self, slot: int, sampling: Sampling) -> None:
         self.temperature[slot] = sampling.temperature
         self.top_k[slot] = sampling.top_k
@@ -48,13 +52,14 @@ class SamplerState:
 
 @dataclass(frozen=True)
 class Drawing:
-    """What the draws of one frame read and write, for the first B slots; all [B] but the codes.
+    """What the draws of one frame read and write, for B rows; all [B] but `frames` and `codes`.
 
-    frames: int64, the streams' positions; listening, speaking: bool. Written in place: codes [B, Q] int64, which hold
-    the codec's where a slot listens; ended: bool, where a speaking slot drew `</audio>`; finite: bool, no more where
-    logits are not.
+    slots: int64, the slot of each row; frames: [S] int64, every slot's position; listening, speaking: bool. Written in
+    place: codes [B, Q] int64, which hold the codec's where a row listens; ended: bool, where a speaking row drew
+    `</audio>`; finite: bool, no more where logits are not.
     """
 
+    slots: Tensor
     frames: Tensor
     listening: Tensor
     speaking: Tensor
@@ -64,14 +69,15 @@ class Drawing:
 
 
 def draw(logits: Tensor, book: int, state: SamplerState, frame: Drawing, few: bool) -> Tensor:
-    """Draw a codebook's code for every slot and write it into `frame`, unless the slot listens.
+    """Draw a codebook's code for every row and write it into `frame`, unless the row listens.
 
     logits: [B, K + 1], the last one `</audio>`, which stands in front of the first codebook alone (-inf elsewhere).
     few: see `sample`. Returns the unit that is fed next, [B] int64: see `LlamaDecoder`.
     """
     size = logits.shape[1] - 1
     frame.finite.logical_and_(logits[:, : size + (book == 0)].isfinite().all(dim=1))
-    drawn = sample(logits, state, frame.frames * frame.codes.shape[1] + book, few)
+    number = frame.frames[frame.slots] * frame.codes.shape[1] + book
+    drawn = sample(logits, state.of(frame.slots), number, few)
     if book == 0:
         frame.ended.logical_or_(frame.speaking & (drawn == size))
     frame.codes[:, book] = torch.where(frame.listening, frame.codes[:, book], drawn.clamp(max=size - 1))
@@ -79,35 +85,34 @@ def draw(logits: Tensor, book: int, state: SamplerState, frame: Drawing, few: bo
 
 
 def sample(logits: Tensor, state: SamplerState, number: Tensor, few: bool = False) -> Tensor:
-    """Draw one token a slot: temperature, then top-k, then top-p, as `transformers` orders them; temperature 0 is
+    """Draw one token a row: temperature, then top-k, then top-p, as `transformers` orders them; temperature 0 is
     argmax.
 
-    logits: [B, V] float, -inf where forbidden; number: [B] int64, the token's number in its stream. few: whether all
-    slots that matter have a `top_k` from 1 to `FEW`, which spares a full sort. Returns [B] int64.
+    logits: [B, V] float, -inf where forbidden; state: of B rows; number: [B] int64, the token's number in its stream.
+    few: whether all rows that matter have a `top_k` from 1 to `FEW`, which spares a full sort. Returns [B] int64.
     """
     logits = logits.float()
-    batch, size = logits.shape
-    temperature, top_k = state.temperature[:batch], state.top_k[:batch]
-    chosen = uniform(state.seed[:batch], number)
+    size, top_k = logits.shape[1], state.top_k
+    chosen = uniform(state.seed, number)
     order = _rank(logits, min(FEW, size))
     drawn = _draw(logits, state, chosen, order)
     if not few and size > FEW:
         # Who has a small top_k draws the same bits, whatever the neighbours have.
         every = _draw(logits, state, chosen, _rank(logits, size))
         drawn = torch.where((top_k > 0) & (top_k <= FEW), drawn, every)
-    return torch.where(temperature > 0, drawn, order[:, 0])
+    return torch.where(state.temperature > 0, drawn, order[:, 0])
 
 
 def _draw(logits: Tensor, state: SamplerState, chosen: Tensor, order: Tensor) -> Tensor:
     """From the likeliest tokens. chosen: [B] in [0, 1); order: [B, ranks] of these tokens. Returns [B] int64."""
-    batch, ranks = order.shape
-    temperature, top_k = state.temperature[:batch, None], state.top_k[:batch, None]
+    ranks = order.shape[1]
+    temperature, top_k = state.temperature[:, None], state.top_k[:, None]
     ranked = logits.gather(-1, order).double()
     divisor = torch.where(temperature > 0, temperature, 1.0).clamp(min=LEAST_TEMPERATURE).double()
     weight = (((ranked - ranked[:, :1]) / divisor).exp() * WHOLE).long()
     weight = weight.masked_fill((top_k > 0) & (torch.arange(ranks, device=logits.device) >= top_k), 0)
     before = weight.cumsum(dim=-1) - weight
-    limit = state.top_p[:batch, None].double() * weight.sum(dim=-1, keepdim=True).double()
+    limit = state.top_p[:, None].double() * weight.sum(dim=-1, keepdim=True).double()
     weight = weight.masked_fill(before.double() >= limit, 0)  # the first is always kept: 0 < top_p
     reached = weight.cumsum(dim=-1)
     total = reached[:, -1:]

@@ -7,6 +7,7 @@ Source: `inference.py` of the published code (github.com/llm-jp/llama-mimi).
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,12 @@ class TokenLayout:
     prefix: tuple[int, ...]
     units: Tensor
     end: int
+
+    @property
+    def fingerprint(self) -> str:
+        """Other for another layout."""
+        units = hashlib.sha256(self.units.numpy().tobytes()).hexdigest()
+        return f"{self.prefix} {self.end} {units}"
 
     @staticmethod
     def load(folder: Path, num_codebooks: int, codebook_size: int, vocab_size: int) -> TokenLayout:

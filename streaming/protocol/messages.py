@@ -99,6 +99,7 @@ class SessionStart(Message, tag="session.start", frozen=True):
     max_seconds: Seconds = 20.0
     lead_ms: Annotated[int, msgspec.Meta(ge=80, le=10_000)] = 400
     resume: bool = False
+    takes: bool = False
     codecs: tuple[str, ...] = ("pcm16",)
     sampling: SamplingOptions = SamplingOptions()
     vad: VadOptions = VadOptions()
@@ -128,6 +129,20 @@ class Speak(Message, tag="speak", frozen=True):
     turn: Annotated[int, msgspec.Meta(ge=OPEN_TURN, le=2**32 - 1)]
     max_seconds: Seconds | None = None
     sampling: SamplingOptions | None = None
+
+
+class Take(Message, tag="take", frozen=True):
+    """Speak anew from the end of a turn's prompt. max_seconds, sampling: of this turn only."""
+
+    turn: Turn
+    max_seconds: Seconds | None = None
+    sampling: SamplingOptions | None = None
+
+
+class TakeKeep(Message, tag="take.keep", frozen=True):
+    """Go on from the end of this turn, as if none after it had been."""
+
+    turn: Turn
 
 
 class InputClear(Message, tag="input.clear", frozen=True):
@@ -167,7 +182,18 @@ class SessionClose(Message, tag="session.close", frozen=True):
 
 
 ClientMessage = (
-    SessionStart | SessionResume | SessionUpdate | Speak | InputClear | Interrupt | Played | Ping | Ack | SessionClose
+    SessionStart
+    | SessionResume
+    | SessionUpdate
+    | Speak
+    | Take
+    | TakeKeep
+    | InputClear
+    | Interrupt
+    | Played
+    | Ping
+    | Ack
+    | SessionClose
 )
 
 
@@ -197,6 +223,7 @@ class SessionStarted(Message, tag="session.started", frozen=True):
     resume: Resumption | None = None
     codec: Codec = "pcm16"
     sampling: SamplingOptions = SamplingOptions()
+    takes: int = 0
 
     counted = False
 
@@ -267,6 +294,21 @@ class TurnDone(Message, tag="turn.done", frozen=True):
     mean_step_ms: float | None
 
 
+class TakeStarted(Message, tag="take.started", frozen=True):
+    """The next `turn.speaking`, of `turn`, is another continuation of the prompt of the turn `of`."""
+
+    turn: int
+    of: int
+    sampling: SamplingOptions
+
+
+class TakeKept(Message, tag="take.kept", frozen=True):
+    """The conversation goes on from the end of the turn `of`; what is said next belongs to `turn`."""
+
+    turn: int
+    of: int
+
+
 class Interrupted(Message, tag="interrupted", frozen=True):
     turn: int
     kept_samples: int
@@ -304,6 +346,8 @@ ServerMessage = (
     | SpeechStopped
     | TurnSpeaking
     | TurnDone
+    | TakeStarted
+    | TakeKept
     | Interrupted
     | Error
     | Pong

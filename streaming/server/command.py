@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping
 
 from streaming.config import CONTEXT_TOKENS, DEMO, DTYPES
-from streaming.options import OptionParser, add_about
+from streaming.options import OptionParser, add_about, count_or_auto
 
 PROGRAM = "server.py"
 """What the command is called where nobody says otherwise."""
@@ -89,7 +89,11 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
 
 def _add_sessions(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--max-sessions", type=int, default=4, metavar="N", help="How many sessions run at once (default: 4)."
+        "--max-sessions",
+        type=count_or_auto,
+        default="auto",
+        metavar="auto|N",
+        help="How many sessions run at once (default: auto, what the memory holds and the machine keeps up with).",
     )
     group.add_argument(
         "--context-tokens",
@@ -97,6 +101,13 @@ def _add_sessions(group: argparse._ArgumentGroup) -> None:
         default=CONTEXT_TOKENS,
         metavar="N",
         help=f"What a session remembers (default: {CONTEXT_TOKENS}, what the released models were trained on).",
+    )
+    group.add_argument(
+        "--memory-share",
+        type=float,
+        default=1.0,
+        metavar="F",
+        help="The most that it takes of the device's memory, for several servers on one GPU (default: 1).",
     )
     group.add_argument(
         "--queue", type=int, default=0, metavar="N", help="How many clients may wait in line (default: 0)."
@@ -114,6 +125,13 @@ def _add_sessions(group: argparse._ArgumentGroup) -> None:
         default=300,
         metavar="S",
         help="After how long a session ends whose client does nothing (default: 300).",
+    )
+    group.add_argument(
+        "--takes",
+        type=int,
+        default=2,
+        metavar="N",
+        help="Of how many of its latest turns a session can make another take (default: 2; 0: of none).",
     )
     group.add_argument(
         "--drain-seconds",
@@ -199,12 +217,12 @@ def _check(parser: OptionParser, options: argparse.Namespace, environment: Mappi
         parser.error("the environment variable STREAMING_NATIVE must be 0 or 1")
     if options.until_eof and sys.stdin is None:
         parser.error("--until-eof ends the server with standard input, which is closed already")
-    if options.max_sessions < 1:
-        parser.error(f"--max-sessions is {options.max_sessions}, must be at least 1")
     if not 1 <= options.context_tokens < 2**40:
         parser.error(f"--context-tokens is {options.context_tokens}, must be at least 1 and below 2**40")
     if options.queue < 0 or not options.drain_seconds >= 0 or not 0 <= options.resume_seconds <= 3600:
         parser.error("--queue and --drain-seconds must be 0 or more, --resume-seconds from 0 to 3600")
+    if options.takes < 0:
+        parser.error("--takes must be 0 or more")
     if not options.idle_seconds > 0:
         parser.error("--idle-seconds must be above 0")
     if options.sessions_per_token < 1 or options.sessions_per_address < 1:

@@ -20,6 +20,7 @@ from streaming.conversation.conversation import Conversation, Observer, Received
 from streaming.conversation.ends import GONE, INTERNAL, fatal, refusal, revoked, stopped
 from streaming.conversation.outbox import End, Outbox, Reply
 from streaming.conversation.settings import filled, sampling_of
+from streaming.conversation.takes import TakesMemory
 from streaming.engine import events
 from streaming.engine.engine import Engine
 from streaming.engine.session import EngineSession
@@ -38,7 +39,7 @@ _UNHANDLED = 16
 class Driver:
     """Runs one session. `run` returns when the session is over and its slot is free; its last reply is an `End`.
 
-    resume: where the client may come back after its connection was lost, as it is told. sent_is_heard: see
+    resume: where the client may come back after its connection was lost, as it is told. sent_is_heard, takes: see
     `Conversation`.
     """
 
@@ -53,13 +54,14 @@ class Driver:
         *,
         observer: SessionObserver,
         sent_is_heard: bool = False,
+        takes: TakesMemory | None = None,
     ) -> None:
         seed = secrets.randbits(63) if start.sampling.seed is None else start.sampling.seed
         self._usual = replace(engine.sampling, seed=seed)  # what a client may leave open
         self._start = structs.replace(start, sampling=filled(start.sampling, self._usual))
         self._engine, self._admission, self._voices = engine, admission, voices
         self._idle_s, self._resume, self._sent_is_heard = idle_s, resume, sent_is_heard
-        self._observer = observer
+        self._observer, self._takes = observer, takes
         self._loop = asyncio.get_running_loop()
         self._outbox = Outbox()
         self._conversation: Conversation | None = None  # once there is a slot
@@ -208,6 +210,7 @@ class Driver:
             notice=engine.notice,
             resume=self._resume,
             sampling=self._start.sampling,
+            takes=0 if self._takes is None else self._takes.turns,
         )
         self._observer.said(started)
         self._outbox.put(started)
@@ -222,6 +225,7 @@ class Driver:
             observer=observer,
             now=self._loop.time(),
             sent_is_heard=self._sent_is_heard,
+            takes=self._takes,
         )
         if conversation.hears_voice:
             self._stream = self._voices.stream()

@@ -15,6 +15,7 @@ from websockets.exceptions import ConnectionClosed
 from streaming.conversation.conversation import Received
 from streaming.conversation.ends import refusal
 from streaming.conversation.outbox import Echo
+from streaming.conversation.takes import TakesMemory
 from streaming.engine.engine import Engine
 from streaming.errors import ProtocolError, StreamingError
 from streaming.protocol import messages
@@ -35,7 +36,7 @@ from streaming.server.door.gatekeeper import Visitor
 from streaming.server.driver import Driver
 from streaming.server.resumption import ResumableSessions
 from streaming.server.session_socket import MESSAGES_PER_S, SessionSocket
-from streaming.server.sessions import Session, Sessions
+from streaming.server.sessions import ServerSession, Sessions
 from streaming.server.watch.observer import SessionObserver
 
 _START_TIMEOUT_S = 10.0
@@ -136,7 +137,7 @@ class _Return:
     done: asyncio.Event
 
 
-class NativeSession(Session):
+class NativeSession(ServerSession):
     """A session and the sockets that it has, one at a time. resume: None for one that ends with its socket."""
 
     def __init__(
@@ -209,10 +210,16 @@ class NativeService:
     """The sockets of this protocol. resume_s: for how long a session outlives its connection; 0: none does."""
 
     def __init__(
-        self, engine: Engine, admission: Admission, sessions: Sessions, idle_s: float, resume_s: float
+        self,
+        engine: Engine,
+        admission: Admission,
+        sessions: Sessions,
+        idle_s: float,
+        resume_s: float,
+        takes: TakesMemory,
     ) -> None:
         self._engine, self._admission, self._sessions = engine, admission, sessions
-        self._idle_s, self._resume_s = idle_s, resume_s
+        self._idle_s, self._resume_s, self._takes = idle_s, resume_s, takes
         self._resumable: ResumableSessions[NativeSession] = ResumableSessions()
 
     async def __call__(self, socket: ServerConnection, visitor: Visitor) -> None:
@@ -244,7 +251,14 @@ class NativeService:
             start = structs.replace(start, lead_ms=max(start.lead_ms, _OPUS_LEAD_MS))
         observer = self._sessions.observer.session(visitor.name)
         driver = Driver(
-            self._engine, self._admission, self._sessions.voices, start, self._idle_s, resume, observer=observer
+            self._engine,
+            self._admission,
+            self._sessions.voices,
+            start,
+            self._idle_s,
+            resume,
+            observer=observer,
+            takes=self._takes if start.takes else None,
         )
         session = NativeSession(driver, visitor, socket, resume, codec, observer)
         if resume is not None:

@@ -8,9 +8,9 @@ from typing import Generic, TypeVar
 
 from streaming.errors import StreamingError
 from streaming.server.door.gatekeeper import Visitor
-from streaming.server.sessions import Session
+from streaming.server.sessions import ServerSession
 
-Resumed = TypeVar("Resumed", bound=Session)
+Resumed = TypeVar("Resumed", bound=ServerSession)
 
 
 class SessionExpiredError(StreamingError):

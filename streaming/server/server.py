@@ -14,6 +14,7 @@ from websockets.http11 import Request, Response
 
 from streaming.audio import FRAME_RATE
 from streaming.command import VERSION
+from streaming.conversation.takes import TakesMemory
 from streaming.engine.engine import Engine
 from streaming.protocol.messages import MAX_MESSAGE_BYTES, PATH
 from streaming.server.admission import Admission
@@ -26,7 +27,7 @@ from streaming.server.http import HttpEndpoints
 from streaming.server.native import NativeService
 from streaming.server.openai import LIVE_PATH, REALTIME_PATH
 from streaming.server.openai.service import LiveService, RealtimeService
-from streaming.server.sessions import Session, Sessions
+from streaming.server.sessions import ServerSession, Sessions
 from streaming.server.watch.health import Health
 from streaming.server.watch.log import event
 from streaming.server.watch.metrics import Metrics
@@ -52,7 +53,8 @@ class ServerOptions:
     resume_s: for how long a session may outlive its connection, 0 for not at all.
     drain_s: how long running turns may take once the server is to stop. keepalive_s: a ping is sent as often; a client
     that sends nothing for twice as long, or reads nothing while something waits for it, is cut. handshake_s: how long a
-    connection may take to become a WebSocket.
+    connection may take to become a WebSocket. takes: of how many of its latest turns a session keeps what another take
+    of it needs, 0 for none.
     """
 
     port: int = 8765
@@ -63,6 +65,7 @@ class ServerOptions:
     drain_s: float = 30.0
     keepalive_s: float = 10.0
     handshake_s: float = 10.0
+    takes: int = 2
 
 
 class Shutdown:
@@ -95,13 +98,13 @@ async def run_server(
     had.
     """
     admission = Admission(engine, options.queue)
-    running: set[Session] = set()
+    running: set[ServerSession] = set()
     health = Health(engine, admission, running, VERSION)
     observer = Observer(Metrics(health))
     sessions = Sessions(keeper, observer, running)
     endpoints = HttpEndpoints(keeper, health, observer)
     services: dict[str, Callable[[ServerConnection, Visitor], Awaitable[None]]] = {
-        PATH: NativeService(engine, admission, sessions, options.idle_s, options.resume_s),
+        PATH: NativeService(engine, admission, sessions, options.idle_s, options.resume_s, TakesMemory(options.takes)),
         REALTIME_PATH: RealtimeService(engine, admission, sessions, options.idle_s),
         LIVE_PATH: LiveService(engine, admission, sessions, options.idle_s),
     }
@@ -163,6 +166,7 @@ async def run_server(
             model=engine.model,
             device=engine.device,
             dtype=engine.dtype,
+            operations=engine.operations,
             slots=engine.stats().slots,
             context_s=round(engine.context_frames / FRAME_RATE, 2),
         )

@@ -20,7 +20,7 @@ from streaming.server.voice_activity import VoiceActivity
 from streaming.server.watch.observer import Observer
 
 
-class Session:
+class ServerSession:
     """A session and the socket that it has."""
 
     def __init__(self, driver: Driver, dialect: Dialect, visitor: Visitor, socket: ServerConnection) -> None:
@@ -62,7 +62,7 @@ class Session:
 class Sessions:
     """The sessions that run, kept in `running`, and the sockets that have no session yet."""
 
-    def __init__(self, keeper: Gatekeeper, observer: Observer, running: set[Session]) -> None:
+    def __init__(self, keeper: Gatekeeper, observer: Observer, running: set[ServerSession]) -> None:
         self.keeper, self.observer, self.voices = keeper, observer, VoiceActivity()
         self._sessions = running
         self._opening: set[ServerConnection] = set()
@@ -89,7 +89,7 @@ class Sessions:
         finally:
             self._opening.remove(socket)
 
-    async def run(self, session: Session) -> None:
+    async def run(self, session: ServerSession) -> None:
         """Run a session from its beginning to its end."""
         self._sessions.add(session)
         try:

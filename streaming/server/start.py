@@ -38,10 +38,11 @@ def page_of(url: str) -> str:
     return f"{'https' if parts.scheme == 'wss' else 'http'}://{host}/"
 
 
-def introduce(engine: Engine, slots: int) -> None:
+def introduce(engine: Engine) -> None:
     """Tell the person at the terminal what was loaded; the log has it in `server.started`."""
     shape = f"{engine.num_codebooks} codebooks, {engine.context_frames / FRAME_RATE:.1f} s of context"
-    complain(f"{engine.model}: {shape}, {slots} slots")
+    complain(f"{engine.model}: {shape}, {engine.stats().slots} slots")
+    complain(f"it runs on {engine.device} in {engine.dtype}, with operations in {engine.operations}")
     if engine.notice:
         complain(f"note: {engine.notice}")
 
@@ -87,6 +88,7 @@ def run(options: argparse.Namespace, program: str) -> int:
             tls=tls,
             queue=options.queue,
             idle_s=options.idle_seconds,
+            takes=options.takes,
             resume_s=options.resume_seconds,
             drain_s=options.drain_seconds,
         )
@@ -104,15 +106,18 @@ def run(options: argparse.Namespace, program: str) -> int:
             context_tokens=options.context_tokens,
             codec_dtype=options.codec_dtype,
             codec_window=options.codec_window,
+            memory_share=options.memory_share,
         ) as engine:
             if options.log_format == "text":
-                introduce(engine, options.max_sessions)
+                introduce(engine)
             gc.collect()
             gc.freeze()  # hundreds of thousands of objects that stay: going through them took 0.3 s of everybody's time
             raise_on_interrupt()  # where the loop cannot handle signals
             asyncio.run(serve(engine, keeper, served, until_eof=options.until_eof, text=options.log_format == "text"))
             status = 1 if engine.failure is not None else 0
             end_on_signals(status)  # it is over, but for what is closed
+            if engine.hung:  # Python would wait for the device at its end, for ever
+                os._exit(status)
             return status
     except StreamingError as error:
         if options.log_format == "text":

@@ -42,7 +42,7 @@ async def find_server(args: argparse.Namespace, session: contextlib.AsyncExitSta
     """Return the server at --url, or start one of our own, which ends with `session`."""
     if args.url is not None:
         return Server(args.url, os.environ.get("STREAMING_TOKEN", "").strip() or None)
-    command = server_command(args.model, args.codec)
+    command = [*server_command(args.model, args.codec), "--max-sessions", "1"]
     # A token of its own: whoever else is on this machine can reach the port, and has no business there.
     token = secrets.token_urlsafe(32)
     # What the environment says to servers is not for this one: it could not even be reached with other tokens or TLS.

@@ -45,7 +45,7 @@ class Key(enum.Enum):
     """Space or Enter. Only some terminals tell."""
 
 
-class Decoder:
+class KeyParser:
     """What a terminal or a pipe sends, as keys. Pure, but for the clock that it is given.
 
     steady: a key that is held is one key. Without it, every byte is one.
@@ -99,7 +99,7 @@ class Keyboard:
     def __init__(self, descriptor: int = 0, *, steady: bool = False) -> None:
         self._loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[Key | None] = asyncio.Queue(MAX_KEYS + 1)
-        self._descriptor, self._decoder = descriptor, Decoder(steady=steady)
+        self._descriptor, self._parser = descriptor, KeyParser(steady=steady)
         self._over = False
         threading.Thread(target=self._read, name="keyboard", daemon=True).start()
 
@@ -121,11 +121,11 @@ class Keyboard:
     def _read(self) -> None:
         # OSError: the descriptor was closed. RuntimeError: the loop is gone when a key comes at the very end.
         with contextlib.suppress(OSError, RuntimeError):
-            while not self._decoder.ended and (data := os.read(self._descriptor, 1_024)):
-                for key in self._decoder.feed(data, time.monotonic()):
+            while not self._parser.ended and (data := os.read(self._descriptor, 1_024)):
+                for key in self._parser.feed(data, time.monotonic()):
                     self._loop.call_soon_threadsafe(self._put, key)
-                if self._decoder.interrupted:
-                    self._decoder.interrupted = False
+                if self._parser.interrupted:
+                    self._parser.interrupted = False
                     os.kill(os.getpid(), signal.SIGINT)
             self._loop.call_soon_threadsafe(self._put, None)
 

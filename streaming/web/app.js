@@ -2,48 +2,78 @@
 
 import { Audio, FileError } from "./audio.js";
 import { health, openSocket, token, whyRefused } from "./connection.js";
-import { Talk } from "./talk.js";
+import { listenToKeys } from "./keys.js";
+import { Notes } from "./notes.js";
 import { explain } from "./problems.js";
-import { browserStorage, loadSettings, parseSeed, saveSettings } from "./settings.js";
+import { bindSettings } from "./settings-form.js";
+import { browserStorage, loadSettings, saveSettings } from "./settings.js";
+import { SoundPanel } from "./sound-panel.js";
 import { Spectrogram } from "./spectrogram.js";
+import { Talk } from "./talk.js";
+import { words } from "./words.js";
 
 const TAP_MS = 300; // shorter is a tap: the turn then lasts until the next one
-const NOTE_MS = 8000;
 const POLL_MS = 5000;
 
 const $ = (id) => document.getElementById(id);
 const storage = browserStorage("localStorage");
 const settings = loadSettings(storage);
 const spectrogram = new Spectrogram($("spectrogram"));
+const notes = new Notes();
 const audio = new Audio();
-const conversation = new Talk({ audio, openSocket, whyRefused, settings: () => settings, changed, told });
+const conversation = new Talk({
+  audio,
+  openSocket,
+  whyRefused,
+  settings: () => settings,
+  changed,
+  told,
+  withdrawn: (topic) => notes.withdraw(topic),
+});
+const sound = new SoundPanel({ audio, conversation, settings, change });
+
+function change(some) {
+  Object.assign(settings, some);
+  saveSettings(storage, settings);
+}
+
+function told(text, about) {
+  notes.tell(text, about);
+  changed();
+}
 
 // What a person does
 
 let downAt = null; // when the button went down, while it is
-let latched = false; // a tap began this turn
 
 /** The button, or the space bar, goes down. */
 function down() {
   if (downAt !== null) return;
-  if (settings.handsFree) {
-    if (conversation.handsFree) conversation.end();
-    else conversation.listen();
-  } else if (latched || conversation.playingFile) {
-    latched = false;
+  const { phase } = conversation;
+  if (phase === "queued") {
+    conversation.end();
+    told("You have left the line.");
+  } else if (settings.handsFree) {
+    if (phase === "idle" || phase === "problem" || phase === "replaying") conversation.listen();
+    else conversation.end();
+  } else if (conversation.playingFile || conversation.grip === "latched") {
     conversation.letGo();
+  } else if (phase === "connecting" && conversation.grip === "free") {
+    conversation.end();
   } else {
     downAt = performance.now();
     conversation.press();
   }
 }
 
+/** False where it was not down. */
 function up() {
-  if (downAt === null) return;
-  latched = performance.now() - downAt < TAP_MS;
+  if (downAt === null) return false;
+  const tapped = performance.now() - downAt < TAP_MS;
   downAt = null;
-  if (latched) changed();
+  if (tapped) conversation.latch();
   else conversation.letGo();
+  return true;
 }
 
 const talk = $("talk");
@@ -63,33 +93,24 @@ talk.addEventListener("click", (event) => {
 addEventListener("blur", up);
 addEventListener("pagehide", () => conversation.end());
 
-const KEYS = { KeyO: "choose", KeyR: "repeat", KeyD: "download", KeyN: "over" };
-addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.altKey || event.metaKey || event.target.closest("input, summary, form")) return;
-  const elsewhere = event.target.closest("button:not(#talk)") !== null;
-  if (event.code === "Space" && !elsewhere) {
-    event.preventDefault();
-    if (!event.repeat) down();
-  } else if (event.code === "Escape") {
-    stop();
-  } else if (event.code === "KeyH") {
-    chooseWay(!settings.handsFree);
-  } else if (event.code in KEYS && !event.repeat) {
-    $(KEYS[event.code]).click();
-  }
-});
-addEventListener("keyup", (event) => {
-  if (event.code !== "Space" || (downAt === null && event.target !== talk)) return;
-  event.preventDefault(); // on the button it would be a click
-  up();
-});
-addEventListener("click", (event) => {
-  const control = event.target.closest("button, [type=radio], [type=checkbox]");
-  if (event.detail > 0) control?.blur(); // so that the space bar is for talking again
-});
+const press = (id) => () => $(id).click();
+const letters = {
+  KeyO: press("choose"),
+  KeyT: press("take"),
+  KeyR: press("repeat"),
+  KeyP: press("replay"),
+  KeyD: press("download"),
+  KeyN: press("over"),
+  KeyH: () => chooseWay(!settings.handsFree),
+};
+listenToKeys({ letters, hasLetters: () => settings.singleKeys, down, up, stop });
 
 function stop() {
-  [latched, downAt] = [false, null];
+  downAt = null;
+  if (conversation.phase === "replaying") {
+    conversation.stopReplay();
+    return;
+  }
   conversation.dismiss();
   conversation.end();
 }
@@ -104,44 +125,72 @@ function chooseWay(handsFree) {
 for (const way of document.querySelectorAll("[name=way]")) {
   way.addEventListener("change", () => chooseWay(way.value === "free"));
 }
+if (settings.handsFree) document.querySelector("[name=way][value=free]").checked = true;
+$("take").addEventListener("click", () => conversation.takeAgain());
 $("repeat").addEventListener("click", () => conversation.repeat());
-$("over").addEventListener("click", () => {
-  [latched, downAt] = [false, null];
-  conversation.dismiss();
-  conversation.startOver();
+$("replay").addEventListener("click", () => {
+  if (conversation.phase === "replaying") conversation.stopReplay();
+  else conversation.replay();
 });
 $("dismiss").addEventListener("click", () => conversation.dismiss());
-$("download").addEventListener("click", () => {
+$("token-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const text = $("token").value.trim();
+  const possible = token.isPossible(text);
+  $("token").setAttribute("aria-invalid", String(!possible));
+  $("token-says").textContent = possible ? "" : "A token has 16 or more letters, digits and -._~+";
+  if (!possible) return;
+  token.set(text);
+  $("token").value = "";
+  conversation.dismiss();
+  told("The token is kept. Press to begin.", { topic: "token" });
+});
+
+// Nothing that was not downloaded is lost without a question
+
+let downloaded = 0; // the end of the tape when it was downloaded last
+
+const isUnsaved = () => conversation.hasSound && conversation.tape.end > downloaded;
+
+function download() {
   if (!conversation.hasSound) return;
   const link = document.createElement("a");
   link.href = URL.createObjectURL(conversation.tape.wav());
   link.download = `conversation-${new Date().toISOString().slice(0, 19).replaceAll(":", "-")}.wav`;
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
-});
-$("token-form").addEventListener("submit", (event) => {
-  event.preventDefault();
-  const text = $("token").value.trim();
-  if (!token.isPossible(text)) {
-    told("That is no token: they have 16 or more letters, digits and -._~+");
-    return;
-  }
-  token.set(text);
-  $("token").value = "";
+  downloaded = conversation.tape.end;
+}
+
+function startOver() {
+  [downAt, downloaded] = [null, 0];
   conversation.dismiss();
-  told("Token kept. Press to begin.");
+  conversation.startOver();
+}
+
+$("download").addEventListener("click", download);
+$("over").addEventListener("click", () => {
+  if (isUnsaved()) $("discard").showModal();
+  else startOver();
 });
+$("discard").addEventListener("close", () => {
+  const answer = $("discard").returnValue;
+  $("discard").returnValue = "keep"; // what Esc means the next time
+  if (answer === "download") download();
+  if (answer === "download" || answer === "discard") startOver();
+});
+addEventListener("beforeunload", (event) => isUnsaved() && event.preventDefault());
 
 // Files
 
 async function play(file) {
   if (!file) return;
-  latched = false;
   try {
+    notes.withdraw("file");
     await conversation.playFile(await file.arrayBuffer());
   } catch (error) {
     if (!(error instanceof FileError)) throw error;
-    told(`${file.name}: ${error.message}.`);
+    told(`${file.name}: ${error.message}.`, { rank: "error", topic: "file" });
   }
 }
 
@@ -161,75 +210,38 @@ addEventListener("drop", (event) => {
   play(event.dataTransfer.files[0]);
 });
 
-// Settings
+// Settings, devices
 
-function change(some) {
-  Object.assign(settings, some);
-  saveSettings(storage, settings);
-}
-
-function bindNumber(id, name, written) {
-  const [input, output] = [$(id), document.querySelector(`output[for=${id}]`)];
-  const show = () => output && (output.textContent = written(settings[name]));
-  input.value = settings[name];
-  show();
-  input.addEventListener("input", () => {
-    const valid = input.value !== "" && input.checkValidity();
-    input.setAttribute("aria-invalid", String(!valid));
-    if (!valid) return;
-    change({ [name]: Number(input.value) });
-    show();
-    if (name !== "silenceMs") conversation.settingsChanged();
-  });
-}
-
-function bindSwitch(id, name) {
-  $(id).checked = settings[name];
-  $(id).addEventListener("change", () => {
-    change({ [name]: $(id).checked });
-    told("From the next time that the microphone is opened.");
-  });
-}
-
-bindNumber("temperature", "temperature", (value) => value.toFixed(2));
-bindNumber("max-seconds", "maxSeconds", (value) => `${value} s`);
-bindNumber("silence", "silenceMs", (value) => `${value} ms`);
-bindNumber("top-k", "topK", String);
-$("top-p").value = settings.topP ?? "";
-$("top-p").addEventListener("input", () => {
-  const valid = $("top-p").checkValidity();
-  $("top-p").setAttribute("aria-invalid", String(!valid));
-  if (!valid) return;
-  change({ topP: $("top-p").value === "" ? null : Number($("top-p").value) });
-  conversation.settingsChanged();
+bindSettings(settings, {
+  change,
+  sampled: () => conversation.settingsChanged(),
+  opened: () => conversation.changeMicrophone(),
 });
-bindSwitch("echo", "echoCancellation");
-bindSwitch("noise", "noiseSuppression");
-bindSwitch("gain", "autoGainControl");
-$("seed").value = settings.seed ?? "";
-$("seed").addEventListener("input", () => {
-  const seed = parseSeed($("seed").value);
-  $("seed").setAttribute("aria-invalid", String(seed === undefined));
-  if (seed !== undefined) change({ seed });
-});
-if (settings.handsFree) document.querySelector("[name=way][value=free]").checked = true;
-$("settings").open = matchMedia("(min-width: 900px)").matches;
+audio.onDevices = (permission) => {
+  sound.list();
+  if (permission === "granted" && conversation.problem?.code === "microphone_denied") {
+    conversation.dismiss();
+    told("The microphone is allowed now.", { topic: "microphone" });
+  }
+};
 $("host").textContent = location.host;
 
 // The server's figures
 
 let figures = null;
+let asked = false; // whether the server has been asked
 
 async function poll() {
   if (document.hidden) return;
   figures = await health();
-  if (figures?.status === "ready" && conversation.problem?.code === "gone") {
-    conversation.dismiss();
-    told("The server is back.");
+  asked = true;
+  if (figures?.status === "ready" && ["gone", "lost", "stopping"].includes(conversation.problem?.code)) {
+    if (conversation.problem.code === "gone") conversation.dismiss();
+    told("The server is there again.", { topic: "server" });
   }
   if (figures?.free && conversation.problem?.code === "full") {
     conversation.dismiss();
-    told("A place is free now: press to begin.");
+    told("A place is free now: press to begin.", { topic: "server" });
   }
   changed();
 }
@@ -238,72 +250,68 @@ setInterval(poll, POLL_MS);
 document.addEventListener("visibilitychange", poll);
 poll();
 
+/** As `words` wants it. */
+function serverState() {
+  if (!asked) return "unknown";
+  if (figures === null || figures.status === "failed") return "gone";
+  if (figures.status !== "ready") return "stopping";
+  if (figures.free) return "ready";
+  return figures.waiting < figures.queue ? "line" : "full";
+}
+
 // What is shown
 
 let dirty = true;
-let noteTimer;
 
 function changed() {
   dirty = true;
 }
 
-function told(text) {
-  $("note").textContent = text;
-  clearTimeout(noteTimer);
-  noteTimer = setTimeout(() => ($("note").textContent = ""), NOTE_MS);
-}
-
-const HOLD = "Hold and talk";
-const AWAY = ["The connection broke", "It is being restored. What you say is kept until then."];
-const gestured = () => navigator.userActivation?.hasBeenActive ?? true;
-
-/** [on the button, the state, a hint] for what is going on. */
-function words() {
-  const free = settings.handsFree;
-  switch (conversation.phase) {
-    case "connecting":
-      if (!gestured()) return ["…", "Click anywhere", "A browser plays nothing before the first click."];
-      if (conversation.asking) return ["…", "May it hear you?", "The browser asks: allow the microphone."];
-      return ["…", "Connecting", "What you say is kept until it can be sent."];
-    case "queued":
-      return ["…", `In line: place ${conversation.place}`, "It begins by itself as soon as there is room."];
-    case "talking":
-      if (conversation.playingFile) return ["Go on now", "Your recording", "Press to hand over before its end."];
-      if (conversation.handsFree) return ["Stop", "You are speaking", "Pause, and it goes on."];
-      return [latched ? "Press to hand over" : "Let go", "You are speaking", "Then it goes on in your voice."];
-    case "waiting":
-      return [conversation.handsFree ? "Stop" : "…", "Handing over", ""];
-    case "speaking":
-      return conversation.handsFree
-        ? ["Stop", "It goes on", "Speak to interrupt it. Headphones keep it from hearing itself."]
-        : ["Interrupt", "It goes on", "Hold and talk to interrupt it."];
-    case "ready":
-      if (conversation.handsFree) return ["Stop", "Listening", "Just talk. Pause, and it goes on."];
-      return [HOLD, "Your turn", "It remembers what was said, and what you heard of its answer."];
-    case "problem":
-      return [free ? "Try again" : HOLD, "", "Press to try again."];
-    default:
-      if (free) return ["Listen", "Ready", "Press once. Then just talk; pause, and it goes on in your voice."];
-      return [HOLD, "Ready", "Let go, and it goes on in your voice. A tap works too."];
-  }
-}
-
 function show() {
-  const { phase } = conversation;
+  const { phase, problem, handsFree } = conversation;
   document.body.dataset.phase = phase;
   document.body.classList.toggle("sound", conversation.hasSound);
-  if (phase !== "talking" && phase !== "connecting") latched = false;
-  const [label, ...about] = words();
-  const [state, hint] = conversation.away ? AWAY : about;
-  write($("label"), label);
-  write($("state"), state);
-  write($("hint"), hint);
+  document.body.classList.toggle("stops", handsFree && phase !== "idle" && phase !== "problem");
+  document.body.classList.toggle("muted", conversation.microphone === "muted");
+  const gestured = navigator.userActivation?.hasBeenActive ?? true;
+  const says = words(conversation, { handsFree: settings.handsFree, server: serverState(), gestured });
+  write($("label"), says.label);
+  write($("state"), says.state);
+  write($("hint"), says.hint);
+  if (phase === "replaying") write($("replay-label"), "Stop");
+  else write($("replay-label"), "Play again", "", 1);
+  $("take").disabled = !conversation.canTake;
+  showTakes(conversation.takes, conversation.keptTake);
   $("repeat").disabled = !conversation.canRepeat;
+  $("replay").disabled = !conversation.canReplay && phase !== "replaying";
   $("download").disabled = !conversation.hasSound;
   $("over").disabled = !conversation.hasSound;
-  showProblem(conversation.problem);
+  showProblem(problem);
   showFigures(conversation.figures);
   showServer();
+}
+
+function showNote() {
+  const note = notes.shown;
+  write($("note"), note?.text ?? "");
+  $("note").dataset.rank = note?.rank ?? "";
+}
+
+/** A button for each take of the last words, once there is a choice. */
+function showTakes(takes, kept) {
+  const box = $("takes");
+  const key = takes.map(({ turn }) => turn).join();
+  if (box.dataset.shown !== key) {
+    box.dataset.shown = key;
+    box.hidden = takes.length < 2;
+    const make = ({ turn, number }) => {
+      const button = Object.assign(document.createElement("button"), { type: "button", textContent: `Take ${number}` });
+      button.addEventListener("click", () => conversation.keepTake(turn));
+      return button;
+    };
+    box.replaceChildren(...takes.map(make));
+  }
+  takes.forEach(({ turn }, index) => box.children[index].setAttribute("aria-pressed", String(turn === kept)));
 }
 
 function showProblem(problem) {
@@ -312,11 +320,13 @@ function showProblem(problem) {
   if (panel.dataset.shown === key) return;
   panel.dataset.shown = key;
   panel.hidden = problem === null;
+  $("said").hidden = problem !== null;
   if (problem === null) return;
   const { title, lines } = explain(problem.code, problem.message);
   $("problem-title").textContent = title;
   $("problem-lines").replaceChildren(...lines.map((line) => Object.assign(document.createElement("p"), { textContent: line })));
   $("token-form").hidden = problem.code !== "unauthorized";
+  $("token-says").textContent = "";
   if (problem.code === "unauthorized") $("token").focus();
 }
 
@@ -327,35 +337,40 @@ function showFigures({ firstSoundMs, bufferMs, targetMs, underruns, stepMs, seed
   write($("underruns"), bufferMs === null ? "–" : String(underruns));
   write($("step"), step === null ? "–" : `${step.toFixed(1)} ms`);
   if (topP !== null && settings.topP === null) $("top-p").placeholder = String(topP);
-  write($("seed-used"), seed === null ? "–" : String(seed));
+  write($("seed-used"), seed === null ? "–" : seed);
   write($("slots"), figures === null ? "–" : String(figures.free), figures === null ? "" : `of ${figures.slots}`);
 }
 
 function showServer() {
-  const state = figures?.status !== "ready" ? "gone" : figures.free ? "ready" : "full";
-  const says = { gone: figures === null ? "no answer" : figures.status, ready: "ready", full: "full" }[state];
-  $("server").dataset.state = state;
-  write($("server-text"), figures === null ? "the server does not answer" : `${figures.model || "server"}: ${says}`);
+  const state = serverState();
+  const says = { unknown: "…", gone: "no answer", stopping: "stopping", line: "full", full: "full", ready: "ready" }[state];
+  $("server").dataset.state = state === "line" ? "full" : state;
+  write($("server-text"), figures === null ? `the server: ${says}` : `${figures.model || "server"}: ${says}`);
+  write($("notice"), figures?.notice ?? "");
 }
 
-/** Text, and a smaller rest; the page is touched only where something changed, lest screen readers say it again. */
-function write(element, text, rest = "") {
+/** Text, and a smaller rest; the page is touched only where something changed, lest screen readers say it again.
+ * underlined: how many of the first letters are the key that does the same. */
+function write(element, text, rest = "", underlined = 0) {
   const key = `${text} ${rest}`;
   if (element.dataset.text === key) return;
   element.dataset.text = key;
-  element.textContent = text;
-  if (rest) element.append(" ", Object.assign(document.createElement("small"), { textContent: rest }));
+  const make = (tag, textContent) => Object.assign(document.createElement(tag), { textContent });
+  element.replaceChildren(...(underlined ? [make("u", text.slice(0, underlined))] : []), text.slice(underlined));
+  if (rest) element.append(" ", make("small", rest));
 }
 
 function paint() {
   requestAnimationFrame(paint);
   conversation.tick();
-  const { tape } = conversation;
-  if (!dirty && !tape?.rolling) return;
+  sound.show();
+  showNote();
+  const { tape, playhead } = conversation;
+  if (!dirty && !tape?.rolling && playhead === null) return;
   dirty = false;
   show();
   talk.style.setProperty("--level", conversation.level.toFixed(3));
-  spectrogram.draw(tape, tape?.end ?? 0);
+  spectrogram.draw(tape, playhead ?? tape?.end ?? 0);
 }
 
 matchMedia("(prefers-color-scheme: light)").addEventListener("change", () => {
@@ -364,4 +379,5 @@ matchMedia("(prefers-color-scheme: light)").addEventListener("change", () => {
 });
 addEventListener("resize", changed);
 if (!isSecureContext) conversation.cannot("insecure");
+audio.mayUseMicrophone();
 requestAnimationFrame(paint);

@@ -1,6 +1,7 @@
 /**
  * The device: a microphone or a file on one side, the loudspeaker on the other, both in one AudioContext at the device's
- * own rate and on one clock. What is heard and played comes and goes at 24 kHz; see the two worklets.
+ * own rate and on one clock. What is heard and played comes and goes at 24 kHz; see the two worklets. What is played goes
+ * through one gain, which is the volume.
  */
 
 const RATE = 24_000;
@@ -29,11 +30,23 @@ export class Audio {
   onPlayed = () => {};
   /** Called with an AudioError when the microphone goes away by itself. */
   onLost = () => {};
+  /** Called when the system mutes the microphone (true) or no longer does (false). */
+  onMuted = () => {};
+  /** Called when microphones have come or gone, or may be used from now on. */
+  onDevices = () => {};
+  /** Called when a recording that is played to the person alone has come to its end. */
+  onRecordingEnd = () => {};
   /** Called when a file that is being played has come to its end. */
   onFileEnd = () => {};
   #context = null;
   #capture;
   #playback;
+  #gain;
+  #volume = 1;
+  #meter = null; // {node, samples} of the open microphone
+  #muted = false;
+  #opening = 0; // counts the microphones that were asked for
+  #permission = null;
   #stream = null;
   #source = null;
   #constraints = "";
@@ -76,31 +89,107 @@ export class Audio {
 
   // Speech in
 
-  /** options: {echoCancellation, noiseSuppression, autoGainControl}. Throws AudioError. */
+  get hasMicrophone() {
+    return this.#stream !== null;
+  }
+
+  /** The id of the microphone that is open, "" for none. */
+  get microphoneId() {
+    return this.#stream?.getAudioTracks()[0].getSettings().deviceId ?? "";
+  }
+
+  /** How loud the open microphone is (RMS), of full scale. */
+  get microphoneRms() {
+    if (this.#meter === null) return 0;
+    const { node, samples } = this.#meter;
+    node.getFloatTimeDomainData(samples);
+    return Math.sqrt(samples.reduce((sum, sample) => sum + sample * sample, 0) / samples.length);
+  }
+
+  /** Whether the person has muted the microphone. It stays open, and gives silence. */
+  get muted() {
+    return this.#muted;
+  }
+
+  set muted(muted) {
+    this.#muted = muted;
+    for (const track of this.#stream?.getAudioTracks() ?? []) track.enabled = !muted;
+  }
+
+  /** [{id, label}]: the microphones; without names until one may be used. */
+  async microphones() {
+    const devices = (await navigator.mediaDevices?.enumerateDevices()) ?? [];
+    return devices
+      .filter(({ kind, deviceId }) => kind === "audioinput" && deviceId !== "")
+      .map(({ deviceId, label }) => ({ id: deviceId, label }));
+  }
+
+  /** Whether the microphone may be used without a question. False where the browser does not tell. */
+  async mayUseMicrophone() {
+    try {
+      if (this.#permission === null) {
+        this.#permission = await navigator.permissions.query({ name: "microphone" });
+        this.#permission.addEventListener("change", () => this.onDevices(this.#permission.state));
+      }
+      return this.#permission.state === "granted";
+    } catch (error) {
+      if (!(error instanceof TypeError)) throw error;
+      return false;
+    }
+  }
+
+  /**
+   * options: {echoCancellation, noiseSuppression, autoGainControl, deviceId}. False where `closeMicrophone` was called, or
+   * another one was asked for, before the person had answered. Throws AudioError.
+   */
   async openMicrophone(options) {
-    if (this.#stream !== null && this.#constraints === JSON.stringify(options)) return;
+    if (this.#stream !== null && this.#constraints === JSON.stringify(options)) return true;
+    const muted = this.#muted;
     this.closeMicrophone();
     if (!navigator.mediaDevices) throw new AudioError("insecure");
+    const opening = this.#opening;
+    let stream;
     try {
-      this.#stream = await navigator.mediaDevices.getUserMedia({ audio: { channelCount: { ideal: 1 }, ...options } });
+      stream = await getMicrophone(options);
     } catch (error) {
       if (!(error instanceof DOMException || error instanceof TypeError)) throw error;
+      if (opening !== this.#opening) return false;
       throw new AudioError(MICROPHONE_ERRORS[error.name] ?? "microphone_busy", { cause: error });
     }
+    if (opening !== this.#opening) {
+      for (const track of stream.getTracks()) track.stop();
+      return false;
+    }
+    this.#take(stream);
+    this.muted = muted;
     this.#constraints = JSON.stringify(options);
-    this.#source = new MediaStreamAudioSourceNode(this.#context, { mediaStream: this.#stream });
-    this.#source.connect(this.#capture);
-    const [track] = this.#stream.getAudioTracks();
+    return true;
+  }
+
+  closeMicrophone() {
+    this.#opening += 1;
+    this.#source?.disconnect();
+    for (const track of this.#stream?.getTracks() ?? []) track.stop();
+    this.#stream = this.#source = this.#meter = null;
+    this.#muted = false;
+  }
+
+  #take(stream) {
+    this.#stream = stream;
+    this.#source = new MediaStreamAudioSourceNode(this.#context, { mediaStream: stream });
+    const node = new AnalyserNode(this.#context, { fftSize: 1024 });
+    this.#source.connect(node);
+    this.#meter = { node, samples: new Float32Array(node.fftSize) };
+    if (this.#file === null) this.#source.connect(this.#capture);
+    const [track] = stream.getAudioTracks();
     track.addEventListener("ended", () => {
       this.closeMicrophone();
       this.onLost(new AudioError("microphone_lost"));
     });
-  }
-
-  closeMicrophone() {
-    this.#source?.disconnect();
-    for (const track of this.#stream?.getTracks() ?? []) track.stop();
-    this.#stream = this.#source = null;
+    track.addEventListener("mute", () => this.onMuted(true));
+    track.addEventListener("unmute", () => this.onMuted(false));
+    if (track.muted) this.onMuted(true);
+    this.onDevices();
   }
 
   /** From now on speech comes. */
@@ -130,13 +219,17 @@ export class Audio {
   /** Plays a decoded file to the person, and to the capture worklet instead of the microphone. */
   playFile(buffer) {
     this.stopFile();
-    this.#source?.disconnect();
-    const file = new AudioBufferSourceNode(this.#context, { buffer });
+    this.#source?.disconnect(this.#capture);
+    const file = this.#playBuffer(buffer, () => this.onFileEnd());
     file.connect(this.#capture);
-    file.connect(this.#context.destination);
-    file.addEventListener("ended", () => this.#file === file && this.onFileEnd());
-    file.start();
-    this.#file = file;
+  }
+
+  /** Plays Int16Array at 24 kHz to the person alone. */
+  playRecording(pcm) {
+    this.stopFile();
+    const buffer = new AudioBuffer({ length: Math.max(1, pcm.length), sampleRate: RATE });
+    buffer.copyToChannel(Float32Array.from(pcm, (sample) => sample / 32768), 0);
+    this.#playBuffer(buffer, () => this.onRecordingEnd());
   }
 
   stopFile() {
@@ -144,10 +237,25 @@ export class Audio {
     this.#file = null;
     file?.stop();
     file?.disconnect();
-    this.#source?.connect(this.#capture);
+    if (file !== null) this.#source?.connect(this.#capture);
+  }
+
+  #playBuffer(buffer, ended) {
+    const file = new AudioBufferSourceNode(this.#context, { buffer });
+    file.connect(this.#gain);
+    file.addEventListener("ended", () => this.#file === file && ended());
+    file.start();
+    this.#file = file;
+    return file;
   }
 
   // Continuations out
+
+  /** From 0 to 1, of all that is played. */
+  set volume(volume) {
+    this.#volume = volume;
+    if (this.#context !== null) this.#gain.gain.value = volume;
+  }
 
   begin(turn) {
     this.#tellLatency();
@@ -193,7 +301,9 @@ export class Audio {
       else if (data.type === "played") this.onPlayed(data);
       else if (data.type === "stopped") this.#stopped(data.heard);
     };
-    this.#playback.connect(context.destination);
+    this.#gain = new GainNode(context, { gain: this.#volume });
+    this.#playback.connect(this.#gain).connect(context.destination);
+    navigator.mediaDevices?.addEventListener("devicechange", () => this.onDevices());
     setInterval(() => this.#tellLatency(), LATENCY_EVERY_MS);
   }
 
@@ -210,6 +320,18 @@ const MICROPHONE_ERRORS = {
   OverconstrainedError: "microphone_missing",
   TypeError: "insecure",
 };
+
+/** The microphone of this id or, where it is not there any more, the browser's choice. Raises what the browser does. */
+async function getMicrophone({ deviceId, ...options }) {
+  const wanted = { channelCount: { ideal: 1 }, ...options };
+  if (!deviceId) return navigator.mediaDevices.getUserMedia({ audio: wanted });
+  try {
+    return await navigator.mediaDevices.getUserMedia({ audio: { ...wanted, deviceId: { exact: deviceId } } });
+  } catch (error) {
+    if (error.name !== "OverconstrainedError" && error.name !== "NotFoundError") throw error;
+    return navigator.mediaDevices.getUserMedia({ audio: wanted });
+  }
+}
 
 /** What the audio thread answers to `ask`, or null: a context that the system has suspended answers nobody. */
 function answer(listen, ask) {

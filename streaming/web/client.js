@@ -4,7 +4,7 @@
  */
 
 import { ReplayBook } from "./replay-book.js";
-import { FRAME, PROTOCOL, ProtocolError, decodeAudio, decodeControl, encodeAudio } from "./protocol.js";
+import { FRAME, PROTOCOL, ProtocolError, decodeAudio, decodeControl, encodeAudio, encodeControl } from "./protocol.js";
 
 const SECOND_BYTES = 48_000;
 /** Speech that the network does not take: two seconds, or eight where a dead connection may be the reason. */
@@ -93,6 +93,16 @@ export class ContinuationClient {
     this.turn = Math.max(this.turn, turn + 1);
   }
 
+  /** Speak anew from the end of this turn's prompt. */
+  take(turn, sampling) {
+    this.#command("take", { turn, sampling });
+  }
+
+  /** Go on from the end of this turn, as if none after it had been. */
+  keepTake(turn) {
+    this.#command("take.keep", { turn });
+  }
+
   /** From the next turn on. */
   update(sampling, maxSeconds) {
     this.#command("session.update", { sampling, max_seconds: maxSeconds });
@@ -119,7 +129,7 @@ export class ContinuationClient {
   }
 
   #command(type, fields) {
-    this.#send(JSON.stringify({ type, ...fields }));
+    this.#send(encodeControl({ type, ...fields }));
   }
 
   /** A counted message: kept until it has arrived. */
@@ -131,7 +141,7 @@ export class ContinuationClient {
 
   /** One that is not counted. */
   #say(type, fields) {
-    if (!this.#over) this.#socket.send(JSON.stringify({ type, ...fields }));
+    if (!this.#over) this.#socket.send(encodeControl({ type, ...fields }));
   }
 
   // The connection
@@ -233,6 +243,7 @@ export class ContinuationClient {
     }
     if (event.type === "audio") this.#follow(event);
     else if (event.type === "turn.done") this.turn = Math.max(this.turn, event.turn + 1);
+    else if (event.type === "take.started" || event.type === "take.kept") this.turn = Math.max(this.turn, event.turn);
     if (event.type !== "ack" && event.type !== "pong") this.#onEvent(event);
   }
 

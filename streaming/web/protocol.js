@@ -31,6 +31,12 @@ export function decodeAudio(bytes) {
   return { turn: view.getUint32(4, true), position: Number(view.getBigUint64(8, true)), pcm };
 }
 
+/** One control message as it is sent. A BigInt is a number of as many digits as it has. */
+export function encodeControl(message) {
+  const text = JSON.stringify(message, (_, value) => (typeof value === "bigint" ? `bigint:${value}` : value));
+  return text.replace(/"bigint:(\d+)"/g, "$1");
+}
+
 /** One control message. Throws ProtocolError. */
 export function decodeControl(text) {
   let message;

@@ -2,16 +2,23 @@
 
 const KEY = "settings";
 
-/** The ranges are the page's; the server allows more. seed: null draws a new one for every conversation. topP: null is the
- * model's. */
+/** The ranges are the page's; the server allows more. seed: its digits, null draws a new one for every conversation. topP:
+ * null is the model's. microphone: a device's id, "" is the browser's choice. */
 const RANGES = {
   temperature: [0, 2, 0.8],
   topK: [0, 2048, 30],
   maxSeconds: [1, 60, 20],
   silenceMs: [160, 2000, 480],
+  volume: [0, 1, 1],
 };
-const SWITCHES = { handsFree: false, echoCancellation: true, noiseSuppression: false, autoGainControl: false };
-export const MAX_SEED = 2 ** 53 - 1; // what JavaScript and JSON carry exactly
+const SWITCHES = {
+  handsFree: false,
+  echoCancellation: true,
+  noiseSuppression: false,
+  autoGainControl: false,
+  singleKeys: true,
+};
+export const MAX_SEED = 2n ** 63n - 1n; // the protocol's
 
 /** localStorage or sessionStorage, or what forgets with the page where the browser was told to keep nothing. */
 export function browserStorage(name) {
@@ -37,8 +44,9 @@ export function loadSettings(storage) {
     stored = {};
   }
   const settings = {
-    seed: isSeed(stored.seed) ? stored.seed : null,
+    seed: parseSeed(String(stored.seed ?? "")) ?? null,
     topP: isShare(stored.topP) ? stored.topP : null,
+    microphone: typeof stored.microphone === "string" ? stored.microphone : "",
   };
   for (const [name, [low, high, usual]] of Object.entries(RANGES)) {
     const value = stored[name];
@@ -54,21 +62,17 @@ export function saveSettings(storage, settings) {
   storage.setItem(KEY, JSON.stringify(settings));
 }
 
-/** The seed that a person typed, null for none; undefined for what is no seed. */
+/** The digits of the seed that a person typed, null for none; undefined for what is no seed. */
 export function parseSeed(text) {
-  if (text.trim() === "") return null;
-  const seed = /^\d{1,16}$/.test(text.trim()) ? Number(text) : NaN;
-  return isSeed(seed) ? seed : undefined;
+  const digits = text.trim();
+  if (digits === "") return null;
+  return /^\d{1,19}$/.test(digits) && BigInt(digits) <= MAX_SEED ? String(BigInt(digits)) : undefined;
 }
 
 export function drawSeed() {
-  return crypto.getRandomValues(new Uint32Array(1))[0];
+  return String(crypto.getRandomValues(new Uint32Array(1))[0]);
 }
 
 function isShare(value) {
   return typeof value === "number" && value > 0 && value <= 1;
-}
-
-function isSeed(value) {
-  return Number.isInteger(value) && value >= 0 && value <= MAX_SEED;
 }

@@ -21,6 +21,7 @@ export class Spectrogram {
   #canvas;
   #rings = [YOU, MACHINE].map(ring);
   #next = 0; // the column to be computed next
+  #now = 0; // the position at the right edge
   #tape = null;
   #colours;
 
@@ -57,27 +58,30 @@ export class Spectrogram {
     const canvas = this.#canvas;
     const scale = devicePixelRatio;
     const [width, height] = [canvas.clientWidth, canvas.clientHeight];
+    if (width === 0) return; // not shown yet
     if (canvas.width !== Math.round(width * scale) || canvas.height !== Math.round(height * scale)) {
       canvas.width = Math.round(width * scale);
       canvas.height = Math.round(height * scale);
     }
-    if (tape !== this.#tape) [this.#tape, this.#next] = [tape, 0];
+    if (tape !== this.#tape || now < this.#now) [this.#tape, this.#next] = [tape, 0];
+    this.#now = now;
     const context = canvas.getContext("2d");
     context.setTransform(scale, 0, 0, scale, 0, 0);
     context.clearRect(0, 0, width, height);
     const perPixel = Math.max(SECONDS_PER_PIXEL, 7 / width) * RATE; // samples; a telephone shows 7 s
-    const area = { width, height, top: TOP, deep: height - TOP - BOTTOM, xOf: (at) => width - (now - at) / perPixel };
+    const left = parseFloat(getComputedStyle(canvas).textIndent); // the page's left edge
+    const area = { width, height, left, top: TOP, deep: height - TOP - BOTTOM, xOf: (at) => width - (now - at) / perPixel };
     this.#drawGrid(context, area);
     if (tape === null) return;
-    this.#compute(tape, now - width * perPixel);
+    this.#compute(tape, now - width * perPixel, now);
     this.#drawVoices(context, area, now - width * perPixel);
     this.#drawFrequencies(context, area);
     this.#drawTime(context, area, now - width * perPixel, now);
     for (const mark of tape.marks) this.#drawMark(context, area, mark);
   }
 
-  #compute(tape, from) {
-    const last = Math.floor((tape.end - (tape.rolling ? SETTLED : 0)) / HOP);
+  #compute(tape, from, now) {
+    const last = Math.floor(Math.min(now, tape.end - (tape.rolling ? SETTLED : 0)) / HOP);
     const late = Math.floor((tape.takeChangedFrom() - WINDOW / 2) / HOP);
     this.#next = Math.max(Math.min(this.#next, late), Math.floor(from / HOP), last - COLUMNS + 1, 0);
     for (; this.#next < last; this.#next++) {
@@ -115,12 +119,12 @@ export class Spectrogram {
     context.fillRect(0, top + deep, width, 1);
   }
 
-  #drawFrequencies(context, { top, deep }) {
+  #drawFrequencies(context, { left, top, deep }) {
     context.font = "11px system-ui, sans-serif";
     context.textAlign = "left";
     for (const hz of TICKS_HZ) {
       const y = Math.round(top + deep * (1 - heightOf(hz)));
-      this.#drawText(context, 8, y + 4, hz < 1000 ? `${hz} Hz` : `${hz / 1000} kHz`, this.#colours.text);
+      this.#drawText(context, left, y + 4, hz < 1000 ? `${hz} Hz` : `${hz / 1000} kHz`, this.#colours.text);
     }
   }
 

@@ -2,25 +2,29 @@
  * One person, one machine: who is speaking, and what follows when one of them begins or stops. No screen here, and no
  * device: those are handed in, so that all of this runs in node as well.
  *
- *     idle ── press ─▶ connecting ─▶ (queued ─▶) ready ◀──────────────────────────┐
- *                          │                        │ press        │ voice        │ played to its end
- *                          ▼                        ▼              ▼              │
- *                       problem                  talking ── let go, silence ─▶ waiting ─▶ speaking
- *                                                   ▲                                       │
- *                                                   └────────── press, voice ───────────────┘
+ *     idle ── press ─▶ (asking ─▶) connecting ─▶ (queued ─▶) ready ◀──────────────┐
+ *                         │             │            │ press        │ voice        │ played to its end
+ *                         ▼             ▼            ▼              ▼              │
+ *                         problem, idle           talking ── let go, silence ─▶ waiting ─▶ speaking
+ *                                                    ▲                                       │
+ *                                                    └────────── press, voice ───────────────┘
  *
- * "ready" means by hand: press and talk; hands-free: it listens. Commands are done one after another, in order.
+ * "asking" lasts until the microphone is open: nobody is heard, and no place is taken. "ready" means by hand: press and
+ * talk; hands-free: it listens. "replaying" plays what is on the tape, and goes back to "idle" or "ready". Commands are
+ * done one after another, in order.
  */
 
 import { AudioError } from "./audio.js";
-import { FRAME, SAMPLE_RATE } from "./protocol.js";
 import { ContinuationClient } from "./client.js";
+import { DEAD, DEAF, MicrophoneCheck } from "./microphone-check.js";
+import { FRAME, SAMPLE_RATE, encodeControl } from "./protocol.js";
 import { drawSeed } from "./settings.js";
 import { MACHINE, Tape, YOU } from "./tape.js";
 
 const LEAD_MS = 400;
 const MAX_LATENCY_MS = 500;
 const MAX_PROMPT_SAMPLES = 300 * SAMPLE_RATE; // what can be repeated
+const TOO_SHORT = "That was too short to go on from: talk for as long as you hold the button.";
 const NOTHING_YET = { firstSoundMs: null, bufferMs: null, targetMs: null, underruns: 0, stepMs: null, seed: null, topP: null };
 
 /** A continuation that was asked for or is being played. Frames are the audio clock's. */
@@ -53,8 +57,10 @@ export class Talk {
   problem = null;
   /** In line: 1 is the next. */
   place = 0;
-  /** Whether the browser is asking the person for the microphone. */
+  /** Whether the browser asks the person for the microphone, while phase is "asking"; else it is only being opened. */
   asking = false;
+  /** How the person holds the button: "held", "latched" by a tap until the next one, or "free". */
+  grip = "free";
   /** Whether the connection is broken and being restored. */
   away = false;
   /** How loud whoever speaks is, from 0 to 1. */
@@ -62,12 +68,17 @@ export class Talk {
   /** What was measured last; null where nothing was yet. */
   figures = NOTHING_YET;
   tape = null;
+  /** {turn, number, pcm} of each continuation of the last prompt, as far as it was heard, that can be gone on from. */
+  takes = [];
+  /** The turn of the take that the talk goes on from; null while there is none. */
+  keptTake = null;
   #audio;
   #openSocket;
   #whyRefused;
   #settings;
   #changed;
   #told;
+  #withdrawn;
   #session = null;
   #vad = false;
   #source = null; // "microphone" or "file", while speech is taken
@@ -78,21 +89,30 @@ export class Talk {
   #expected = null; // what is being repeated
   #spoken = null;
   #last = null; // {prompt, seed, first, sampling, reply} of the turn that can be repeated
+  #seed = null; // the session's
+  #takesKept = 0; // how many turns the server can go back to
+  #takeAfter = null; // the turn that is being interrupted for another take
   #clock = null; // {frame, position}: where in the session's speech the microphone is
+  #check = null; // whether the microphone gives a sound, while it is listened to
+  #pressed = false; // whether a press waits for the microphone
+  #giveUp = () => {}; // stops waiting for the microphone
+  #replay = null; // {start, frame}: the tape's position at this frame of the audio clock
   #commands = Promise.resolve();
 
   /**
    * audio: an `Audio`; openSocket, whyRefused: of `connection.js`; settings(): read anew for each turn; changed(): called
-   * after every change; told(text): something to tell a person once.
+   * after every change; told(text, {rank, topic}), withdrawn(topic): of `Notes`.
    */
-  constructor({ audio, openSocket, whyRefused, settings, changed, told }) {
+  constructor({ audio, openSocket, whyRefused, settings, changed, told, withdrawn }) {
     [this.#audio, this.#openSocket, this.#whyRefused] = [audio, openSocket, whyRefused];
-    [this.#settings, this.#changed, this.#told] = [settings, changed, told];
+    [this.#settings, this.#changed, this.#told, this.#withdrawn] = [settings, changed, told, withdrawn];
     audio.onSpeech = (piece) => this.#onSpeech(piece);
     audio.onStarted = (started) => this.#onStarted(started);
     audio.onPlayed = (played) => this.#onPlayed(played);
     audio.onFileEnd = () => this.letGo();
-    audio.onLost = (error) => this.#fail(error.code);
+    audio.onLost = (error) => this.#onMicrophoneLost(error);
+    audio.onMuted = (muted) => this.#onMuted(muted);
+    audio.onRecordingEnd = () => this.stopReplay();
   }
 
   get handsFree() {
@@ -103,8 +123,33 @@ export class Talk {
     return this.#source === "file";
   }
 
+  /** What becomes of what the microphone hears: "off", "asking", "muted", "heard" (it goes to the server), "on" (it does not). */
+  get microphone() {
+    if (this.phase === "asking") return "asking";
+    if (!this.#audio.hasMicrophone) return "off";
+    if (this.#audio.muted) return "muted";
+    return this.#source === "microphone" ? "heard" : "on";
+  }
+
   get canRepeat() {
     return this.#last !== null;
+  }
+
+  /** Whether the machine can be asked to go on from the last prompt once more. */
+  get canTake() {
+    if (this.#takesKept === 0 || this.away || this.#takeAfter !== null) return false;
+    return this.phase === "speaking" || (this.phase === "ready" && this.takes.length > 0);
+  }
+
+  get canReplay() {
+    return this.hasSound && ["idle", "ready", "problem"].includes(this.phase);
+  }
+
+  /** Where on the tape a replay is, null while there is none. */
+  get playhead() {
+    if (this.#replay === null || this.#replay.start === null) return null; // a take is not the tape
+    const { start, frame } = this.#replay;
+    return Math.min(this.tape.end, start + Math.round(((this.#audio.frame - frame) * SAMPLE_RATE) / this.#audio.rate));
   }
 
   get hasSound() {
@@ -115,21 +160,45 @@ export class Talk {
 
   /** Begin to talk; whatever the machine says is interrupted. */
   press() {
-    return this.#command(async () => {
+    this.grip = "held";
+    if (this.#pressed) return this.#commands; // the microphone is being opened for the press before
+    this.#pressed = true;
+    const opened = async () => {
+      this.#endReplay();
       await this.#interrupt();
+      return this.#openMicrophone(() => this.grip === "held");
+    };
+    return this.#command(async () => {
+      const open = await opened().finally(() => (this.#pressed = false));
+      if (!open) return;
+      if (this.grip === "free") {
+        this.#told(TOO_SHORT);
+        return;
+      }
       if (this.#session === null || this.#vad) await this.#open({ vad: false });
-      await this.#takeMicrophone();
+      this.#listen();
     });
+  }
+
+  /** What was a tap: the turn then lasts until the next one. */
+  latch() {
+    this.grip = "latched";
+    this.#changed();
   }
 
   /** The prompt is over: the machine's turn. */
   letGo() {
+    this.grip = "free";
+    if (this.#pressed) return this.#commands; // nothing is heard yet
     return this.#command(async () => {
       if (this.#source === null || this.#vad) return;
+      const nothing = this.#check?.dead || (this.#source === "microphone" && this.#audio.muted);
       await this.#stopCapture();
       if (this.#session === null) return;
-      if (this.#promptSamples < FRAME) {
-        this.#told("That was too short to go on from: talk for as long as you hold the button.");
+      if (nothing) {
+        this.#begin(); // what is wrong has been told
+      } else if (this.#promptSamples < FRAME) {
+        this.#told(TOO_SHORT);
         this.#begin();
       } else if (this.#session.started) {
         this.#speak();
@@ -142,15 +211,47 @@ export class Talk {
   /** Hands-free: the microphone stays open and the server hears when a turn is over. */
   listen() {
     return this.#command(async () => {
+      this.#endReplay();
+      if (!(await this.#openMicrophone(() => true))) return;
       await this.#open({ vad: true });
-      await this.#takeMicrophone();
+      this.#listen();
     });
+  }
+
+  /** Opens the microphone outside of a talk, so that its level can be seen. */
+  tryMicrophone() {
+    return this.#command(async () => {
+      if (await this.#openMicrophone(() => true)) this.#changed();
+    });
+  }
+
+  /** The microphone that the settings name, if one is open now. */
+  changeMicrophone() {
+    return this.#command(async () => {
+      if (!this.#audio.hasMicrophone) return;
+      const listening = this.#source === "microphone";
+      await this.#audio.openMicrophone(this.#constraints());
+      this.#withdrawn("microphone");
+      if (listening) this.#watch();
+      if (listening) this.#audio.startCapture();
+      this.#changed();
+    });
+  }
+
+  /** Whether the microphone gives silence although it is open. */
+  mute(muted) {
+    this.#audio.muted = muted;
+    this.#withdrawn("microphone");
+    if (this.#source === "microphone") this.#watch();
+    this.#changed();
   }
 
   /** Plays a file as if it were said. bytes: ArrayBuffer. Throws FileError. */
   async playFile(bytes) {
     const buffer = await this.#audio.decode(bytes);
     return this.#command(async () => {
+      this.#endReplay();
+      this.grip = "free";
       await this.#open({ vad: false });
       this.#source = "file";
       this.#beginPrompt();
@@ -164,6 +265,8 @@ export class Talk {
     return this.#command(async () => {
       const last = this.#last;
       if (last === null) return;
+      this.#endReplay();
+      this.grip = "free";
       await this.#open({ vad: false, seed: last.seed, lag: "wait" });
       this.#beginPrompt();
       this.tape.insert(YOU, last.prompt);
@@ -175,8 +278,56 @@ export class Talk {
     });
   }
 
+  /** Another continuation of the same words, with another seed. What it says now is interrupted, and stays a take. */
+  takeAgain() {
+    return this.#command(async () => {
+      if (!this.canTake) return;
+      this.grip = "free";
+      const spoken = this.#spoken;
+      if (spoken === null) {
+        this.#take(this.takes.at(-1).turn);
+        return;
+      }
+      this.#takeAfter = spoken.turn; // the server has to have stopped before
+      await this.#interrupt();
+      if (this.#takeAfter !== null) this.#setPhase("waiting");
+    });
+  }
+
+  /** Plays a take again, and goes on from it. */
+  keepTake(turn) {
+    return this.#command(async () => {
+      const take = this.takes.find((one) => one.turn === turn);
+      if (take === undefined || !["ready", "replaying"].includes(this.phase)) return;
+      this.#endReplay();
+      if (this.#session === null) return;
+      this.#session.keepTake(turn);
+      this.#audio.playRecording(take.pcm);
+      this.#replay = { start: null };
+      this.#setPhase("replaying");
+    });
+  }
+
+  /** Plays what is on the tape, both voices. */
+  replay() {
+    return this.#command(async () => {
+      if (!this.canReplay) return;
+      await this.#audio.open();
+      this.problem = null;
+      this.#audio.playRecording(this.tape.mix());
+      this.#replay = { start: this.tape.start, frame: this.#audio.frame };
+      this.#setPhase("replaying");
+    });
+  }
+
+  stopReplay() {
+    return this.#command(async () => this.#endReplay());
+  }
+
   /** Ends the talk and closes the microphone. The next one begins without its past. */
   end() {
+    this.grip = "free";
+    this.#giveUp();
     return this.#command(async () => {
       await this.#end();
       this.#audio.closeMicrophone();
@@ -185,6 +336,8 @@ export class Talk {
 
   /** `end`, and an empty tape. */
   startOver() {
+    this.grip = "free";
+    this.#giveUp();
     return this.#command(async () => {
       await this.#end();
       [this.tape, this.#last, this.figures] = [null, null, NOTHING_YET];
@@ -234,8 +387,10 @@ export class Talk {
     this.tape ??= new Tape(this.#audio.rate);
     this.#vad = vad;
     const { maxSeconds, silenceMs, seed: chosen } = this.#settings();
-    this.figures = { ...this.figures, seed: seed ?? chosen ?? drawSeed() };
+    this.#seed = seed ?? chosen ?? drawSeed();
+    this.figures = { ...this.figures, seed: this.#seed };
     const start = {
+      takes: true,
       turn_taking: vad ? "vad" : "manual",
       lag,
       max_seconds: maxSeconds,
@@ -258,39 +413,115 @@ export class Talk {
   async #fail(code, message = "") {
     this.#session?.close();
     this.#session = null;
-    if (this.#spoken?.prompt) this.#remember(this.#spoken, this.#spoken.reported); // it can be said again elsewhere
-    this.problem = { code, message };
+    [this.problem, this.grip] = [{ code, message }, "free"];
     this.#setPhase("problem");
     await this.#silence();
     this.#audio.closeMicrophone();
+    this.#changed();
   }
 
-  /** Nothing is taken and nothing is played any more. */
+  /** Nothing is taken and nothing is played any more. What was said last can be said again elsewhere. */
   async #silence() {
+    this.#endReplay();
+    const spoken = this.#spoken;
     this.#speakWhenStarted = this.#vad = this.asking = this.away = false;
-    this.#spoken = this.#expected = this.#clock = null;
+    this.#spoken = this.#expected = this.#clock = this.#takeAfter = this.keptTake = null;
+    [this.takes, this.#takesKept] = [[], 0];
     await this.#stopCapture();
-    await this.#audio.stopPlayback();
+    const heard = await this.#audio.stopPlayback();
+    if (spoken?.prompt) this.#remember(spoken, heard ?? spoken.reported);
     this.#unsent = [];
     this.#takePrompt();
     this.tape?.stop();
   }
 
+  #endReplay() {
+    if (this.#replay === null) return;
+    this.#replay = null;
+    this.#audio.stopFile();
+    if (this.phase === "replaying") this.#setPhase(this.#session === null ? "idle" : "ready");
+  }
+
   // Speech out
 
-  async #takeMicrophone() {
-    const session = this.#session;
-    const { echoCancellation, noiseSuppression, autoGainControl } = this.#settings();
-    this.asking = true;
-    await this.#audio.openMicrophone({ echoCancellation, noiseSuppression, autoGainControl });
+  #constraints() {
+    const { echoCancellation, noiseSuppression, autoGainControl, microphone } = this.#settings();
+    return { echoCancellation, noiseSuppression, autoGainControl, deviceId: microphone };
+  }
+
+  /**
+   * Opens the microphone; false where nobody waits for it any more. wanted(): whether to begin at once although the
+   * browser has asked: whoever let go of the button to answer it does not talk.
+   */
+  async #openMicrophone(wanted) {
+    if (this.#audio.hasMicrophone) return true;
+    this.problem = null;
+    this.#setPhase("asking");
+    const givenUp = new Promise((resolve) => (this.#giveUp = () => resolve(false)));
+    await this.#audio.open();
+    this.asking = !(await this.#audio.mayUseMicrophone());
+    this.#changed();
+    const opened = await Promise.race([this.#audio.openMicrophone(this.#constraints()), givenUp]);
+    const asked = this.asking;
     this.asking = false;
-    if (session !== this.#session) {
-      this.#audio.closeMicrophone(); // lost while the browser asked
-      return;
+    this.#giveUp = () => {};
+    if (this.phase !== "asking") {
+      this.#audio.closeMicrophone(); // the session was lost while the browser asked
+      return false;
     }
+    this.#setPhase(this.#session === null ? "idle" : this.#session.started ? "ready" : "connecting");
+    if (!opened) {
+      this.#audio.closeMicrophone();
+      return false;
+    }
+    if (!asked || wanted()) return true;
+    this.grip = "free";
+    this.#told("The microphone is on. Now hold the button and talk.", { topic: "microphone" });
+    return false;
+  }
+
+  /** Takes what the microphone hears from now on. */
+  #listen() {
     this.#source = "microphone";
+    this.#watch();
     this.#beginPrompt();
     this.#audio.startCapture();
+  }
+
+  #watch() {
+    this.#check = this.#audio.muted ? null : new MicrophoneCheck(this.#vad ? DEAD : DEAF);
+    if (this.#audio.muted && !this.#vad) {
+      this.#told("You have muted the microphone: nothing is heard.", { rank: "error", topic: "microphone" });
+    }
+  }
+
+  #onSilence() {
+    const text = "The microphone hears nothing. It may be muted, or the wrong one: choose another one under Sound.";
+    if (this.#check.silent) this.#told(text, { rank: "error", topic: "microphone" });
+    else this.#withdrawn("microphone");
+  }
+
+  /** The system muted the microphone, or ended that. */
+  #onMuted(muted) {
+    if (muted) this.#told("The system has muted the microphone.", { rank: "error", topic: "microphone" });
+    else this.#withdrawn("microphone");
+  }
+
+  async #onMicrophoneLost({ code }) {
+    if (this.#vad || (this.phase === "asking" && this.#session === null)) {
+      await this.#fail(code);
+      return;
+    }
+    this.#told("The microphone is gone. Plug it in or choose another one, then hold and talk: nothing is lost.", {
+      rank: "error",
+      topic: "microphone",
+    });
+    if (this.#source === "microphone") {
+      this.grip = "free";
+      await this.#stopCapture();
+      if (this.phase === "talking") this.#setPhase("ready");
+    }
+    this.#changed();
   }
 
   #beginPrompt() {
@@ -307,7 +538,7 @@ export class Talk {
     if (this.#speakWhenStarted) {
       this.#speakWhenStarted = false;
       this.#speak();
-    } else if (!this.asking) {
+    } else if (this.phase !== "asking") {
       this.#setPhase(this.#source !== null && !this.#vad ? "talking" : "ready");
     }
   }
@@ -316,11 +547,12 @@ export class Talk {
     if (this.#source === null) return;
     await this.#audio.stopCapture();
     this.#audio.stopFile();
-    this.#source = null;
+    [this.#source, this.#check] = [null, null];
   }
 
   #onSpeech({ frame, pcm }) {
     if (this.#source === null || !pcm.length) return;
+    if (this.#source === "microphone" && this.#check?.take(pcm)) this.#onSilence();
     this.#clock = { frame: frame + (pcm.length * this.#audio.rate) / SAMPLE_RATE, position: null };
     this.tape.write(YOU, frame, pcm);
     if (this.#session?.started) this.#send(pcm);
@@ -333,7 +565,9 @@ export class Talk {
   #send(pcm) {
     const session = this.#session;
     if (this.#expected !== null) session.hearAll(pcm);
-    else if (!session.hear(pcm)) this.#told("The network is too slow: some of what you said was lost.");
+    else if (!session.hear(pcm)) {
+      this.#told("The network is too slow: some of what you said was lost.", { rank: "warning", topic: "network" });
+    }
     if (this.#clock !== null) this.#clock.position = session.position;
   }
 
@@ -351,8 +585,18 @@ export class Talk {
     return prompt;
   }
 
+  /** Another continuation of this turn's prompt; with a seed of its own, or it would say the same. */
+  #take(turn) {
+    const seed = drawSeed();
+    this.#audio.stopFile();
+    this.#session.take(turn, { ...this.#sampling(), seed: BigInt(seed) });
+    this.figures = { ...this.figures, seed };
+    this.#setPhase("waiting");
+  }
+
   #speak() {
     const { turn } = this.#session;
+    this.takes = [];
     const speechEnd = this.#expected === null ? this.#clock.frame : null;
     this.#spoken = new Spoken(turn, speechEnd, this.#takePrompt(), this.#expected);
     this.#expected = null;
@@ -377,8 +621,8 @@ export class Talk {
   #onEvent(event) {
     switch (event.type) {
       case "session.started":
-        if (event.notice) this.#told(event.notice);
         this.figures = { ...this.figures, topP: event.sampling?.top_p ?? null };
+        this.#takesKept = event.takes ?? 0;
         this.#begin();
         break;
       case "session.queued":
@@ -408,10 +652,28 @@ export class Talk {
         break;
       case "speech.stopped":
         this.#spoken = new Spoken(event.turn, this.#frameOf(event.at_samples), null);
+        this.takes = [];
         this.#setPhase("waiting");
         break;
+      case "interrupted":
+        if (event.turn !== this.#takeAfter) break;
+        this.#takeAfter = null;
+        this.#take(event.turn);
+        break;
+      case "take.started":
+        this.#spoken = new Spoken(event.turn, null, null);
+        this.tape.roll(this.#audio.frame);
+        this.#setPhase("waiting");
+        break;
+      case "take.kept":
+        this.keptTake = event.of;
+        this.#changed();
+        break;
       case "input.dropped":
-        this.#told(`The server is too slow: ${seconds(event.samples)} s of what you said were lost.`);
+        this.#told(`The server is too slow: ${seconds(event.samples)} s of what you said were lost.`, {
+          rank: "warning",
+          topic: "server",
+        });
         break;
       case "error":
         this.#onError(event);
@@ -422,7 +684,9 @@ export class Talk {
         break;
       case "restored":
         this.away = false;
-        this.#told(`The connection broke and was restored after ${(event.afterMs / 1000).toFixed(1)} s: nothing is lost.`);
+        this.#told(`The connection broke and was restored after ${(event.afterMs / 1000).toFixed(1)} s: nothing is lost.`, {
+          topic: "connection",
+        });
         this.#changed();
         break;
       case "disconnected":
@@ -434,6 +698,7 @@ export class Talk {
   async #waitInLine() {
     this.#setPhase("queued");
     if (this.#source !== "microphone" || this.#vad) return;
+    this.grip = "free";
     await this.#stopCapture(); // nobody hears this yet: whose turn it is will be told
     this.#unsent = [];
     this.#takePrompt();
@@ -451,14 +716,15 @@ export class Talk {
     }
   }
 
-  #onError({ code, message, fatal }) {
+  #onError({ code, message, fatal, in_reply_to: reply }) {
     if (fatal) {
       this.#fail(code, message);
       return;
     }
-    this.#told(message);
-    if (code === "empty_prompt" && this.phase === "waiting") {
-      this.#spoken = null;
+    this.#told(`The server says: ${message}`, { rank: "warning" });
+    const refused = code === "empty_prompt" || reply === "take" || (reply === "interrupt" && this.#takeAfter !== null);
+    if (refused && this.phase === "waiting") {
+      this.#spoken = this.#takeAfter = null;
       this.#setPhase("ready");
     }
   }
@@ -486,7 +752,9 @@ export class Talk {
     this.tape?.write(MACHINE, frame, pcm);
     if (turn !== spoken?.turn) return;
     spoken.underrunsBefore ??= underruns;
-    if (underruns > this.figures.underruns) this.#told(`The sound ran dry; the buffer is ${targetMs} ms from here on.`);
+    if (underruns > this.figures.underruns) {
+      this.#told(`The sound came too late. From here on ${targetMs} ms of it are kept in reserve.`, { topic: "buffer" });
+    }
     this.figures = { ...this.figures, bufferMs: (1000 * buffered) / SAMPLE_RATE, targetMs, underruns };
     this.level = level(pcm);
     if (heard > spoken.reported) {
@@ -510,12 +778,15 @@ export class Talk {
   /** Keeps what a repetition needs, or says what a repetition gave. */
   #remember(spoken, heard) {
     const reply = spoken.pcm.subarray(0, heard);
-    const sampling = JSON.stringify(this.#sampling());
+    const number = 1 + (this.takes.at(-1)?.number ?? 0);
+    this.takes = [...this.takes, { turn: spoken.turn, number, pcm: reply }].slice(-Math.max(1, this.#takesKept));
+    this.keptTake = spoken.turn;
+    const sampling = encodeControl(this.#sampling());
     const { expected } = spoken;
     if (expected !== null) {
       if (expected.first && expected.sampling === sampling) this.#told(compare(expected.reply, reply));
     } else if (spoken.prompt !== null) {
-      this.#last = { prompt: spoken.prompt, seed: this.figures.seed, first: spoken.turn === 1, sampling, reply };
+      this.#last = { prompt: spoken.prompt, seed: this.#seed, first: spoken.turn === 1, sampling, reply };
     }
   }
 
@@ -528,7 +799,7 @@ export class Talk {
 
   #sampling() {
     const { temperature, topK, topP } = this.#settings();
-    return { temperature, top_k: topK, top_p: topP, seed: this.figures.seed };
+    return { temperature, top_k: topK, top_p: topP, seed: BigInt(this.#seed) };
   }
 
   #setPhase(phase) {

@@ -96,6 +96,18 @@ export class Tape {
     return pcm;
   }
 
+  /** Both voices in one, Int16Array [end - start]. */
+  mix() {
+    const frames = this.end - this.start;
+    const mixed = new Int16Array(frames);
+    for (const voice of [YOU, MACHINE]) {
+      this.read(voice, this.start, frames)?.forEach((sample, index) => {
+        mixed[index] = Math.max(-32768, Math.min(32767, mixed[index] + sample));
+      });
+    }
+    return mixed;
+  }
+
   /** A WAV file: left you, right the machine. */
   wav() {
     const frames = this.end - this.start;

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from streaming.benchmark import live
+from streaming.benchmark import runs
 from streaming.benchmark.__main__ import main
 from streaming.benchmark.capacity import search
 from streaming.benchmark.clients import Outcome
@@ -59,8 +59,8 @@ def capacity(
             turns, sessions = lives(label["sessions"], label["try"])
             return Level(label, Outcome(0.0, 10.0, turns, sessions), Look(0.0), Look(0.0), options.late_ms)
 
-        monkeypatch.setattr(live, "target", target)
-        monkeypatch.setattr(live, "level", level)
+        monkeypatch.setattr(runs, "target", target)
+        monkeypatch.setattr(runs, "level", level)
         path = tmp_path / "capacity.json"
         assert main(["capacity", "--json", str(path), *flags]) == 0
         return json.loads(path.read_text()), planned

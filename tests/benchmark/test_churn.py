@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from streaming.benchmark import churn, live
+from streaming.benchmark import churn, runs
 from streaming.benchmark.__main__ import main
 from streaming.benchmark.target import Look
 from tests.engine.stub_step import StubStep, running
@@ -61,7 +61,7 @@ def test_the_figures_are_those_of_a_session_and_of_the_time_that_went_by(
         now_s += 2.0
         own_s += 0.1
 
-    monkeypatch.setattr(live, "target", target)
+    monkeypatch.setattr(runs, "target", target)
     monkeypatch.setattr(churn, "_come_and_go", come_and_go)
     monkeypatch.setattr(churn, "time", SimpleNamespace(monotonic=lambda: now_s, process_time=lambda: own_s))
     path = tmp_path / "churn.json"

@@ -71,8 +71,8 @@ def test_who_is_cut_by_a_failure_comes_back_or_is_told_missing() -> None:
     assert 5 * 20 * 0.5 < result.cut <= 5 * 20
     assert result.cut == len(result.recovery_s) + result.lost and result.lost < 0.1 * result.cut
     assert min(result.recovery_s) >= 0.5
-    at = len(result.live) * (MANY.session_s + MANY.seconds / 2) / (MANY.session_s + MANY.seconds)
-    assert min(result.live[int(at) : int(at) + 3]) < np.mean(result.live[: int(at)]) - 0.5 * result.cut
+    at = len(result.open) * (MANY.session_s + MANY.seconds / 2) / (MANY.session_s + MANY.seconds)
+    assert min(result.open[int(at) : int(at) + 3]) < np.mean(result.open[: int(at)]) - 0.5 * result.cut
     assert sum(result.refused_at) == pytest.approx(sum(result.refusals.values()), abs=MANY.replicas * 20)
 
 
@@ -87,7 +87,7 @@ def test_a_redeploy_replaces_all_and_keeps_the_rest_at_work() -> None:
     result = simulate(quiet)
     assert result.cut > 0.6 * 50 * 10, "everybody's server went, but for those who had left by themselves"
     assert result.lost == 0 and result.share_turned_away(1) == 0 and max(result.recovery_s) < 5
-    assert min(result.live[5:]) > 0.8 * np.mean(result.live), "a fifth of the servers at a time, their people elsewhere"
+    assert min(result.open[5:]) > 0.8 * np.mean(result.open), "a fifth of the servers at a time, their people elsewhere"
 
 
 def test_a_burst_is_only_that() -> None:

@@ -69,7 +69,7 @@ def test_some_are_taken_anew_and_the_others_stay(tmp_path: Path) -> None:
 
 def test_one_that_hangs_is_stopped_with_all_that_it_started(tmp_path: Path) -> None:
     """A server of its own would stay behind and spoil every measurement after it."""
-    record = results.take(_run("hangs", "hangs"), timeout_s=3.0)
+    record = results.take(_run("hangs", "hangs"), limit_s=3.0)
     assert record["outcome"] == "stopped after 3 s"
     child = int(record["said"])
     deadline = time.monotonic() + 10

@@ -73,7 +73,12 @@ def test_a_step_s_table_is_its_times_against_the_floors_of_its_stages(
     """
     block = torch.ones(1_000_000)
     taken = {"codec encode": 4.0, "codec decode": 5.0, "decoder, listening": 6.0, "decoder, speaking": 7.0}
-    taken |= {"sampling": 1.0, "whole step, listening": 20.0, "whole step, speaking": 30.0, "reading": 2.0}
+    taken |= {
+        "decoder, speaking and drawing": 8.0,
+        "whole step, listening": 20.0,
+        "whole step, speaking": 30.0,
+        "reading": 2.0,
+    }
     monkeypatch.setattr(step, "_load", lambda _: step._Models("tiny", codec, decoder))
     monkeypatch.setattr(machine, "block_to_read", lambda _: block)
     monkeypatch.setattr(machine, "matrix_rate", lambda *_: 1e30)
@@ -118,12 +123,11 @@ def test_a_stage_s_floor_counts_all_keys_and_values_that_its_slots_hold(
     assert state_bytes("decoder, listening", decoder) == 50 * 4 * position
     assert state_bytes("decoder, speaking", decoder) == 4 * 50 * 4 * position, "each of four passes reads all of them"
     assert state_bytes("codec encode", codec) == state_bytes("codec decode", codec) == 20 * position
-    assert state_bytes("sampling", decoder) == 0
+    assert state_bytes("decoder, speaking and drawing", decoder) == 4 * 50 * 4 * position
     assert set(stages["whole step, speaking"].parts) == {
         "codec encode",
         "codec decode",
-        "decoder, speaking",
-        "sampling",
+        "decoder, speaking and drawing",
     }
     assert set(stages["whole step, listening"].parts) == {"codec encode", "codec decode", "decoder, listening"}
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
+from typing import cast
 
 import pytest
+from websockets.asyncio.client import ClientConnection
 
+from streaming.audio import FRAME
+from streaming.benchmark import wire
 from streaming.benchmark.__main__ import main
+from streaming.protocol.messages import Played, Speak, decode_client
 from streaming.protocol.opus import opus_available
 
 pytest.importorskip("silero_vad")
@@ -32,3 +38,36 @@ def test_one_kind_of_traffic(tmp_path: Path) -> None:
     assert main(["wire", *flags, "--json", str(path)]) == 0
     rows = json.loads(path.read_text())["rows"]
     assert [(row["traffic"], row["sessions"]) for row in rows] == [("OpenAI", 1), ("OpenAI", 2)]
+
+
+def test_nothing_is_reported_as_played_before_it_has_come() -> None:
+    """Reports went by the clock alone. A server that was late, as one with 128 sessions was, believes no more than it
+    has sent: it waited for a report that the client had made already, and the measurement waited for ever.
+    """
+
+    class Socket:
+        def __init__(self) -> None:
+            self.sent: list[Speak | Played] = []
+
+        async def send(self, data: str | bytes) -> None:
+            if isinstance(data, str):
+                message = decode_client(data)
+                assert isinstance(message, Speak | Played)
+                self.sent.append(message)
+
+    async def scenario() -> None:
+        socket, come = Socket(), wire._Come()
+        talk = wire._Talk(next(iter(wire._traffics(3))), turns=1, turn_frames=3)
+        client = cast(ClientConnection, socket)
+        talking = asyncio.create_task(wire._talk(client, False, talk, 0.0, come, wire._Count()))
+        while not socket.sent:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.5)  # longer than the turn
+        assert socket.sent == [Speak(turn=1)]
+        for _ in range(3):
+            come.frames.release()
+        come.turns.release()
+        await talking
+        assert socket.sent[1:] == [Played(turn=1, samples=frames * FRAME) for frames in (1, 2, 3)]
+
+    asyncio.run(scenario())

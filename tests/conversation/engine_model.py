@@ -14,6 +14,7 @@ from streaming.config import Sampling
 from streaming.conversation.conversation import Conversation, Received
 from streaming.conversation.outbox import Outbox, Reply
 from streaming.conversation.settings import filled
+from streaming.conversation.takes import TakesMemory
 from streaming.engine.events import (
     QUEUED_FRAMES,
     Event,
@@ -21,9 +22,11 @@ from streaming.engine.events import (
     FrameSpoken,
     InputCleared,
     Interrupted,
+    Marked,
     StepAudio,
     TurnDone,
     TurnSpeaking,
+    WentBack,
 )
 from streaming.errors import StreamingError
 from streaming.protocol import messages
@@ -48,6 +51,9 @@ class EngineModel:
         self.frames: list[NDArray[np.float32]] = []  # that were heard or wait to be
         self.events: deque[Event] = deque()
         self.released = 0
+        self.marks: set[str] = set()
+        self.mark_bytes = 1000
+        self._held: dict[str, int] = {}  # frames of the prompt at each mark
         self._commands: deque[tuple[Any, ...]] = deque()
         self._queued = 0
         self._speaking_next, self._turn_next, self._heard_any = False, 1, False
@@ -92,6 +98,19 @@ class EngineModel:
     def configure(self, sampling: Sampling) -> None:
         self._give("configure", sampling)
 
+    def mark(self, name: str) -> None:
+        assert not self._speaking_next
+        self.marks.add(name)
+        self._give("mark", name)
+
+    def unmark(self, name: str) -> None:
+        self.marks.remove(name)
+        self._give("unmark", name)
+
+    def go_back(self, name: str) -> None:
+        assert not self._speaking_next and name in self.marks
+        self._give("go_back", name)
+
     def _give(self, *command: Any) -> None:
         self._fail()
         self.log.append(command)
@@ -125,6 +144,15 @@ class EngineModel:
                     if turn == last and self._speaking:
                         self._stop("interrupted")
                     self.events.append(Interrupted(turn, kept))
+                case ("mark", name):
+                    self._held[name] = self._prompt
+                    self.events.append(Marked(self.mark_bytes * len(self._held)))
+                case ("unmark", name):
+                    del self._held[name]
+                    self.events.append(Marked(self.mark_bytes * len(self._held)))
+                case ("go_back", name):
+                    self._prompt, self._spoken = self._held[name], 0
+                    self.events.append(WentBack(self._turn, self._prompt))
                 case ("clear_input", frames):
                     frames = min(frames, self._prompt)
                     self._prompt -= frames
@@ -178,6 +206,7 @@ class Talk:
         idle_s: float = 60.0,
         rewind_frames: int = 16,
         sent_is_heard: bool = False,
+        takes: TakesMemory | None = None,
         **start: Any,
     ) -> None:
         self.now = 100.0
@@ -194,6 +223,7 @@ class Talk:
             observer=self.counts,
             now=self.now,
             sent_is_heard=sent_is_heard,
+            takes=takes,
         )
         self.position = 0
 

@@ -46,7 +46,7 @@ def edges(script: Sequence[float], options: VadOptions = OPTIONS) -> list[Speech
     return SpeechDetector(options).push(script)
 
 
-class Conversation:
+class Scripted:
     """A TurnTaker over a script, the input so far, and what came out with its `Listen`s joined."""
 
     def __init__(self, script: Sequence[float], options: VadOptions = OPTIONS) -> None:
@@ -139,7 +139,7 @@ def test_silence_of_exactly_silence_ms_ends_speech_and_a_window_less_does_not(si
 
 def test_a_prompt_is_the_prefix_the_speech_and_the_silence_that_ended_it() -> None:
     """The first sounds of a word are quieter than the threshold: without a prefix they were lost."""
-    talk = Conversation(NO * 6 + YES * 4 + NO * 6)
+    talk = Scripted(NO * 6 + YES * 4 + NO * 6)
     assert plain(talk.hear(16)) == [
         SpeechStarted(6 * W),
         slice(6 * W - PREFIX, 15 * W),
@@ -151,7 +151,7 @@ def test_a_prompt_is_the_prefix_the_speech_and_the_silence_that_ended_it() -> No
 
 def test_audio_in_speech_is_handed_out_at_once_and_not_window_by_window() -> None:
     """Waiting for whole windows would add up to 32 ms to every frame of a prompt."""
-    talk = Conversation(YES * 9)
+    talk = Scripted(YES * 9)
     talk.hear(3)
     assert plain(talk.hear(0.25)) == [slice(0, round(3.25 * W))]
 
@@ -159,15 +159,15 @@ def test_audio_in_speech_is_handed_out_at_once_and_not_window_by_window() -> Non
 def test_the_prefix_never_repeats_what_the_last_prompt_held() -> None:
     """With a prefix longer than the pause, the end of the last prompt was heard twice."""
     options = VadOptions(silence_ms=80, prefix_ms=2_000, barge_in=False)
-    talk = Conversation(YES * 3 + NO * 3 + YES * 3, options)
+    talk = Scripted(YES * 3 + NO * 3 + YES * 3, options)
     talk.hear(6)
     talk.taker.speaking_ended()
     assert plain(talk.hear(3)) == [SpeechStarted(6 * W), slice(6 * W, 9 * W)]
 
 
-def speaking(rest: Sequence[float], options: VadOptions = OPTIONS) -> Conversation:
+def speaking(rest: Sequence[float], options: VadOptions = OPTIONS) -> Scripted:
     """A conversation in which the machine has begun to speak, 8 windows in."""
-    talk = Conversation(YES * 3 + NO * 5 + list(rest), options)
+    talk = Scripted(YES * 3 + NO * 5 + list(rest), options)
     talk.hear(8)
     assert talk.taker.state is TurnState.SPEAKING
     talk.log.clear()
@@ -216,7 +216,7 @@ def test_held_audio_is_bounded_and_keeps_the_newest() -> None:
 
 def test_what_is_kept_without_speech_is_the_prefix_and_the_shortest_speech() -> None:
     """An idle session must not remember the whole evening."""
-    talk = Conversation(NO * 200)
+    talk = Scripted(NO * 200)
     for _ in range(80):
         assert talk.hear(2.5) == []
         assert len(talk.taker._recent) <= (64 + 96) * SAMPLES_PER_MS
@@ -298,7 +298,7 @@ all_options = st.builds(
 
 def converse(script: list[float], options: VadOptions, calls: list[tuple[int, str]], cuts: list[int]) -> list[object]:
     """Push the script's audio cut at `cuts`, with the owner's calls at their positions: actions and calls in order."""
-    talk = Conversation(script, options)
+    talk = Scripted(script, options)
     end = len(script) * W
     result: list[object] = []
     for at, call in sorted([*calls, *((cut, "") for cut in cuts), (end, "")]):
@@ -375,27 +375,27 @@ def test_prompts_are_contiguous_slices_in_order_and_never_come_over_the_machine(
 
 def test_a_command_to_speak_ends_what_is_being_heard() -> None:
     """Whoever shows that somebody speaks must learn that nobody is listened to any more."""
-    conversation = Conversation(YES * 6 + NO * 8 + YES * 4)
-    conversation.hear(5)
-    assert conversation.record(conversation.taker.speak()) == [SpeechStopped(5 * W)]
-    assert plain(conversation.hear(9)) == [], "the rest of it is no new speech"
-    assert conversation.hear(4) == [BargeIn(14 * W)]
+    talk = Scripted(YES * 6 + NO * 8 + YES * 4)
+    talk.hear(5)
+    assert talk.record(talk.taker.speak()) == [SpeechStopped(5 * W)]
+    assert plain(talk.hear(9)) == [], "the rest of it is no new speech"
+    assert talk.hear(4) == [BargeIn(14 * W)]
 
 
 def test_a_command_to_speak_in_silence_says_nothing() -> None:
-    conversation = Conversation(NO * 4)
-    conversation.hear(4)
-    assert conversation.taker.speak() == []
-    assert conversation.taker.state is TurnState.SPEAKING
+    talk = Scripted(NO * 4)
+    talk.hear(4)
+    assert talk.taker.speak() == []
+    assert talk.taker.state is TurnState.SPEAKING
 
 
 def test_cleared_input_is_never_heard() -> None:
     """Not even as the prefix of what follows; and who goes on speaking is heard from there."""
-    conversation = Conversation(NO * 4 + YES * 12)
-    conversation.hear(8)
-    conversation.taker.clear()
-    assert conversation.taker.state is TurnState.IDLE
-    assert plain(conversation.hear(6))[:2] == [SpeechStarted(8 * W), slice(8 * W, 14 * W)]
+    talk = Scripted(NO * 4 + YES * 12)
+    talk.hear(8)
+    talk.taker.clear()
+    assert talk.taker.state is TurnState.IDLE
+    assert plain(talk.hear(6))[:2] == [SpeechStarted(8 * W), slice(8 * W, 14 * W)]
 
 
 def test_input_that_is_cleared_while_the_context_is_cut_is_never_heard() -> None:
@@ -411,7 +411,7 @@ def test_input_that_is_cleared_while_the_context_is_cut_is_never_heard() -> None
 
 def test_without_respond_the_end_of_speech_leaves_the_session_listening() -> None:
     """The next speech in the same push was taken for a barge-in, over a machine that was silent."""
-    talk = Conversation((YES * 3 + NO * 5) * 2, VadOptions(silence_ms=160, prefix_ms=0, respond=False))
+    talk = Scripted((YES * 3 + NO * 5) * 2, VadOptions(silence_ms=160, prefix_ms=0, respond=False))
     assert plain(talk.hear(16)) == [
         SpeechStarted(0),
         slice(0, 8 * W),
@@ -425,11 +425,11 @@ def test_without_respond_the_end_of_speech_leaves_the_session_listening() -> Non
 
 def test_options_change_in_mid_stream() -> None:
     """A new detector would count positions from zero again, and forget that somebody is speaking."""
-    conversation = Conversation(YES * 4 + NO * 20)
-    conversation.hear(4)
-    conversation.taker.configure(VadOptions(silence_ms=320, prefix_ms=64))
-    assert all(isinstance(action, Listen) for action in conversation.hear(9))
-    assert conversation.hear(2)[-2:] == [SpeechStopped(4 * W), Speak()]
+    talk = Scripted(YES * 4 + NO * 20)
+    talk.hear(4)
+    talk.taker.configure(VadOptions(silence_ms=320, prefix_ms=64))
+    assert all(isinstance(action, Listen) for action in talk.hear(9))
+    assert talk.hear(2)[-2:] == [SpeechStopped(4 * W), Speak()]
 
 
 def test_positions_go_on_from_where_turn_taking_begins() -> None:

@@ -6,11 +6,13 @@ import threading
 import time
 import zlib
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TypeVar
+from mmap import mmap
+from typing import Any, TypeVar
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,6 +20,7 @@ from streaming.audio import FRAME
 from streaming.config import Sampling
 from streaming.engine.engine import Engine
 from streaming.engine.events import Event
+from streaming.errors import SnapshotError
 
 PATIENCE_S = 30.0
 """Only ever waited for in vain: then the test fails."""
@@ -59,10 +62,34 @@ class Stream:
         self.digests.append(digest)
         return digest
 
+    @staticmethod
+    def of(entries: list[Entry]) -> Stream:
+        """Return the stream that these make."""
+        stream = Stream()
+        for entry in entries:
+            stream.add(entry)
+        return stream
+
     def rewind(self, frames: int) -> None:
         assert 0 <= frames <= len(self.entries)
         length = len(self.entries) - frames
         del self.entries[length:], self.digests[length + 1 :]
+
+
+@dataclass(frozen=True)
+class StubCopy:
+    """A stream's entries."""
+
+    identity: str
+    entries: list[Entry]
+    reach: int
+
+    @property
+    def frames(self) -> int:
+        return len(self.entries)
+
+    def pieces(self) -> dict[int, int]:
+        return {id(self): 1000 * self.frames}
 
 
 def pcm_of(digest: int) -> Pcm:
@@ -90,10 +117,11 @@ class StubResult:
 class StubStep:
     """Keeps the contract of `streaming.frame_step.FrameStep`, and asserts that the engine does.
 
-    ends: whether speech ends instead of giving the frame with this digest to a stream of this length.
-    delay_s: how long a call takes. gated: a call waits, once begun, until `allow` lets it go on; `wait_until_begun`
-    waits for that. failure: raised by every call while set; fatal: and means the end. breaks: slots whose numbers are
-    not finite. widths: B of the last calls.
+    ends: whether speech ends instead of giving the frame with this digest to a stream of this length. delay_s: how long
+    a call takes. gated: a call waits, once begun, until `allow` lets it go on; `wait_until_begun` waits for that.
+    failure: raised by every call while set, deafness by every `follow`, in which `when_following` is called first;
+    fatal: and means the end. breaks: slots whose numbers are not finite. widths: R of the last calls. identity: of the
+    model; pieces: in which slots are copied.
     """
 
     def __init__(
@@ -106,6 +134,8 @@ class StubStep:
         ends: Callable[[int, int], bool] = never,
         delay_s: Callable[[], float] | None = None,
         gated: bool = False,
+        identity: str = "stub",
+        pieces: int = 3,
     ) -> None:
         self.num_slots, self.num_codebooks = num_slots, num_codebooks
         self.context_frames, self.rewind_frames = context_frames, rewind_frames
@@ -113,9 +143,13 @@ class StubStep:
         self.failure: Exception | None = None
         self.fatal = False
         self.breaks: set[int] = set()
-        self.calls = 0
+        self.deafness: Exception | None = None
+        self.when_following: Callable[[], None] = lambda: None
+        self.calls = self.followed = 0
         self.widths: deque[int] = deque(maxlen=64)
+        self.identity, self.pieces = identity, pieces
         self.streams: dict[int, Stream] = {}
+        self._busy: set[int] = set()  # slots that a copy is being put into
         self._sampling: dict[int, Sampling] = {}
         self._longest: dict[int, int] = {}  # what rewinding is limited by: the rings were written up to here
         # Samples of each of the last frames heard, whatever became of it.
@@ -139,6 +173,7 @@ class StubStep:
         self._require_own_thread()
         assert 0 <= slot < self.num_slots
         self.streams[slot], self._sampling[slot], self._longest[slot] = Stream(), sampling, 0
+        self._busy.discard(slot)
 
     def configure(self, slot: int, sampling: Sampling) -> None:
         self._require_own_thread()
@@ -147,6 +182,13 @@ class StubStep:
 
     def is_fatal(self, error: Exception) -> bool:
         return self.fatal
+
+    def follow(self) -> None:
+        self._require_own_thread()
+        self.followed += 1
+        self.when_following()
+        if self.deafness is not None:
+            raise self.deafness
 
     def frames(self, slot: int) -> int:
         self._require_own_thread()
@@ -162,23 +204,73 @@ class StubStep:
         assert 0 <= frames <= self.reach(slot), "overwritten in the rings"
         stream.rewind(frames)
 
+    def copy(self, slot: int, reach: int, base: Any = None, common: int = 0) -> Generator[None, None, StubCopy]:
+        """Asserts until the last piece that what is copied has not been overwritten."""
+        self._require_own_thread()
+        assert 0 <= reach <= self.reach(slot), "out of reach"
+        return self._copy(slot, list(self.streams[slot].entries), reach, base, common)
+
+    def _copy(
+        self, slot: int, entries: list[Entry], reach: int, base: Any, common: int
+    ) -> Generator[None, None, StubCopy]:
+        frames = len(entries)
+        for _ in range(self.pieces):
+            yield
+            self._require_own_thread()
+            assert self.streams[slot].entries[:frames] == entries, "rewound while it was copied"
+            assert self.frames(slot) <= frames + self.rewind_frames - reach, "overwritten while it was copied"
+        if base is not None:
+            assert 0 <= common <= base.frames
+            assert base.entries[:common] == entries[:common], "not what the copies have in common"
+        return StubCopy(self.identity, entries, reach)
+
+    def put(
+        self, slot: int, copy: StubCopy, sampling: Sampling, common: int = 0, longest: int | None = None
+    ) -> Generator[None]:
+        self._require_own_thread()
+        if longest is None:
+            self.open(slot, sampling)
+        else:
+            now = self.streams[slot].entries
+            assert common <= min(copy.frames, len(now)), (common, copy.frames, len(now))
+            assert copy.entries[:common] == now[:common], "not the stream that it was"
+            assert longest >= len(now)
+            self.configure(slot, sampling)
+        self._busy.add(slot)
+        for _ in range(self.pieces):
+            yield
+            self._require_own_thread()
+        self._busy.discard(slot)
+        self.streams[slot] = Stream.of(copy.entries)
+        self._longest[slot] = copy.frames - copy.reach + self.rewind_frames
+
+    def pack(self, copy: StubCopy, said: dict[str, str]) -> bytes:
+        return msgspec.json.encode((copy, said))
+
+    def unpack(self, data: bytes | mmap) -> tuple[StubCopy, dict[str, str]]:
+        try:
+            return msgspec.json.decode(bytes(data), type=tuple[StubCopy, dict[str, str]])
+        except msgspec.DecodeError as error:
+            raise SnapshotError(str(error)) from None
+
     def __call__(
         self,
+        slots: NDArray[np.int64],
         pcm: Pcm,
         listening: NDArray[np.bool_],
         speaking: NDArray[np.bool_],
         lengths: NDArray[np.int64] | None = None,
     ) -> StubResult:
         self._require_own_thread()
-        batch = len(listening)
-        assert listening.shape == speaking.shape == (batch,) and 1 <= batch <= self.num_slots
+        batch = len(slots)
+        assert 1 <= batch == len(set(slots.tolist())) and slots.dtype == np.int64
+        assert listening.shape == speaking.shape == (batch,) and 0 <= slots.min() <= slots.max() < self.num_slots
         assert listening.dtype == speaking.dtype == np.bool_
         assert pcm.shape == (batch, FRAME) and pcm.dtype == np.float32
-        assert not (listening & speaking).any() and (listening | speaking).any()
+        assert (listening ^ speaking).all(), "a row that costs and does nothing"
         lengths = listening * FRAME if lengths is None else lengths
         assert lengths.shape == (batch,) and lengths.dtype == np.int64 and not lengths[~listening].any()
         assert (lengths[listening] >= 1).all() and (lengths <= FRAME).all()
-        assert (listening | speaking)[-1], "wider than need be"
         if self._gated:
             self._begun.release()
             assert self._allowed.acquire(timeout=PATIENCE_S), "the test forgot the step"
@@ -192,22 +284,23 @@ class StubStep:
             np.full((batch, FRAME), np.nan, np.float32),
             np.full((batch, self.num_codebooks), -1, np.int64),
             np.zeros(batch, np.bool_),
-            np.isin(np.arange(batch), list(self.breaks)) & (listening | speaking),
+            np.isin(slots, list(self.breaks)),
         )
-        for slot in np.flatnonzero(listening).tolist():
-            self.lengths[slot].append(int(lengths[slot]))
-        for slot in np.flatnonzero(listening | speaking).tolist():
-            self._advance(slot, pcm[slot] if listening[slot] else None, result)
+        for row, slot in enumerate(slots.tolist()):
+            if listening[row]:
+                self.lengths[slot].append(int(lengths[row]))
+            assert slot not in self._busy, "a copy is being put into it"
+            self._advance(slot, row, pcm[row] if listening[row] else None, result)
         return result
 
-    def _advance(self, slot: int, pcm: Pcm | None, result: StubResult) -> None:
+    def _advance(self, slot: int, row: int, pcm: Pcm | None, result: StubResult) -> None:
         stream = self.streams[slot]
         entry = spoken(self._sampling[slot]) if pcm is None else ("heard", zlib.crc32(pcm.tobytes()))
         if pcm is None and self.ends(len(stream.entries), stream.digest_with(entry)):
-            result.ended[slot] = True
+            result.ended[row] = True
             return
         digest = stream.add(entry)
-        result.pcm[slot], result.codes[slot] = pcm_of(digest), codes_of(digest, self.num_codebooks)
+        result.pcm[row], result.codes[row] = pcm_of(digest), codes_of(digest, self.num_codebooks)
         self._longest[slot] = max(self._longest[slot], len(stream.entries))
 
     def _require_own_thread(self) -> None:

@@ -27,8 +27,8 @@ from streaming.engine.events import (
     TurnSpeaking,
 )
 from streaming.engine.session import EngineSession
-from streaming.errors import EngineFullError, EngineStoppedError, StepFailedError
-from tests.engine.conversation import Act, Conversation, programs
+from streaming.errors import EngineFullError, EngineStoppedError, StepFailedError, StepHungError
+from tests.engine.program import Act, ProgramRun, programs
 from tests.engine.stub_step import PATIENCE_S, Recorder, StubStep, frame, heard, running, spoken
 
 SAMPLING = Sampling(seed=7)
@@ -58,6 +58,9 @@ class ThreadDriver:
     def pause(self) -> None:
         time.sleep(self._timing.choice((0, 0, 0, 1e-5, 3e-4)))
 
+    def move(self) -> tuple[EngineSession, StubStep]:
+        raise AssertionError("these sessions stay")
+
 
 def converse(engine: Engine, step: StubStep, program: list[Act], seed: int, leave: bool) -> None:
     """One session from its beginning to its end. leave: without waiting for what comes of it."""
@@ -65,10 +68,10 @@ def converse(engine: Engine, step: StubStep, program: list[Act], seed: int, leav
     sampling = Sampling(seed=seed)
     live = engine.attach(recorder, sampling)
     try:
-        conversation = Conversation(live, step, recorder.events, ThreadDriver(live, recorder, timing), sampling.seed)
-        conversation.do(program)
+        run = ProgramRun(live, step, recorder.events, ThreadDriver(live, recorder, timing), sampling.seed)
+        run.do(program)
         if not leave:
-            conversation.check()
+            run.check()
     finally:
         live.close()
 
@@ -89,7 +92,7 @@ def test_every_session_gets_what_it_gets_alone(people: list[tuple[list[Act], int
             future.result(PATIENCE_S)
 
 
-def test_slots_that_are_ready_share_a_step_and_no_step_is_wider_than_needed() -> None:
+def test_sessions_that_are_ready_share_a_step_and_no_step_is_wider_than_needed() -> None:
     step = StubStep(4, gated=True)
     with running(step) as engine:
         recorders = [Recorder() for _ in range(3)]
@@ -103,7 +106,7 @@ def test_slots_that_are_ready_share_a_step_and_no_step_is_wider_than_needed() ->
         step.wait_until_begun()
         step.allow()
         recorders[2].wait_for_event(FrameHeard)
-        assert list(step.widths) == [1, 3]
+        assert list(step.widths) == [1, 2]
         assert step.calls == 2
         assert [step.streams[slot].entries for slot in range(3)] == [[heard(1)], [heard(2)], [heard(3)]]
 
@@ -328,6 +331,42 @@ def test_a_step_that_fails_ends_its_own_sessions_and_the_others_go_on(caplog: py
     assert "the others go on" in caplog.text
 
 
+def test_a_frame_is_told_before_the_encoder_hears_it() -> None:
+    """A listener waited for work whose result only the next prompt needs."""
+    step = StubStep(1)
+    with running(step) as engine:
+        recorder = Recorder()
+        told: list[int] = []
+        step.when_following = lambda: told.append(len(recorder.of(FrameSpoken)))
+        live = engine.attach(recorder, SAMPLING)
+        hear(live, 1)
+        live.speak(3, 3)
+        recorder.wait_for_event(TurnDone)
+        settle(live, recorder)
+        assert told == [0, 1, 2, 3]
+
+
+def test_a_failure_after_the_audio_ends_those_who_spoke_and_nobody_else(caplog: pytest.LogCaptureFixture) -> None:
+    step = StubStep(2, gated=True)
+    with running(step) as engine:
+        ours, theirs = Recorder(), Recorder()
+        speaker, listener = engine.attach(ours, SAMPLING), engine.attach(theirs, SAMPLING)
+        hear(speaker, 1)
+        speaker.speak(9, 9)
+        step.wait_until_begun()
+        hear(listener, 2)
+        step.deafness = RuntimeError("out of memory")
+        step.allow()
+        step.wait_until_begun()
+        step.allow()
+        ours.wait_for_event(Failed)
+        step.deafness = None
+        step.allow_all()
+        settle(listener, theirs)
+        assert len(ours.of(FrameSpoken)) == 1 and len(theirs.of(FrameHeard)) == 1
+        assert not theirs.of(Failed)
+
+
 def test_steps_that_keep_failing_end_the_engine(caplog: pytest.LogCaptureFixture) -> None:
     """It would fail for every client that comes, one after the other, and call itself ready."""
     step = StubStep(1)
@@ -425,6 +464,43 @@ def test_a_lost_device_ends_all_sessions_and_says_why(caplog: pytest.LogCaptureF
         assert engine.failure is step.failure
         assert engine.stats().sessions == 0
     assert "the engine's thread failed" in caplog.text
+
+
+def test_a_step_that_does_not_return_ends_the_engine_and_keeps_nobody_waiting() -> None:
+    """A replay that hangs on its GPU was never noticed: health was good, and every client waited for ever."""
+    step = StubStep(2, gated=True)
+    engine = Engine(step, hung_s=0.2)
+    recorder = Recorder()
+    live = engine.attach(recorder, SAMPLING)
+    live.listen(frame(1))
+    step.wait_until_begun()
+    recorder.wait_for_event(Failed)
+    assert isinstance(recorder.of(Failed)[0].error, EngineStoppedError)
+    assert isinstance(engine.failure, StepHungError)
+    assert engine.hung
+    with pytest.raises(EngineStoppedError, match="has failed"):
+        engine.attach(Recorder(), SAMPLING)
+    engine.close()  # although its thread is in the step
+    step.allow_all()  # it was late and not lost: nobody is told anything more
+    engine._thread.join(PATIENCE_S)
+    assert not engine._thread.is_alive()
+    assert isinstance(engine.failure, StepHungError)
+    assert isinstance(recorder.events[-1], Failed)
+
+
+def test_steps_that_return_are_not_taken_for_hung() -> None:
+    """Pins a clock that is not stopped between steps: an idle engine would end itself."""
+    step = StubStep(1)
+    engine = Engine(step, hung_s=0.1)
+    recorder = Recorder()
+    live = engine.attach(recorder, SAMPLING)
+    for number in range(3):
+        live.listen(frame(number))
+        recorder.wait_for_event(FrameHeard, number + 1)
+        time.sleep(0.2)
+    assert engine.failure is None
+    engine.close()
+    assert not engine._watch.is_alive()
 
 
 def test_closing_the_engine_ends_its_sessions_and_may_be_done_twice() -> None:

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from types import SimpleNamespace
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -24,17 +25,23 @@ from streaming.engine.events import (
     FrameSpoken,
     InputCleared,
     Interrupted,
+    Kept,
     StepAudio,
     TurnDone,
     TurnSpeaking,
 )
 from streaming.engine.session import EngineSession
+from streaming.engine.snapshot import Books, SessionSnapshot
 from streaming.errors import EmptyPromptError, EngineStoppedError, PromptTooLongError, SessionError
-from tests.engine.conversation import Act, Conversation, programs
+from tests.engine.program import Act, ProgramRun, programs
 from tests.engine.stub_step import Entry, Stream, StubStep, codes_of, frame, heard, never, pcm_of, spoken
 
 SAMPLING = Sampling(seed=7)
 SPOKEN = spoken(SAMPLING)
+
+
+SLOTS = np.zeros(1, np.int64)
+"""Of a step for the one slot that there is."""
 
 
 def held() -> threading.Condition:
@@ -54,6 +61,7 @@ class Bench:
         slides: bool = True,
         timing: random.Random | None = None,
     ) -> None:
+        self._ends, self._context_frames = ends, context_frames
         self.step = StubStep(1, ends=ends, context_frames=context_frames)
         self.events: list[Event] = []
         self.live = EngineSession(0, self.step, held(), self.events.append, SAMPLING, slides)
@@ -61,14 +69,17 @@ class Bench:
 
     def step_once(self, seconds: float = 0.002) -> bool:
         """What the engine's thread does for a slot, in a step that takes so long. False if there was nothing to do."""
+        works = self.live.works
+        if works:
+            self.live.work()
         pcm = self.next_frame()
         if pcm is None and not self.live.may_speak:
-            return False
+            return works or self.live.works
         mask = np.array([True])
         if pcm is not None:
-            self.live.heard(self.step(pcm[None], mask, ~mask).codes[0])
+            self.live.heard(self.step(SLOTS, pcm[None], mask, ~mask).codes[0])
         else:
-            result = self.step(np.zeros((1, FRAME), np.float32), ~mask, mask)
+            result = self.step(SLOTS, np.zeros((1, FRAME), np.float32), ~mask, mask)
             self.live.spoke(StepAudio(result.pcm), 0, result.codes[0], bool(result.ended[0]), seconds)
         return True
 
@@ -82,7 +93,7 @@ class Bench:
         """One step, during which something happens."""
         assert self.next_frame() is None
         assert self.live.may_speak
-        result = self.step(np.zeros((1, FRAME), np.float32), np.array([False]), np.array([True]))
+        result = self.step(SLOTS, np.zeros((1, FRAME), np.float32), np.array([False]), np.array([True]))
         meanwhile()
         self.live.spoke(StepAudio(result.pcm), 0, result.codes[0], bool(result.ended[0]), 0.002)
 
@@ -101,6 +112,23 @@ class Bench:
     def pause(self) -> None:
         for _ in range(0 if self._timing is None else self._timing.choice((0, 0, 1, 3, 30))):
             self.step_once()
+
+    def move(self) -> tuple[EngineSession, StubStep]:
+        """Go on with a snapshot of the session in another engine, which knows of it what is in its bytes."""
+        kept = [event for event in self.events if isinstance(event, Kept)]
+        self.live.keep()
+        self.wait_for(lambda: len([event for event in self.events if isinstance(event, Kept)]) > len(kept))
+        self.live.close()
+        at = max(index for index, event in enumerate(self.events) if isinstance(event, Kept))
+        del self.events[at + 1 :]  # the session goes on, but not for us
+        snapshot = next(event for event in reversed(self.events) if isinstance(event, Kept)).snapshot
+        books = msgspec.json.decode(msgspec.json.encode(snapshot.books), type=Books)
+        copy, _ = self.step.unpack(self.step.pack(snapshot.copy, {}))
+        assert books == snapshot.books and books.fits(copy.frames)
+        self.step = StubStep(1, ends=self._ends, context_frames=self._context_frames)
+        snapshot = SessionSnapshot(books, copy)
+        self.live = EngineSession(0, self.step, held(), self.events.append, books.sampling, books.slides, snapshot)
+        return self.live, self.step
 
     def hear(self, *values: int) -> None:
         for value in values:
@@ -129,16 +157,16 @@ class Bench:
 
 
 @settings(max_examples=300, deadline=None)
-@given(programs(), st.integers(0, 2**32), st.sampled_from([0, 5, 9]), st.sampled_from([6, 64]))
+@given(programs(moves=True), st.integers(0, 2**32), st.sampled_from([0, 5, 9]), st.sampled_from([6, 64]))
 def test_what_comes_of_commands_does_not_depend_on_when_they_are_given(
     program: list[Act], seed: int, ends_every: int, context_frames: int
 ) -> None:
     """Cuts that depended on the engine's state when a command was given, not when it took effect."""
     ends = (lambda length, digest: digest % ends_every == 0) if ends_every else never
     bench = Bench(ends, context_frames, timing=random.Random(seed))
-    conversation = Conversation(bench.live, bench.step, bench.events, bench, SAMPLING.seed)
-    conversation.do(program)
-    conversation.check()
+    run = ProgramRun(bench.live, bench.step, bench.events, bench, SAMPLING.seed)
+    run.do(program)
+    run.check()
 
 
 # Listening

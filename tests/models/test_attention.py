@@ -76,7 +76,7 @@ def test_entries_are_seen_that_hold_a_position_of_the_window(
     for step in range(0, max(newest) + 1, time):
         position = torch.tensor([[prefix + min(step, last // time * time) + t for t in range(time)] for last in newest])
         written = position[:, None, :, None].expand(-1, 1, -1, 2).float()
-        ring.update(0, ring.index(position), written, written)
+        ring.update(0, torch.arange(len(newest)), ring.index(position), written, written)
     start = (position - (window - 1)).clamp(min=prefix)
     visible = ring.visible(position, start, prefix + size)
     assert visible.shape == (len(newest), 1, time, prefix + size)
@@ -89,15 +89,15 @@ def test_entries_are_seen_that_hold_a_position_of_the_window(
 
 @pytest.mark.parametrize(("heads", "groups", "time"), [(1, 1, 1), (2, 3, 1), (2, 2, 4)])
 def test_grouped_heads_attend_as_if_keys_were_repeated(heads: int, groups: int, time: int) -> None:
-    """Pins query heads folded with the wrong key head, or masks of one query given to another."""
-    batch, size, dim = 2, 9, 8
+    """Pins query heads folded with the wrong key head, or masks of one query, or a slot's keys, given to another."""
+    batch, size, dim, slots = 2, 9, 8, torch.tensor([2, 0])
     ring = KeyValueRing(*torch.randn(2, 3, 2, heads, size, dim), prefix=0)
     query = torch.randn(batch, heads * groups, time, dim)
     visible = torch.rand(batch, 1, time, size) < 0.5
     visible[..., 0] = True
-    keys, values = (t[:batch, 1].repeat_interleave(groups, dim=1) for t in (ring.keys, ring.values))
+    keys, values = (t[slots, 1].repeat_interleave(groups, dim=1) for t in (ring.keys, ring.values))
     wanted = F.scaled_dot_product_attention(query, keys, values, attn_mask=visible).transpose(1, 2).flatten(2)
-    torch.testing.assert_close(attend(query, ring, 1, visible), wanted)
+    torch.testing.assert_close(attend(query, ring, 1, slots, visible), wanted)
 
 
 def test_a_part_of_a_view_has_the_windows_of_its_own_tokens() -> None:
@@ -105,26 +105,27 @@ def test_a_part_of_a_view_has_the_windows_of_its_own_tokens() -> None:
     operations, rotary = TorchOperations(), Rotary(SMALL, 16, CPU)
     ring = KeyValueRing.allocate(2, 1, 1, 40, 16, 0, CPU, torch.float32)
     position = torch.tensor([[20, 21, 22, 23], [8, 9, 10, 11]])
-    whole = operations.view(position, position - 5, ring, rotary, 40)
+    slots = torch.tensor([1, 0])
+    whole = operations.view(slots, position, position - 5, ring, rotary, 40)
     for first, last in ((0, 1), (1, 3), (3, 4)):
         part, alone = whole.columns(first, last), slice(first, last)
-        wanted = operations.view(position[:, alone], position[:, alone] - 5, ring, rotary, 40)
-        for name in ("position", "start", "cos", "sin", "index"):
+        wanted = operations.view(slots, position[:, alone], position[:, alone] - 5, ring, rotary, 40)
+        for name in ("slots", "position", "start", "cos", "sin", "index"):
             assert torch.equal(getattr(part, name), getattr(wanted, name)), name
     start = torch.tensor([[15], [3]])
-    assert torch.equal(operations.view(position, start, ring, rotary, 40).columns(1, 2).start, start)
+    assert torch.equal(operations.view(slots, position, start, ring, rotary, 40).columns(1, 2).start, start)
 
 
 def test_writing_touches_its_own_slots_and_layer_only() -> None:
     """Pins an index that is broadcast over slots."""
     ring = KeyValueRing.allocate(3, 2, 2, 5, 4, 1, CPU, torch.float32)
     key, value = torch.randn(2, 2, 2, 1, 4)
-    ring.update(1, torch.tensor([[3], [5]]), key, value)
+    ring.update(1, torch.tensor([2, 0]), torch.tensor([[3], [5]]), key, value)
     written = torch.zeros(3, 2, 2, 6, 4, dtype=torch.bool)
-    written[0, 1, :, 3] = written[1, 1, :, 5] = True
+    written[2, 1, :, 3] = written[0, 1, :, 5] = True
     for memory, source in ((ring.keys, key), (ring.values, value)):
-        assert torch.equal(memory[0, 1, :, 3], source[0, :, 0])
-        assert torch.equal(memory[1, 1, :, 5], source[1, :, 0])
+        assert torch.equal(memory[2, 1, :, 3], source[0, :, 0])
+        assert torch.equal(memory[0, 1, :, 5], source[1, :, 0])
         assert not memory[~written].any()
 
 

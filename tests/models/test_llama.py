@@ -44,19 +44,23 @@ def feed(
     context_frames: int = 100,
     by_token: bool = False,
     columns: int | None = None,
+    slots: Tensor | None = None,
 ) -> Tensor:
-    """One frame. codes: [B, Q]. Returns the logits that each token was drawn from, [B, Q, K + 1]."""
+    """One frame. codes: [B, Q]; slots: [B]; None: row i is slot i. Returns the logits that each token was drawn from,
+    [B, Q, K + 1].
+    """
     batch = len(codes)
     active = torch.ones(batch, dtype=torch.bool) if active is None else active
-    columns = columns or decoder.columns_for(state, int(state.frames[:batch].max()))
-    view = decoder.begin_frame(state, batch, context_frames, columns)
-    units = torch.cat((decoder.last_units(state, batch)[:, None], decoder.units(codes)[:, :-1]), dim=1)
+    columns = columns or decoder.columns_for(state, int(state.frames.max()))
+    slots = torch.arange(batch, device=codes.device) if slots is None else slots
+    view = decoder.begin_frame(state, slots, context_frames, columns)
+    units = torch.cat((decoder.last_units(state, slots)[:, None], decoder.units(codes)[:, :-1]), dim=1)
     if by_token:
         books = range(decoder.num_codebooks)
         hidden = torch.cat([decoder.forward(units[:, b : b + 1], state, view.columns(b, b + 1)) for b in books], dim=1)
     else:
         hidden = decoder.forward(units, state, view)
-    decoder.end_frame(codes, state, active)
+    decoder.end_frame(codes, state, slots, active)
     return torch.stack([decoder.logits(hidden[:, book], book) for book in range(decoder.num_codebooks)], dim=1)
 
 
@@ -236,7 +240,7 @@ def test_every_token_sees_itself_however_long_its_stream_is(decoder_checkpoint: 
     state = decoder.init_state(1, 300)
     for frames in range(1, 290):  # the first token of a stream is the prefix's last, which is always seen
         state.frames.fill_(frames)
-        view = decoder.begin_frame(state, 1, 300, decoder.columns_for(state, frames))
+        view = decoder.begin_frame(state, state.every_slot, 300, decoder.columns_for(state, frames))
         assert view.index is not None and view.visible is not None
         assert int(view.index.max()) < view.visible.shape[-1], f"{frames} frames: not among what is read"
         assert view.visible[0, 0].gather(1, view.index[0][:, None]).all(), f"{frames} frames"

@@ -183,7 +183,8 @@ def test_every_token_of_a_stream_has_a_random_number_of_its_own(monkeypatch: pyt
     for frame in range(frames):
         flags = torch.zeros(4, 2, dtype=torch.bool)
         position = torch.tensor([frame, frames + frame])
-        drawing = Drawing(position, flags[0], ~flags[1], torch.zeros(2, books, dtype=torch.int64), flags[2], ~flags[3])
+        codes = torch.zeros(2, books, dtype=torch.int64)
+        drawing = Drawing(torch.tensor([1, 0]), position, flags[0], ~flags[1], codes, flags[2], ~flags[3])
         for book in range(books):
             sampler.draw(random_logits(2, VOCABULARY), book, state, drawing, few=False)
     assert torch.cat(numbers).unique().tolist() == list(range(2 * frames * books))
@@ -196,7 +197,9 @@ def test_the_end_is_drawn_by_who_speaks_and_no_one_else() -> None:
     flags = torch.zeros(2, 2, dtype=torch.bool)
     codes = torch.full((2, 4), 3)
     listening = torch.tensor([True, False])
-    drawing = Drawing(torch.zeros(2, dtype=torch.int64), listening, ~listening, codes, flags[0], ~flags[1])
+    drawing = Drawing(
+        torch.arange(2), torch.zeros(2, dtype=torch.int64), listening, ~listening, codes, flags[0], ~flags[1]
+    )
     fed = sampler.draw(logits, 0, many(Sampling(), 2), drawing, few=True)
     assert drawing.ended.tolist() == [False, True]
     assert codes[0].tolist() == [3, 3, 3, 3] and int(fed[0]) == 3

@@ -6,7 +6,7 @@ import asyncio
 import json
 import urllib.error
 import zlib
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 from streaming.audio import FRAME
-from streaming.client.client import Audio, ContinuationClient
+from streaming.client.client import Audio, ContinuationClient, Event
 from streaming.config import Sampling
 from streaming.conversation.conversation import Conversation
 from streaming.engine.engine import Engine
@@ -764,3 +764,49 @@ def test_health_tells_the_engines_figures_and_other_paths_where_to_go(server: Li
         get(f"{server.http}/somewhere")
     with caught.value as answer:
         assert (answer.code, messages.PATH in answer.read().decode()) == (404, True)
+
+
+def test_a_prompt_is_taken_again_and_the_talk_goes_on_from_the_take_that_is_kept(
+    server: LiveServer, step: StubStep
+) -> None:
+    """Pins takes that the socket, the driver or the client loses: numbers, audio, the stream that is gone on with."""
+
+    async def talk() -> None:
+        start = SessionStart(pace="fast", max_seconds=0.4, takes=True, sampling=SamplingOptions(seed=5))
+        async with ContinuationClient.connect(server.url, start) as client:
+            assert client.started.takes == 2
+            await client.send(SPEECH)
+            assert await client.speak() == 1
+            events = client.events()
+            first = await _until_done(events)
+            assert await client.take(1, sampling=SamplingOptions(seed=6)) == 2
+            second = await _until_done(events)
+            assert isinstance(second[0], messages.TakeStarted)
+            assert (second[0].turn, second[0].of, second[0].sampling.seed) == (2, 1, 6)
+            assert len(first) == len(second) - 1
+            taken = [entry for entry in step.streams[0].entries if entry[0] == "spoken"]
+            assert taken == [spoken(Sampling(seed=6))] * 5
+            await client.keep(1)
+            kept = await anext(events)
+            assert kept == messages.TakeKept(turn=3, of=1)
+            await client.send(SPEECH)
+            assert await client.speak() == 3
+            await _until_done(events)
+            kinds = [entry for entry in step.streams[0].entries if entry[0] == "spoken"]
+            assert kinds == [spoken(Sampling(seed=5))] * 10
+            await client.take(9)
+            error = await anext(events)
+            assert isinstance(error, messages.Error)
+            assert (error.code, error.fatal) == ("take_gone", False)
+
+    run(talk())
+
+
+async def _until_done(events: AsyncIterator[Event]) -> list[Event]:
+    """What comes of a turn."""
+    found: list[Event] = []
+    async for event in events:
+        found.append(event)
+        if isinstance(event, messages.TurnDone):
+            break
+    return found

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from streaming.terminal.keyboard import MAX_KEYS, REPEAT_S, Decoder, Key, Keyboard, key_by_key
+from streaming.terminal.keyboard import MAX_KEYS, REPEAT_S, Key, Keyboard, KeyParser, key_by_key
 
 PRESS, RELEASE = b" ", b"\x1b[32;1:3u"
 
@@ -64,38 +64,38 @@ def test_keys_are_not_lost_with_whoever_waited_for_them() -> None:
 
 class TestDecoder:
     def test_a_terminal_that_tells_of_releases(self) -> None:
-        decoder = Decoder(steady=True)
-        assert decoder.feed(PRESS + b"\x1b[32;1:2u" * 3, 0.0) == [Key.SPACE]
-        assert decoder.feed(b"\x1b[32;1:2u", 5.0) == []
-        assert decoder.feed(RELEASE, 5.1) == [Key.RELEASED]
-        assert decoder.feed(b"\x1b[32u", 5.2) == [Key.SPACE], "the other form of a press, and soon after"
-        assert decoder.feed(b"\x1b[13;1:3u", 5.3) == [Key.RELEASED]
+        parser = KeyParser(steady=True)
+        assert parser.feed(PRESS + b"\x1b[32;1:2u" * 3, 0.0) == [Key.SPACE]
+        assert parser.feed(b"\x1b[32;1:2u", 5.0) == []
+        assert parser.feed(RELEASE, 5.1) == [Key.RELEASED]
+        assert parser.feed(b"\x1b[32u", 5.2) == [Key.SPACE], "the other form of a press, and soon after"
+        assert parser.feed(b"\x1b[13;1:3u", 5.3) == [Key.RELEASED]
 
     def test_a_terminal_that_does_not(self) -> None:
         """A key that was held started and stopped the talking thirty times a second."""
-        decoder = Decoder(steady=True)
-        keys = decoder.feed(PRESS, 0.0)
+        parser = KeyParser(steady=True)
+        keys = parser.feed(PRESS, 0.0)
         for number in range(60):
-            keys += decoder.feed(PRESS, 0.6 + number / 30)
+            keys += parser.feed(PRESS, 0.6 + number / 30)
         assert keys == [Key.SPACE]
-        assert decoder.feed(PRESS, 2.6 + REPEAT_S) == [Key.SPACE]
+        assert parser.feed(PRESS, 2.6 + REPEAT_S) == [Key.SPACE]
 
     def test_other_keys_are_no_keys(self) -> None:
-        decoder = Decoder(steady=False)
-        assert decoder.feed(b"abc\x1b[A\x1bOP\x1b[15~\x1b[97;1:3u\x1b[?1u\x1bx\x1b[<0;1;2M", 0.0) == []
-        assert decoder.feed(b"\r\n ", 0.0) == [Key.ENTER, Key.ENTER, Key.SPACE]
+        parser = KeyParser(steady=False)
+        assert parser.feed(b"abc\x1b[A\x1bOP\x1b[15~\x1b[97;1:3u\x1b[?1u\x1bx\x1b[<0;1;2M", 0.0) == []
+        assert parser.feed(b"\r\n ", 0.0) == [Key.ENTER, Key.ENTER, Key.SPACE]
 
     @pytest.mark.parametrize("data", [b"\x04", b"\x1b[100;5u"])
     def test_ctrl_d(self, data: bytes) -> None:
-        decoder = Decoder(steady=True)
-        assert decoder.feed(data, 0.0) == []
-        assert decoder.ended
+        parser = KeyParser(steady=True)
+        assert parser.feed(data, 0.0) == []
+        assert parser.ended
 
     def test_ctrl_c_as_a_key(self) -> None:
         """Where a terminal tells of releases, Ctrl-C comes as a key, and nothing could end the client."""
-        decoder = Decoder(steady=True)
-        decoder.feed(b"\x1b[99;5u\x1b[99;5:3u", 0.0)
-        assert decoder.interrupted
+        parser = KeyParser(steady=True)
+        parser.feed(b"\x1b[99;5u\x1b[99;5:3u", 0.0)
+        assert parser.interrupted
 
 
 class TestTerminal:

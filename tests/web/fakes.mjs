@@ -64,20 +64,28 @@ export class FakeAudio {
   turn = null;
   heard = 0;
   fails = null;
+  granted = true; // whether the browser need not ask
+  hasMicrophone = false;
+  muted = false;
+  recording = null; // what is played to the person alone
 
   async open() {
     if (this.fails) throw this.fails;
+  }
+
+  async mayUseMicrophone() {
+    return this.granted;
   }
 
   async openMicrophone(options) {
     this.options = options;
     await this.permission;
     if (this.fails) throw this.fails;
-    this.microphone = true;
+    return (this.hasMicrophone = true);
   }
 
   closeMicrophone() {
-    this.microphone = false;
+    this.hasMicrophone = false;
   }
 
   startCapture() {
@@ -88,7 +96,13 @@ export class FakeAudio {
     this.capturing = false;
   }
 
-  stopFile() {}
+  playRecording(pcm) {
+    this.recording = pcm;
+  }
+
+  stopFile() {
+    this.recording = null;
+  }
 
   begin(turn) {
     [this.turn, this.heard] = [turn, 0];
@@ -112,9 +126,9 @@ export class FakeAudio {
   }
 
   /** A person talks for so long. */
-  talk(milliseconds) {
+  talk(milliseconds, sample = 1000) {
     for (let at = 0; at < milliseconds; at += 20) {
-      this.onSpeech({ frame: this.frame, pcm: new Int16Array(480).fill(1000), last: false });
+      this.onSpeech({ frame: this.frame, pcm: new Int16Array(480).fill(sample), last: false });
       this.frame += 960;
     }
   }

@@ -3,8 +3,11 @@
 import assert from "node:assert/strict";
 import test from "node:test";
 
+import { DEAD, DEAF, MicrophoneCheck } from "../../streaming/web/microphone-check.js";
+import { Notes } from "../../streaming/web/notes.js";
 import { PROBLEMS, explain } from "../../streaming/web/problems.js";
 import { loadSettings, parseSeed, saveSettings } from "../../streaming/web/settings.js";
+import { words } from "../../streaming/web/words.js";
 import { BANDS, WINDOW, bands, heightOf } from "../../streaming/web/spectrum.js";
 
 function storage(text = null) {
@@ -16,19 +19,21 @@ test("settings survive, and what cannot be is replaced by what is usual", () => 
   assert.deepEqual([usual.temperature, usual.topK, usual.seed, usual.echoCancellation], [0.8, 30, null, true]);
   assert.equal(usual.topP, null, "the model's, whatever it is");
   assert.deepEqual([usual.noiseSuppression, usual.autoGainControl], [false, false]);
-  saveSettings(storage(), { ...usual, temperature: 0, handsFree: true, seed: 5 });
+  assert.deepEqual([usual.microphone, usual.volume, usual.singleKeys], ["", 1, true]);
+  saveSettings(storage(), { ...usual, temperature: 0, handsFree: true, seed: "5" });
   const kept = loadSettings(storage(storage.last));
-  assert.deepEqual([kept.temperature, kept.handsFree, kept.seed], [0, true, 5]);
+  assert.deepEqual([kept.temperature, kept.handsFree, kept.seed], [0, true, "5"]);
+  assert.equal(loadSettings(storage('{"seed":5}')).seed, "5", "as it was kept once");
   for (const text of ["{", "null", "[]", "3", '{"temperature":"hot","topK":-1,"seed":1.5,"handsFree":1,"maxSeconds":1e9}', '{"topK":"5"}']) {
     assert.deepEqual(loadSettings(storage(text)), usual);
   }
 });
 
-test("a seed is a whole number that JavaScript carries exactly", () => {
+test("a seed is any whole number that the protocol carries", () => {
   assert.equal(parseSeed("  "), null);
-  assert.equal(parseSeed(" 42 "), 42);
-  assert.equal(parseSeed("9007199254740991"), 2 ** 53 - 1);
-  for (const text of ["9007199254740992", "-1", "1.5", "1e3", "0x10", "seed"]) assert.equal(parseSeed(text), undefined);
+  assert.equal(parseSeed(" 042 "), "42");
+  assert.equal(parseSeed("9223372036854775807"), "9223372036854775807");
+  for (const text of ["9223372036854775808", "10000000000000000000", "-1", "1.5", "1e3", "0x10", "seed"]) assert.equal(parseSeed(text), undefined);
 });
 
 test("a tone is seen at its height and loudness, and nowhere else", () => {
@@ -51,4 +56,50 @@ test("every problem has a title and at least a line, and what the page does not 
   }
   assert.deepEqual(explain("new_code", "come back on Monday").lines, ["come back on Monday"]);
   assert.deepEqual(explain("new_code", "").lines, ["It says: new_code."]);
+});
+
+test("an error is not hidden by a remark, and goes when it is no longer so or was there long enough", () => {
+  let now = 0;
+  const notes = new Notes(() => now);
+  assert.equal(notes.shown, null);
+  notes.tell("a remark");
+  notes.tell("an error", { rank: "error", topic: "file" });
+  notes.tell("a later remark");
+  assert.deepEqual(notes.shown, { text: "an error", rank: "error" });
+  notes.tell("another file", { rank: "error", topic: "file" });
+  assert.equal(notes.shown.text, "another file", "one topic says one thing");
+  notes.withdraw("file");
+  assert.deepEqual(notes.shown, { text: "a later remark", rank: "remark" });
+  now = 9000;
+  assert.equal(notes.shown, null);
+});
+
+test("a microphone is silent when it gave nothing for a while, and never after a sound", () => {
+  for (const [floor, dead] of [[DEAD, true], [DEAF, false]]) {
+    const check = new MicrophoneCheck(floor);
+    assert.equal(check.take(new Int16Array(35_999)), false);
+    assert.equal(check.take(Int16Array.of(-floor)), true);
+    assert.deepEqual([check.silent, check.dead], [true, dead]);
+    assert.equal(check.take(Int16Array.of(floor + 1)), true);
+    assert.equal(check.take(new Int16Array(90_000)), false);
+    assert.equal(check.silent, false);
+  }
+});
+
+test("every state has words, and a server without room is never ready", () => {
+  const phases = ["asking", "connecting", "queued", "talking", "waiting", "speaking", "replaying", "ready", "idle"];
+  for (const phase of phases) {
+    for (const handsFree of [false, true]) {
+      for (const server of ["unknown", "gone", "stopping", "full", "line", "ready"]) {
+        const { label, state } = words({ phase, grip: "free", handsFree }, { handsFree, server, gestured: true });
+        assert.ok(label && state, phase);
+        if (phase === "idle" && server !== "ready") assert.notEqual(state, "Ready");
+      }
+    }
+  }
+  const at = (conversation) => words(conversation, { handsFree: false, server: "ready", gestured: true });
+  assert.equal(at({ phase: "queued", place: 2 }).label, "Leave the line");
+  assert.equal(at({ phase: "talking", grip: "held", away: true }).state, "The connection broke");
+  assert.equal(at({ phase: "talking", grip: "latched" }).label, "Press to hand over");
+  assert.equal(at({ phase: "talking", grip: "held", microphone: "muted" }).state, "You are muted");
 });

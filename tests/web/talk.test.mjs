@@ -5,6 +5,7 @@ import test from "node:test";
 
 import { AudioError } from "../../streaming/web/audio.js";
 import { Talk } from "../../streaming/web/talk.js";
+import { Notes } from "../../streaming/web/notes.js";
 import { FakeAudio, FakeSocket } from "./fakes.mjs";
 
 const FRAME = 1920;
@@ -13,21 +14,26 @@ const settled = () => new Promise((resolve) => setTimeout(resolve));
 function begin(more = {}) {
   const audio = new FakeAudio();
   const [sockets, notes] = [[], []];
-  const settings = { temperature: 0.8, topK: 30, maxSeconds: 5, silenceMs: 480, seed: 7, echoCancellation: true };
+  const settings = { temperature: 0.8, topK: 30, maxSeconds: 5, silenceMs: 480, seed: "7", echoCancellation: true };
+  const about = new Notes(() => 0);
   const talk = new Talk({
     audio,
     openSocket: () => sockets[sockets.push(new FakeSocket()) - 1],
     whyRefused: async () => "gone",
     settings: () => settings,
     changed: () => {},
-    told: (text) => notes.push(text),
+    told: (text, what) => {
+      notes.push(text);
+      about.tell(text, what);
+    },
+    withdrawn: (topic) => about.withdraw(topic),
     ...more,
   });
   const start = (turn = 1) => {
     sockets.at(-1).open();
     sockets.at(-1).say({ type: "session.started", turn, notice: null });
   };
-  return { audio, sockets, notes, settings, talk, start };
+  return { audio, sockets, notes, about, settings, talk, start };
 }
 
 async function spoken() {
@@ -85,7 +91,7 @@ test("pressing while it speaks interrupts: first what was heard, then speech of 
   assert.deepEqual(socket.story(), ["audio", "speak", "played", "interrupt", "audio", "speak"]);
   assert.deepEqual(socket.said().find(({ type }) => type === "interrupt"), { type: "interrupt", turn: 1, heard_samples: FRAME + 5 });
   assert.equal(socket.heard().at(-1).turn, 2);
-  assert.ok(audio.microphone);
+  assert.ok(audio.hasMicrophone);
   socket.speak(1, 5 * FRAME, FRAME);
   assert.deepEqual(audio.pushed, [1, 1, 1, 1, 1], "the rest of an old turn goes nowhere");
 });
@@ -107,7 +113,7 @@ test("a talk that ended while a voice interrupted it stays ended", async () => {
   await settled();
   answerStop(); // the device is slower than the network
   await settled();
-  assert.deepEqual([talk.phase, talk.problem.code, audio.microphone], ["problem", "lost", false]);
+  assert.deepEqual([talk.phase, talk.problem.code, audio.hasMicrophone], ["problem", "lost", false]);
   assert.deepEqual(talk.tape.marks.map(({ kind }) => kind), ["turn"], "nobody interrupted what was over");
 });
 
@@ -158,7 +164,7 @@ test("hands-free: the server hears the turns, and a voice interrupts", async () 
   assert.equal(talk.phase, "waiting");
   await talk.end();
   assert.equal(talk.phase, "idle");
-  assert.equal(audio.microphone, false, "the microphone is closed when nobody listens");
+  assert.equal(audio.hasMicrophone, false, "the microphone is closed when nobody listens");
   assert.equal(socket.closed, 1000);
 });
 
@@ -202,20 +208,103 @@ test("hands-free in line: what is said there is not kept to be said later", asyn
   assert.equal(sockets[0].heard().length, 1);
 });
 
-test("a connection that was lost while the browser asked for the microphone leaves it closed", async () => {
-  // It was taken for nobody, the page said that it had failed itself, and the browser showed that it records.
+test("the browser asks before a place is taken, and whoever still holds the button then talks", async () => {
+  // The page said that it kept what was said while the microphone was closed.
   const { audio, talk, sockets, start } = begin();
+  let allow;
+  [audio.granted, audio.permission] = [false, new Promise((resolve) => (allow = resolve))];
+  const pressed = talk.press();
+  await settled();
+  assert.deepEqual([talk.phase, talk.asking, talk.microphone], ["asking", true, "asking"]);
+  assert.equal(sockets.length, 0, "nobody else waits for a person who reads a question");
+  allow();
+  await pressed;
+  start();
+  assert.deepEqual([talk.phase, talk.microphone], ["talking", "heard"]);
+});
+
+for (const [name, away] of [
+  ["lets go of the button", (talk) => talk.letGo()],
+  ["only taps", (talk) => talk.latch()],
+]) {
+  test(`who ${name} to answer the browser's question is told that the microphone is on, and does not talk`, async () => {
+    // It ended as a turn that was too short, of somebody who had never been heard.
+    const { audio, talk, notes, sockets } = begin();
+    let allow;
+    [audio.granted, audio.permission] = [false, new Promise((resolve) => (allow = resolve))];
+    const pressed = talk.press();
+    const done = away(talk);
+    await settled();
+    allow();
+    await pressed;
+    await done;
+    assert.deepEqual([talk.phase, talk.grip, talk.microphone], ["idle", "free", "on"]);
+    assert.deepEqual(notes, ["The microphone is on. Now hold the button and talk."]);
+    assert.equal(sockets.length, 0);
+  });
+}
+
+test("holding the button again while the browser asks is the same press", async () => {
+  const { audio, talk, sockets, start } = begin();
+  let allow;
+  [audio.granted, audio.permission] = [false, new Promise((resolve) => (allow = resolve))];
+  talk.press();
+  await settled();
+  talk.letGo();
+  const again = talk.press();
+  allow();
+  await again;
+  start();
+  assert.deepEqual([talk.phase, sockets.length], ["talking", 1]);
+  audio.talk(200);
+  await talk.letGo();
+  assert.deepEqual([talk.phase, sockets[0].story()], ["waiting", ["audio", "speak"]]);
+});
+
+test("a microphone that is only being opened is no question: a tap then talks", async () => {
+  const { audio, talk, start } = begin();
+  audio.permission = new Promise((resolve) => setTimeout(resolve, 5));
+  const pressed = talk.press();
+  talk.latch();
+  await settled();
+  assert.deepEqual([talk.phase, talk.asking], ["asking", false]);
+  await pressed;
+  start();
+  assert.equal(talk.phase, "talking");
+});
+
+test("who stops while the browser asks waits for nobody, and a late answer opens nothing", async () => {
+  const { audio, talk } = begin();
+  let allow;
+  [audio.granted, audio.permission] = [false, new Promise((resolve) => (allow = resolve))];
+  const pressed = talk.press();
+  await settled();
+  await talk.end();
+  await pressed;
+  assert.equal(talk.phase, "idle");
+  allow();
+  await settled();
+  assert.equal(talk.phase, "idle");
+});
+
+test("a session that was lost while the browser asked leaves the microphone closed", async () => {
+  // It was taken for nobody, the page said that it had failed itself, and the browser showed that it records.
+  const { audio, talk, sockets, socket } = await spoken();
+  audio.play(5 * FRAME);
+  socket.say({ type: "turn.done", turn: 1, reason: "end", samples: 5 * FRAME, mean_step_ms: 12 });
+  audio.play(0, true);
+  audio.closeMicrophone();
   let allow;
   audio.permission = new Promise((resolve) => (allow = resolve));
   const pressed = talk.press();
   await settled();
-  start();
+  assert.equal(talk.phase, "asking");
   sockets[0].end(1006);
   await settled();
   allow();
   await pressed;
   assert.deepEqual([talk.phase, talk.problem.code], ["problem", "lost"]);
-  assert.deepEqual([audio.capturing, audio.microphone], [false, false]);
+  assert.deepEqual([audio.capturing, audio.hasMicrophone], [false, false]);
 });
 
 test("what a talk that failed had not said is not the next one's", async () => {
@@ -227,10 +316,8 @@ test("what a talk that failed had not said is not the next one's", async () => {
   sockets[0].end(1006);
   await settled();
   audio.permission = new Promise((resolve) => setTimeout(resolve, 5));
-  const pressed = talk.press();
-  await settled();
+  await talk.press();
   start();
-  await pressed;
   assert.equal(talk.phase, "talking");
   assert.deepEqual(sockets[1].story(), []);
 });
@@ -286,14 +373,131 @@ test("how often it ran dry is told by turn", async () => {
   assert.deepEqual(told.map(({ turn, underruns }) => [turn, underruns]), [[1, 0], [1, 2], [1, 2], [2, 0], [2, 1]]);
 });
 
-test("a microphone that is unplugged is a problem that is told", async () => {
-  const { audio, talk, sockets, start } = begin();
+test("a microphone that is unplugged while one talks ends the word, and not the conversation", async () => {
+  const { about, audio, talk, sockets, start } = begin();
   await talk.press();
+  start();
+  audio.talk(200);
+  audio.hasMicrophone = false;
+  audio.onLost(new AudioError("microphone_lost"));
+  await settled();
+  assert.deepEqual([talk.phase, talk.grip, sockets[0].closed], ["ready", "free", null]);
+  assert.match(about.shown.text, /microphone is gone/);
+  await talk.press(); // another one
+  audio.talk(40);
+  await talk.letGo();
+  assert.deepEqual(sockets[0].story(), ["audio", "speak"], "what was said before belongs to the prompt");
+});
+
+test("hands-free, a microphone that is unplugged is a problem that is told", async () => {
+  const { audio, talk, sockets, start } = begin();
+  await talk.listen();
   start();
   audio.onLost(new AudioError("microphone_lost"));
   await settled();
   assert.deepEqual([talk.phase, talk.problem.code], ["problem", "microphone_lost"]);
   assert.equal(sockets[0].closed, 1000);
+});
+
+test("a microphone that gives nothing is noticed within two seconds, and nothing goes on from silence", async () => {
+  const { about, audio, talk, sockets, start } = begin();
+  await talk.press();
+  start();
+  audio.talk(1400, 0);
+  assert.equal(about.shown, null);
+  audio.talk(200, 0);
+  assert.deepEqual([about.shown.rank, /hears nothing/.test(about.shown.text)], ["error", true]);
+  await talk.letGo();
+  assert.deepEqual([talk.phase, sockets[0].story()], ["ready", ["audio"]]);
+  await talk.press();
+  audio.talk(1600, 20); // a faint noise: it is no dead one, but it does not hear who talks
+  assert.match(about.shown.text, /hears nothing/);
+  audio.talk(40, 2000);
+  assert.equal(about.shown, null, "it is no longer so");
+});
+
+test("hands-free, silence is no fault as long as the microphone gives any noise", async () => {
+  const { about, audio, talk, start } = begin();
+  await talk.listen();
+  start();
+  audio.talk(3000, 5);
+  assert.equal(about.shown, null);
+});
+
+test("a muted microphone says so, and asks for nothing", async () => {
+  const { about, audio, talk, sockets, start } = begin();
+  await talk.press();
+  start();
+  talk.mute(true);
+  assert.deepEqual([talk.microphone, about.shown.rank], ["muted", "error"]);
+  audio.talk(400, 0);
+  await talk.letGo();
+  assert.deepEqual([talk.phase, sockets[0].story()], ["ready", ["audio"]]);
+  talk.mute(false);
+  assert.deepEqual([talk.microphone, about.shown], ["on", null]);
+});
+
+test("another microphone takes over in the middle of a word", async () => {
+  const { audio, talk, settings, start } = begin();
+  await talk.changeMicrophone();
+  assert.equal(audio.hasMicrophone, false, "none is opened because another one is chosen");
+  await talk.press();
+  start();
+  settings.microphone = "usb";
+  audio.capturing = false;
+  await talk.changeMicrophone();
+  assert.equal(audio.options.deviceId, "usb");
+  assert.deepEqual([talk.phase, audio.capturing], ["talking", true]);
+});
+
+test("a microphone can be tried before anybody is asked for a place", async () => {
+  const { talk, sockets } = begin();
+  await talk.tryMicrophone();
+  assert.deepEqual([talk.phase, talk.microphone, sockets.length], ["idle", "on", 0]);
+  await talk.end();
+  assert.equal(talk.microphone, "off");
+});
+
+test("a stop in the first answer leaves something to repeat", async () => {
+  const { audio, talk, sockets, start } = await spoken();
+  audio.play(FRAME);
+  await talk.end();
+  assert.deepEqual([talk.phase, talk.canRepeat], ["idle", true]);
+  await talk.repeat();
+  start();
+  assert.deepEqual(sockets[1].story(), ["audio", "speak"]);
+});
+
+test("a finished conversation is played again, and talking ends that", async () => {
+  const { audio, talk, sockets, socket, start } = await spoken();
+  assert.equal(talk.canReplay, false, "not while it goes on");
+  audio.play(2 * FRAME);
+  socket.say({ type: "turn.done", turn: 1, reason: "end", samples: 2 * FRAME, mean_step_ms: 12 });
+  audio.play(0, true);
+  await talk.replay();
+  assert.equal(talk.phase, "replaying");
+  assert.deepEqual([audio.recording.length, audio.recording[0], audio.recording.at(-1)], [talk.tape.end, 1000, 1]);
+  audio.frame += 48_000;
+  assert.equal(talk.playhead, Math.min(talk.tape.end, 24_000));
+  audio.onRecordingEnd();
+  await settled();
+  assert.deepEqual([talk.phase, talk.playhead, audio.recording], ["ready", null, null]);
+  await talk.replay();
+  await talk.press();
+  assert.deepEqual([talk.phase, sockets.length, audio.recording], ["talking", 1, null]);
+  await talk.end();
+  await talk.replay();
+  assert.equal(talk.phase, "replaying");
+  await talk.end();
+  assert.equal(talk.phase, "idle");
+});
+
+test("a seed of 19 digits reaches the server digit by digit", async () => {
+  const { talk, settings, sockets, start } = begin();
+  settings.seed = "9223372036854775807";
+  await talk.press();
+  start();
+  assert.match(sockets[0].sent[0], /"seed":9223372036854775807[,}]/);
 });
 
 test("settings that change hold from the next turn on", async () => {
@@ -347,7 +551,7 @@ for (const [name, message, code] of [
     start();
     sockets[0].say(message);
     await settled();
-    assert.deepEqual([talk.phase, talk.problem.code, audio.microphone], ["problem", code, false]);
+    assert.deepEqual([talk.phase, talk.problem.code, audio.hasMicrophone], ["problem", code, false]);
     await talk.press();
     start();
     assert.deepEqual([talk.phase, talk.problem, sockets.length], ["talking", null, 2]);
@@ -377,19 +581,14 @@ test("what was said before the connection was lost can be said again", async () 
   assert.equal(talk.phase, "waiting");
 });
 
-test("a refused microphone gives the place back", async () => {
-  const { audio, talk, sockets, start } = begin();
-  let refuse;
-  audio.permission = new Promise((resolve) => (refuse = resolve));
-  const pressed = talk.press();
-  await settled();
-  start();
-  assert.deepEqual([talk.phase, talk.asking], ["connecting", true]);
+test("a refused microphone takes no place", async () => {
+  const { audio, talk, sockets } = begin();
+  audio.granted = false;
   audio.fails = new AudioError("microphone_denied");
-  refuse();
-  await pressed;
-  assert.deepEqual([talk.phase, talk.problem.code], ["problem", "microphone_denied"]);
-  assert.equal(sockets[0].closed, 1000);
+  audio.open = async () => {};
+  await talk.press();
+  assert.deepEqual([talk.phase, talk.problem.code, talk.grip], ["problem", "microphone_denied", "free"]);
+  assert.equal(sockets.length, 0);
 });
 
 test("an empty prompt is no end of the talk", async () => {
@@ -439,4 +638,66 @@ test("the tape holds both voices where they were in time", async () => {
   assert.deepEqual([you.indexOf(1000), you.lastIndexOf(1000)], [0, 9599]);
   assert.deepEqual([machine.indexOf(1), machine.lastIndexOf(1)], [12_000, 12_000 + 5 * FRAME - 1]);
   assert.deepEqual(tape.marks, [{ kind: "turn", speechEnd: 9600, firstSound: 12_000, ms: 110 }]);
+});
+
+async function withTakes() {
+  const all = begin();
+  await all.talk.press();
+  all.sockets[0].open();
+  all.sockets[0].say({ type: "session.started", turn: 1, notice: null, takes: 4 });
+  all.audio.talk(400);
+  await all.talk.letGo();
+  const [socket] = all.sockets;
+  socket.say({ type: "turn.speaking", turn: 1 });
+  socket.speak(1, 0, 2 * FRAME);
+  all.audio.play(FRAME);
+  return { ...all, socket };
+}
+
+test("another take goes on from the same words with another seed, and the one that is chosen is gone on from", async () => {
+  const { audio, talk, socket } = await withTakes();
+  assert.equal(socket.said()[0].takes, true);
+  await talk.takeAgain(); // while it speaks
+  assert.equal(socket.said().at(-1).type, "interrupt");
+  socket.say({ type: "turn.done", turn: 1, reason: "interrupted", samples: 2 * FRAME, mean_step_ms: 9 });
+  socket.say({ type: "interrupted", turn: 1, kept_samples: FRAME });
+  const take = socket.said().at(-1);
+  assert.deepEqual([take.type, take.turn, take.sampling.temperature], ["take", 1, 0.8]);
+  assert.notEqual(take.sampling.seed, 7);
+  socket.say({ type: "take.started", turn: 2, of: 1, sampling: take.sampling });
+  socket.say({ type: "turn.speaking", turn: 2 });
+  socket.speak(2, 0, FRAME);
+  audio.play(FRAME);
+  socket.say({ type: "turn.done", turn: 2, reason: "end", samples: FRAME, mean_step_ms: 9 });
+  audio.play(0, true);
+  assert.deepEqual([talk.phase, talk.keptTake], ["ready", 2]);
+  assert.deepEqual(talk.takes.map(({ turn, pcm }) => [turn, pcm.length]), [[1, FRAME], [2, FRAME]]);
+  await talk.keepTake(1);
+  assert.deepEqual([socket.said().at(-1), audio.recording[0]], [{ type: "take.keep", turn: 1 }, 1]);
+  assert.equal(talk.phase, "replaying");
+  socket.say({ type: "take.kept", turn: 3, of: 1 });
+  assert.equal(talk.keptTake, 1);
+  await talk.press();
+  audio.talk(200);
+  await talk.letGo();
+  assert.deepEqual(socket.said().at(-1), { type: "speak", turn: 3 });
+  assert.deepEqual(talk.takes, [], "other words have takes of their own");
+});
+
+test("a take that the server cannot give leaves the talk as it is", async () => {
+  const { about, audio, talk, socket } = await withTakes();
+  socket.say({ type: "turn.done", turn: 1, reason: "end", samples: 2 * FRAME, mean_step_ms: 9 });
+  audio.play(FRAME, true);
+  await talk.takeAgain();
+  assert.equal(talk.phase, "waiting");
+  socket.say({ type: "error", code: "take_gone", message: "it is gone", fatal: false, in_reply_to: "take" });
+  assert.deepEqual([talk.phase, about.shown.text], ["ready", "The server says: it is gone"]);
+});
+
+test("a server without takes is asked for none", async () => {
+  const { audio, talk, socket } = await spoken();
+  audio.play(FRAME);
+  assert.equal(talk.canTake, false);
+  await talk.takeAgain();
+  assert.deepEqual([talk.phase, socket.story().at(-1)], ["speaking", "played"]);
 });

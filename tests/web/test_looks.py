@@ -14,8 +14,8 @@ from tests.server.live_server import serving
 from tests.web.browser import Page, browser, chromium
 from tests.web.voice import VoiceStep
 
-PHASES = ("idle", "connecting", "queued", "ready", "talking", "waiting", "speaking", "problem")
-DESKTOP, TELEPHONE = (1280, 800), (360, 760)
+PHASES = ("idle", "asking", "connecting", "queued", "ready", "talking", "waiting", "speaking", "replaying", "problem")
+DESKTOP, LOW, TELEPHONE, SIDEWAYS = (1280, 800), (1280, 650), (360, 760), (844, 390)
 
 pytestmark = pytest.mark.skipif(
     chromium() is None, reason="no Chromium is installed; on Debian: apt-get install chromium; or name one in CHROMIUM"
@@ -77,9 +77,10 @@ def scheme(request: pytest.FixtureRequest) -> bool:
 def _dress(page: Page, phase: str) -> None:
     """Makes it look as in this phase: the style sheet goes by this attribute alone."""
     page.evaluate(f"document.body.dataset.phase = {phase!r}")
+    problem = str(phase == "problem").lower()
     page.evaluate(
-        "document.querySelector('#problem').hidden = document.querySelector('#token-form').hidden = "
-        f"{str(phase != 'problem').lower()}"
+        f"document.querySelector('#said').hidden = {problem};"
+        f"document.querySelector('#problem').hidden = document.querySelector('#token-form').hidden = !{problem}"
     )
     once = "document.getAnimations().filter((it) => it.effect.getTiming().iterations === 1)"
     page.evaluate(f"Promise.allSettled({once}.map((it) => it.finished)).then(() => 0)")
@@ -120,7 +121,8 @@ def test_a_telephone_shows_all_of_it_without_scrolling_sideways(page: Page, phas
     page.evaluate("document.querySelector('#settings').open = true")
     wide = page.evaluate(
         "[...document.querySelectorAll('body *')].filter((e) => e.checkVisibility() && !e.closest('svg, .ring')"
-        "&& e.getBoundingClientRect().right > innerWidth + 0.5).map((e) => e.id || e.className || e.tagName)"
+        "&& e.getBoundingClientRect().right > document.documentElement.clientWidth + 0.5)"
+        ".map((e) => e.id || e.className || e.tagName)"
     )
     assert wide == []
     assert page.evaluate("document.documentElement.scrollWidth") == TELEPHONE[0]
@@ -131,12 +133,78 @@ def test_a_telephone_shows_all_of_it_without_scrolling_sideways(page: Page, phas
         page.screenshot(Path(folder) / f"look-phone-{phase}.png")
 
 
-def test_one_screen_is_enough_on_a_desktop(page: Page) -> None:
-    """Figures below the fold are figures that nobody reads."""
-    page.look(*DESKTOP)
+@pytest.mark.parametrize("size", [DESKTOP, LOW], ids=["800", "650"])
+def test_one_screen_is_enough_on_a_desktop(page: Page, size: tuple[int, int]) -> None:
+    """Figures below the fold are figures that nobody reads. The settings are for experts, and closed."""
+    page.look(*size)
+    _dress(page, "idle")
+    assert not page.evaluate("document.querySelector('#settings').open")
+    assert page.evaluate("document.documentElement.scrollHeight") <= size[1]
+
+
+@pytest.mark.parametrize("size", [DESKTOP, LOW, TELEPHONE, SIDEWAYS], ids=["800", "650", "telephone", "sideways"])
+def test_the_button_is_the_largest_thing_and_in_sight(page: Page, size: tuple[int, int]) -> None:
+    """A title took 45 % of the screen, and on a telephone held sideways the button was below it."""
+    page.look(*size, mobile=size in (TELEPHONE, SIDEWAYS))
+    _dress(page, "idle")
+    page.evaluate("scrollTo(0, 0)")
+    bottoms = page.evaluate(
+        "['#talk', '#state'].map((it) => document.querySelector(it).getBoundingClientRect().bottom)"
+    )
+    assert max(bottoms) < size[1]
+    button = page.evaluate("document.querySelector('#talk').getBoundingClientRect().height")
+    others = page.evaluate(
+        "[...document.querySelectorAll('button:not(#talk), select, input, h1, h2, p, dl div')]"
+        ".filter((e) => e.checkVisibility() && !e.matches('.about')).map((e) => e.getBoundingClientRect().height)"
+    )
+    assert button > 1.5 * max(others)
+
+
+@pytest.mark.parametrize("size", [DESKTOP, LOW], ids=["800", "650"])
+def test_there_is_one_left_edge(page: Page, size: tuple[int, int]) -> None:
+    """Three of them made the page look thrown together."""
+    page.look(*size)
+    _dress(page, "idle")
+    lefts = page.evaluate(
+        "['h1', '.about', '#talk', '.row button', '.empty', '.figures dt', 'summary']"
+        ".map((it) => Math.round(document.querySelector(it).getBoundingClientRect().left))"
+    )
+    assert len(set(lefts)) == 1, lefts
+
+
+@pytest.mark.parametrize("size", [LOW, TELEPHONE, SIDEWAYS], ids=["650", "telephone", "sideways"])
+def test_everything_can_be_scrolled_to_and_nothing_covers_anything(page: Page, size: tuple[int, int]) -> None:
+    """Figures were cut at 1280x650, and a touch on one thing met another."""
+    page.look(*size, mobile=size in (TELEPHONE, SIDEWAYS))
     _dress(page, "idle")
     page.evaluate("document.querySelector('#settings').open = true")
-    assert page.evaluate("document.documentElement.scrollHeight") <= DESKTOP[1]
+    missed = page.evaluate(
+        "[...document.querySelectorAll('button, select, summary, input, dd')].filter((e) => {"
+        "  if (!e.checkVisibility() || e.closest('dialog') || e.name === 'way') return false;"
+        "  e.scrollIntoView({ block: 'center' });"
+        "  const r = e.getBoundingClientRect();"
+        "  const hit = document.elementFromPoint(r.x + r.width / 2, r.y + r.height / 2);"
+        "  return !(e.contains(hit) || hit?.contains(e));"
+        "}).map((e) => e.id)"
+    )
+    page.evaluate("document.querySelector('#settings').open = false; scrollTo(0, 0)")
+    assert missed == []
+
+
+@pytest.mark.parametrize("scheme", ["dark", "light"])
+def test_forced_colours_leave_the_button_and_the_chosen_way(page: Page, scheme: str) -> None:
+    """Both were drawn by backgrounds alone, which the system takes away."""
+    page.look(*DESKTOP)
+    forced = {"name": "forced-colors", "value": "active"}
+    page.call("Emulation.setEmulatedMedia", features=[forced, {"name": "prefers-color-scheme", "value": scheme}])
+    _dress(page, "idle")
+    border = "getComputedStyle(document.querySelector('#talk'), '::before').borderTopWidth"
+    assert page.evaluate(border) == "4px"
+    ways = "[...document.querySelectorAll('.switch span')].map((it) => getComputedStyle(it).backgroundColor)"
+    chosen, other = page.evaluate(ways)
+    assert chosen != other
+    if folder := os.environ.get("PAGE_SHOTS"):
+        page.screenshot(Path(folder) / f"look-forced-{scheme}.png")
 
 
 def test_everything_can_be_reached_by_keyboard_and_shows_it(page: Page) -> None:
@@ -157,8 +225,21 @@ def test_everything_can_be_reached_by_keyboard_and_shows_it(page: Page) -> None:
             break
         reached.append(here)
     names = [name for name, _ in reached]
-    for name in ("way", "choose", "talk", "SUMMARY", "temperature", "max-seconds", "silence", "top-k", "seed", "echo"):
+    for name in (
+        "way",
+        "choose",
+        "talk",
+        "microphone",
+        "mute",
+        "volume",
+        "SUMMARY",
+        "temperature",
+        "top-k",
+        "seed",
+        "echo",
+    ):
         assert name in names, names
+    page.evaluate("document.querySelector('#settings').open = false")
     assert [name for name, outline in reached if outline == "none"] == []
 
 
@@ -175,10 +256,12 @@ def test_who_wants_no_motion_gets_none(page: Page) -> None:
 def test_states_are_told_to_who_cannot_see_them(page: Page) -> None:
     """Live regions, names for every control, one heading."""
     page.look(*DESKTOP)
-    page.evaluate("document.body.dataset.phase = 'idle'")
+    _dress(page, "idle")
     assert page.evaluate("document.querySelector('#state').getAttribute('role')") == "status"
     assert page.evaluate("document.querySelector('#problem').getAttribute('role')") == "alert"
+    page.evaluate("document.querySelector('#settings').open = true")
     tree = page.call("Accessibility.getFullAXTree")["nodes"]
+    page.evaluate("document.querySelector('#settings').open = false")
     controls = [
         (node["role"]["value"], node["name"]["value"])
         for node in tree

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import json
-import os
 import random
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,6 @@ import soxr
 from numpy.typing import NDArray
 
 from streaming.audio import FRAME, SAMPLE_RATE, to_int16
-from streaming.engine.engine import Engine
 from streaming.server.door.bind import Bind, check_bind
 from streaming.server.door.gatekeeper import Gatekeeper
 from streaming.server.door.origins import parse_origins
@@ -32,68 +29,20 @@ from streaming.server.door.tls import load_tls
 from streaming.server.door.tokens import Tokens
 from tests.server.certificate import self_signed
 from tests.server.cut_proxy import CutProxy, cut_proxy
-from tests.server.live_server import LiveServer, serving
-from tests.web.browser import Page, browser, chromium
-from tests.web.voice import VoiceStep
+from tests.server.live_server import LiveServer
+from tests.web.browser import Page, chromium
+from tests.web.live_page import OTHER_HOST, Served, keep, open_page, served, talk
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "prompt.wav"
 TOKEN = "a-token-of-24-characters"  # noqa: S105
 STRANGER = "not-one-of-those-we-know"
-OTHER_HOST = "elsewhere.test"
-SPEECH_S, SILENCE_S = 3.0, 2.0
 
 pytestmark = pytest.mark.skipif(
     chromium() is None, reason="no Chromium is installed; on Debian: apt-get install chromium; or name one in CHROMIUM"
 )
 
 
-@pytest.fixture(scope="module")
-def speech() -> NDArray[np.int16]:
-    """What the microphone hears, over and over."""
-    pcm, rate = soundfile.read(EXAMPLE, dtype="int16")
-    assert rate == SAMPLE_RATE
-    return np.concatenate((pcm[: int(SPEECH_S * rate)], np.zeros(int(SILENCE_S * rate), np.int16)))
-
-
-@pytest.fixture(scope="module")
-def new_page(tmp_path_factory: pytest.TempPathFactory, speech: NDArray[np.int16]) -> Iterator[Callable[[], Page]]:
-    folder = tmp_path_factory.mktemp("browser")
-    microphone = folder / "microphone.wav"
-    soundfile.write(microphone, speech, SAMPLE_RATE)
-    with browser(
-        folder, microphone, f"--host-resolver-rules=MAP {OTHER_HOST} 127.0.0.1", "--ignore-certificate-errors"
-    ) as opened:
-        yield opened
-
-
-@pytest.fixture
-def page(new_page: Callable[[], Page]) -> Iterator[Page]:
-    """A tab; no test may leave an error in its console, nor a violation of its policy."""
-    it = new_page()
-    yield it
-    it.evaluate("0")  # what was told until now is read with the answer
-    it.close()
-    assert it.complaints == []
-
-
-@dataclass(frozen=True)
-class Served:
-    """A live server and what is behind it."""
-
-    live: LiveServer
-    engine: Engine
-    step: VoiceStep
-
-
 _LONGER_THAN_A_TAP_S = 0.5
 """A shorter press is a tap, after which the page goes on listening: on an idle machine these were."""
-
-
-@contextmanager
-def _served(slots: int = 4, keeper: Gatekeeper | None = None, **options: Any) -> Iterator[Served]:
-    step = VoiceStep(slots, delay_s=lambda: 0.005)
-    with Engine(step, "stub") as engine, serving(engine, keeper, **options) as live:
-        yield Served(live, engine, step)
 
 
 @contextmanager
@@ -111,33 +60,6 @@ def _through_a_proxy(live: LiveServer) -> Iterator[tuple[LiveServer, Callable[[C
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
-
-
-@pytest.fixture
-def server() -> Iterator[Served]:
-    with _served() as served:
-        yield served
-
-
-def _keep(page: Page, name: str) -> None:
-    """A screenshot for whoever wants to look: into the folder that `PAGE_SHOTS` names."""
-    if folder := os.environ.get("PAGE_SHOTS"):
-        page.screenshot(Path(folder) / f"{name}.png")
-
-
-def _open(page: Page, live: LiveServer, microphone: str = "granted", **settings: Any) -> None:
-    """settings: as `settings.js` keeps them."""
-    page.allow_microphone(live.http, microphone)
-    page.before_scripts(f"localStorage.settings ??= {json.dumps(json.dumps({'maxSeconds': 2} | settings))}")
-    page.open(f"{live.http}/")
-    page.wait_for("document.querySelector('#server').dataset.state === 'ready'")
-
-
-def _talk(page: Page, seconds: float) -> None:
-    """Holds the space bar for so long, from when it is heard."""
-    with page.holding_space():
-        page.wait_for_phase("talking")
-        time.sleep(seconds)
 
 
 def _download(page: Page) -> NDArray[np.int16]:
@@ -175,7 +97,7 @@ TAP = """
 const connect = AudioNode.prototype.connect;
 window.tapped = [];
 AudioNode.prototype.connect = function (to, ...more) {
-  if (this instanceof AudioWorkletNode && to instanceof AudioDestinationNode) {
+  if (this instanceof GainNode && to instanceof AudioDestinationNode) {
     const tap = this.context.createMediaStreamDestination();
     connect.call(this, tap);
     const [track] = tap.stream.getAudioTracks();
@@ -242,8 +164,8 @@ def _signal_to_noise_db(expected: NDArray[np.float32], heard: NDArray[np.float32
 def test_a_whole_turn(page: Page, server: Served, speech: NDArray[np.int16]) -> None:
     """Hold, talk, let go, hear: the server hears what the microphone did, and what it sends is played, all of it."""
     page.before_scripts(TAP)
-    _open(page, server.live, echoCancellation=False)
-    _talk(page, 1.5)
+    open_page(page, server.live, echoCancellation=False)
+    talk(page, 1.5)
     page.wait_for_phase("speaking")
     shown_ms = float(page.text("#first-sound").removesuffix(" ms"))
     page.wait_for_phase("ready")
@@ -271,23 +193,24 @@ def test_a_whole_turn(page: Page, server: Served, speech: NDArray[np.int16]) -> 
         assert quality_db > 50
 
     # What the page says is what happened.
-    silence = int(np.flatnonzero(machine)[0] - np.flatnonzero(you)[-1])
+    unsaid = len(heard) - int(np.flatnonzero(heard)[-1])  # the microphone's file has silence in it, too
+    silence = int(np.flatnonzero(machine)[0] - np.flatnonzero(you)[-1]) - unsaid
     assert abs(shown_ms - 1000 * silence / SAMPLE_RATE) < 200, "the same but for the device's own delay"
     assert float(page.text("#step").removesuffix(" ms")) >= 5
     assert page.text("#slots") in ("3 of 4", "4 of 4")
-    _keep(page, "turn")
+    keep(page, "turn")
 
 
 def test_an_interruption(page: Page, server: Served) -> None:
     """Pressing while it speaks: it falls silent, the context is cut to what was heard, and the next turn follows."""
-    _open(page, server.live, maxSeconds=20)
-    _talk(page, 0.5)
+    open_page(page, server.live, maxSeconds=20)
+    talk(page, 0.5)
     page.wait_for_phase("speaking")
     time.sleep(1.0)
-    _talk(page, 0.5)
+    talk(page, 0.5)
     page.wait_for_phase("speaking")
     time.sleep(0.3)
-    _keep(page, "interruption")
+    keep(page, "interruption")
     page.key("keyDown", "Escape", "Escape")
     page.wait_for_phase("idle")
     ((slot, stream),) = server.step.streams.items()
@@ -304,13 +227,13 @@ def test_an_interruption(page: Page, server: Served) -> None:
 
 def test_hands_free(page: Page, server: Served) -> None:
     """One press, then only voices: a pause hands over, and the next word interrupts."""
-    _open(page, server.live, handsFree=True, maxSeconds=20)
+    open_page(page, server.live, handsFree=True, maxSeconds=20)
     page.click("#talk")
     page.wait_for_phase("ready", "talking")
     page.wait_for_phase("speaking")
     assert float(page.text("#first-sound").removesuffix(" ms")) > 300, "the pause that ends a turn is part of it"
     page.wait_for_phase("talking")  # the microphone's file begins again
-    _keep(page, "hands-free")
+    keep(page, "hands-free")
     page.wait_for_phase("speaking")
     page.click("#talk")
     page.wait_for_phase("idle")
@@ -321,7 +244,7 @@ def test_hands_free(page: Page, server: Served) -> None:
 
 def test_a_tap_and_the_enter_key_do_what_holding_does(page: Page, server: Served) -> None:
     """Who cannot hold a key down, or works a screen reader, was left with turns of 100 ms."""
-    _open(page, server.live, maxSeconds=1)
+    open_page(page, server.live, maxSeconds=1)
     page.click("#talk")
     page.wait_for_phase("talking")
     time.sleep(0.5)
@@ -344,12 +267,12 @@ def test_a_recording_is_played_and_goes_on(page: Page, server: Served, tmp_path:
     tone = np.sin(2 * np.pi * 440 * np.arange(44_100) / 44_100).astype(np.float32)
     soundfile.write(tmp_path / "tone.wav", np.stack((0.5 * tone, 0.1 * tone), axis=1), 44_100)
     (tmp_path / "text.wav").write_text("not sound")
-    _open(page, server.live, "denied", maxSeconds=1)
+    open_page(page, server.live, "denied", maxSeconds=1)
     page.choose_file("#file", tmp_path / "text.wav")
     page.wait_for("document.querySelector('#note').innerText.includes('cannot read')")
     page.choose_file("#file", tmp_path / "tone.wav")
     page.wait_for("document.querySelector('#state').innerText === 'Click anywhere'")  # this was no gesture
-    page.click("footer")
+    page.click("h1")
     page.wait_for_phase("talking")
     assert page.text("#state") == "Your recording"
     page.wait_for_phase("speaking")
@@ -363,8 +286,8 @@ def test_a_recording_is_played_and_goes_on(page: Page, server: Served, tmp_path:
 
 def test_the_same_seed_gives_the_same_again(page: Page, server: Served) -> None:
     """Prompt, seed and sampling go to the server unchanged, and the answers are compared."""
-    _open(page, server.live, maxSeconds=1)
-    _talk(page, 0.6)
+    open_page(page, server.live, maxSeconds=1)
+    talk(page, 0.6)
     page.wait_for_phase("speaking")
     page.wait_for_phase("ready")
     seed = page.text("#seed-used")
@@ -375,7 +298,7 @@ def test_the_same_seed_gives_the_same_again(page: Page, server: Served) -> None:
 
 def test_settings_reach_the_server_and_last(page: Page, server: Served) -> None:
     """A slider that moves and changes nothing; a setting that is gone with the next visit."""
-    _open(page, server.live)
+    open_page(page, server.live)
     for selector, value in (("#temperature", "1.5"), ("#top-k", "7"), ("#max-seconds", "1"), ("#seed", "4242")):
         page.evaluate(
             f"(() => {{ const i = document.querySelector({selector!r}); i.value = {value!r};"
@@ -383,7 +306,7 @@ def test_settings_reach_the_server_and_last(page: Page, server: Served) -> None:
         )
     page.open(f"{server.live.http}/?again")
     assert page.evaluate("document.querySelector('#temperature').value") == "1.5"
-    _talk(page, 0.4)
+    talk(page, 0.4)
     page.wait_for_phase("speaking")
     assert page.text("#seed-used") == "4242"
     (sampling,) = server.step.samplings
@@ -394,61 +317,68 @@ def test_settings_reach_the_server_and_last(page: Page, server: Served) -> None:
 
 def test_a_full_server(page: Page) -> None:
     """Who finds every place taken is told so at once, and gets in as soon as one is free."""
-    with _served(slots=1) as served:
-        other = served.engine.open()
-        page.allow_microphone(served.live.http)
-        page.open(f"{served.live.http}/")
+    with served(slots=1) as it:
+        other = it.engine.open()
+        page.allow_microphone(it.live.http)
+        page.open(f"{it.live.http}/")
         page.wait_for("document.querySelector('#server').dataset.state === 'full'")
         assert page.text("#slots") == "0 of 1"
+        assert page.text("#state") == "Every place is taken", "it said that it was ready"
         with page.holding_space():
             page.wait_for_phase("problem")
         assert page.text("#problem-title") == "Every place is taken"
-        _keep(page, "full")
+        keep(page, "full")
         other.close()
         page.wait_for("document.querySelector('#note').innerText.startsWith('A place is free now')")
         page.wait_for("document.querySelector('#problem').hidden")
-        _talk(page, 0.3)
+        talk(page, 0.3)
         page.wait_for_phase("speaking")
 
 
 def test_a_place_in_line(page: Page) -> None:
     """The place is told; then it is one's turn, by itself."""
-    with _served(slots=1, queue=2) as served:
-        other = served.engine.open()
-        page.allow_microphone(served.live.http)
-        page.open(f"{served.live.http}/")
+    with served(slots=1, queue=2) as it:
+        other = it.engine.open()
+        page.allow_microphone(it.live.http)
+        page.open(f"{it.live.http}/")
         page.wait_for("document.querySelector('#server').dataset.state === 'full'")
         with page.holding_space():
             page.wait_for_phase("queued")
             time.sleep(_LONGER_THAN_A_TAP_S)
         assert page.text("#state") == "In line: place 1"
+        page.click("#talk")
+        page.wait_for_phase("idle")
+        assert page.text("#note") == "You have left the line."
+        assert "wait in line" in page.text("#hint")
+        with page.holding_space():
+            page.wait_for_phase("queued")
         other.close()
         page.wait_for_phase("ready")
 
 
 def test_a_refused_microphone(page: Page, server: Served) -> None:
     """It is told what to do, no place is held meanwhile, and allowing it helps without a reload."""
-    _open(page, server.live, "denied")
+    open_page(page, server.live, "denied")
     with page.holding_space():
         page.wait_for_phase("problem")
         time.sleep(_LONGER_THAN_A_TAP_S)
     assert page.text("#problem-title") == "The browser refused the microphone"
     assert "Allow it" in page.text("#problem-lines")
-    _keep(page, "refused")
+    keep(page, "refused")
     deadline = time.monotonic() + 5
     while server.engine.stats().sessions:
         assert time.monotonic() < deadline, "the place is still held"
         time.sleep(0.02)
     page.allow_microphone(server.live.http)
-    _talk(page, 0.3)
+    talk(page, 0.3)
     page.wait_for_phase("speaking")
 
 
 def test_a_server_that_goes_away(page: Page) -> None:
     """In the middle of a conversation, and before one."""
-    with _served() as served:
-        _open(page, served.live, maxSeconds=20)
-        _talk(page, 0.3)
+    with served() as it:
+        open_page(page, it.live, maxSeconds=20)
+        talk(page, 0.3)
         page.wait_for_phase("speaking")
     page.wait_for_phase("problem")
     assert page.text("#problem-title") in ("The server is about to stop", "The connection is lost")
@@ -456,7 +386,7 @@ def test_a_server_that_goes_away(page: Page) -> None:
     with page.holding_space():
         page.wait_for("document.querySelector('#problem-title').innerText === 'The server does not answer'")
     page.wait_for("document.querySelector('#server').dataset.state === 'gone'")
-    _keep(page, "gone")
+    keep(page, "gone")
 
 
 def _set_open(proxy: CutProxy, value: bool) -> None:
@@ -470,7 +400,7 @@ def _set_frozen(proxy: CutProxy, value: bool) -> None:
 def test_a_connection_that_breaks_is_restored(page: Page, server: Served, speech: NDArray[np.int16]) -> None:
     """While one talks and while the machine does: no sample is lost or doubled on either side, and it is told."""
     with _through_a_proxy(server.live) as (live, network):
-        _open(page, live, echoCancellation=False)
+        open_page(page, live, echoCancellation=False)
         with page.holding_space():
             page.wait_for_phase("talking")
             time.sleep(0.5)
@@ -478,7 +408,7 @@ def test_a_connection_that_breaks_is_restored(page: Page, server: Served, speech
             network(CutProxy.cut)
             page.wait_for("document.querySelector('#state').innerText === 'The connection broke'")
             time.sleep(1.0)
-            _keep(page, "away")
+            keep(page, "away")
             network(lambda proxy: _set_open(proxy, value=True))
             page.wait_for("document.querySelector('#note').innerText.includes('restored')")
             time.sleep(0.5)
@@ -497,23 +427,23 @@ def test_a_connection_that_breaks_is_restored(page: Page, server: Served, speech
 def test_a_network_that_falls_silent_is_noticed(page: Page, server: Served) -> None:
     """Nobody tells a browser: the page asks, and comes back by another connection while the old one still hangs."""
     with _through_a_proxy(server.live) as (live, network):
-        _open(page, live)
-        _talk(page, 0.5)
+        open_page(page, live)
+        talk(page, 0.5)
         page.wait_for_phase("ready")
         network(lambda proxy: _set_frozen(proxy, value=True))
         page.wait_for("document.querySelector('#state').innerText === 'The connection broke'")
         network(lambda proxy: _set_frozen(proxy, value=False))
         page.wait_for("document.querySelector('#state').innerText === 'Your turn'")
-        _talk(page, 0.5)
+        talk(page, 0.5)
         page.wait_for_phase("speaking")
         assert len(server.step.heard) == 1, "it is one session"
 
 
 def test_a_session_that_is_gone_is_told(page: Page) -> None:
     """A server that was killed and started again knows nobody: the conversation is over, its sound is kept."""
-    with _served(resume_s=0.2) as served, _through_a_proxy(served.live) as (live, network):
-        _open(page, live, maxSeconds=20)
-        _talk(page, 0.3)
+    with served(resume_s=0.2) as it, _through_a_proxy(it.live) as (live, network):
+        open_page(page, live, maxSeconds=20)
+        talk(page, 0.3)
         page.wait_for_phase("speaking")
         network(lambda proxy: _set_open(proxy, value=False))
         network(CutProxy.cut)
@@ -525,7 +455,7 @@ def test_a_session_that_is_gone_is_told(page: Page) -> None:
 def test_a_proxy_that_passes_no_websockets_is_not_taken_for_a_server_that_is_gone(page: Page, server: Served) -> None:
     """A browser tells scripts neither from the other."""
     page.before_scripts("WebSocket = class extends WebSocket { constructor(url, p) { super(`${url}/lost`, p); } }")
-    _open(page, server.live)
+    open_page(page, server.live)
     with page.holding_space():
         page.wait_for_phase("problem")
     assert page.text("#problem-title") == "No way through for speech"
@@ -535,8 +465,8 @@ def test_a_token_is_asked_for_and_kept_in_this_tab_only(page: Page) -> None:
     """A token in a URL ends up in histories and logs; one in localStorage outlives the visit."""
     tokens = Tokens.from_text(f"ann:{TOKEN}")
     keeper = Gatekeeper(check_bind("127.0.0.1", tokens, tls=False, insecure_plaintext=False), tokens)
-    with _served(keeper=keeper) as served:
-        _open(page, served.live)
+    with served(keeper=keeper) as it:
+        open_page(page, it.live)
         for token in (None, STRANGER):
             if token is not None:
                 page.type(token)
@@ -547,12 +477,12 @@ def test_a_token_is_asked_for_and_kept_in_this_tab_only(page: Page) -> None:
                 page.wait_for_phase("problem")
             assert page.text("#problem-title") == "This server asks for a token"
             assert page.evaluate("document.activeElement.id") == "token"
-        _keep(page, "token")
+        keep(page, "token")
         page.type(TOKEN)
         page.evaluate("document.querySelector('#token-form').requestSubmit()")
         page.wait_for_phase("idle")
         page.evaluate("document.activeElement.blur()")
-        _talk(page, 0.3)
+        talk(page, 0.3)
         page.wait_for_phase("speaking")
         kept = page.evaluate(
             "[JSON.stringify(localStorage), document.cookie, location.href, document.documentElement.outerHTML,"
@@ -565,14 +495,14 @@ def test_a_token_is_asked_for_and_kept_in_this_tab_only(page: Page) -> None:
 def test_without_https_it_is_said_how_to_get_a_microphone(page: Page) -> None:
     """`navigator.mediaDevices` is simply missing there, and a TypeError helps nobody."""
     bind = check_bind("127.0.0.1", None, tls=False, insecure_plaintext=False)
-    with _served(keeper=Gatekeeper(bind, None, parse_origins([f"http://{OTHER_HOST}"]))) as served:
-        port = urlsplit(served.live.http).port
+    with served(keeper=Gatekeeper(bind, None, parse_origins([f"http://{OTHER_HOST}"]))) as it:
+        port = urlsplit(it.live.http).port
         page.open(f"http://{OTHER_HOST}:{port}/")
         page.wait_for_phase("problem")
         assert page.text("#problem-title") == "No microphone without HTTPS"
         assert "--tls-cert" in page.text("#problem-lines")
         assert f"ssh -L 8765:127.0.0.1:{port} {OTHER_HOST}" in page.text("#problem-lines")
-        _keep(page, "insecure")
+        keep(page, "insecure")
         ours = [complaint for complaint in page.complaints if "Cross-Origin-Opener-Policy header" not in complaint]
         page.complaints = ours  # the browser says that it has no use for that header without HTTPS
 
@@ -582,12 +512,12 @@ def test_over_https(page: Page, tmp_path: Path) -> None:
     certificate, key = self_signed(tmp_path)
     tokens = Tokens.from_text(f"ann:{TOKEN}")
     bind = Bind("127.0.0.1", ("127.0.0.1",), loopback=False, tls=True)
-    with _served(keeper=Gatekeeper(bind, tokens), tls=load_tls(str(certificate), str(key))) as served:
-        origin = f"https://{OTHER_HOST}:{urlsplit(served.live.url).port}"
+    with served(keeper=Gatekeeper(bind, tokens), tls=load_tls(str(certificate), str(key))) as it:
+        origin = f"https://{OTHER_HOST}:{urlsplit(it.live.url).port}"
         page.allow_microphone(origin)
         page.before_scripts(f"sessionStorage.token = {TOKEN!r}")
         page.open(f"{origin}/")
-        _talk(page, 0.5)
+        talk(page, 0.5)
         page.wait_for_phase("speaking")
 
 
@@ -595,7 +525,7 @@ def test_over_https(page: Page, tmp_path: Path) -> None:
 def test_however_it_is_hammered_the_next_turn_works(page: Page, server: Served, seed: int) -> None:
     """Presses that overtake the microphone, modes changed in mid-word: no order may leave it stuck."""
     rng = random.Random(seed)
-    _open(page, server.live, maxSeconds=1)
+    open_page(page, server.live, maxSeconds=1)
     held = False
     for _ in range(40):
         action = rng.choice(("space", "space", "space", "click", "KeyH", "KeyR", "KeyN", "KeyD", "Escape", "wait"))
@@ -609,12 +539,13 @@ def test_however_it_is_hammered_the_next_turn_works(page: Page, server: Served, 
         time.sleep(rng.choice((0.0, 0.0, 0.02, 0.1, 0.4)))
     if held:
         page.key("keyUp", " ", "Space")
+    page.evaluate("document.querySelector('#discard').close('keep')")
     page.key("keyDown", "Escape", "Escape")
     page.wait_for_phase("idle")
     page.evaluate("document.querySelector('[name=way][value=hold]').click()")
     page.wait_for_phase("idle")
     time.sleep(0.2)
-    _talk(page, 0.3)
+    talk(page, 0.3)
     page.wait_for_phase("speaking")
     page.wait_for_phase("ready")
     deadline = time.monotonic() + 5

@@ -7,6 +7,7 @@ says which of them a model gets.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ from streaming.models.sampler import Drawing, SamplerState
 class Operations(ABC):
     """x, pending: [B, T, hidden]. `pending` is what a layer's half has yet to add to the residual stream `x`."""
 
+    name: ClassVar[str]
+    """What operators and benchmarks are told of who computes."""
     bounded = False
     """Whether attention reads only what a slot holds, so that a step need not be told how many entries to look at."""
     activations: torch.dtype | None = None
@@ -27,6 +30,7 @@ class Operations(ABC):
     @abstractmethod
     def begin_frame(
         self,
+        slots: Tensor,
         frames: Tensor,
         prefix_keys: Tensor,
         ring: KeyValueRing,
@@ -35,14 +39,17 @@ class Operations(ABC):
         books: int,
         columns: int,
     ) -> FrameView:
-        """Return positions and masks of the next frame of the first B slots; move the prefix in front of their windows.
+        """Return positions and masks of the next frame of B rows; move the prefix in front of their slots' windows.
 
-        frames: [B]; prefix_keys: [L, H, P, D], not rotated; columns: how many entries of the ring to look at.
+        slots: [B] int64, the slot of each row; frames: [S], every slot's position; prefix_keys: [L, H, P, D], not
+        rotated; columns: how many entries of the ring to look at.
         """
 
     @abstractmethod
-    def view(self, position: Tensor, start: Tensor, ring: KeyValueRing, rotary: Rotary, columns: int) -> FrameView:
-        """Return what `attend` wants to know of tokens at `position` [B, T].
+    def view(
+        self, slots: Tensor, position: Tensor, start: Tensor, ring: KeyValueRing, rotary: Rotary, columns: int
+    ) -> FrameView:
+        """Return what `attend` wants to know of tokens at `position` [B, T] of the streams in `slots` [B].
 
         start: [B, T] or [B, 1], where their windows begin; the latter, if the ring has a prefix.
         """
@@ -110,4 +117,4 @@ class Operations(ABC):
 
     @abstractmethod
     def draw(self, logits: Tensor, book: int, state: SamplerState, frame: Drawing, few: bool) -> Tensor:
-        """Return each slot's next token: see `sampler.draw`."""
+        """Return each row's next token: see `sampler.draw`."""

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import torch
 
+from streaming.audio import FRAME
 from streaming.config import LlamaConfig, MimiConfig
 from streaming.models.attention import KeyValueRing, Rotary
 from streaming.models.linear import Dense
@@ -17,6 +18,8 @@ from streaming.models.operations.torch import TorchOperations
 from streaming.models.sampler import Drawing, SamplerState
 
 _LOG = logging.getLogger(__name__)
+_MANY, _SESSIONS = 8, 64
+"""Tokens, and sessions, that run on other kernels than a few do."""
 
 
 def pick(config: LlamaConfig, device: torch.device, dtype: torch.dtype) -> Operations:
@@ -77,9 +80,9 @@ def rehearse(operations: Operations, config: LlamaConfig, device: torch.device, 
 
     heads, dim, books, prefix = config.num_kv_heads, config.head_dim, config.num_codebooks, 2
     ring = KeyValueRing.allocate(1, 1, heads, 1024, dim, prefix, device, dtype)
-    frames = torch.zeros(1, device=device, dtype=torch.int64)
+    slots = frames = torch.zeros(1, device=device, dtype=torch.int64)
     rotary = Rotary(config.rope, dim, device)
-    view = operations.begin_frame(frames, zeros(1, heads, prefix, dim), ring, rotary, 256, books, prefix + 1024)
+    view = operations.begin_frame(slots, frames, zeros(1, heads, prefix, dim), ring, rotary, 256, books, prefix + 1024)
     hidden, inner = config.hidden_size, config.intermediate_size
     norm = zeros(hidden)
     qkv, gate_up, down = (
@@ -92,9 +95,12 @@ def rehearse(operations: Operations, config: LlamaConfig, device: torch.device, 
         operations.attend(projected, ring, 0, view.columns(0, time))
         x, gated = operations.project_gated(x, x, norm, config.norm_eps, gate_up)
         operations.norm(x, operations.linear(gated, down), norm, config.norm_eps)
+    x = zeros(_MANY, 1, hidden)
+    x, _ = operations.project(x, None, norm, config.norm_eps, qkv)
+    operations.project_gated(x, x, norm, config.norm_eps, gate_up)
     flags = torch.ones(3, 1, device=device, dtype=torch.bool)
     codes = torch.zeros(1, books, device=device, dtype=torch.int64)
-    drawing = Drawing(frames, flags[0], flags[0], codes, flags[1], flags[2])
+    drawing = Drawing(slots, frames, flags[0], flags[0], codes, flags[1], flags[2])
     operations.draw(zeros(1, 2049), 0, SamplerState.allocate(1, device), drawing, few=True)
     operations.draw(zeros(1, 2049), 0, SamplerState.allocate(1, device), drawing, few=False)
 
@@ -105,10 +111,14 @@ def rehearse_codec(operations: Operations, config: MimiConfig, device: torch.dev
     heads, dim = config.num_kv_heads, config.head_dim
     ring = KeyValueRing.allocate(1, 1, heads, config.window + 4, dim, 0, device, dtype)
     position = torch.arange(2, device=device)[None]
-    view = operations.view(position, position, ring, Rotary(config.rope, dim, device), config.window + 4)
+    view = operations.view(
+        position[:, 0], position, position, ring, Rotary(config.rope, dim, device), config.window + 4
+    )
     operations.attend(
         torch.zeros(1, 2, (config.num_heads + 2 * heads) * dim, device=device, dtype=dtype), ring, 0, view
     )
     x = torch.zeros(1, 2, config.hidden_size, device=device, dtype=dtype)
     for activate in (False, True):
         operations.extend(x, x, activate)
+    x = torch.zeros(_SESSIONS, FRAME, 16, device=device, dtype=dtype)
+    operations.windows(x, Dense(torch.zeros(64, 16, device=device, dtype=dtype)), 1, 1, 1)

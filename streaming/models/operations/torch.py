@@ -17,8 +17,11 @@ from streaming.models.sampler import Drawing, SamplerState
 class TorchOperations(Operations):
     """See `Operations` for what each does."""
 
+    name = "PyTorch"
+
     def begin_frame(
         self,
+        slots: Tensor,
         frames: Tensor,
         prefix_keys: Tensor,
         ring: KeyValueRing,
@@ -27,18 +30,20 @@ class TorchOperations(Operations):
         books: int,
         columns: int,
     ) -> FrameView:
-        frames = frames[:, None]
+        frames = frames[slots, None]
         start = window_start(frames, context_frames, books, ring.prefix)
         cos, sin = rotary(start - ring.prefix + torch.arange(ring.prefix, device=frames.device))  # [B, P, D]
         cos, sin = cos[:, None, None], sin[:, None, None]
-        ring.keys[: len(frames), :, :, : ring.prefix] = rotate(prefix_keys, cos, sin)
+        ring.keys[slots, :, :, : ring.prefix] = rotate(prefix_keys, cos, sin).to(ring.keys.dtype)
         position = frame_positions(frames, books, ring.prefix)
-        return self.view(position, start, ring, rotary, columns)
+        return self.view(slots, position, start, ring, rotary, columns)
 
-    def view(self, position: Tensor, start: Tensor, ring: KeyValueRing, rotary: Rotary, columns: int) -> FrameView:
+    def view(
+        self, slots: Tensor, position: Tensor, start: Tensor, ring: KeyValueRing, rotary: Rotary, columns: int
+    ) -> FrameView:
         cos, sin = rotary(position)
         index, visible = ring.index(position), ring.visible(position, start, columns)
-        return FrameView(position, start, cos.unsqueeze(1), sin.unsqueeze(1), index, visible)
+        return FrameView(slots, position, start, cos.unsqueeze(1), sin.unsqueeze(1), index, visible)
 
     def norm(self, x: Tensor, pending: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         x = x if pending is None else x + pending
@@ -74,9 +79,9 @@ class TorchOperations(Operations):
         return x, self.gate(both)
 
     def attend(self, qkv: Tensor, ring: KeyValueRing, layer: int, view: FrameView) -> Tensor:
-        assert view.index is not None and view.visible is not None
+        assert view.visible is not None
         h = qkv.view(*qkv.shape[:2], -1, ring.keys.shape[4]).transpose(1, 2)
-        return attend(ring.keep(h, layer, view.index, view.cos, view.sin), ring, layer, view.visible)
+        return attend(ring.keep(h, layer, view), ring, layer, view.slots, view.visible)
 
     def extend(self, context: Tensor, x: Tensor, activate: bool, lengths: Tensor | None = None, hop: int = 1) -> Tensor:
         if lengths is not None:

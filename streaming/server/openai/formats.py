@@ -59,7 +59,7 @@ _TABLES = {"audio/pcmu": _mu_law_table(), "audio/pcma": _a_law_table()}
 _CODES = {name: _nearest(table) for name, table in _TABLES.items()}
 
 
-class Decoder:
+class FormatDecoder:
     """A client's stream of bytes."""
 
     def __init__(self, format: Format) -> None:
@@ -85,8 +85,8 @@ class Decoder:
         return pcm if self.format.rate == SAMPLE_RATE else to_int16(self._resampler.push(to_float(pcm)))
 
 
-class Encoder:
-    """The inverse of `Decoder`, for what a client is sent."""
+class FormatEncoder:
+    """The inverse of `FormatDecoder`, for what a client is sent."""
 
     def __init__(self, format: Format) -> None:
         self.format = format

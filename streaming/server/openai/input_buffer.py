@@ -9,7 +9,7 @@ import numpy as np
 from streaming.audio import SAMPLE_RATE
 from streaming.protocol import messages
 from streaming.protocol.messages import OPEN_TURN, AudioMessage
-from streaming.server.openai.formats import Decoder, Format, Pcm16
+from streaming.server.openai.formats import Format, FormatDecoder, Pcm16
 
 MAX_HELD_SAMPLES = 30 * SAMPLE_RATE
 """Input that is kept while it cannot be heard, because a response is being spoken. Past this the oldest is dropped."""
@@ -24,7 +24,7 @@ class InputBuffer:
 
     def __init__(self, format: Format) -> None:
         self.position = self.committed = self.uncommitted = 0
-        self._decoder = Decoder(format)
+        self._decoder = FormatDecoder(format)
         self._given = 0  # in this turn
         self._held: deque[Pcm16] = deque()
         self._held_samples = 0
@@ -40,7 +40,7 @@ class InputBuffer:
     def change_format(self, format: Format) -> None:
         """Take what is appended from here on to have this format."""
         self.complete()
-        self._decoder = Decoder(format)
+        self._decoder = FormatDecoder(format)
 
     def _add(self, pcm: Pcm16) -> None:
         self._held.append(pcm)

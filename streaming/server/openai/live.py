@@ -20,7 +20,7 @@ from streaming.conversation.outbox import Echo
 from streaming.errors import ProtocolError
 from streaming.protocol import messages
 from streaming.protocol.messages import OPEN_TURN, AudioMessage, Message
-from streaming.server.openai.formats import Decoder, Encoder
+from streaming.server.openai.formats import FormatDecoder, FormatEncoder
 from streaming.server.openai.live_events import (
     Append,
     AppendCommentary,
@@ -65,7 +65,7 @@ class LiveDialect:
     def __init__(self, model: Model, start: SessionStart) -> None:
         format = session_format(start)
         self._model, self._start = model, start
-        self._decoder, self._encoder, self._format = Decoder(format), Encoder(format), format
+        self._decoder, self._encoder, self._format = FormatDecoder(format), FormatEncoder(format), format
         self._id, self._events = f"live_{secrets.token_hex(8)}", 0
         self._begun = int(time.time())
         self._position = 0  # samples of input so far

@@ -9,7 +9,7 @@ from typing import Literal
 
 from streaming.audio import FRAME
 from streaming.server.openai import realtime_events as events
-from streaming.server.openai.formats import Encoder
+from streaming.server.openai.formats import FormatEncoder
 from streaming.server.openai.realtime_events import Item, Limit, ServerEvent
 from streaming.server.openai.realtime_options import Model, described
 
@@ -34,7 +34,7 @@ class Response:
     conversation_id: str
     metadata: dict[str, str] | None
     limit: Limit
-    encoder: Encoder
+    encoder: FormatEncoder
     voice: str
     id: str = field(default_factory=lambda: new_id("resp"))
     item_id: str = field(default_factory=lambda: new_id("item"))

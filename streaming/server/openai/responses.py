@@ -9,7 +9,7 @@ from streaming.audio import FRAME, to_int16
 from streaming.protocol import messages
 from streaming.protocol.messages import AudioMessage
 from streaming.server.openai import realtime_events as events
-from streaming.server.openai.formats import Encoder
+from streaming.server.openai.formats import FormatEncoder
 from streaming.server.openai.items import Items
 from streaming.server.openai.realtime_events import EventError, Limit, ServerEvent
 from streaming.server.openai.realtime_options import Model, Options
@@ -105,7 +105,7 @@ class Responses:
         return response.begun(self._items.add(response.item("in_progress")))
 
     def _new(self, turn: int, metadata: dict[str, str] | None, limit: Limit, options: Options) -> Response:
-        encoder = Encoder(options.output)
+        encoder = FormatEncoder(options.output)
         return Response(turn, self._model, self._conversation_id, metadata, limit, encoder, options.voice)
 
     # Being spoken

@@ -21,7 +21,7 @@ from streaming.server.openai import live, live_events, realtime
 from streaming.server.openai.realtime_client_events import MAX_EVENT_BYTES
 from streaming.server.openai.realtime_options import Model, session_start
 from streaming.server.session_socket import Dialect
-from streaming.server.sessions import Session, Sessions
+from streaming.server.sessions import ServerSession, Sessions
 
 _START_TIMEOUT_S = 10.0
 
@@ -62,7 +62,7 @@ class OpenAIService:
         dialect = speaking(driver)
         with self._sessions.keeper.session(visitor) as too_many:
             if too_many is None:
-                await self._sessions.run(Session(driver, dialect, visitor, socket))
+                await self._sessions.run(ServerSession(driver, dialect, visitor, socket))
                 return
         await self._sessions.turn_away(socket, too_many, dialect.encode)
 

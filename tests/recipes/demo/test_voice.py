@@ -54,10 +54,10 @@ def test_transformers_takes_it_for_a_released_model(prompt: NDArray[np.float32])
     models = load_models("demo", device="cpu")
     step = FrameStep(models.codec, models.decoder, 1, recipe.CONTEXT_FRAMES, 0)
     step.open(0, Sampling(temperature=0))
-    yes, no = np.ones(1, np.bool_), np.zeros(1, np.bool_)
+    slot, yes, no = np.zeros(1, np.int64), np.ones(1, np.bool_), np.zeros(1, np.bool_)
     for frame in prompt.reshape(-1, 1, FRAME):
-        step(frame, yes, no)
-    (said,) = step(np.zeros((1, FRAME), np.float32), no, yes).codes
+        step(slot, frame, yes, no)
+    (said,) = step(slot, np.zeros((1, FRAME), np.float32), no, yes).codes
     assert tokenizer.convert_ids_to_tokens(wanted) == f"<{said[0]}_0>"
 
 

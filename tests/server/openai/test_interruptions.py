@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from streaming.conversation.conversation import HeardByClock
 from streaming.protocol.messages import Interrupt
-from streaming.server.openai.formats import PCM, Encoder
+from streaming.server.openai.formats import PCM, FormatEncoder
 from streaming.server.openai.interruptions import ALL_SENT, TRUNCATE_TIMEOUT_S, Interruptions
 from streaming.server.openai.realtime_events import ItemTruncated
 from streaming.server.openai.realtime_options import Model
@@ -21,7 +21,7 @@ class Clock:
 
 
 def response(turn: int) -> Response:
-    return Response(turn, Model("model", 4, 64), "conv", None, "inf", Encoder(PCM), "voice")
+    return Response(turn, Model("model", 4, 64), "conv", None, "inf", FormatEncoder(PCM), "voice")
 
 
 def test_a_cancelled_response_is_cut_when_the_client_says_what_it_heard() -> None:

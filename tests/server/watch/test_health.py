@@ -83,6 +83,20 @@ def test_a_server_that_stops_lives_and_one_that_failed_does_not() -> None:
     assert health.report()["status"] == "failed"
 
 
+def test_a_server_whose_step_hangs_does_not_live() -> None:
+    """Whoever looks after it has to start it again. It says which operations ran, too."""
+    step = StubStep(1, gated=True)
+    with Engine(step, "stub", operations="Triton", hung_s=0.2) as engine, suppress(EngineStoppedError):
+        health = Health(engine, Admission(engine), (), "1")
+        assert (health.live, health.report()["operations"]) == (True, "Triton")
+        with engine.open(seed=1) as session:
+            session.listen(np.zeros(FRAME, np.float32))
+            list(session.speak(max_frames=1))
+    assert [health.fine(path) for path in (HEALTH, LIVE, READY)] == [False, False, False]
+    assert health.report()["status"] == "failed"
+    step.allow_all()
+
+
 def test_a_machine_that_is_too_slow_is_not_ready() -> None:
     """Though it has a free slot."""
     with Engine(StubStep(2, delay_s=lambda: 0.1), "stub") as engine, engine.open(seed=1) as session:
@@ -108,6 +122,9 @@ def test_nothing_of_a_client_is_told() -> None:
             "live",
             "ready",
             "model",
+            "notice",
+            "device",
+            "operations",
             "version",
             "instance",
             "overloaded",

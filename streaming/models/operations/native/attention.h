@@ -6,11 +6,11 @@ typedef struct {
     void *keys, *values;
 } Ring;
 
-/* Where the tokens stand: positions [batch, time], the oldest position that each may look at (prefix aside), and its
+/* The slot that each row of the batch is, and where its tokens stand: positions [batch, time], the oldest position that each may look at (prefix aside), and its
  * angles' cosines and sines [batch, time, dim].
  */
 typedef struct {
-    const int64_t *position, *start;
+    const int64_t *slots, *position, *start;
     const float *cos, *sin;
     int64_t position_stride, start_stride, start_step, angle_stride;
 } View;
@@ -138,17 +138,17 @@ static void softmax(float *scores, int64_t from, int64_t until, int64_t span) {
 }
 
 INLINE void attend(const int kind, const Ring *ring, const View *view, const float *qkv, int64_t time, int64_t heads,
-                   int64_t groups, int64_t dim, int64_t slot, int64_t head, int64_t group, int64_t count, float *memory,
+                   int64_t groups, int64_t dim, int64_t row, int64_t head, int64_t group, int64_t count, float *memory,
                    int64_t span, float *out) {
-    const int64_t *position = view->position + slot * view->position_stride, queries = count * time;
-    const int64_t *start = view->start + slot * view->start_stride;
-    int64_t width = (heads * groups + 2 * heads) * dim, at = slot * ring->slot_stride + head * ring->head_stride;
+    const int64_t *position = view->position + row * view->position_stride, queries = count * time;
+    const int64_t *start = view->start + row * view->start_stride;
+    int64_t width = (heads * groups + 2 * heads) * dim, at = view->slots[row] * ring->slot_stride + head * ring->head_stride;
     const void *keys = kind == FLOAT32 ? (void *)((float *)ring->keys + at) : (void *)((uint16_t *)ring->keys + at);
     const void *values = kind == FLOAT32 ? (void *)((float *)ring->values + at) : (void *)((uint16_t *)ring->values + at);
     float *query = memory, *result = query + queries * dim, *scores = result + queries * dim;
     for (int64_t q = 0; q < queries; q++) {
-        int64_t g = group + q / time, t = q % time, angle = slot * view->angle_stride + t * dim;
-        rotate(qkv + (slot * time + t) * width + (head * groups + g) * dim, view->cos + angle, view->sin + angle, dim,
+        int64_t g = group + q / time, t = q % time, angle = row * view->angle_stride + t * dim;
+        rotate(qkv + (row * time + t) * width + (head * groups + g) * dim, view->cos + angle, view->sin + angle, dim,
                1.0f / sqrtf(dim), query + q * dim);
     }
     /* The prefix, then the positions from the oldest in any query's window to the newest, which may wrap around. */
@@ -172,7 +172,7 @@ INLINE void attend(const int kind, const Ring *ring, const View *view, const flo
     to = scores;
     for (int i = 0; i < 3; to += runs[i++].count) gather_all(kind, values, runs[i].first, runs[i].count, dim, to, span, queries, result);
     for (int64_t q = 0; q < queries; q++)
-        memcpy(out + ((slot * time + q % time) * heads * groups + head * groups + group + q / time) * dim, result + q * dim,
+        memcpy(out + ((row * time + q % time) * heads * groups + head * groups + group + q / time) * dim, result + q * dim,
                dim * 4);
 }
 
@@ -185,10 +185,10 @@ typedef struct {
     int64_t failed;
 } Attention;
 
-/* `count` of the `groups` queries that share a head, of all tokens of a slot. */
+/* `count` of the `groups` queries that share a head, of all tokens of a row. */
 static void part_of_attention(int64_t task, void *what) {
     Attention *a = what;
-    int64_t parts = a->groups / a->count, slot = task / (a->heads * parts), head = task / parts % a->heads;
+    int64_t parts = a->groups / a->count, row = task / (a->heads * parts), head = task / parts % a->heads;
     int64_t group = task % parts * a->count;
     float *memory = malloc(a->count * a->time * (2 * a->dim + a->span) * sizeof(float));
     if (!memory) {
@@ -196,10 +196,10 @@ static void part_of_attention(int64_t task, void *what) {
         return;
     }
     if (a->ring->kind == FLOAT32)
-        attend(FLOAT32, a->ring, a->view, a->qkv, a->time, a->heads, a->groups, a->dim, slot, head, group, a->count,
+        attend(FLOAT32, a->ring, a->view, a->qkv, a->time, a->heads, a->groups, a->dim, row, head, group, a->count,
                memory, a->span, a->out);
     else
-        attend(BFLOAT16, a->ring, a->view, a->qkv, a->time, a->heads, a->groups, a->dim, slot, head, group, a->count,
+        attend(BFLOAT16, a->ring, a->view, a->qkv, a->time, a->heads, a->groups, a->dim, row, head, group, a->count,
                memory, a->span, a->out);
     free(memory);
 }
@@ -219,7 +219,7 @@ int64_t native_attend(const Ring *ring, const View *view, const float *qkv, int6
             for (int64_t h = 0; h < heads; h++) {
                 const float *key = qkv + (b * time + t) * width + (heads * groups + h) * dim;
                 int64_t angle = b * view->angle_stride + t * dim;
-                int64_t at = b * ring->slot_stride + h * ring->head_stride + entry(ring, position[t]) * dim;
+                int64_t at = view->slots[b] * ring->slot_stride + h * ring->head_stride + entry(ring, position[t]) * dim;
                 float turned[dim];
                 rotate(key, view->cos + angle, view->sin + angle, dim, 1.0f, turned);
                 keep(ring, ring->keys, at, turned, dim);

@@ -5,7 +5,7 @@
  */
 typedef struct {
     const float *temperature, *top_p;
-    const int64_t *top_k, *seed, *frames;
+    const int64_t *top_k, *seed, *slots, *frames;
     const uint8_t *listening, *speaking;
     int64_t flag_stride;
     int64_t *codes;
@@ -41,29 +41,30 @@ INLINE void rank(const float *logits, int64_t size, int64_t count, int64_t *orde
     }
 }
 
-/* `sampler.draw` for slots whose top_k is from 1 to FEW. logits: [batch, size]; units: [batch]. */
+/* `sampler.draw` for rows whose slots' top_k is from 1 to FEW. logits: [batch, size]; units: [batch]. */
 void native_draw(const float *logits, const Drawing *d, int64_t batch, int64_t size, int64_t book, int64_t books,
                 int64_t *units) {
     for (int64_t b = 0; b < batch; b++, logits += size) {
-        int64_t count = d->temperature[b] <= 0 ? 1 : d->top_k[b] < 1 ? 1 : d->top_k[b] > FEW ? FEW : d->top_k[b];
+        int64_t slot = d->slots[b], top_k = d->top_k[slot];
+        int64_t count = d->temperature[slot] <= 0 ? 1 : top_k < 1 ? 1 : top_k > FEW ? FEW : top_k;
         int64_t order[FEW], weight[FEW], sum = 0, reached = 0, chosen = 0;
         if (count > size) count = size;
         float bad = 0; /* the last one is minus infinity by right, but in the first codebook */
         for (int64_t i = 0; i < size - (book > 0); i++) bad += logits[i] * 0.0f;
         d->finite[b] &= bad == 0;
         rank(logits, size, count, order);
-        double divisor = d->temperature[b] > 1e-4f ? d->temperature[b] : 1e-4f;
+        double divisor = d->temperature[slot] > 1e-4f ? d->temperature[slot] : 1e-4f;
         for (int64_t i = 0; i < count; i++) {
             double chance = exp(((double)logits[order[i]] - logits[order[0]]) / divisor) * 0x1p36;
             sum += weight[i] = chance >= 0 && chance <= 0x1p36 ? (int64_t)chance : 0;
         }
-        double limit = (double)d->top_p[b] * (double)sum;
+        double limit = (double)d->top_p[slot] * (double)sum;
         int64_t before = 0, total = 0;
         for (int64_t i = 0; i < count; i++) {
             if ((double)before >= limit) count = i; /* the first is always kept: 0 < top_p */
             else before += weight[i], total = before;
         }
-        double threshold = uniform(d->seed[b], d->frames[b] * books + book) * (double)total;
+        double threshold = uniform(d->seed[slot], d->frames[slot] * books + book) * (double)total;
         for (int64_t i = 0; i < count; i++) {
             reached += weight[i];
             chosen += (double)reached <= threshold && reached < total;

@@ -27,14 +27,15 @@ class _Ring(ctypes.Structure):
 
 class _View(ctypes.Structure):
     _fields_ = (
-        *((name, c_void_p) for name in ("position", "start", "cos", "sin")),
+        *((name, c_void_p) for name in ("slots", "position", "start", "cos", "sin")),
         *((name, c_int64) for name in ("position_stride", "start_stride", "start_step", "angle_stride")),
     )
 
 
 class _Drawing(ctypes.Structure):
     _fields_ = (
-        *((name, c_void_p) for name in ("temperature", "top_p", "top_k", "seed", "frames", "listening", "speaking")),
+        *((name, c_void_p) for name in ("temperature", "top_p", "top_k", "seed", "slots", "frames")),
+        *((name, c_void_p) for name in ("listening", "speaking")),
         ("flag_stride", c_int64),
         *((name, c_void_p) for name in ("codes", "ended", "finite")),
     )
@@ -48,7 +49,8 @@ class NativeView(FrameView):
     def native(self) -> _View:
         position, start, cos, sin = self.position, self.start, self.cos, self.sin
         assert position.stride(-1) == 1 and cos.stride() == sin.stride() and cos.stride()[-2:] == (cos.shape[-1], 1)
-        addresses = [tensor.data_ptr() for tensor in (position, start, cos, sin)]
+        assert self.slots.is_contiguous()
+        addresses = [tensor.data_ptr() for tensor in (self.slots, position, start, cos, sin)]
         step = start.stride(1) if start.shape[1] > 1 else 0
         return _View(*addresses, position.stride(0), start.stride(0), step, cos.stride(0))
 
@@ -56,6 +58,7 @@ class NativeView(FrameView):
 class NativeOperations(TorchOperations):
     """See `Operations` for what each does."""
 
+    name = "native"
     bounded = True
     activations = torch.float32
 
@@ -70,9 +73,11 @@ class NativeOperations(TorchOperations):
         opened = library() if device.type == "cpu" and dtype in FLOATS else None
         return opened is not None and all(size % int(opened.native_lanes()) == 0 for size in sizes)
 
-    def view(self, position: Tensor, start: Tensor, ring: KeyValueRing, rotary: Rotary, columns: int) -> FrameView:
+    def view(
+        self, slots: Tensor, position: Tensor, start: Tensor, ring: KeyValueRing, rotary: Rotary, columns: int
+    ) -> FrameView:
         cos, sin = rotary(position)
-        return NativeView(position, start, cos.unsqueeze(1), sin.unsqueeze(1), None, None)
+        return NativeView(slots, position, start, cos.unsqueeze(1), sin.unsqueeze(1), None, None)
 
     def norm(self, x: Tensor, pending: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         x = x.contiguous()
@@ -138,7 +143,7 @@ class NativeOperations(TorchOperations):
             pointer(out),
             torch.get_num_threads(),
         ):
-            raise MemoryError(f"no memory for the scores of {batch} slots")
+            raise MemoryError(f"no memory for the scores of {batch} rows")
         return out
 
     def extend(self, context: Tensor, x: Tensor, activate: bool, lengths: Tensor | None = None, hop: int = 1) -> Tensor:
@@ -169,9 +174,9 @@ class NativeOperations(TorchOperations):
             return super().draw(logits, book, state, frame, few)
         batch, size = logits.shape
         assert frame.listening.stride() == frame.speaking.stride() and logits.dtype == torch.float32
-        units = torch.empty_like(frame.frames)
+        units = torch.empty_like(frame.slots)
         drawing = _Drawing(
-            *(pointer(t) for t in (state.temperature, state.top_p, state.top_k, state.seed, frame.frames)),
+            *(pointer(t) for t in (state.temperature, state.top_p, state.top_k, state.seed, frame.slots, frame.frames)),
             frame.listening.data_ptr(),
             frame.speaking.data_ptr(),
             frame.listening.stride(0),

@@ -21,7 +21,8 @@ def _angle(position, frequency, frequency64, float32_positions: tl.constexpr):
 
 @triton.jit
 def _kernel(
-    frames,  # [B]
+    slots,  # [B]
+    frames,  # [S]
     prefix_keys,  # [L, H, P, D], contiguous
     keys,  # [S, L, H, P + size, D]
     frequency,  # [D / 2]
@@ -41,7 +42,8 @@ def _kernel(
     books: tl.constexpr,
     float32_positions: tl.constexpr,
 ):
-    slot, layer = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    row, layer = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    slot = tl.load(slots + row)
     frame = tl.load(frames + slot)
     # As `context_window.window_start` and, below, `context_window.frame_positions`.
     opened = prefix + books * tl.maximum(frame + 1 - context_frames, 0)
@@ -59,22 +61,23 @@ def _kernel(
         tl.store(to, (low * c[None, :] - high * s[None, :]).to(keys.dtype.element_ty), mask=held)
         tl.store(to + half, (high * c[None, :] + low * s[None, :]).to(keys.dtype.element_ty), mask=held)
     if layer == 0:
-        tl.store(start + slot, opened)
+        tl.store(start + row, opened)
         for book in tl.static_range(books):
             here = prefix - 1 + frame * books + book
-            tl.store(position + slot * books + book, here)
+            tl.store(position + row * books + book, here)
             turn = _angle(here, single, double, float32_positions)
             turn_cos, turn_sin = tl.cos(turn).to(tl.float32), tl.sin(turn).to(tl.float32)
-            row = (slot * books + book) * (2 * half) + pair
-            tl.store(cos + row, turn_cos)
-            tl.store(cos + row + half, turn_cos)
-            tl.store(sin + row, turn_sin)
-            tl.store(sin + row + half, turn_sin)
+            angles = (row * books + book) * (2 * half) + pair
+            tl.store(cos + angles, turn_cos)
+            tl.store(cos + angles + half, turn_cos)
+            tl.store(sin + angles, turn_sin)
+            tl.store(sin + angles + half, turn_sin)
 
 
 @torch.library.custom_op("streaming::begin_frame", mutates_args=("keys",))
 @on_its_device
 def _begin_frame(
+    slots: Tensor,
     frames: Tensor,
     prefix_keys: Tensor,
     keys: Tensor,
@@ -84,8 +87,9 @@ def _begin_frame(
     books: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     layers, heads, prefix, dim = prefix_keys.shape
-    out = _empty(frames, books, dim)
-    _kernel[(len(frames), layers)](
+    out = _empty(slots, books, dim)
+    _kernel[(len(slots), layers)](
+        slots,
         frames,
         prefix_keys,
         keys,
@@ -108,6 +112,7 @@ def _begin_frame(
 
 @_begin_frame.register_fake
 def _(
+    slots: Tensor,
     frames: Tensor,
     prefix_keys: Tensor,
     keys: Tensor,
@@ -116,19 +121,25 @@ def _(
     context_frames: int,
     books: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _empty(frames, books, prefix_keys.shape[-1])
+    return _empty(slots, books, prefix_keys.shape[-1])
 
 
-def _empty(frames: Tensor, books: int, dim: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    batch = frames.shape[0]
-    angles = [frames.new_empty((batch, 1, books, dim), dtype=torch.float32) for _ in range(2)]
-    return frames.new_empty((batch, books)), frames.new_empty((batch, 1)), angles[0], angles[1]
+def _empty(slots: Tensor, books: int, dim: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    batch = slots.shape[0]
+    angles = [slots.new_empty((batch, 1, books, dim), dtype=torch.float32) for _ in range(2)]
+    return slots.new_empty((batch, books)), slots.new_empty((batch, 1)), angles[0], angles[1]
 
 
 def begin_frame(
-    frames: Tensor, prefix_keys: Tensor, keys: Tensor, rotary: Rotary, context_frames: int, books: int
+    slots: Tensor,
+    frames: Tensor,
+    prefix_keys: Tensor,
+    keys: Tensor,
+    rotary: Rotary,
+    context_frames: int,
+    books: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """frames: [B] int64; prefix_keys: [L, H, P, D], not rotated; keys: [S, L, H, P + size, D], whose first P entries
-    are written for the first B slots. Returns position [B, Q], start [B, 1], cos and sin [B, 1, Q, D].
+    """slots: [B] int64; frames: [S] int64; prefix_keys: [L, H, P, D], not rotated; keys: [S, L, H, P + size, D], whose
+    first P entries are written for these slots. Returns position [B, Q], start [B, 1], cos and sin [B, 1, Q, D].
     """
-    return _begin_frame(frames, prefix_keys, keys, rotary.frequency, rotary.frequency64, context_frames, books)
+    return _begin_frame(slots, frames, prefix_keys, keys, rotary.frequency, rotary.frequency64, context_frames, books)

@@ -1,4 +1,4 @@
-"""A slot's next code in one launch: `sampler.draw` with a `top_k` of at most `FEW`, to the bit.
+"""A row's next code in one launch: `sampler.draw` with a `top_k` of at most `FEW`, to the bit.
 
 The likeliest tokens come from a partial bitonic sort of keys that hold a logit's bits above its index: 64 bits, or 32
 for bfloat16, whose logits have only 16 (half the instructions). All sums are of whole numbers, so that their order does
@@ -12,6 +12,8 @@ from torch import Tensor
 
 from streaming.models.operations.triton.device import on_its_device
 from streaming.models.sampler import FEW, GOLDEN, LEAST_TEMPERATURE, MIX, WHOLE
+
+WARPS = 8
 
 
 @triton.jit
@@ -31,11 +33,12 @@ def _uniform(seed, number, golden: tl.constexpr, first: tl.constexpr, second: tl
 
 @triton.jit(do_not_specialize=["book"])
 def _kernel(
-    logits,  # [B, count]
+    logits,  # [B, count], a row in one piece
     temperature,
     top_k,
     top_p,
-    seed,
+    seed,  # these four and the frames by slot
+    slots,  # [B]
     frames,
     listening,
     speaking,
@@ -43,6 +46,7 @@ def _kernel(
     ended,
     finite,
     unit,
+    row_stride,
     flag_stride,
     book,
     books,
@@ -56,14 +60,15 @@ def _kernel(
     first: tl.constexpr,
     second: tl.constexpr,
 ):
-    slot = tl.program_id(0).to(tl.int64)
+    row = tl.program_id(0).to(tl.int64)
+    slot = tl.load(slots + row)
     column = tl.arange(0, block)
     held = column < count
-    logit = tl.load(logits + slot * count + column, mask=held, other=float("-inf")).to(tl.float32)
+    logit = tl.load(logits + row * row_stride + column, mask=held, other=float("-inf")).to(tl.float32)
     judged = held & ((column < count - 1) | (book == 0))
     unsound = judged & ~(tl.abs(logit) < float("inf"))
     sound = tl.max(unsound.to(tl.int32), axis=0) == 0
-    tl.store(finite + slot, (tl.load(finite + slot) != 0) & sound)
+    tl.store(finite + row, (tl.load(finite + row) != 0) & sound)
 
     bits = tl.where(logit == 0.0, 0.0, logit).to(tl.int32, bitcast=True)  # -0 becomes 0
     bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # in the float's order
@@ -99,13 +104,13 @@ def _kernel(
     drawn = tl.where(heat > 0, tl.sum(tl.where(rank == choice, index, 0), axis=0), greedy)
 
     if book == 0:
-        now = (drawn == count - 1) & (tl.load(speaking + slot * flag_stride) != 0)
-        tl.store(ended + slot, (tl.load(ended + slot) != 0) | now)
-    heard = tl.load(codes + slot * books + book)
-    listens = tl.load(listening + slot * flag_stride) != 0
+        now = (drawn == count - 1) & (tl.load(speaking + row * flag_stride) != 0)
+        tl.store(ended + row, (tl.load(ended + row) != 0) | now)
+    heard = tl.load(codes + row * books + book)
+    listens = tl.load(listening + row * flag_stride) != 0
     code = tl.where(listens, heard, tl.minimum(tl.maximum(drawn, 0), count - 2))
-    tl.store(codes + slot * books + book, code)
-    tl.store(unit + slot, code + book * (count - 1))
+    tl.store(codes + row * books + book, code)
+    tl.store(unit + row, code + book * (count - 1))
 
 
 @torch.library.custom_op("streaming::draw", mutates_args=("codes", "ended", "finite"))
@@ -116,6 +121,7 @@ def draw(
     top_k: Tensor,
     top_p: Tensor,
     seed: Tensor,
+    slots: Tensor,
     frames: Tensor,
     listening: Tensor,
     speaking: Tensor,
@@ -124,18 +130,19 @@ def draw(
     finite: Tensor,
     book: int,
 ) -> Tensor:
-    """logits: [B, K + 1]; codes: [B, Q]; the others [B] or longer, as in `sampler.SamplerState` and `sampler.Drawing`.
+    """logits: [B, K + 1]; codes: [B, Q]; the others as in `sampler.SamplerState` and `sampler.Drawing`.
     Writes codes, ended and finite in place, and returns the unit that is fed next, [B].
     """
     batch, count = logits.shape
-    assert logits.is_contiguous() and codes.is_contiguous() and listening.stride() == speaking.stride()
-    unit = frames.new_empty((batch,))
+    assert logits.stride(1) == 1 and codes.is_contiguous() and listening.stride() == speaking.stride()
+    unit = slots.new_empty((batch,))
     _kernel[(batch,)](
         logits,
         temperature,
         top_k,
         top_p,
         seed,
+        slots,
         frames,
         listening.view(torch.uint8),
         speaking.view(torch.uint8),
@@ -143,6 +150,7 @@ def draw(
         ended.view(torch.uint8),
         finite.view(torch.uint8),
         unit,
+        logits.stride(0),
         listening.stride(0),
         book,
         codes.shape[1],
@@ -155,7 +163,7 @@ def draw(
         GOLDEN % 2**64,
         MIX[0] % 2**64,
         MIX[1] % 2**64,
-        num_warps=8,
+        num_warps=WARPS,
     )
     return unit
 
@@ -167,6 +175,7 @@ def _(
     top_k: Tensor,
     top_p: Tensor,
     seed: Tensor,
+    slots: Tensor,
     frames: Tensor,
     listening: Tensor,
     speaking: Tensor,
@@ -175,4 +184,4 @@ def _(
     finite: Tensor,
     book: int,
 ) -> Tensor:
-    return frames.new_empty((logits.shape[0],))
+    return slots.new_empty((logits.shape[0],))

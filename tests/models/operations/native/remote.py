@@ -10,6 +10,7 @@ import ctypes
 import struct
 import subprocess
 from collections.abc import Sequence
+from ctypes import c_int64
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -107,9 +108,9 @@ class Remote:
     def native_draw(self, logits: int, drawing: Any, batch: int, size: int, book: int, books: int, units: int) -> None:
         d = drawing._obj
         flags = (batch - 1) * d.flag_stride + 1
-        sizes = dict.fromkeys(("temperature", "top_p"), 4 * batch) | dict.fromkeys(
-            ("top_k", "seed", "frames"), 8 * batch
-        )
+        held = 1 + max((c_int64 * batch).from_address(d.slots))
+        sizes = dict.fromkeys(("temperature", "top_p"), 4 * held)
+        sizes |= dict.fromkeys(("top_k", "seed", "frames"), 8 * held) | {"slots": 8 * batch}
         sizes |= {"listening": flags, "speaking": flags, "codes": 8 * batch * books, "ended": batch, "finite": batch}
         drawn = _struct(d, back=("codes", "ended", "finite"), **sizes)
         self._call("d", Block(logits, 4 * batch * size), drawn, batch, size, book, books, Block(units, 8 * batch, True))
@@ -128,7 +129,11 @@ class Remote:
         threads: int,
     ) -> int:
         r, v = ring._obj, view._obj
-        held = (batch - 1) * r.slot_stride + (heads - 1) * r.head_stride + (r.prefix + r.size) * dim
+        held = (
+            max((c_int64 * batch).from_address(v.slots)) * r.slot_stride
+            + (heads - 1) * r.head_stride
+            + (r.prefix + r.size) * dim
+        )
         held *= 2 if r.kind else 4
         angles = 4 * ((batch - 1) * v.angle_stride + time * dim)
         return self._call(
@@ -136,6 +141,7 @@ class Remote:
             _struct(r, back=("keys", "values"), keys=held, values=held),
             _struct(
                 v,
+                slots=8 * batch,
                 position=8 * ((batch - 1) * v.position_stride + time),
                 start=8 * ((batch - 1) * v.start_stride + (time - 1) * v.start_step + 1),
                 cos=angles,

@@ -21,7 +21,7 @@ from streaming.models.operations.native.operations import NativeOperations
 from streaming.models.operations.torch import TorchOperations
 from tests.models.operations.native.twins import int4_product, int8_product
 from tests.models.operations.triton.draws import OPTIONS, assert_same_draws, drawing, options
-from tests.models.operations.triton.rings import assert_same_ring, cleaned, poisoned_ring
+from tests.models.operations.triton.rings import assert_same_ring, cleaned, poisoned_ring, scattered
 from tests.models.operations.triton.steps import assert_same_steps
 from tests.reference import load_codec, load_decoder
 
@@ -184,14 +184,19 @@ def test_attention_reads_what_is_visible_and_nothing_else(
     start = (position - window).clamp(min=prefix)
     if prefix:
         start = start[:, :1]
-    ring = poisoned_ring(position, start, 2, heads, window + time + 4, dim, prefix, dtype)
+    slots = scattered(len(lengths), CPU)
+    ring = poisoned_ring(slots, position, start, 2, heads, window + time + 4, dim, prefix, dtype)
     wide = cleaned(ring)
     wide.keys, wide.values = wide.keys.float(), wide.values.float()
     rotary = Rotary(Rope(10_000.0), dim, CPU)
     qkv = torch.randn(len(lengths), time, (heads * groups + 2 * heads) * dim)
     columns = ring.keys.shape[3]
-    ours = NativeOperations().attend(qkv, ring, 1, NativeOperations().view(position, start, ring, rotary, columns))
-    wanted = TorchOperations().attend(qkv, wide, 1, TorchOperations().view(position, start, wide, rotary, columns))
+    ours = NativeOperations().attend(
+        qkv, ring, 1, NativeOperations().view(slots, position, start, ring, rotary, columns)
+    )
+    wanted = TorchOperations().attend(
+        qkv, wide, 1, TorchOperations().view(slots, position, start, wide, rotary, columns)
+    )
     if low:  # the reference keeps its newest keys as they are
         torch.testing.assert_close(ours, wanted, rtol=0.02, atol=0.02)
     else:
@@ -202,36 +207,38 @@ def test_attention_reads_what_is_visible_and_nothing_else(
 
 @pytest.mark.parametrize("groups", [1, 2, 3, 4, 7])
 def test_attention_of_a_slot_is_the_same_to_the_last_bit_in_any_company(processor: str, groups: int) -> None:
-    """How many queries are scored together depends on how many slots and threads there are."""
+    """How many queries are scored together depends on how many rows and threads there are."""
     position = torch.tensor([[70], [3], [250]])
     start = (position - 60).clamp(min=2)
-    ring = poisoned_ring(position, start, 1, 1, 64, 32, 2, torch.float32)
+    slots = scattered(3, CPU)
+    ring = poisoned_ring(slots, position, start, 1, 1, 64, 32, 2, torch.float32)
     rotary, qkv = Rotary(Rope(10_000.0), 32, CPU), torch.randn(3, 1, (groups + 2) * 32)
 
-    def attend(slots: int, threads: int) -> Tensor:
-        view = NativeOperations().view(position[:slots], start[:slots], ring, rotary, 66)
+    def attend(rows: int, threads: int) -> Tensor:
+        view = NativeOperations().view(slots[:rows], position[:rows], start[:rows], ring, rotary, 66)
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
         try:
-            return NativeOperations().attend(qkv[:slots], ring, 0, view)
+            return NativeOperations().attend(qkv[:rows], ring, 0, view)
         finally:
             torch.set_num_threads(before)
 
     together = attend(3, 1)
-    for slots, threads in ((1, 1), (1, 2), (2, 2), (3, 2), (1, 4)):
-        assert torch.equal(attend(slots, threads), together[:slots])
+    for rows, threads in ((1, 1), (1, 2), (2, 2), (3, 2), (1, 4)):
+        assert torch.equal(attend(rows, threads), together[:rows])
 
 
 def test_a_part_of_a_frame_has_its_own_angles() -> None:
     """Pins columns of a view read as if they stood alone: tokens of the second slot at the first one's angles."""
     position = torch.tensor([[40, 41, 42, 43], [7, 8, 9, 10]])
     start = torch.tensor([[10], [2]])
-    ring = poisoned_ring(position, start, 1, 2, 60, 16, 2, torch.float32)
+    slots = scattered(2, CPU)
+    ring = poisoned_ring(slots, position, start, 1, 2, 60, 16, 2, torch.float32)
     other = cleaned(ring)
     rotary = Rotary(Rope(10_000.0), 16, CPU)
     native, plain = (
-        NativeOperations().view(position, start, ring, rotary, 62),
-        TorchOperations().view(position, start, other, rotary, 62),
+        NativeOperations().view(slots, position, start, ring, rotary, 62),
+        TorchOperations().view(slots, position, start, other, rotary, 62),
     )
     for token in range(4):
         qkv = torch.randn(2, 1, 8 * 16)

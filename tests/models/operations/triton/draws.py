@@ -32,11 +32,12 @@ def options(count: int, device: torch.device) -> SamplerState:
 
 
 def drawing(count: int, books: int, device: torch.device, seed: int = 0) -> Drawing:
-    """Slots of which a third listens, a third speaks and a third does neither."""
+    """Rows of which a third listens, a third speaks and a third does neither. Their slots are not in their order."""
     generator = torch.Generator().manual_seed(seed)
     doing = torch.arange(count) % 3
     flags = torch.stack((doing == 0, doing == 1), dim=1).to(device)  # as the step has them: columns of one tensor
     return Drawing(
+        (torch.arange(count) + 3).remainder(count).flip(0).to(device),
         torch.randint(10**6, (count,), generator=generator).to(device),
         flags[:, 0],
         flags[:, 1],

@@ -22,6 +22,13 @@ def test_codes_are_the_reference_s(device: torch.device, dtype: torch.dtype, siz
     assert drawn.finite.all()
 
 
+def test_a_row_may_be_longer_than_its_logits(device: torch.device, dtype: torch.dtype) -> None:
+    """Output layers are padded: what stands behind a row's logits was drawn from, or taken for the next row."""
+    logits = torch.full((3, 72), 100.0)
+    logits[:, :65] = 2 * torch.randn(3, 65)
+    assert_same_draws(TritonOperations(), logits.to(device, dtype)[:, :65], options(3, device), 0)
+
+
 def test_equal_logits_minus_zero_and_forbidden_ones(device: torch.device, dtype: torch.dtype) -> None:
     """Pins ties broken by the sort's own order, and tokens drawn that are not allowed."""
     count = len(OPTIONS)
@@ -77,5 +84,5 @@ def test_uniform_numbers_reach_the_kernel(device: torch.device) -> None:
         listening = torch.zeros_like(ours.listening)
         ours = replace(ours, listening=listening, speaking=~listening)
         TritonOperations().draw(logits, 3, state, ours, few=True)
-        u = uniform(seeds, ours.frames * 4 + 3)
+        u = uniform(seeds, ours.frames * 4 + 3)[ours.slots]
         assert torch.equal(ours.codes[:, 3], torch.where(u < 0.5, 10, 20))

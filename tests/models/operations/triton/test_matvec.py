@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from streaming.models.linear import Dense
+from streaming.models.linear import Dense, Int8Gpu
 from streaming.models.operations.torch import TorchOperations
 from streaming.models.operations.triton.operations import TritonOperations
 
@@ -38,9 +38,30 @@ def test_products_are_the_reference_s(
         torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("rows", [1, 5])
+def test_products_with_eight_bits_are_their_weights_times_their_scales(
+    device: torch.device, dtype: torch.dtype, rows: int
+) -> None:
+    """By `matvec` up to four tokens, by `windows` beyond. Pins a scale of another output, or of the other half."""
+    width, count = 96, 20
+    x, pending = torch.randn(2, rows, 1, width).to(device, dtype)
+    norm = torch.randn(width).to(device, dtype)
+    weight = Int8Gpu.pack((torch.randn(2 * count, width) / width**0.5).to(device, dtype))
+    whole = Dense((weight.weight.float() * weight.scale.float()[:, None]).to(dtype))
+    fused, plain = TritonOperations(), TorchOperations()
+    tolerance = 1e-5 if dtype == torch.float32 else 2**-5
+    for one, other in zip(
+        (fused.linear(x, weight), *fused.project_gated(x, pending, norm, 1e-5, weight)),
+        (plain.linear(x, whole), *plain.project_gated(x, pending, norm, 1e-5, whole)),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
+
+
 def test_more_rows_than_that_are_the_library_s(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pins a batch that reads the weights once a token."""
     monkeypatch.setattr("streaming.models.operations.triton.operations.matvec", None)
     x, weight = torch.randn(5, 1, 16), Dense(torch.randn(8, 16))
     torch.testing.assert_close(TritonOperations(matvec_rows=4).linear(x, weight), TorchOperations().linear(x, weight))
-    torch.testing.assert_close(TritonOperations().linear(x[:1], weight), TorchOperations().linear(x[:1], weight))
+    none = TritonOperations(matvec_rows=0)
+    torch.testing.assert_close(none.linear(x[:1], weight), TorchOperations().linear(x[:1], weight))

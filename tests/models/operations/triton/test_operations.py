@@ -34,20 +34,23 @@ def test_logits_are_those_of_the_whole_prompt(device: torch.device, decoder_dir:
     assert_near(torch.cat(ours).cpu(), wanted)
 
 
-def test_slots_that_slide_and_idle_say_what_plain_operations_say(device: torch.device, decoder_dir: Path) -> None:
-    """Pins a window that slides otherwise, and an idle slot whose stream is touched."""
+def test_rows_that_slide_and_idle_say_what_plain_operations_say(device: torch.device, decoder_dir: Path) -> None:
+    """Pins a window that slides otherwise, an idle row whose stream is touched, and a row that is the slot of its own
+    number.
+    """
     fused, plain = (
         load_decoder(decoder_dir, device=device, operations=each) for each in (TritonOperations(), TorchOperations())
     )
-    states = [fused.init_state(2, 2, 1), plain.init_state(2, 2, 1)]
+    states = [fused.init_state(3, 2, 1), plain.init_state(3, 2, 1)]
+    slots = torch.tensor([2, 0], device=device)
     for number, frame in enumerate(codes(5, 2, 4).to(device)):
         active = torch.tensor([True, number % 3 != 1], device=device)
         ours, wanted = (
-            feed(decoder, state, frame, active, 2, by_token=number % 2 == 0, columns=fused.columns_for(states[1], 100))
+            feed(decoder, state, frame, active, 2, number % 2 == 0, fused.columns_for(states[1], 100), slots)
             for decoder, state in zip((fused, plain), states, strict=True)
         )
         assert_near(ours, wanted)
-    assert states[0].frames.tolist() == states[1].frames.tolist() == [5, 3]
+    assert states[0].frames.tolist() == states[1].frames.tolist() == [3, 0, 5]
 
 
 def test_a_step_on_kernels_says_what_a_plain_step_says(

@@ -1,4 +1,4 @@
-"""What the live measurements share: their flags, the server that they measure, and one run under one load."""
+"""What the measurements of a server under load share: their flags, the server, and one run under one load."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _PASSED_ON = ("--device", "--dtype", "--quantize", "--codec-dtype", "--context-t
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, max_sessions: int) -> None:
-    """The flags of all live measurements. max_sessions: of a server of our own, unless told otherwise."""
+    """Add the flags that these measurements share. max_sessions: of a server of our own, unless told otherwise."""
     server = parser.add_argument_group("the server")
     server.add_argument(
         "--url",
@@ -191,6 +191,8 @@ def facts(options: argparse.Namespace, seen: Look) -> dict[str, Value]:
     """Return what was measured, how, on what."""
     return {
         "model": str(seen.health.get("model", "unknown")),
+        "device": str(seen.health.get("device", "unknown")),
+        "operations": str(seen.health.get("operations", "unknown")),
         "server": "its own" if options.url is None else urlsplit(options.url).netloc,
         "clients": f"{platform.machine()}, {os.cpu_count()} cores",
         "prompt_seconds": "{:g} to {:g}".format(*options.prompt_seconds),

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from streaming.audio import FRAME, SAMPLE_RATE
-from streaming.benchmark import live, plot
+from streaming.benchmark import plot, runs
 from streaming.benchmark.__main__ import main
 from streaming.benchmark.clients import Outcome
 from streaming.benchmark.figures import Level, most_at_once
@@ -235,7 +235,7 @@ def test_latency_and_capacity_from_the_command_line(tmp_path: Path, capsys: pyte
 
 def test_a_soak_of_a_server_of_its_own_in_simulated_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = [sys.executable, "-m", "tests.benchmark.stub_server"]
-    monkeypatch.setattr(live, "server_command", lambda *_: list(command))
+    monkeypatch.setattr(runs, "server_command", lambda *_: list(command))
     report = report_of("soak", tmp_path, "--sessions", "2", "--hours", "0.01", "--pace", "fast")
     rows = report["rows"]
     assert len(rows) == 10 and sum(row["turns"] for row in rows) == len(report["series"]["latency_ms"]) > 50

@@ -1,4 +1,4 @@
-"""Random conversations with a session, and a sequential model of what must come of them, whatever the timing."""
+"""Random programs for a session, and a sequential model of what must come of them, whatever the timing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from streaming.audio import FRAME
 from streaming.config import Sampling
-from streaming.engine.events import Event, FrameSpoken, InputCleared, Interrupted, TurnDone, TurnSpeaking
+from streaming.engine.events import Event, FrameSpoken, InputCleared, Interrupted, TurnDone, TurnSpeaking, WentBack
 from streaming.engine.session import EngineSession
 from streaming.errors import EmptyPromptError, SessionError
 from tests.engine.stub_step import Entry, Stream, StubStep, codes_of, frame, heard, pcm_of, spoken
@@ -33,7 +33,8 @@ class Say:
     """A turn. cuts: what the listener claims to have heard, in frames, one interruption each; none: it has all.
 
     released: how many frames are released before a cut. late: the cuts come after the end. hear_first: and after a
-    frame of the next turn was heard. stale: an interruption and releases of other turns come between.
+    frame of the next turn was heard. stale: an interruption and releases of other turns come between. moved: the
+    session moves to another engine while it speaks.
     """
 
     max_frames: int
@@ -43,6 +44,7 @@ class Say:
     late: bool
     hear_first: bool
     stale: bool
+    moved: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,11 +66,30 @@ class Clear:
     frames: int
 
 
-Act = Hear | Say | Configure | Recall | Clear
+@dataclass(frozen=True)
+class Mark:
+    """Remember this moment."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class GoBack:
+    """Go on from a moment that was remembered, if it was."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Move:
+    """Go on in another engine."""
+
+
+Act = Hear | Say | Configure | Recall | Clear | Mark | GoBack | Move
 
 
 @st.composite
-def says(draw: st.DrawFn, rewind_frames: int) -> Say:
+def says(draw: st.DrawFn, rewind_frames: int, moves: bool = False) -> Say:
     lead = draw(st.integers(1, rewind_frames))
     released = draw(st.integers(0, 4))
     # Nobody hears what was not spoken, nor takes back what was released: then what is kept is the listener's to say.
@@ -81,17 +102,23 @@ def says(draw: st.DrawFn, rewind_frames: int) -> Say:
         draw(st.booleans()),
         draw(st.booleans()),
         draw(st.booleans()),
+        moves and draw(st.booleans()),
     )
 
 
-def programs(rewind_frames: int = 4, max_size: int = 10) -> st.SearchStrategy[list[Act]]:
+def programs(rewind_frames: int = 4, max_size: int = 10, moves: bool = False) -> st.SearchStrategy[list[Act]]:
     hears = st.lists(st.integers(0, 99), min_size=1, max_size=5).map(lambda values: Hear(tuple(values)))
     rare = st.one_of(
         st.builds(Configure, st.integers(0, 9)),
         st.builds(Recall, st.integers(-1, 3)),
         st.builds(Clear, st.integers(0, 6)),
+        st.builds(Mark, st.sampled_from("ab")),
+        st.builds(GoBack, st.sampled_from("ab")),
     )
-    return st.lists(st.one_of(hears, says(rewind_frames), says(rewind_frames), rare), max_size=max_size)
+    if moves:
+        rare = st.one_of(rare, st.just(Move()))
+    talks = says(rewind_frames, moves)
+    return st.lists(st.one_of(hears, talks, talks, rare), max_size=max_size)
 
 
 class Driver(Protocol):
@@ -100,9 +127,10 @@ class Driver(Protocol):
     def wait_for(self, predicate: Callable[[], bool]) -> None: ...
     def wait_for_room(self) -> None: ...
     def pause(self) -> None: ...
+    def move(self) -> tuple[EngineSession, StubStep]: ...
 
 
-class Conversation:
+class ProgramRun:
     """Does a program with a session, never waiting for more than a listener must, and keeps what must come of it."""
 
     def __init__(self, live: EngineSession, step: StubStep, events: list[Event], driver: Driver, seed: int) -> None:
@@ -114,6 +142,9 @@ class Conversation:
         self._started: list[TurnSpeaking] = []
         self._interrupted: list[Interrupted] = []
         self._cleared: list[InputCleared] = []
+        self._marks: dict[str, tuple[list[Entry], int, bool]] = {}
+        self._went_back: list[WentBack] = []
+        self._since = 0  # the turn from which on the stream has not gone back
         self._longest = 0  # the stream was
         self._starts: dict[int, int] = {}  # of each turn's continuation, in the stream
         self._digests: dict[int, list[int]] = {}  # of each turn's whole continuation
@@ -137,6 +168,13 @@ class Conversation:
                     self._live.configure(self._sampling)
                 case Clear(frames):
                     self._clear(frames)
+                case Mark(name):
+                    self._live.mark(name)
+                    self._marks[name] = (list(self.entries), self._prompt_frames, self._heard_any)
+                case GoBack(name):
+                    self._go_back(name)
+                case Move():
+                    self._move()
                 case Recall(turns_ago):
                     self._interrupt(self._turn - turns_ago, EVERYTHING, self._kept_of(self._turn - turns_ago))
 
@@ -147,6 +185,7 @@ class Conversation:
         assert self._of(TurnSpeaking) == self._started
         assert self._of(Interrupted) == self._interrupted
         assert self._of(InputCleared) == self._cleared
+        assert self._of(WentBack) == self._went_back
         assert self._step.streams[self._live.slot].entries == self.entries
         turns = [event for event in self._events if isinstance(event, TurnSpeaking | FrameSpoken | TurnDone)]
         for turn, digests in self._digests.items():
@@ -176,10 +215,26 @@ class Conversation:
         self._prompt_frames += len(values)
         self._heard_any = True
 
+    def _go_back(self, name: str) -> None:
+        if name not in self._marks:
+            with pytest.raises(SessionError):
+                self._live.go_back(name)
+            return
+        self._live.go_back(name)
+        entries, self._prompt_frames, self._heard_any = self._marks[name]
+        self._stream = Stream.of(entries)
+        self._longest, self._since = len(entries) + self._step.rewind_frames, self._turn
+        self._kept[self._turn - 1] = self._kept[self._turn - 2] = 0
+        self._went_back.append(WentBack(self._turn, self._prompt_frames))
+
+    def _move(self) -> None:
+        self._live, self._step = self._driver.move()
+        self._marks.clear()  # they stay where they were
+
     def _clear(self, frames: int) -> None:
         # How far back it can reach depends on how much was spoken before it was cut
         self._driver.wait_for(lambda: len(self._of(TurnDone)) == self._turn - 1)
-        spoken_to = [self._starts[done.turn] + done.frames for done in self._of(TurnDone)]
+        spoken_to = [self._starts[e.turn] + e.frames for e in self._of(TurnDone) if e.turn >= self._since]
         self._live.clear_input(frames)
         frames, length = min(frames, self._prompt_frames), len(self.entries)
         self._longest = max(self._longest, length, *spoken_to)
@@ -212,6 +267,9 @@ class Conversation:
             self._live.release(turn + 1, 1000)
         cut_short = bool(say.cuts) and not say.late
         wanted = min(max(say.cuts), whole) if cut_short else whole
+        if say.moved:
+            self._driver.pause()
+            self._move()
         for index in range(wanted):
             self._driver.wait_for(lambda index=index: self._frames_of(turn) > index)
             if not cut_short or index < say.released:

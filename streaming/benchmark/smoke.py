@@ -1,0 +1,163 @@
+"""Whether the kernels run and agree: the same frames by plain operations, by kernels, and on a GPU by captured graphs.
+
+It fails, and says why, if either model did not get the kernels, or if they say something else than plain PyTorch.
+Whoever measures anything on a new machine asks this first: a fallback that nobody notices is measured for the kernels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import time
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from streaming.audio import FRAME
+from streaming.benchmark import models
+from streaming.benchmark.models import StepModels
+from streaming.benchmark.report import Report
+from streaming.config import Sampling
+from streaming.errors import StreamingError
+from streaming.frame_step import FrameStep
+from streaming.models.likelihood import feed
+from streaming.models.llama import LlamaDecoder
+from streaming.models.mimi import StreamingMimi
+from streaming.models.operations.torch import TorchOperations
+
+_CONTEXT_FRAMES = 64
+_HEARD, _SPOKEN = 12, 12
+_TIMED = 5
+"""The last frames of each kind: the first ones compile and choose."""
+_LEAST_SAME_CODES = 0.95
+_MOST_PCM_ERROR = 1e-2
+_MOST_NATS = 0.1
+"""Means over codes, samples, tokens. In bfloat16 sums in another order turn a near-tie now and then; what is wrong is
+off by far more.
+"""
+
+M = TypeVar("M", StreamingMimi, LlamaDecoder)
+
+
+class SmokeError(StreamingError):
+    """The kernels do not run, or do not agree: nothing that is measured after this would mean anything."""
+
+    code = "smoke"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    models.add_arguments(parser)
+
+
+def measure(options: argparse.Namespace) -> Report:
+    """`smoke`: see the module. Raises `SmokeError`, and as loading does."""
+    loaded = models.load(options)
+    codec, decoder = loaded.codec, loaded.decoder
+    _require_kernels(loaded)
+    plain = _run(_plainly(codec), _plainly(decoder), graphs=False)
+    runs = {"plain": plain, "kernels": _run(codec, decoder, graphs=False)}
+    if codec.device.type == "cuda":
+        runs["graphs"] = _run(codec, decoder, graphs=True)
+    nats = {"plain": _losses(_plainly(decoder), plain.heard), "kernels": _losses(decoder, plain.heard)}
+    rows: list[dict[str, str | int | float | None]] = []
+    for name, run in runs.items():
+        losses = nats.get(name)
+        rows.append(
+            {
+                "runs": name,
+                "listening ms": run.listening_ms,
+                "speaking ms": run.speaking_ms,
+                "codes heard as plain": float((run.heard == plain.heard).float().mean()),
+                "audio error": _error(run.pcm, plain.pcm),
+                "nats off a token": None if losses is None else float((losses - nats["plain"]).abs().mean()),
+                "codes spoken as plain": float((run.spoken == plain.spoken).float().mean()),
+                "codes spoken as kernels": float((run.spoken == runs["kernels"].spoken).float().mean()),
+            }
+        )
+    report = Report("smoke: one session by plain operations, by kernels, by graphs", loaded.facts(), rows)
+    _judge(report, runs)
+    return report
+
+
+def _require_kernels(loaded: StepModels) -> None:
+    """Raise `SmokeError` if a model got the reference's operations."""
+    for name, operations in (("decoder", loaded.decoder.operations), ("codec", loaded.codec.operations)):
+        if type(operations) is TorchOperations:
+            raise SmokeError(f"the {name} runs on plain PyTorch: the warning above says why it did not get the kernels")
+
+
+def _plainly(model: M) -> M:
+    """The same weights on the reference's operations."""
+    plain = copy.copy(model)
+    plain.operations = TorchOperations()
+    return plain
+
+
+@dataclass(frozen=True)
+class _Run:
+    """heard, spoken: int64 [F, Q]; pcm: float32 [F * 1920], what was heard, decoded again."""
+
+    heard: Tensor
+    spoken: Tensor
+    pcm: NDArray[np.float32]
+    listening_ms: float
+    speaking_ms: float
+    broken: bool
+
+
+def _run(codec: StreamingMimi, decoder: LlamaDecoder, graphs: bool) -> _Run:
+    """A session that hears noise and goes on, greedily."""
+    step = FrameStep(codec, decoder, 1, _CONTEXT_FRAMES, 0, graphs)
+    step.open(0, Sampling(temperature=0.0))
+    noise = 0.1 * np.random.default_rng(0).standard_normal((_HEARD, 1, FRAME)).astype(np.float32)
+    row, yes, no = np.zeros(1, np.int64), np.ones(1, np.bool_), np.zeros(1, np.bool_)
+    results, times = [], []
+    for number in range(_HEARD + _SPOKEN):
+        speaks = number >= _HEARD
+        started = time.perf_counter()
+        results.append(step(row, noise[min(number, _HEARD - 1)], no if speaks else yes, yes if speaks else no))
+        times.append(1e3 * (time.perf_counter() - started))
+    codes = torch.from_numpy(np.concatenate([result.codes for result in results]))
+    return _Run(
+        codes[:_HEARD],
+        codes[_HEARD:],
+        np.concatenate([result.pcm[0] for result in results[:_HEARD]]),
+        float(np.median(times[_HEARD - _TIMED : _HEARD])),
+        float(np.median(times[-_TIMED:])),
+        any(bool(result.broken.any()) for result in results),
+    )
+
+
+@torch.inference_mode()
+def _losses(decoder: LlamaDecoder, codes: Tensor) -> Tensor:
+    """codes: [F, Q]. Returns what each token of these frames costs, in nats, [F, Q]."""
+    state = decoder.init_state(1, _CONTEXT_FRAMES)
+    columns = decoder.columns_for(state, len(codes))
+    given = codes.to(decoder.device)
+    views = (decoder.begin_frame(state, state.every_slot, _CONTEXT_FRAMES, columns) for _ in codes)
+    return torch.cat([feed(decoder, state, view, frame[None]) for view, frame in zip(views, given, strict=True)]).cpu()
+
+
+def _error(pcm: NDArray[np.float32], wanted: NDArray[np.float32]) -> float:
+    """Of the whole, against its level."""
+    return float(np.linalg.norm(pcm - wanted) / max(1e-9, float(np.linalg.norm(wanted))))
+
+
+def _judge(report: Report, runs: dict[str, _Run]) -> None:
+    for row in report.rows:
+        name, same, error, nats = (
+            row[key] for key in ("runs", "codes heard as plain", "audio error", "nats off a token")
+        )
+        assert isinstance(same, float) and isinstance(error, float)
+        wrong = [
+            f"only {100 * same:.0f} % of the codes that it hears are plain PyTorch's" * (same < _LEAST_SAME_CODES),
+            f"its audio is off by {100 * error:.1f} %" * (not error < _MOST_PCM_ERROR and same == 1.0),
+            f"its tokens are off by {nats} nats" * (isinstance(nats, float) and not nats < _MOST_NATS),
+            "its numbers are not finite" * runs[str(name)].broken,
+        ]
+        if any(wrong):
+            raise SmokeError(f"{name}: {'; '.join(filter(None, wrong))}\n{report.table()}")
