@@ -55,7 +55,8 @@ import argparse, asyncio, os, sys
 assert {name for name in os.environ if name.startswith("STREAMING_")} == {"STREAMING_NATIVE", "STREAMING_TOKENS"}
 assert os.environ["STREAMING_NATIVE"] == "0"
 parser = argparse.ArgumentParser()
-parser.add_argument("--port"), parser.add_argument("--model"), parser.add_argument("--until-eof", action="store_true")
+parser.add_argument("--port"), parser.add_argument("--model"), parser.add_argument("--max-sessions")
+parser.add_argument("--until-eof", action="store_true")
 args = parser.parse_args()
 if args.model == "broken":
     sys.exit("server.py: no such model")
