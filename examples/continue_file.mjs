@@ -36,4 +36,4 @@ socket.onmessage = ({ data }) => {
   writeFileSync(target, Buffer.concat([header, ...spoken]));
   socket.close();
 };
-socket.onerror = (event) => { throw new Error(`no connection to ${url} ${event.message ?? ""}`); };
+socket.onerror = () => { throw new Error(`no connection to ${url}: does \`python server.py\` run, and let you in?`); };

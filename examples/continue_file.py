@@ -10,14 +10,14 @@ import wave
 from websockets.asyncio.client import connect  # pip install websockets
 
 HEADER = struct.Struct("<BBHIQ")  # kind (1: 16-bit PCM), flags, reserved, turn, position in samples
+RUN = "no server there, start `python server.py`: "
 
 
 async def main(source: str, target: str, url: str = "ws://127.0.0.1:8765/v1/continue") -> None:
     with wave.open(source) as file:
         if file.getparams()[:3] != (1, 2, 24_000):
             sys.exit(f"{source} must be mono, 16 bits, 24 kHz")
-        speech, spoken = file.readframes(file.getnframes()), b""
-    token = os.environ.get("STREAMING_TOKEN")
+        speech, spoken, token = file.readframes(file.getnframes()), b"", os.environ.get("STREAMING_TOKEN")
     async with connect(url, additional_headers={"Authorization": f"Bearer {token}"} if token else None) as socket:
         await socket.send(json.dumps({"type": "session.start", "pace": "fast", "max_seconds": 5}))
         for at in range(0, len(speech), 96_000):  # at most two seconds a message
@@ -35,5 +35,5 @@ async def main(source: str, target: str, url: str = "ws://127.0.0.1:8765/v1/cont
         file.writeframes(spoken)
 
 
-sys.excepthook = lambda kind, error, _: print(f"{kind.__name__}: {error}", file=sys.stderr)  # a line, no traceback
+sys.excepthook = lambda kind, error, _: print(RUN * issubclass(kind, ConnectionError) + str(error), file=sys.stderr)
 sys.exit(__doc__ if len(sys.argv) < 3 else asyncio.run(main(*sys.argv[1:])))

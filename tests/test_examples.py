@@ -129,6 +129,7 @@ def test_an_example_that_fails_says_so(example: str, server: LiveServer, tmp_pat
         assert done.returncode == 1
         assert len(done.stderr.strip().splitlines()) == 1, done.stderr
         assert not target.exists()
+    assert "`python server.py`" in done.stderr, "nobody was there"
     used = run_example(example)
     assert used.returncode == 1
     assert f"{example} IN.wav OUT.wav [URL]" in used.stderr

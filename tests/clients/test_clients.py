@@ -73,6 +73,7 @@ def test_a_recipe_records_what_the_model_said(
     server: LiveServer, step: StubStep, tmp_path: Path, name: str, recipe: str
 ) -> None:
     """Down to the sample; a frame that a client lost, doubled or got late would show."""
+    step.ends = lambda length, _: name == "openai" and length == 100  # the others say how much they want
     run_client(server, recipe, tmp_path)
     with wave.open(str(tmp_path / "continuation.wav")) as file:
         assert (file.getframerate(), file.getnchannels(), file.getsampwidth()) == (24_000, 1, 2)
@@ -82,6 +83,19 @@ def test_a_recipe_records_what_the_model_said(
     assert heard == (said[: len(heard)] if name == "live" else said)
     prompt = kinds(step.streams[0]).partition("s")[0]
     assert 40 <= len(prompt) <= 56, "3.36 s of speech, and perhaps silence after it"
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=NAMES)
+def test_a_recipe_without_a_server_ends_with_a_sentence(tmp_path: Path, recipe: str) -> None:
+    """A newcomer who forgot to start one read hundreds of lines of other people's code, or waited for ever."""
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    script = recipe.replace("127.0.0.1:8765", "127.0.0.1:9")
+    done = subprocess.run(
+        [CLIENT, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.strip().splitlines()[-1].endswith("start `python server.py` first.")
 
 
 def told(output: str) -> dict[str, Any]:
