@@ -13,6 +13,8 @@ from pathlib import Path
 
 from streaming.errors import StreamingError
 
+VERSION = "0.1.0"
+"""Of the package; pyproject.toml takes it from here."""
 INTERRUPTED, TERMINATED = 130, 143
 """Exit statuses after Ctrl-C and after SIGTERM, as shells have them: 128 and the signal's number."""
 

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import math
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
+from streaming.command import VERSION
+
 PREFIX = "STREAMING_"
+USAGE = "%(prog)s [flags]"
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 _SERVICE_LINK = re.compile(
     r"\w+_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)=.*|\w+_PORT=\w+://.*"
@@ -22,8 +26,50 @@ _SERVICE_LINK = re.compile(
 """What Kubernetes puts into every pod beside a service whose name begins with ours."""
 _HOW = (
     "Each flag can also be a key of the TOML file that --config names (max-sessions = 8), or an environment variable "
-    f"({PREFIX}MAX_SESSIONS=8; lists with commas). A flag comes before a variable, a variable before the file."
+    f"({PREFIX}MAX_SESSIONS=8; lists with commas). A flag comes before a variable, and a variable before the file."
 )
+
+
+class Version(argparse.Action):
+    """`--version`: says what this is, and ends the process with status 0."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        print(f"streaming-continuation {VERSION}")
+        parser.exit()
+
+
+def add_about(parser: argparse.ArgumentParser) -> None:
+    """Add `--help` and `--version`."""
+    group = parser.add_argument_group("About")
+    group.add_argument("-h", "--help", action="help", help="Show this, and end.")
+    group.add_argument("--version", action=Version, nargs=0, help="Say which version this is, and end.")
+
+
+def refuse_empty(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """End the process where a value is empty. An empty name is a variable of a shell that was not set; as a path it is
+    this folder.
+    """
+    for action in _sources(parser):
+        value = getattr(options, action.dest)
+        if isinstance(value, str) and not value.strip():
+            parser.error(f"{_name(action)} is empty")
+
+
+def number(kind: Callable[[str], float], low: float, high: float, *, above: bool = False) -> Callable[[str], float]:
+    """Return an argparse type: a finite number from `low` (or above it) to `high`."""
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"not a number: {text!r}") from None
+        if not math.isfinite(value) or value > high or value < low or (above and value == low):
+            raise argparse.ArgumentTypeError(
+                f"{text} is not {'above' if above else 'at least'} {low} and at most {high}"
+            )
+        return value
+
+    return parse
 
 
 class OptionParser(argparse.ArgumentParser):
@@ -40,17 +86,18 @@ class OptionParser(argparse.ArgumentParser):
         variables: Mapping[str, str] | None = None,
         others: Sequence[str] = (),
     ) -> None:
-        super().__init__(prog=prog, description=description, epilog=_HOW, allow_abbrev=False)
+        super().__init__(
+            prog=prog, usage=USAGE, description=description, epilog=_HOW, allow_abbrev=False, add_help=False
+        )
         self._variables, self._others = variables or {}, others
         self._source = ""
-        self.add_argument("--config", metavar="FILE", help="options from a TOML file; a flag or a variable comes first")
 
     def parse(self, arguments: Sequence[str] | None, environment: Mapping[str, str]) -> argparse.Namespace:
         """Ends the process with a message that names the source where something is wrong."""
         given = self.parse_args(arguments, self._nothing())
-        actions = [action for action in self._actions if action.dest != "help"]
+        actions = _sources(self)
         self._check_names(environment, [*map(self.variable, actions), *self._others])
-        self._refuse_empty(given, actions)
+        refuse_empty(self, given)
         for action in actions:
             variable = self.variable(action)
             if getattr(given, action.dest) is None and environment.get(variable):
@@ -60,7 +107,7 @@ class OptionParser(argparse.ArgumentParser):
         for action in actions:
             if getattr(given, action.dest) is None:
                 setattr(given, action.dest, action.default)
-        self._refuse_empty(given, actions)
+        refuse_empty(self, given)
         return given
 
     def variable(self, action: argparse.Action) -> str:
@@ -78,16 +125,9 @@ class OptionParser(argparse.ArgumentParser):
                 near = difflib.get_close_matches(name, known, 1, 0.5)
                 self.error(f"there is no option for {name}" + (f": did you mean {near[0]}?" if near else ""))
 
-    def _refuse_empty(self, given: argparse.Namespace, actions: Sequence[argparse.Action]) -> None:
-        """An empty name is a variable of a shell that was not set; as a path it is this folder."""
-        for action in actions:
-            value = getattr(given, action.dest)
-            if isinstance(value, str) and not value.strip():
-                self.error(f"{action.option_strings[0]} is empty")
-
     def _nothing(self) -> argparse.Namespace:
         """So that what is given differs from what is a default; no flag's value is None."""
-        return argparse.Namespace(**{action.dest: None for action in self._actions if action.dest != "help"})
+        return argparse.Namespace(**{action.dest: None for action in _sources(self)})
 
     def _take_file(self, given: argparse.Namespace, actions: Sequence[argparse.Action], path: Path) -> None:
         try:
@@ -152,6 +192,15 @@ def positive(text: str) -> float:
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not above 0")
     return value
+
+
+def _sources(parser: argparse.ArgumentParser) -> list[argparse.Action]:
+    """What has a value, which asking for help or for the version has not."""
+    return [action for action in parser._actions if action.dest not in ("help", "version")]
+
+
+def _name(action: argparse.Action) -> str:
+    return action.option_strings[0] if action.option_strings else str(action.metavar)
 
 
 def _key(action: argparse.Action) -> str:

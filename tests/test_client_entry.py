@@ -55,7 +55,8 @@ import argparse, asyncio, os, sys
 assert {name for name in os.environ if name.startswith("STREAMING_")} == {"STREAMING_NATIVE", "STREAMING_TOKENS"}
 assert os.environ["STREAMING_NATIVE"] == "0"
 parser = argparse.ArgumentParser()
-parser.add_argument("--port"), parser.add_argument("--model"), parser.add_argument("--until-eof", action="store_true")
+parser.add_argument("--port"), parser.add_argument("--model"), parser.add_argument("--max-sessions")
+parser.add_argument("--until-eof", action="store_true")
 args = parser.parse_args()
 if args.model == "broken":
     sys.exit("server.py: no such model")
@@ -131,16 +132,20 @@ class TestFlags:
             (["--top-p", "0"], "above 0 and at most 1"),
             (["--seed", "-1"], "at least 0"),
             (["--turn", "later"], "invalid choice"),
-            (["--pace", "fast"], "needs --input"),
+            (["--pace", "fast"], "needs a file (--input)"),
+            (["a.wav", "--input", "a.wav"], "give one"),
+            ([" "], "WAV is empty"),
+            (["a.wav", "--output", "./a.wav"], "same file"),
+            (["a.wav", "--push-to-talk"], "microphone mode"),
             (["--input", "a.wav", "--pace", "fast", "--turn", "vad"], "needs --pace realtime"),
             (["--input", "a.wav", "--input-device", "1"], "microphone mode"),
-            (["--url", "ws://h", "--model", "demo"], "own server"),
+            (["--url", "ws://h", "--model", "demo"], "has its model already"),
             (["--output", "a.wav", "--record", "./a.wav"], "same file"),
             (["--input", "a.wav", "--output", "./a.wav"], "same file"),
             (["--input", ""], "--input is empty"),
             (["--url", " "], "--url is empty"),
             (["--input-device", ""], "--input-device is empty"),
-            (["--url", "ws://h", "--codec", "x"], "own server"),
+            (["--url", "ws://h", "--codec", "x"], "has its model already"),
             (["--input", "a.wav", "--push-to-talk"], "microphone mode"),
             (["--input", "a.wav", "--echo-cancellation"], "microphone mode"),
             (["--push-to-talk", "--turn", "vad"], "choose one"),
@@ -162,7 +167,9 @@ class TestFlags:
             (["--input", __file__], "not an audio file"),
             (["--input", "{speech}", "--output", "{speech}/x/a.wav"], "there is no directory"),
             (["--input", "{speech}", "--record", "/dev/null"], "not a file that can be replaced"),
-            (["--input", "{speech}", "--url", "http://somewhere"], "not a WebSocket address"),
+            (["--input", "{speech}", "--url", "ftp://somewhere"], "not a server's address"),
+            (["{speech}", "--url", "http://127.0.0.1:9/"], "nothing answers"),
+            (["{speech}", "--url", "127.0.0.1:9"], "nothing answers"),
             (["--input", "{speech}", "--url", "ws://127.0.0.1:9"], "nothing answers"),
         ],
     )

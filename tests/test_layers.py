@@ -52,7 +52,7 @@ ALLOWED = {
     "streaming.errors": (),
     "streaming.config": ("streaming.errors",),
     "streaming.audio": ("streaming.errors",),
-    "streaming.options": ("streaming.errors",),
+    "streaming.options": ("streaming.errors", "streaming.command"),
     "streaming.addresses": (),
     "streaming.command": ("streaming.errors",),
     "streaming.memory": (),

@@ -239,8 +239,8 @@ def test_a_certificate_or_key_that_cannot_be_used_is_named_with_the_reason(tmp_p
         (["--input", SPEECH, "--record", "/nowhere/x.wav"], "/nowhere"),
         (["--input", SPEECH, "--output", "/"], "/"),
         (["--input", SPEECH, "--url", "ws://127.0.0.1:1"], "127.0.0.1:1"),
-        (["--input", SPEECH, "--url", "ws://127.0.0.1:99999"], "not a WebSocket address (Port out of range"),
-        (["--input", SPEECH, "--url", "ws://[::1"], "not a WebSocket address"),
+        (["--input", SPEECH, "--url", "ws://127.0.0.1:99999"], "not a server's address (Port out of range"),
+        (["--input", SPEECH, "--url", "ws://[::1"], "not a server's address"),
         (["--input", SPEECH, "--url", "ftp://127.0.0.1"], "ftp://127.0.0.1"),
     ],
 )

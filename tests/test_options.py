@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from streaming.command import VERSION
 from streaming.options import OptionParser
 from streaming.server import command as server
 
@@ -49,7 +50,7 @@ def test_every_flag_has_a_variable_and_a_key(config: Path) -> None:
         "--log-format": "json",
         "--log-level": "debug",
     }
-    flags = set(re.findall(r"--[a-z][a-z-]*", _help())) - {"--help", "--config"}
+    flags = set(re.findall(r"^  (--[a-z][a-z-]*)", _help(), re.MULTILINE)) - {"--version", "--config"}
     assert len(flags) > 20
     for flag in flags:
         dest, text = flag[2:].replace("-", "_"), values.get(flag, "7")
@@ -70,7 +71,7 @@ def test_every_flag_has_a_variable_and_a_key(config: Path) -> None:
 
 def _help() -> str:
     done = subprocess.run([sys.executable, "server.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
-    return done.stdout.partition("\noptions:\n")[2].partition("\n\n")[0]
+    return done.stdout
 
 
 def test_a_switch_can_be_turned_off_nearer_than_it_was_turned_on(config: Path) -> None:
@@ -175,7 +176,29 @@ def test_the_switch_of_native_operations_is_0_or_1(capsys: pytest.CaptureFixture
     assert "STREAMING_NATIVE must be 0 or 1" in capsys.readouterr().err
 
 
-def test_help_needs_no_torch() -> None:
+@pytest.mark.parametrize("program", ["server.py", "client.py"])
+def test_the_version_is_said(program: str) -> None:
+    done = subprocess.run([sys.executable, program, "--version"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == f"streaming-continuation {VERSION}\n"
+
+
+@pytest.mark.parametrize("program", ["server.py", "client.py"])
+def test_every_flag_is_told_in_a_sentence_in_a_group(program: str) -> None:
+    """They were 27 in one heap, in fragments of sentences that went on with the flag's name."""
+    done = subprocess.run([sys.executable, program, "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    groups = done.stdout.split("\n\n")[2:-1]
+    assert len(groups) > 4
+    for group in groups:
+        title, *lines = group.splitlines()
+        assert re.fullmatch(r"[A-Z].*:", title)
+        told = re.split(r"^  (?=\S)", "\n".join(lines), flags=re.MULTILINE)[1:]
+        assert len(told) <= 10
+        for flag in told:
+            words = " ".join(re.split(r"\s{2,}", flag.strip(), maxsplit=1)[1].split())
+            assert re.fullmatch(r"[A-Z].*\.", words), flag
+
+
+def test_help_needs_nothing_that_takes_time() -> None:
     """It took seconds, most of them for importing what an answer needs nothing of."""
     for program in ("server", "client"):
         code = f"import sys\nfrom streaming.entry import {program}\ntry:\n    {program}()\nfinally:\n    "

@@ -16,6 +16,7 @@ import pytest
 from streaming.audio import FRAME
 from streaming.protocol import messages
 from streaming.protocol.messages import SessionStart
+from streaming.server.start import page_of
 from tests.server.live_server import client, run, run_server_py
 
 ROOT = Path(__file__).parents[1]
@@ -137,6 +138,7 @@ def test_a_port_that_is_taken_is_said_so_before_a_model_is_loaded() -> None:
         done = run_server_py("--port", str(urlsplit(url).port), "--model", "/nowhere")
     assert done.returncode == 1
     assert "cannot listen on 127.0.0.1" in done.stderr
+    assert "take another port with --port N, or any free one with --port 0" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -157,3 +159,26 @@ def test_what_cannot_be_loaded_is_one_line_that_says_what_to_do(flags: list[str]
     assert done.returncode == 1
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("url", "page"),
+    [
+        ("ws://127.0.0.1:8765/v1/continue", "http://127.0.0.1:8765/"),
+        ("wss://[::1]:1/v1/continue", "https://[::1]:1/"),
+        ("ws://0.0.0.0:80/v1/continue", "http://localhost:80/"),
+        ("wss://[::]:443/v1/continue", "https://localhost:443/"),
+    ],
+)
+def test_the_page_is_where_a_browser_can_go(url: str, page: str) -> None:
+    assert page_of(url) == page
+
+
+def test_a_person_is_told_of_the_page_and_a_program_of_the_address() -> None:
+    """The last thing said was an address that no browser opens."""
+    with _server("--port", "0") as (process, url):
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.read() == "", "what programs read is one line"
+        assert f"\nOpen {page_of(url)}\n" in process.stderr.read()

@@ -34,6 +34,7 @@ CLOSE_TIMEOUT_S = 2.0
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]+", re.ASCII)  # RFC 6750, section 2.1
 _REFUSAL = re.compile(r"([a-z_]{1,40}): ([ -~]{1,300})\n?", re.ASCII)
 _MAX_REFUSAL_BYTES = 1_000
+_LOOKS = f"it looks like ws://HOST:PORT{PATH}, http://HOST:PORT or HOST:PORT"
 _DIGITS = re.compile(r"[0-9]{1,6}", re.ASCII)
 
 
@@ -61,17 +62,21 @@ class ServerAddress:
 
     @classmethod
     def parse(cls, url: str, token: str | None) -> Self:
-        """Return the address, with the protocol's path where the URL has none. Raises `ContinuationError`."""
+        """Return the address: of a WebSocket, of the server's page (`http://`, `https://`), or `HOST:PORT` alone. Where
+        the URL has no path, the protocol's is taken. Raises `ContinuationError`.
+        """
         try:
-            parts = urlsplit(url)
+            parts = urlsplit(url if "://" in url else f"ws://{url}")
+            parts = parts._replace(scheme={"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme))
             host = parts.hostname
+            _ = parts.port  # says whether it is one
         except ValueError as error:
-            raise ContinuationError(f"{url}: not a WebSocket address ({error})") from None
+            raise ContinuationError(f"{url}: not a server's address ({error}); {_LOOKS}") from None
         if parts.scheme not in ("ws", "wss") or not host:
-            raise ContinuationError(f"{url}: not a WebSocket address; it looks like ws://HOST:PORT{PATH}")
+            raise ContinuationError(f"{url}: not a server's address; {_LOOKS}")
         if token is not None and not _TOKEN.fullmatch(token):
             raise ContinuationError("the token holds characters that no token has, a space or a line end perhaps")
-        return cls(urlunsplit(parts._replace(path=PATH)) if parts.path in ("", "/") else url, host, token)
+        return cls(urlunsplit(parts._replace(path=PATH) if parts.path in ("", "/") else parts), host, token)
 
 
 def leads_to_this_machine(url: str) -> bool:
@@ -101,10 +106,10 @@ async def dial(address: ServerAddress, timeout_s: float) -> ClientConnection:
         reason = error.verify_message if isinstance(error, ssl.SSLCertVerificationError) else error.reason
         raise ContinuationError(f"no trusted TLS connection to {url}: {reason}") from None
     except (InvalidURI, ValueError) as error:
-        raise ContinuationError(f"{url}: not a WebSocket address ({error})") from None
+        raise ContinuationError(f"{url}: not a server's address ({error}); {_LOOKS}") from None
     except OSError as error:
         reason, tls = error.strerror or str(error) or "connection lost", url.startswith("wss:")
-        question = "is it running, and with TLS?" if tls else "is it running?"
+        question = "is the server running, and with TLS?" if tls else "is the server running?"
         raise ContinuationError(f"nothing answers at {url} ({reason}); {question}") from None
     except WebSocketException as error:
         raise ContinuationError(f"{url} does not speak WebSocket ({error})") from None
@@ -125,7 +130,7 @@ def _refused(response: Response, url: str, token: str | None) -> ContinuationErr
     said = _REFUSAL.fullmatch((response.body or b"")[:_MAX_REFUSAL_BYTES].decode("ascii", errors="replace"))
     code, message = (said[1], said[2]) if said else ("http", f"{url} answered HTTP {status}")
     if status == 401 and token is None:
-        message = "it asks for a token; client.py takes it from the environment variable STREAMING_TOKEN"
+        message = "it asks for a token; put yours into the environment variable STREAMING_TOKEN"
     elif status == 401:
         message = "the token is not valid there, or no longer"
     wait = response.headers.get_all("Retry-After")[:1]

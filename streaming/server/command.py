@@ -10,11 +10,11 @@ import sys
 from collections.abc import Mapping
 
 from streaming.config import CONTEXT_TOKENS, DEMO, DTYPES
-from streaming.options import OptionParser, count_or_auto
+from streaming.options import OptionParser, add_about, count_or_auto
 
 PROGRAM = "server.py"
 """What the command is called where nobody says otherwise."""
-_DESCRIPTION = "The server: speech in, its continuation out, over WebSockets."
+_DESCRIPTION = "Serve continuations of speech: speech comes in over WebSockets, and goes on in the same voice."
 _OTHER_VARIABLES = (
     "STREAMING_TOKENS",
     "STREAMING_TOKEN",  # of clients
@@ -34,121 +34,180 @@ def parse(
     """Return the options. Ends the process with a sentence and status 2 where they make no sense."""
     # STREAMING_TOKENS are the tokens themselves, which no flag may hold
     parser = OptionParser(program, _DESCRIPTION, {"tokens": "STREAMING_TOKENS_FILE"}, _OTHER_VARIABLES)
-    parser.add_argument(
+    _add_model(parser.add_argument_group("The model"))
+    _add_sessions(parser.add_argument_group("Sessions"))
+    _add_door(parser.add_argument_group("Where it listens, and to whom"))
+    _add_process(parser.add_argument_group("The process"))
+    add_about(parser)
+    options = parser.parse(arguments, environment)
+    _check(parser, options, environment)
+    return options
+
+
+def _add_model(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--model",
         default=DEMO,
         metavar="demo|HUB_ID|DIR",
-        help="Llama-Mimi checkpoint (default: demo); random:1.3b and random:8b have random weights",
+        help="The Llama-Mimi checkpoint (default: demo); random:1.3b and random:8b have random weights.",
     )
-    parser.add_argument("--codec", metavar="HUB_ID|DIR", help="Mimi checkpoint (default: kyutai/mimi, or the demo's)")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
-    parser.add_argument("--port", type=int, default=8765, help="port; 0 takes any free one (default: 8765)")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda[:N] (default: auto)")
-    parser.add_argument(
-        "--dtype", choices=("auto", *DTYPES), default="auto", help="what the decoder computes in (default: auto)"
+    group.add_argument(
+        "--codec", metavar="HUB_ID|DIR", help="The Mimi checkpoint (default: kyutai/mimi, or the demo's)."
     )
-    parser.add_argument(
-        "--quantize", choices=("none", "int8", "int4"), default="none", help="how its weights are kept (default: none)"
+    group.add_argument(
+        "--device", default="auto", help="Where it runs: auto, cpu or cuda[:N] (default: auto, CUDA if there is any)."
     )
-    parser.add_argument(
-        "--codec-dtype", choices=DTYPES, default="float32", help="of the codec; bfloat16 changes some codes"
+    group.add_argument(
+        "--dtype", choices=("auto", *DTYPES), default="auto", help="What the decoder computes in (default: auto)."
     )
-    parser.add_argument(
+    group.add_argument(
+        "--quantize",
+        choices=("none", "int8", "int4"),
+        default="none",
+        help="How the decoder's weights are kept (default: none).",
+    )
+    group.add_argument(
+        "--codec-dtype",
+        choices=DTYPES,
+        default="float32",
+        help="How the codec's weights are kept (default: float32); with bfloat16 some codes are others.",
+    )
+    group.add_argument(
         "--codec-window",
         type=int,
         metavar="STEPS",
-        help="how many steps of 40 ms the codec looks back (default: as its config says, 250)",
+        help="How many steps of 40 ms the codec looks back (default: as its config says, 250).",
     )
-    parser.add_argument(
-        "--threads", type=int, default=0, metavar="N", help="threads for a CPU's work (default: all cores but one)"
+    group.add_argument(
+        "--threads",
+        type=int,
+        default=0,
+        metavar="N",
+        help="How many threads share a CPU's work (default: 0, all cores but one).",
     )
-    parser.add_argument(
+
+
+def _add_sessions(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--max-sessions",
         type=count_or_auto,
         default="auto",
-        metavar="N",
-        help="sessions at once (default: auto, as many as the memory holds and the machine keeps up with)",
+        metavar="auto|N",
+        help="How many sessions run at once (default: auto, what the memory holds and the machine keeps up with).",
     )
-    parser.add_argument(
+    group.add_argument(
         "--context-tokens",
         type=int,
         default=CONTEXT_TOKENS,
         metavar="N",
-        help=f"what a session remembers (default: {CONTEXT_TOKENS}, what the released models were trained on)",
+        help=f"What a session remembers (default: {CONTEXT_TOKENS}, what the released models were trained on).",
     )
-    parser.add_argument(
+    group.add_argument(
         "--memory-share",
         type=float,
         default=1.0,
         metavar="F",
-        help="of the device's memory, at most so much, for several servers on one GPU (default: 1)",
+        help="The most that it takes of the device's memory, for several servers on one GPU (default: 1).",
     )
-    parser.add_argument("--queue", type=int, default=0, metavar="N", help="clients that may wait in line (default: 0)")
-    parser.add_argument(
+    group.add_argument(
+        "--queue", type=int, default=0, metavar="N", help="How many clients may wait in line (default: 0)."
+    )
+    group.add_argument(
         "--resume-seconds",
         type=float,
         default=30,
         metavar="S",
-        help="how long to keep a session whose connection broke, 0: not at all (default: 30)",
+        help="How long a session is kept whose connection broke (default: 30; 0: it ends).",
     )
-    parser.add_argument(
+    group.add_argument(
         "--idle-seconds",
         type=float,
         default=300,
         metavar="S",
-        help="end sessions that do nothing for so long (default: 300)",
+        help="After how long a session ends whose client does nothing (default: 300).",
     )
-    parser.add_argument(
+    group.add_argument(
         "--takes",
         type=int,
         default=2,
         metavar="N",
-        help="of how many of its latest turns a session can make another take (default: 2; 0: of none)",
+        help="Of how many of its latest turns a session can make another take (default: 2; 0: of none).",
     )
-    parser.add_argument(
+    group.add_argument(
         "--drain-seconds",
         type=float,
         default=30,
         metavar="S",
-        help="how long running turns may take at the end (default: 30)",
+        help="How long running turns may take when the server is told to stop (default: 30).",
     )
-    parser.add_argument("--tokens", metavar="FILE", help="who may come in, name:token a line (or STREAMING_TOKENS)")
-    parser.add_argument("--allow-origin", action="append", default=[], metavar="URL", help="a page that may connect")
-    parser.add_argument(
-        "--trusted-proxy",
-        action="append",
-        default=[],
-        metavar="NETWORK",
-        help="proxies whose X-Forwarded-For is believed, so that their clients are counted one by one",
+    group.add_argument(
+        "--sessions-per-token",
+        type=int,
+        default=32,
+        metavar="N",
+        help="How many sessions a token may have at once (default: 32).",
     )
-    parser.add_argument("--tls-cert", metavar="FILE", help="certificate chain, PEM")
-    parser.add_argument("--tls-key", metavar="FILE", help="its key, PEM")
-    parser.add_argument(
-        "--insecure-plaintext", action="store_true", help="allow to listen beyond this machine without TLS"
-    )
-    parser.add_argument(
-        "--sessions-per-token", type=int, default=32, metavar="N", help="sessions at once (default: 32)"
-    )
-    parser.add_argument(
+    group.add_argument(
         "--sessions-per-address",
         type=int,
         default=8,
         metavar="N",
-        help="sessions at once; loopback is not limited (default: 8)",
+        help="How many sessions an address may have at once; loopback has no limit (default: 8).",
     )
-    parser.add_argument(
-        "--until-eof", action="store_true", help="end when standard input ends, for programs that start a server"
+
+
+def _add_door(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--host", default="127.0.0.1", help="The address to listen on (default: 127.0.0.1).")
+    group.add_argument(
+        "--port", type=int, default=8765, help="The port to listen on (default: 8765); 0 takes any that is free."
     )
-    parser.add_argument(
-        "--log-format", choices=("text", "json"), default="text", help="one event a line (default: text)"
+    group.add_argument(
+        "--tokens", metavar="FILE", help="Who may come in: a line name:token for each (or STREAMING_TOKENS)."
     )
-    parser.add_argument(
+    group.add_argument(
+        "--allow-origin",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="A page besides the server's own that may connect; may be given more than once.",
+    )
+    group.add_argument(
+        "--trusted-proxy",
+        action="append",
+        default=[],
+        metavar="NETWORK",
+        help="A proxy whose X-Forwarded-For is believed, so that its clients are counted one by one; may be given more "
+        "than once.",
+    )
+    group.add_argument("--tls-cert", metavar="FILE", help="The certificate chain for wss://, in PEM form.")
+    group.add_argument("--tls-key", metavar="FILE", help="The certificate's key, in PEM form.")
+    group.add_argument(
+        "--insecure-plaintext",
+        action="store_true",
+        help="Listen beyond this machine without TLS, where something else encrypts.",
+    )
+
+
+def _add_process(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--config", metavar="FILE", help="Take options from a TOML file; a flag or a variable comes first."
+    )
+    group.add_argument(
+        "--log-format", choices=("text", "json"), default="text", help="How an event is logged, a line (default: text)."
+    )
+    group.add_argument(
         "--log-level",
         choices=("debug", "info", "warning", "error"),
         default="info",
-        help="the least that is logged (default: info)",
+        help="The least that is logged (default: info).",
     )
-    options = parser.parse(arguments, environment)
+    group.add_argument(
+        "--until-eof", action="store_true", help="End when standard input ends, for programs that start a server."
+    )
+
+
+def _check(parser: OptionParser, options: argparse.Namespace, environment: Mapping[str, str]) -> None:
+    """What flags must be, and be to each other."""
     if not 0 <= options.port <= 65535:
         parser.error(f"--port is {options.port}, must be from 0 to 65535")
     most_threads = max(os.cpu_count() or 1, _LEAST_THREADS_LIMIT)
@@ -168,7 +227,6 @@ def parse(
         parser.error("--idle-seconds must be above 0")
     if options.sessions_per_token < 1 or options.sessions_per_address < 1:
         parser.error("--sessions-per-token and --sessions-per-address must be at least 1")
-    return options
 
 
 def main(arguments: list[str] | None = None, program: str = PROGRAM) -> int:

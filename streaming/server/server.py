@@ -13,6 +13,7 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.http11 import Request, Response
 
 from streaming.audio import FRAME_RATE
+from streaming.command import VERSION
 from streaming.conversation.takes import TakesMemory
 from streaming.engine.engine import Engine
 from streaming.protocol.messages import MAX_MESSAGE_BYTES, PATH
@@ -27,7 +28,7 @@ from streaming.server.native import NativeService
 from streaming.server.openai import LIVE_PATH, REALTIME_PATH
 from streaming.server.openai.service import LiveService, RealtimeService
 from streaming.server.sessions import ServerSession, Sessions
-from streaming.server.watch.health import Health, version
+from streaming.server.watch.health import Health
 from streaming.server.watch.log import event
 from streaming.server.watch.metrics import Metrics
 from streaming.server.watch.observer import Observer
@@ -98,7 +99,7 @@ async def run_server(
     """
     admission = Admission(engine, options.queue)
     running: set[ServerSession] = set()
-    health = Health(engine, admission, running, version())
+    health = Health(engine, admission, running, VERSION)
     observer = Observer(Metrics(health))
     sessions = Sessions(keeper, observer, running)
     endpoints = HttpEndpoints(keeper, health, observer)

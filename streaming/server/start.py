@@ -11,6 +11,7 @@ import signal
 import threading
 import time
 from contextlib import suppress
+from urllib.parse import urlsplit
 
 from streaming.audio import FRAME_RATE
 from streaming.command import INTERRUPTED, complain, end_on_signals, raise_on_interrupt, say
@@ -29,6 +30,14 @@ from streaming.server.watch import log
 _LOG = logging.getLogger("streaming.server")
 
 
+def page_of(url: str) -> str:
+    """Return where a browser on this machine finds the page of the server that listens at `url`."""
+    parts = urlsplit(url)
+    everywhere = parts.hostname in ("0.0.0.0", "::")  # noqa: S104  # which is no address to go to
+    host = f"localhost:{parts.port}" if everywhere else parts.netloc
+    return f"{'https' if parts.scheme == 'wss' else 'http'}://{host}/"
+
+
 def introduce(engine: Engine) -> None:
     """Tell the person at the terminal what was loaded; the log has it in `server.started`."""
     shape = f"{engine.num_codebooks} codebooks, {engine.context_frames / FRAME_RATE:.1f} s of context"
@@ -38,7 +47,8 @@ def introduce(engine: Engine) -> None:
         complain(f"note: {engine.notice}")
 
 
-async def serve(engine: Engine, keeper: Gatekeeper, options: ServerOptions, *, until_eof: bool) -> None:
+async def serve(engine: Engine, keeper: Gatekeeper, options: ServerOptions, *, until_eof: bool, text: bool) -> None:
+    """Serve until told to stop. text: whether a person is told of the page, beside the line for programs."""
     shutdown = Shutdown()
     loop = asyncio.get_running_loop()
     with suppress(NotImplementedError):  # Windows: Ctrl-C arrives as KeyboardInterrupt
@@ -54,7 +64,13 @@ async def serve(engine: Engine, keeper: Gatekeeper, options: ServerOptions, *, u
                 loop.call_soon_threadsafe(shutdown.request_at_once)
 
         threading.Thread(target=wait_for_eof, name="stdin", daemon=True).start()
-    await run_server(engine, keeper, options, shutdown, lambda url: say(f"listening on {url}"))
+
+    def listening(url: str) -> None:
+        say(f"listening on {url}")
+        if text and not until_eof:
+            complain(f"Open {page_of(url)}")
+
+    await run_server(engine, keeper, options, shutdown, listening)
 
 
 def run(options: argparse.Namespace, program: str) -> int:
@@ -97,7 +113,7 @@ def run(options: argparse.Namespace, program: str) -> int:
             gc.collect()
             gc.freeze()  # hundreds of thousands of objects that stay: going through them took 0.3 s of everybody's time
             raise_on_interrupt()  # where the loop cannot handle signals
-            asyncio.run(serve(engine, keeper, served, until_eof=options.until_eof))
+            asyncio.run(serve(engine, keeper, served, until_eof=options.until_eof, text=options.log_format == "text"))
             status = 1 if engine.failure is not None else 0
             end_on_signals(status)  # it is over, but for what is closed
             if engine.hung:  # Python would wait for the device at its end, for ever

@@ -9,12 +9,23 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+
+from streaming.config import DEMO
+from streaming.options import add_about, number, refuse_empty
 
 PROGRAM = "client.py"
 """What the command is called where nobody says otherwise."""
+_DESCRIPTION = (
+    "Speak, or stream a file, and hear it go on in the same voice. In the microphone mode Enter ends your turn, or "
+    "interrupts the machine."
+)
+_EPILOG = (
+    "Without --url the client starts a server, and ends it with itself. A server that asks for a token gets the one in "
+    "the environment variable STREAMING_TOKEN. On a terminal you see a live view, and JSON lines everywhere else. The "
+    "exit status is 0 only if a continuation came whole."
+)
 
 
 def main(arguments: Sequence[str] | None = None, program: str = PROGRAM) -> int:
@@ -28,115 +39,147 @@ def main(arguments: Sequence[str] | None = None, program: str = PROGRAM) -> int:
 def parse(arguments: Sequence[str] | None = None, program: str = PROGRAM) -> argparse.Namespace:
     """Return the options. Ends the process with a sentence and status 2 where they make no sense."""
     parser = argparse.ArgumentParser(
-        prog=program,
-        description="Stream speech to a continuation server, and play, save and time its continuation. With --input a "
-        "file is streamed. Without, you talk into the microphone: Enter ends your turn, or interrupts the machine.",
-        epilog="Without --url the client starts a server of its own, and ends it with itself. A server that asks for a "
-        "token gets the one in the environment variable STREAMING_TOKEN. On a terminal you see a live view, otherwise "
-        "JSON lines. The exit status is 0 only if a continuation came whole.",
+        prog=program, usage="%(prog)s [WAV] [flags]", description=_DESCRIPTION, epilog=_EPILOG, add_help=False
     )
-    parser.add_argument("--url", help="server, ws://HOST:PORT[/v1/continue] (default: start one)")
-    parser.add_argument("--model", help="model of the own server: demo, a hub id or a directory (default: demo)")
-    parser.add_argument("--codec", help="codec of the own server (default: that of the demo, or kyutai/mimi)")
-    parser.add_argument("--input", metavar="WAV", help="audio file to stream; any rate, channels and common format")
-    parser.add_argument("--output", metavar="WAV", help="where to write the continuation alone, 24 kHz mono")
-    parser.add_argument(
-        "--record", metavar="WAV", help="where to write both sides: left what was sent, right what came"
+    _add_speech(parser.add_argument_group("What is continued"))
+    _add_continuation(parser.add_argument_group("The continuation"))
+    _add_files(parser.add_argument_group("What is kept, and what is shown"))
+    _add_server(parser.add_argument_group("The server"))
+    _add_devices(parser.add_argument_group("Microphone and loudspeaker"))
+    add_about(parser)
+    options = parser.parse_args(arguments)
+    refuse_empty(parser, options)
+    if options.file is not None and options.input is not None:
+        parser.error(f"{options.file} and --input name a file each; give one")
+    options.input = options.input or options.file
+    _check(parser, options)
+    options.model = options.model or DEMO
+    return options
+
+
+def _add_speech(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "file", nargs="?", metavar="WAV", help="The speech to continue; without it you talk into the microphone."
     )
-    parser.add_argument(
-        "--max-seconds",
-        type=_number(float, 0, 3600, above=True),
-        default=20.0,
-        metavar="S",
-        help="longest continuation (default: 20)",
+    group.add_argument(
+        "--input", metavar="WAV", help="The same as WAV: an audio file of any rate, channels and common format."
     )
-    parser.add_argument(
-        "--temperature", type=_number(float, 0, 10), metavar="T", help="0 is greedy (default: the model's, 0.8)"
-    )
-    parser.add_argument(
-        "--top-k", type=_number(int, 0, 2**31 - 1), metavar="K", help="0 is off (default: the model's, 30)"
-    )
-    parser.add_argument(
-        "--top-p", type=_number(float, 0, 1, above=True), metavar="P", help="1 is off (default: the model's)"
-    )
-    parser.add_argument(
-        "--seed",
-        type=_number(int, 0, 2**63 - 1),
-        metavar="N",
-        help="the same seed and speech give the same continuation",
-    )
-    parser.add_argument(
-        "--turn", choices=("manual", "vad"), default="manual", help="who says that you are done (default: manual)"
-    )
-    parser.add_argument(
+    group.add_argument(
         "--pace",
         choices=("realtime", "fast"),
         default="realtime",
-        help="how fast --input is sent and answered (default: realtime)",
+        help="How fast a file is sent and answered (default: realtime).",
     )
-    parser.add_argument(
+    group.add_argument(
+        "--turn",
+        choices=("manual", "vad"),
+        default="manual",
+        help="Who says that you are done: Enter, or with vad a pause in your speech (default: manual).",
+    )
+    group.add_argument(
         "--push-to-talk",
         action="store_true",
-        help="be heard only while Space is held, or from Space to Space where the terminal does not tell of releases",
+        help="Be heard only while Space is held, or from Space to Space where the terminal does not tell of releases.",
     )
-    parser.add_argument(
-        "--echo-cancellation",
-        action="store_true",
-        help="take the loudspeaker out of the microphone; needs `pip install livekit`",
+
+
+def _add_continuation(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--max-seconds",
+        type=number(float, 0, 3600, above=True),
+        default=20.0,
+        metavar="S",
+        help="At what length it ends (default: 20).",
     )
-    parser.add_argument(
+    group.add_argument(
+        "--temperature",
+        type=number(float, 0, 10),
+        metavar="T",
+        help="How freely it is drawn; 0 is greedy and repeats itself exactly (default: the model's, 0.8).",
+    )
+    group.add_argument(
+        "--top-k",
+        type=number(int, 0, 2**31 - 1),
+        metavar="K",
+        help="From how many of the likeliest codes it is drawn; 0 is from all (default: the model's, 30).",
+    )
+    group.add_argument(
+        "--top-p",
+        type=number(float, 0, 1, above=True),
+        metavar="P",
+        help="From how much of the probability it is drawn; 1 is from all (default: the model's).",
+    )
+    group.add_argument(
+        "--seed",
+        type=number(int, 0, 2**63 - 1),
+        metavar="N",
+        help="The same seed and the same speech give the same continuation (default: drawn by the server).",
+    )
+
+
+def _add_files(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--output", metavar="WAV", help="Write the continuation alone, 24 kHz mono.")
+    group.add_argument("--record", metavar="WAV", help="Write both sides, left what was sent, right what came.")
+    group.add_argument("--verbose", action="store_true", help="Show all figures, and what the sound system says.")
+    group.add_argument("--json", action="store_true", help="Print JSON lines on a terminal, too.")
+
+
+def _add_server(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--url",
+        help="Talk to this server: its page's address, ws://HOST:PORT/v1/continue, or HOST:PORT (default: start one).",
+    )
+    group.add_argument(
+        "--model",
+        metavar="demo|HUB_ID|DIR",
+        help="The model of a server that the client starts (default: demo).",
+    )
+    group.add_argument(
+        "--codec",
+        metavar="HUB_ID|DIR",
+        help="The codec of a server that the client starts (default: kyutai/mimi, or the demo's).",
+    )
+    group.add_argument(
         "--transport",
         choices=("auto", "pcm", "opus"),
         default="auto",
-        help="how audio travels: pcm takes 384 kbit/s, opus 30 (`pip install opuslib-next-bundled`); auto is opus to "
-        "other machines, where both sides have it (default: auto)",
+        help="How audio travels: pcm takes 384 kbit/s, opus 30 (`pip install opuslib-next-bundled`); auto is opus to "
+        "other machines, where both sides have it (default: auto).",
     )
-    parser.add_argument("--list-devices", action="store_true", help="list sound devices and quit")
-    parser.add_argument("--input-device", metavar="X", help="microphone: number or part of a name")
-    parser.add_argument("--output-device", metavar="X", help="loudspeaker: number or part of a name")
-    parser.add_argument("--json", action="store_true", help="print JSON lines on a terminal, too")
-    args = parser.parse_args(arguments)
-    for name in ("url", "model", "codec", "input", "output", "record", "input_device", "output_device"):
-        if getattr(args, name) is not None and not getattr(args, name).strip():
-            parser.error(f"--{name.replace('_', '-')} is empty")
-    if args.url is not None and (args.model is not None or args.codec is not None):
-        parser.error("--model and --codec are for the own server; the one at --url has its own already")
-    for name in ("input_device", "output_device", "push_to_talk", "echo_cancellation"):
-        if args.input is not None and getattr(args, name):
-            parser.error(f"--input streams a file; --{name.replace('_', '-')} is for the microphone mode")
-    if args.push_to_talk and args.turn == "vad":
+
+
+def _add_devices(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--list-devices", action="store_true", help="List the sound devices, and end.")
+    group.add_argument("--input-device", metavar="X", help="The microphone, by its number or a part of its name.")
+    group.add_argument("--output-device", metavar="X", help="The loudspeaker, by its number or a part of its name.")
+    group.add_argument(
+        "--echo-cancellation",
+        action="store_true",
+        help="Take the loudspeaker's sound out of the microphone's (`pip install livekit`).",
+    )
+
+
+def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """What flags must be to each other."""
+    if options.url is not None and (options.model is not None or options.codec is not None):
         parser.error(
-            "--push-to-talk and --turn vad exclude each other: a key or your voice says when you talk; choose one"
+            "--model and --codec are for a server of the client's own; the server at --url has its model already"
         )
-    if args.pace == "fast" and args.input is None:
-        parser.error("--pace fast needs --input: a microphone is always in real time")
-    if args.pace == "fast" and args.turn == "vad":
+    for name in ("input_device", "output_device", "push_to_talk", "echo_cancellation"):
+        if options.input is not None and getattr(options, name):
+            parser.error(f"{options.input} is a file, and --{name.replace('_', '-')} is for the microphone mode")
+    if options.push_to_talk and options.turn == "vad":
+        parser.error("--push-to-talk lets a key say when you talk, and --turn vad your voice: choose one")
+    if options.pace == "fast" and options.input is None:
+        parser.error("--pace fast needs a file (--input): a microphone is always in real time")
+    if options.pace == "fast" and options.turn == "vad":
         parser.error("--turn vad needs --pace realtime, since it hears silence in real time")
-    files = [name for name in ("input", "output", "record") if getattr(args, name)]
+    files = [name for name in ("input", "output", "record") if getattr(options, name)]
     for one, other in itertools.combinations(files, 2):
-        if Path(getattr(args, one)).resolve() == Path(getattr(args, other)).resolve():
+        if Path(getattr(options, one)).resolve() == Path(getattr(options, other)).resolve():
             parser.error(f"--{one} and --{other} name the same file")
-    if args.transport == "opus":
+    if options.transport == "opus":
         from streaming.protocol.opus import opus_available  # brings numpy
 
         if not opus_available():
-            parser.error("--transport opus needs the Python package: `pip install opuslib-next-bundled`")
-    args.model = args.model or "demo"
-    return args
-
-
-def _number(kind: Callable[[str], float], low: float, high: float, *, above: bool = False) -> Callable[[str], float]:
-    """Return an argparse type: a finite number from `low` (or above it) to `high`."""
-
-    def parse(text: str) -> float:
-        try:
-            value = kind(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"not a number: {text!r}") from None
-        if not math.isfinite(value) or value > high or value < low or (above and value == low):
-            raise argparse.ArgumentTypeError(
-                f"{text} is not {'above' if above else 'at least'} {low} and at most {high}"
-            )
-        return value
-
-    return parse
+            parser.error("--transport opus needs a Python package: `pip install opuslib-next-bundled`")

@@ -57,10 +57,11 @@ class TestOpening:
         ("url", "reason"),
         [
             ("ws://127.0.0.1:9", "nothing answers at"),
-            ("http://127.0.0.1:9", "not a WebSocket address"),
-            ("127.0.0.1:9", "not a WebSocket address"),
-            ("ws://127.0.0.1:99999", "not a WebSocket address"),
-            ("ws://[", "not a WebSocket address"),
+            ("ftp://127.0.0.1:9", "not a server's address; it looks like"),
+            ("127.0.0.1:many", "not a server's address"),
+            ("ws://127.0.0.1:99999", "not a server's address"),
+            ("ws://[", "not a server's address"),
+            ("http://", "not a server's address"),
         ],
     )
     def test_no_such_server(self, url: str, reason: str) -> None:
@@ -146,7 +147,7 @@ class TestAccess:
                 "unauthorized: send it so and so\n",
                 None,
                 "unauthorized",
-                "asks for a token; client.py takes it from",
+                "asks for a token; put yours into the environment variable STREAMING_TOKEN",
             ),
             (401, "unauthorized: no\n", "a-token", "unauthorized", "the token is not valid there, or no longer"),
             (403, "forbidden_origin: not this page\n", None, "forbidden_origin", "not this page"),

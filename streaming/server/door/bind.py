@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import socket
@@ -94,4 +95,10 @@ def check_address(bind: Bind, port: int) -> None:
 
 def address_taken(bind: Bind, port: int, error: OSError) -> AddressError:
     """Return the error to raise where the system did not give this address."""
-    return AddressError(f"cannot listen on {bind.host}:{port}: {error.strerror or error}")
+    hints = {
+        errno.EADDRINUSE: "; take another port with --port N, or any free one with --port 0",
+        errno.EACCES: "; ports below 1024 are for the system: take another with --port N",
+        errno.EADDRNOTAVAIL: "; --host must be an address of this machine",
+    }
+    hint = hints.get(error.errno or 0, "")
+    return AddressError(f"cannot listen on {bind.host}:{port} ({error.strerror or error}){hint}")

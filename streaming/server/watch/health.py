@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from importlib import metadata
 from typing import Protocol
 
 from streaming.engine.engine import Engine
@@ -84,11 +83,3 @@ class Health:
             "step_ms_p50": stats.step_ms_p50,
             "step_ms_p99": stats.step_ms_p99,
         }
-
-
-def version() -> str:
-    """Return this package's version, or `unknown` in a clone that was never installed."""
-    try:
-        return metadata.version("streaming-continuation")
-    except metadata.PackageNotFoundError:
-        return "unknown"
