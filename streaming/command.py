@@ -15,6 +15,8 @@ from streaming.errors import StreamingError
 
 VERSION = "0.1.0"
 """Of the package; pyproject.toml takes it from here."""
+STARTING = "starting ..."
+"""What a command says before it does anything that takes time."""
 INTERRUPTED, TERMINATED = 130, 143
 """Exit statuses after Ctrl-C and after SIGTERM, as shells have them: 128 and the signal's number."""
 

@@ -239,6 +239,7 @@ def load_engine(
         raise StreamingError(f"memory_share is {memory_share:g}: above 0, and at most 1")
     if memory_share < 1 and pick_device(device).type == "cuda":
         torch.cuda.set_per_process_memory_fraction(memory_share, pick_device(device))
+    _LOG.info("loading the model %s", model)
     models = load_models(model, codec, device, dtype, quantize, codec_dtype, codec_window=codec_window)
     memory = _share_of(models.codec.device, memory_share)
     context_frames = frames_of_context(models.decoder, context_tokens)
@@ -248,6 +249,7 @@ def load_engine(
     check_memory(models.codec, models.decoder, max_sessions, context_tokens, rewind_frames, memory)
     try:
         step = FrameStep(models.codec, models.decoder, max_sessions, context_frames, rewind_frames)
+        _LOG.info("making the step ready")
         step.warm_up()
     except (RuntimeError, MemoryError) as error:  # torch raises the first for want of memory, too
         if not is_want_of_memory(error):

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import textwrap
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import soundfile
@@ -23,6 +25,7 @@ from streaming.protocol.opus import opus_available
 from streaming.terminal import command as client
 from streaming.terminal import connecting, start
 from streaming.terminal.keyboard import Key
+from streaming.terminal.view import TurnReport
 from tests.client.fake_server import STARTED, Script, fake_server, never, whole_turn
 from tests.engine.stub_step import StubStep
 from tests.server.cut_proxy import cut_proxy
@@ -218,7 +221,7 @@ class TestDevices:
         assert client.main(["--json", "--output", str(tmp_path / "a.wav")]) == 1
         captured = capsys.readouterr()
         events = [json.loads(line) for line in captured.out.splitlines()]
-        assert "wear headphones" in events[0]["message"]
+        assert "Wear headphones" in events[0]["message"]
         assert "no continuation came whole" in captured.err
         assert not list(tmp_path.iterdir())
 
@@ -377,10 +380,20 @@ class TestOwnServer:
         assert events["server"]["url"].startswith("ws://127.0.0.1:")
         assert events["summary"]["whole"] is True
         assert events["summary"]["first_audible_ms"] > 0
-        assert "first audible sample after" in done.stderr
+        assert re.fullmatch(rf"client.py: 0.2 s in your voice -> {output}, first sound after \d+ ms\n", done.stderr)
+        assert events["summary"]["sentence"] in done.stderr
         info = soundfile.info(output)
         assert (info.samplerate, info.channels, info.subtype, info.frames) == (24_000, 1, "PCM_16", 3 * FRAME)
         assert not alive(int((installed / "pid").read_text()))
+
+    def test_what_is_kept_nowhere_is_said_so(self, installed: Path, speech: Path) -> None:
+        """A file was streamed, and what came was gone."""
+        done = run_client(installed, str(speech), "--verbose")
+        messages = [event.get("message", "") for event in map(json.loads, done.stdout.splitlines())]
+        assert start.ONLY_TIMED in messages, "standard output is no terminal: it is not even played"
+        sentence, figures = done.stderr.splitlines()
+        assert re.fullmatch(r"client.py: 0.2 s in your voice, only timed, first sound after \d+ ms", sentence)
+        assert "p95 between frames" in figures
 
     def test_json_alone_leaves_standard_error_empty(self, installed: Path, speech: Path) -> None:
         done = run_client(installed, "--input", str(speech), "--pace", "fast", "--json")
@@ -450,7 +463,9 @@ class TestWithoutTorch:
 
         status, out, error = asyncio.run(test())
         assert status == 0, error
-        assert json.loads(out.splitlines()[0])["session"] == STARTED.session
+        progress, _, session, *_ = map(json.loads, out.splitlines())
+        assert progress["message"].startswith("connecting to ws://127.0.0.1:")
+        assert session["session"] == STARTED.session
 
     def test_a_reader_that_goes_away_is_no_traceback(self, speech: Path) -> None:
         async def test() -> tuple[int | None, str]:
@@ -468,3 +483,21 @@ class TestWithoutTorch:
                 return process.returncode, error.decode()
 
         assert asyncio.run(test()) == (1, "")
+
+
+@pytest.mark.parametrize(
+    ("model", "notice", "turns", "files", "heard", "said"),
+    [
+        ("x/y", None, 1, ["a.wav"], False, "5.0 s in your voice -> a.wav, first sound after 40 ms"),
+        ("x/y", None, 1, ["a.wav", "b.wav"], True, "5.0 s in your voice -> a.wav and b.wav, first sound after 40 ms"),
+        ("demo", "it babbles", 1, [], True, "5.0 s by the demo model, only played, first sound after 40 ms"),
+        ("random:8b", "noise", 3, [], False, "3 turns by random:8b, only timed, first sound after 40 ms"),
+    ],
+)
+def test_a_result_is_one_sentence(
+    model: str, notice: str | None, turns: int, files: list[str], heard: bool, said: str
+) -> None:
+    """It was nine figures in three lines, and a promise of your own voice that the demo does not keep."""
+    started = msgspec.structs.replace(STARTED, model=model, notice=notice)
+    report = TurnReport(1, "end", True, 5.02, 38.0, 40.2, 80.0, 0, 1.2, 0.4, 30.0, 20.0)
+    assert start.result(started, turns, report, files, heard=heard) == said

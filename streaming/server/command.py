@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Mapping
 
+from streaming.command import STARTING, complain
 from streaming.config import CONTEXT_TOKENS, DEMO, DTYPES
 from streaming.options import OptionParser, add_about, count_or_auto
 
@@ -232,6 +233,8 @@ def _check(parser: OptionParser, options: argparse.Namespace, environment: Mappi
 def main(arguments: list[str] | None = None, program: str = PROGRAM) -> int:
     """Run the server with these command line arguments; return the exit status."""
     options = parse(arguments, program=program)
+    if options.log_format == "text" and options.log_level in ("debug", "info"):
+        complain(STARTING)
     from streaming.server.start import run  # with all that a server is made of
 
     return run(options, program)

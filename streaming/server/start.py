@@ -93,6 +93,7 @@ def run(options: argparse.Namespace, program: str) -> int:
             drain_s=options.drain_seconds,
         )
         check_address(bind, options.port)
+        _LOG.info("loading PyTorch")
         from streaming.loading import load_engine, use_threads  # brings torch, which takes seconds
 
         use_threads(options.threads)

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from streaming.command import STARTING, complain
 from streaming.config import DEMO
 from streaming.options import add_about, number, refuse_empty
 
@@ -31,8 +33,15 @@ _EPILOG = (
 def main(arguments: Sequence[str] | None = None, program: str = PROGRAM) -> int:
     """Run the client with these command line arguments, and return the exit status."""
     options = parse(arguments, program)
-    from streaming.terminal.start import run  # with all that a conversation takes
-
+    if sys.stdout is not None and sys.stdout.isatty() and not (options.json or options.list_devices):
+        print(STARTING, end="\r", flush=True)  # what comes is written over it
+    try:
+        from streaming.terminal.start import run  # with all that a conversation takes
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == "streaming":
+            raise
+        complain(f"{program}: a Python package is missing: `pip install {error.name.partition('.')[0]}`")
+        return 1
     return run(options, program)
 
 

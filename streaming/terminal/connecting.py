@@ -18,7 +18,7 @@ from streaming.client.dialing import RefusedError, leads_to_this_machine
 from streaming.errors import ContinuationError
 from streaming.protocol.messages import SamplingOptions, SessionStart
 from streaming.protocol.opus import opus_available
-from streaming.terminal.own_server import own_server, server_command
+from streaming.terminal.own_server import ServerLine, own_server, server_command
 from streaming.terminal.view import Meters, View
 
 LEAD_MS = 400
@@ -42,6 +42,7 @@ async def find_server(args: argparse.Namespace, session: contextlib.AsyncExitSta
     """Return the server at --url, or start one of our own, which ends with `session`."""
     if args.url is not None:
         return Server(args.url, os.environ.get("STREAMING_TOKEN", "").strip() or None)
+    view.progress("starting a server")
     command = [*server_command(args.model, args.codec), "--max-sessions", "1"]
     # A token of its own: whoever else is on this machine can reach the port, and has no business there.
     token = secrets.token_urlsafe(32)
@@ -52,7 +53,7 @@ async def find_server(args: argparse.Namespace, session: contextlib.AsyncExitSta
         name: value for name, value in os.environ.items() if name in ours or not name.startswith("STREAMING_")
     }
     environment["STREAMING_TOKENS"] = f"client:{token}"
-    url = await session.enter_async_context(own_server(command, environment=environment, said=_notice(view)))
+    url = await session.enter_async_context(own_server(command, environment=environment, said=_teller(view)))
     view.event("server", {"url": url})
     return Server(url, token)
 
@@ -73,6 +74,7 @@ async def connect(
         codecs=("opus", *plain) if wants_opus(args, server) else plain,
         sampling=SamplingOptions(temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, seed=args.seed),
     )
+    view.progress(f"connecting to {server.url}" if args.url is not None else "opening a session")
     async with ContinuationClient.connect(server.url, start, token=server.token) as client:
         if args.transport == "opus" and client.started.codec != "opus":
             view.event("notice", {"message": NO_OPUS})
@@ -104,5 +106,14 @@ async def begin_anew(
     raise AssertionError
 
 
-def _notice(view: View) -> Callable[[str], None]:
-    return lambda line: view.event("notice", {"message": line})
+def _teller(view: View) -> Callable[[str], None]:
+    """Return what shows the lines of a server that starts."""
+
+    def tell(line: str) -> None:
+        said = ServerLine.parse(line)
+        if said.warning:
+            view.event("notice", {"message": said.message})
+        else:
+            view.progress(f"starting a server: {said.message}", said.share)
+
+    return tell

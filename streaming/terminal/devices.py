@@ -17,7 +17,6 @@ from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.table import Table
 
 from streaming.audio import SAMPLE_RATE, Pcm16, Resampler, to_float, to_int16
 from streaming.errors import DeviceError
@@ -32,6 +31,9 @@ MAX_CAPTURED_PIECES = 100
 SPEAKER_BLOCK_MS = 10
 DEAD_S = 5.0
 """A microphone that delivers nothing for so long is gone."""
+
+_NUMBERS = (0, 3, 4, 5)
+"""Columns of the device table that stand at the right."""
 
 Direction = Literal["input", "output"]
 
@@ -122,30 +124,33 @@ def find_device(devices: list[Device], wanted: str | None, direction: Direction)
     return fitting[0]
 
 
-def device_table(devices: list[Device]) -> Table:
-    """Return the list for a person, with the defaults marked."""
-    table = Table(box=None, pad_edge=False)
-    # In a narrow terminal it is the host that is broken: by its name a device is chosen.
-    least = {"#": 2, "name": max((len(device.name) for device in devices), default=0), "default": 7}
-    for column in ("#", "name", "host", "in", "out", "rate", "default"):
-        justify: Literal["left", "right"] = "right" if column in ("#", "in", "out", "rate") else "left"
-        table.add_column(
-            column, justify=justify, no_wrap=column != "host", overflow="fold", min_width=least.get(column)
-        )
+def device_table(devices: list[Device]) -> str:
+    """Return the list for a person, with the defaults marked. Names come whole: by its name a device is chosen."""
+    rows = [("#", "name", "host", "in", "out", "rate", "default")]
     for device in devices:
         defaults = [
             name for name, is_it in (("input", device.default_input), ("output", device.default_output)) if is_it
         ]
-        table.add_row(
-            str(device.number),
-            device.name,
-            device.host_api,
-            str(device.input_channels),
-            str(device.output_channels),
-            f"{device.default_rate:g} Hz",
-            " and ".join(defaults),
+        rows.append(
+            (
+                str(device.number),
+                device.name,
+                device.host_api,
+                str(device.input_channels),
+                str(device.output_channels),
+                f"{device.default_rate:g} Hz",
+                " and ".join(defaults),
+            )
         )
-    return table
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.rjust(width) if column in _NUMBERS else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
 
 
 def _choose_format(sd: ModuleType, device: Device, direction: Direction) -> tuple[int, int]:

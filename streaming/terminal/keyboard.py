@@ -142,7 +142,7 @@ def key_by_key(*, releases: bool, descriptor: int = 0, tell: Callable[[bytes], N
     except ImportError:  # not a POSIX system
         yield False
         return
-    if not os.isatty(descriptor):
+    if not os.isatty(descriptor) or _in_background(descriptor):
         yield False
         return
     if tell is None:
@@ -167,6 +167,14 @@ def key_by_key(*, releases: bool, descriptor: int = 0, tell: Callable[[bytes], N
             tell(b"\x1b[<u")
         # What was typed and not read, the release of a key above all, is not for the shell.
         termios.tcsetattr(descriptor, termios.TCSAFLUSH, before)
+
+
+def _in_background(descriptor: int) -> bool:
+    """Return whether a shell runs this as a job that has not the terminal: to set that up would stop it."""
+    try:
+        return os.tcgetpgrp(descriptor) != os.getpgrp()
+    except OSError:  # some terminal, but not the one that controls this process
+        return False
 
 
 def _tell(data: bytes) -> None:

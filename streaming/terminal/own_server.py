@@ -9,9 +9,11 @@ import sys
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+from streaming.command import STARTING
 from streaming.errors import ContinuationError
 
 START_TIMEOUT_S = 900.0
@@ -25,8 +27,32 @@ _LISTENING = re.compile(r"listening on (wss?://\S+)")
 _PACKAGE = Path(__file__).parents[1]
 _START = "import sys; sys.path.insert(0, sys.argv.pop(1)); from streaming.entry import server; sys.exit(server())"
 """By its place: the package need not be installed, and the folder that this is run in may hold another of its name."""
+_LOGGED = re.compile(r"\S+Z (?P<level>[A-Z]+) (?P<message>.*)")
+_LOGGER = re.compile(r" logger=\S+$")
+_DOWNLOADED = re.compile(r"([\d.]+) (\w+) of ([\d.]+) (\w+) downloaded")
+_UNITS = {"bytes": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
 _TOLD_LATER = "note: "
 """What the server says of its model; `session.started` says it too."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerLine:
+    """What a server that starts says: that it does something, how much of it is done if it tells, or a warning."""
+
+    message: str
+    share: float | None = None
+    warning: bool = False
+
+    @classmethod
+    def parse(cls, line: str) -> Self:
+        """Return what a line of its standard error means, which may be one of its log or not."""
+        logged = _LOGGED.fullmatch(line)
+        message = line if logged is None else _LOGGER.sub("", logged["message"])
+        share, done = None, _DOWNLOADED.search(message)
+        if done is not None and done[2] in _UNITS and done[4] in _UNITS:
+            whole = float(done[3]) * _UNITS[done[4]]
+            share = min(1.0, float(done[1]) * _UNITS[done[2]] / whole) if whole else None
+        return cls(message, share, logged is not None and logged["level"] not in ("DEBUG", "INFO"))
 
 
 class ServerStartError(ContinuationError):
@@ -84,7 +110,7 @@ async def own_server(
         nonlocal spoke_at
         spoke_at = time.monotonic()
         last_lines.append(line)
-        if not url.done() and not line.startswith(_TOLD_LATER):
+        if not url.done() and not line.startswith((STARTING, _TOLD_LATER)):
             said(line)
 
     # Read to their ends, or a full pipe would stop the server.

@@ -12,20 +12,21 @@ from collections.abc import Coroutine
 from dataclasses import asdict
 from typing import Any
 
-from rich.console import Console
-
 from streaming.audio import AudioReader, WavWriter
 from streaming.client.dialing import SessionLostError
 from streaming.command import INTERRUPTED, TERMINATED, complain, drop_output, raise_on_interrupt, say
-from streaming.errors import ContinuationError, StreamingError
+from streaming.config import DEMO
+from streaming.errors import ContinuationError, DeviceError, StreamingError
+from streaming.protocol.messages import SessionStarted
 from streaming.terminal.connecting import LEAD_MS, begin_anew, connect, find_server
 from streaming.terminal.devices import Device, Microphone, Speaker, device_table, find_device, list_devices
 from streaming.terminal.echo import EchoCanceller
 from streaming.terminal.jitter_buffer import JitterBuffer
 from streaming.terminal.keyboard import Keyboard, key_by_key
-from streaming.terminal.loudspeaker import SimulatedLoudspeaker
+from streaming.terminal.loudspeaker import Loudspeaker, SimulatedLoudspeaker
 from streaming.terminal.recording import Recording
 from streaming.terminal.sources import file_pieces
+from streaming.terminal.standard_error import held_back
 from streaming.terminal.talk import Talk
 from streaming.terminal.view import TurnReport, View, choose_view
 
@@ -35,13 +36,29 @@ for audio that the server holds back.
 """
 
 HEADPHONES = (
-    "wear headphones: what the loudspeaker says would reach the microphone, and the machine would listen to itself "
-    "(or --echo-cancellation)"
+    "Wear headphones, or use --echo-cancellation: otherwise the microphone hears the loudspeaker, and the machine "
+    "listens to itself."
 )
+ONLY_PLAYED = "The continuation is only played: --output WAV would keep it."
+ONLY_TIMED = "The continuation is only timed: --output WAV would keep it."
+_TOLD_LINES = 3
+"""Of what the sound system said, where a device could not be used."""
 
 
 def run(args: argparse.Namespace, program: str) -> int:
     """Do what the options say, and return the exit status. program: what its complaints begin with."""
+    with held_back() as said:
+        status, complaint = _run(args, program)
+    lines = list(dict.fromkeys(said))  # ALSA repeats itself
+    for line in lines if args.verbose else lines[-_TOLD_LINES:] if isinstance(complaint, DeviceError) else ():
+        complain(f"sound system: {line}")
+    if complaint is not None:
+        complain(f"{program}: {complaint}")
+    return status
+
+
+def _run(args: argparse.Namespace, program: str) -> tuple[int, StreamingError | None]:
+    """Return the exit status, and what there is to complain of."""
     try:
         raise_on_interrupt()
         if args.list_devices:
@@ -51,16 +68,15 @@ def run(args: argparse.Namespace, program: str) -> int:
         else:
             asyncio.run(_politely(converse(args, program)))
     except StreamingError as error:
-        complain(f"{program}: {error}")
-        return 1
+        return 1, error
     except KeyboardInterrupt:
-        return INTERRUPTED
+        return INTERRUPTED, None
     except asyncio.CancelledError:
-        return TERMINATED
+        return TERMINATED, None
     except BrokenPipeError:
         drop_output()  # whoever read it is gone
-        return 1
-    return 0
+        return 1, None
+    return 0, None
 
 
 async def _politely(work: Coroutine[Any, Any, None]) -> None:
@@ -79,20 +95,36 @@ async def stream_file(args: argparse.Namespace, program: str) -> None:
         reader = files.enter_context(AudioReader(args.input))
         output = files.enter_context(WavWriter(args.output)) if args.output else None
         record = files.enter_context(Recording(args.record)) if args.record else None
-        view = files.enter_context(choose_view(json_lines=args.json, hint="Ctrl-C ends it"))
+        files.enter_context(key_by_key(releases=False))  # what is typed meanwhile would be seen in the view
+        view = files.enter_context(
+            choose_view(json_lines=args.json, hint="Ctrl-C ends it.", turns=args.turn == "vad", verbose=args.verbose)
+        )
         async with contextlib.AsyncExitStack() as session:
             server = await find_server(args, session, view)
             client = await session.enter_async_context(connect(args, server, view, floats=not reader.sixteen_bits))
+            loudspeaker = _loudspeaker(args, session) if realtime else None
+            heard = isinstance(loudspeaker, Speaker)
+            if output is None and record is None:
+                view.event("notice", {"message": ONLY_PLAYED if heard else ONLY_TIMED})
             talk = Talk(
                 client,
                 view,
                 turn_taking=args.turn,
-                loudspeaker=SimulatedLoudspeaker(JitterBuffer(max_ms=MAX_BUFFER_MS)) if realtime else None,
+                loudspeaker=loudspeaker,
                 output=output,
                 record=record,
             )
             report = await talk.run_file(file_pieces(reader, realtime=realtime))
-    _summarize(args, program, view, talk.whole_turns, report)
+    _summarize(args, program, view, client.started, talk.whole_turns, report, heard=heard)
+
+
+def _loudspeaker(args: argparse.Namespace, session: contextlib.AsyncExitStack) -> Loudspeaker:
+    """Return where a file's continuation is played: aloud if somebody is there and keeps it nowhere, and it can be."""
+    if sys.stdout.isatty() and not (args.json or args.output or args.record):
+        with contextlib.suppress(DeviceError):
+            device = find_device(list_devices(), None, "output")
+            return session.enter_context(Speaker(device, max_buffer_ms=MAX_BUFFER_MS))
+    return SimulatedLoudspeaker(JitterBuffer(max_ms=MAX_BUFFER_MS))
 
 
 async def converse(args: argparse.Namespace, program: str) -> None:
@@ -105,7 +137,7 @@ async def converse(args: argparse.Namespace, program: str) -> None:
         output = files.enter_context(WavWriter(args.output)) if args.output else None
         record = files.enter_context(Recording(args.record)) if args.record else None
         releases = files.enter_context(key_by_key(releases=args.push_to_talk))
-        view = files.enter_context(choose_view(json_lines=args.json, hint=_hint(args, releases)))
+        view = files.enter_context(choose_view(json_lines=args.json, hint=_hint(args, releases), verbose=args.verbose))
         if echo is None:
             view.event("notice", {"message": HEADPHONES})
         try:
@@ -145,7 +177,7 @@ async def converse(args: argparse.Namespace, program: str) -> None:
                 record.close()
         if last is None or not whole_turns:
             raise ContinuationError("no continuation came whole")
-    _summarize(args, program, view, whole_turns, last)
+    _summarize(args, program, view, client.started, whole_turns, last, heard=True)
 
 
 def _hint(args: argparse.Namespace, releases: bool) -> str:
@@ -156,20 +188,39 @@ def _hint(args: argparse.Namespace, releases: bool) -> str:
     return f"{'hold Space to talk' if releases else 'Space: talk, Space again: go on'}.  Ctrl-D or Ctrl-C: quit"
 
 
-def _summarize(args: argparse.Namespace, program: str, view: View, turns: int, report: TurnReport) -> None:
+def _summarize(
+    args: argparse.Namespace,
+    program: str,
+    view: View,
+    started: SessionStarted,
+    turns: int,
+    report: TurnReport,
+    *,
+    heard: bool,
+) -> None:
+    sentence = result(started, turns, report, [path for path in (args.output, args.record) if path], heard=heard)
     files = {"output": args.output, "record": args.record}
-    view.event("summary", {"turns": turns, **files, **asdict(report)})
+    view.event("summary", {"sentence": sentence, "turns": turns, **files, **asdict(report)})
     if not args.json and not sys.stdout.isatty():  # on a terminal the view has said it
-        complain(f"{program}: {report.sentence()}")
+        complain(f"{program}: {sentence}")
+        if args.verbose:
+            complain(f"{program}: {report.figures()}")
+
+
+def result(started: SessionStarted, turns: int, report: TurnReport, files: list[str], *, heard: bool) -> str:
+    """Return what came of it, in one sentence. report: of the last turn. heard: it was played to somebody."""
+    what = f"{report.seconds:.1f} s" if turns == 1 else f"{turns} turns"
+    whose = "in your voice"
+    if started.notice is not None:  # the model has said that it does something else
+        whose = "by the demo model" if started.model == DEMO else f"by {started.model}"
+    kept = f" -> {' and '.join(files)}" if files else ", only played" if heard else ", only timed"
+    return f"{what} {whose}{kept}{report.first_sound()}"
 
 
 def _print_devices(devices: list[Device], *, json_lines: bool) -> None:
     if json_lines:
         say("\n".join(json.dumps(asdict(device)) for device in devices))
     elif devices:
-        table = Console()
-        with table.capture() as drawn:
-            table.print(device_table(devices))
-        say(drawn.get().rstrip())
+        say(device_table(devices))
     else:
         say("no sound devices")

@@ -4,6 +4,7 @@ JSON mode prints one object a line on standard output, told apart by `event`:
 
 | event | fields |
 |---|---|
+| `progress` | `message`: what is being done before there is a session; `share`: how much of it, 0 to 1, if known |
 | `notice` | `message`: what a person should know: the server's notice, the headphones warning, a non-fatal error |
 | `server` | `url`: the server that the client started for itself is up |
 | `session` | `session`, `model`, `seed`, `num_codebooks`, `context_seconds`, `codec` |
@@ -18,7 +19,7 @@ JSON mode prints one object a line on standard output, told apart by `event`:
 | `connection_restored` | `after_ms`: nothing was lost |
 | `session_lost` | `message`: the server no longer has the session; the microphone mode begins a new one |
 | `levels` | once a second: the fields of `Meters` |
-| `summary` | last, and only if a continuation came whole: `turns` that did, `output`, `record`, the last `TurnReport` |
+| `summary` | last, and only if a continuation came whole: `sentence`, `turns`, `output`, `record`, last `TurnReport` |
 """
 
 from __future__ import annotations
@@ -30,20 +31,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol, Self, TextIO
 
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
-from rich.table import Table
-from rich.text import Text
-
 from streaming.audio import SILENCE_DBFS
 from streaming.command import OutputError
+from streaming.errors import StreamingError
 
 LEVELS_INTERVAL_S = 1.0
-_METER_WIDTH = 40
-_METER_ROOM = 19
-"""What a meter's line takes besides the meter."""
-_METER_FLOOR_DBFS = -60.0
-_COLOURS = {"listening": "green", "talking": "green", "ready": "cyan", "waiting": "yellow", "speaking": "magenta"}
+
+
+class NoViewError(StreamingError):
+    """The live view cannot be had. The message says what to install."""
+
+    code = "no_view"
 
 
 @dataclass(slots=True)
@@ -101,8 +99,13 @@ class TurnReport:
     server_first_frame_ms: float | None
     server_step_ms: float | None
 
-    def sentence(self) -> str:
-        """Return the figures for a person, in one line."""
+    def first_sound(self) -> str:
+        """Return when the first sound came, as the end of a sentence; nothing where it was not timed."""
+        first_ms = self.first_audio_ms if self.first_audible_ms is None else self.first_audible_ms
+        return "" if first_ms is None else f", first sound after {first_ms:.0f} ms"
+
+    def figures(self) -> str:
+        """Return all figures for a person, in one line."""
         parts = [f"{self.seconds:.2f} s of continuation ({self.reason.replace('_', ' ')})"]
         for label, value in (
             ("first audio after", self.first_audio_ms),
@@ -126,6 +129,9 @@ class View(Protocol):
 
     def event(self, name: str, fields: Mapping[str, Any]) -> None:
         """One of the events above."""
+
+    def progress(self, message: str, share: float | None = None) -> None:
+        """What is being done before there is a session, and how much of it is done, from 0 to 1, if that is known."""
 
     def show(self, meters: Meters) -> None:
         """The present levels; called some 25 times a second."""
@@ -152,6 +158,9 @@ class JsonView:
         except OSError as error:
             raise OutputError(f"cannot write to standard output: {error.strerror or error}") from None
 
+    def progress(self, message: str, share: float | None = None) -> None:
+        self.event("progress", {"message": message} if share is None else {"message": message, "share": share})
+
     def show(self, meters: Meters) -> None:
         if self._now_s() >= self._next_levels_s:
             self._next_levels_s = self._now_s() + LEVELS_INTERVAL_S
@@ -164,113 +173,18 @@ class JsonView:
         pass
 
 
-class LiveView:
-    """A few lines that stay in place, with the events that matter to a person scrolling above them."""
+def choose_view(*, json_lines: bool, hint: str, turns: bool = True, verbose: bool = False) -> View:
+    """Return the live view when standard output is a terminal and JSON was not asked for.
 
-    def __init__(self, console: Console | None = None, hint: str = "") -> None:
-        self._hint = hint
-        self._live = Live(console=console or Console(), auto_refresh=False, transient=True)
-
-    def event(self, name: str, fields: Mapping[str, Any]) -> None:
-        line = _line(name, fields)
-        if line is not None:
-            self._live.console.print(line)
-
-    def show(self, meters: Meters) -> None:
-        self._live.update(self._render(meters), refresh=True)
-
-    def __enter__(self) -> Self:
-        self._live.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._live.stop()
-
-    def _render(self, meters: Meters) -> Group:
-        width = max(4, min(_METER_WIDTH, self._live.console.width - _METER_ROOM))
-        bars = Table.grid(padding=(0, 1))
-        for column in range(3):
-            bars.add_column(no_wrap=True, justify="right" if column == 2 else "left")
-        bars.add_row("you", _bar(meters.input_dbfs, width), f"{meters.input_dbfs:.0f} dB")
-        bars.add_row("machine", _bar(meters.output_dbfs, width), f"{meters.output_dbfs:.0f} dB")
-        figures = [
-            f"sent {meters.sent_seconds:.1f} s",
-            f"buffer {meters.buffer_ms:.0f} ms",
-            f"underruns {meters.underruns}",
-        ]
-        if meters.first_audible_ms is not None:
-            figures.append(f"first sound after {meters.first_audible_ms:.0f} ms")
-        if meters.rtt_ms is not None:
-            figures.append(f"round trip {meters.rtt_ms:.1f} ms")
-        if meters.sent_kbps or meters.received_kbps:
-            figures.append(f"{meters.sent_kbps:.0f} kbit/s up, {meters.received_kbps:.0f} down")
-        lines: list[RenderableType] = [_state(meters), bars, _flow(figures, self._live.console.width)]
-        troubles = [
-            f"microphone: {meters.dropped_input_ms / 1e3:.1f} s lost" if meters.dropped_input_ms else "",
-            f"server too slow: {meters.unheard_ms / 1e3:.1f} s lost" if meters.unheard_ms else "",
-            f"server {meters.behind_ms:.0f} ms behind" if meters.behind_ms else "",
-        ]
-        if any(troubles):
-            lines.append(_flow(list(filter(None, troubles)), self._live.console.width, "bold red"))
-        return Group(*lines, Text(self._hint, style="dim italic")) if self._hint else Group(*lines)
-
-
-def choose_view(*, json_lines: bool, hint: str) -> View:
-    """Return the live view when standard output is a terminal and JSON was not asked for."""
-    return LiveView(hint=hint) if sys.stdout.isatty() and not json_lines else JsonView()
-
-
-def _state(meters: Meters) -> Text:
-    turn = (f"turn {meters.turn}", "dim")
-    if meters.away_seconds is None:
-        return Text.assemble((meters.state, f"bold {_COLOURS[meters.state]}"), " ", turn)
-    if meters.away_seconds <= 0:
-        return Text.assemble(("no connection", "bold red"), " trying to begin anew")
-    kept = f", {meters.kept_input_ms / 1e3:.1f} s of yours kept" if meters.kept_input_ms else ""
-    left = f"coming back, {meters.away_seconds:.0f} s left{kept}"
-    return Text.assemble(("connection lost", "bold red"), f" {left} ", turn)
-
-
-def _bar(dbfs: float, width: int) -> Text:
-    filled = round(width * min(1.0, max(0.0, 1 - dbfs / _METER_FLOOR_DBFS)))
-    colour = "red" if dbfs > -3 else "yellow" if dbfs > -12 else "green"
-    return Text.assemble(("█" * filled, colour), ("·" * (width - filled), "dim"))
-
-
-def _flow(parts: list[str], width: int, style: str = "dim") -> Text:
-    """Parts in as few lines as they need, none broken in two."""
-    lines = [""]
-    for part in parts:
-        joined = f"{lines[-1]}  {part}" if lines[-1] else part
-        if lines[-1] and len(joined) > width:
-            lines.append(part)
-        else:
-            lines[-1] = joined
-    return Text("\n".join(lines), style=style)
-
-
-def _line(name: str, fields: Mapping[str, Any]) -> Text | None:
-    match name:
-        case "notice":
-            return Text(str(fields["message"]), style="yellow")
-        case "session":
-            codec = ", Opus" if fields["codec"] == "opus" else ""
-            remembers = f"remembers {fields['context_seconds']:.1f} s"
-            return Text(f"{fields['model']}, seed {fields['seed']}, {remembers}{codec}", style="dim")
-        case "interrupted":
-            return Text(f"turn {fields['turn']}: interrupted after {fields['heard_seconds']:.2f} s", style="dim")
-        case "connection_lost":
-            return Text(f"connection lost; coming back (kept for {fields['kept_seconds']:g} s)", style="bold yellow")
-        case "connection_restored":
-            return Text(f"connection restored after {fields['after_ms'] / 1e3:.1f} s, nothing lost", style="green")
-        case "session_lost":
-            return Text(str(fields["message"]), style="bold red")
-        case "turn":
-            return Text(f"turn {fields['turn']}: {TurnReport(**fields).sentence()}", style="dim")
-        case "summary":
-            written = [str(fields[name]) for name in ("output", "record") if fields[name]]
-            return Text(f"wrote {' and '.join(written)}", style="dim") if written else None
-    return None
+    turns: whether each turn has a line; verbose: whether it has all figures. Raises `NoViewError` without `rich`.
+    """
+    if json_lines or not sys.stdout.isatty():
+        return JsonView()
+    try:
+        from streaming.terminal.live_view import LiveView
+    except ModuleNotFoundError:
+        raise NoViewError("the live view needs the Python package: `pip install rich`; or ask for --json") from None
+    return LiveView(hint=hint, turns=turns, verbose=verbose)
 
 
 def _rounded(fields: Mapping[str, Any]) -> dict[str, Any]:

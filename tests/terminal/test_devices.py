@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import builtins
-import io
 import sys
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 from streaming.audio import FRAME, SAMPLE_RATE
 from streaming.errors import DeviceError
@@ -88,13 +86,11 @@ class TestLookup:
             find_device(list_devices(), None, "input")
 
     def test_the_table_marks_the_defaults(self) -> None:
-        out = io.StringIO()
-        Console(file=out, width=120).print(device_table(list_devices()))
-        lines = out.getvalue().splitlines()
+        lines = device_table(list_devices()).splitlines()
         assert len(lines) == 5
         assert "Built-in Microphone" in lines[1]
-        assert lines[1].rstrip().endswith("48000 Hz  input")
-        assert lines[3].rstrip().endswith("24000 Hz")
+        assert lines[1].endswith("48000 Hz  input")
+        assert lines[3].endswith("24000 Hz")
 
 
 @pytest.mark.usefixtures("sound")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from streaming.errors import ContinuationError
-from streaming.terminal.own_server import ServerStartError, own_server, server_command
+from streaming.terminal.own_server import ServerLine, ServerStartError, own_server, server_command
 
 LISTENS = "import os, time; print('pid', os.getpid()); print('listening on ws://127.0.0.1:1/v1/continue', flush=True);"
 
@@ -122,3 +122,20 @@ def test_the_server_is_that_of_this_package_wherever_it_is_started(tmp_path: Pat
     command = [*server_command("demo", "mimi"), "--help"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
     assert done.stdout.startswith("usage: streaming-server"), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "message", "share", "warning"),
+    [
+        ("2026-01-02T03:04:05.678Z INFO loading PyTorch logger=streaming.server", "loading PyTorch", None, False),
+        ("2026-01-02T03:04:05.678Z INFO x/y: 500 MB of 2 GB downloaded logger=a.b", None, 0.25, False),
+        ("2026-01-02T03:04:05.678Z INFO x/y: 3 GB of 2 GB downloaded", None, 1.0, False),
+        ("2026-01-02T03:04:05.678Z WARNING it will stutter logger=a.b", "it will stutter", None, True),
+        ("demo: 6 codebooks, 13.6 s of context", "demo: 6 codebooks, 13.6 s of context", None, False),
+    ],
+)
+def test_what_a_server_says_while_it_starts(line: str, message: str | None, share: float | None, warning: bool) -> None:
+    """Its log's lines were shown as they are, each a line and a half of a terminal."""
+    said = ServerLine.parse(line)
+    assert (said.share, said.warning) == (share, warning)
+    assert message is None or said.message == message

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import asdict
+import sys
+from dataclasses import asdict, replace
+from types import SimpleNamespace
 
+import pytest
 from rich.console import Console
 
-from streaming.terminal.view import JsonView, LiveView, Meters, TurnReport, choose_view
+from streaming.terminal.live_view import LiveView
+from streaming.terminal.view import JsonView, Meters, NoViewError, TurnReport, choose_view
 
 REPORT = TurnReport(
     turn=1,
@@ -55,7 +59,7 @@ def test_the_live_view_shows_meters_and_figures() -> None:
         view.event("session", {"model": "demo", "seed": 3, "context_seconds": 20.5, "codec": "opus"})
         view.event("notice", {"message": "wear headphones"})
         view.event("levels", {})
-        view.event("summary", {"output": "out.wav", "record": None})
+        view.event("summary", {"sentence": "2.0 s in your voice -> out.wav"})
         view.event("turn", asdict(REPORT))
         view.event("interrupted", {"turn": 2, "heard_seconds": 0.5})
         meters = Meters(state="speaking", turn=2, input_dbfs=-30.0, output_dbfs=0.0, first_audible_ms=45.0, rtt_ms=0.4)
@@ -68,7 +72,8 @@ def test_the_live_view_shows_meters_and_figures() -> None:
         "speaking turn 2",
         "first sound after 45 ms",
         "Enter: go on",
-        "wrote out.wav",
+        "2.0 s in your voice -> out.wav",
+        "turn 1: 2.0 s, first sound after 45 ms",
     ):
         assert words in shown
     assert "█" * 40 in shown
@@ -107,10 +112,58 @@ def test_a_narrow_terminal_breaks_between_figures() -> None:
 
 
 def test_a_report_in_words() -> None:
-    words = REPORT.sentence()
+    words = REPORT.figures()
     assert "2.00 s of continuation (max seconds)" in words
     assert "first audible sample after 45.0 ms" in words
     assert words.endswith("1 underrun")
+
+
+def test_a_turn_is_a_few_words_and_all_figures_by_request() -> None:
+    """It was nine figures in three lines, each time."""
+    for flags, words in (
+        ({}, "turn 1: 2.0 s, first sound after 45 ms\n"),
+        ({"verbose": True}, f"turn 1: {REPORT.figures()}\n"),
+        ({"turns": False}, ""),
+    ):
+        console = Console(file=io.StringIO(), force_terminal=True, width=300, color_system=None)
+        view = LiveView(console, **flags)
+        view.event("turn", asdict(REPORT))
+        assert isinstance(console.file, io.StringIO)
+        assert console.file.getvalue().replace("\r\n", "\n") == words
+    assert replace(REPORT, first_audible_ms=None).first_sound() == ", first sound after 41 ms"
+    assert replace(REPORT, first_audible_ms=None, first_audio_ms=None).first_sound() == ""
+
+
+def test_what_is_done_before_there_is_a_session_is_shown() -> None:
+    """Nothing was, for the nine seconds that it takes, or the minutes of a download."""
+    console = Console(file=io.StringIO(), force_terminal=True, width=80, color_system=None)
+    with LiveView(console) as view:
+        view.progress("starting a server")
+        view.progress("starting a server: 1 GB of 4 GB downloaded", 0.25)
+        view.show(Meters())
+    assert isinstance(console.file, io.StringIO)
+    shown = console.file.getvalue()
+    assert "starting a server: 1 GB of 4 GB downloaded" in shown
+    assert "━" * 10 in shown
+    assert shown.index("downloaded") < shown.index("listening")
+
+
+def test_a_program_is_told_of_progress_too() -> None:
+    out = io.StringIO()
+    JsonView(out).progress("loading")
+    JsonView(out).progress("downloading", 0.12345)
+    first, second = map(json.loads, out.getvalue().splitlines())
+    assert first == {"event": "progress", "message": "loading"}
+    assert second == {"event": "progress", "message": "downloading", "share": 0.123}
+
+
+def test_without_rich_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was a traceback, even of those who wanted JSON."""
+    monkeypatch.setitem(sys.modules, "streaming.terminal.live_view", None)
+    monkeypatch.setattr("sys.stdout", SimpleNamespace(isatty=lambda: True))
+    with pytest.raises(NoViewError, match="pip install rich"):
+        choose_view(json_lines=False, hint="")
+    assert isinstance(choose_view(json_lines=True, hint=""), JsonView)
 
 
 def test_without_a_terminal_it_is_json() -> None:

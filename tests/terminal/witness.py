@@ -18,6 +18,9 @@ class Witness:
     def event(self, name: str, fields: Mapping[str, Any]) -> None:
         self.events.append((name, fields))
 
+    def progress(self, message: str, share: float | None = None) -> None:
+        pass
+
     def show(self, meters: Meters) -> None:
         pass
 

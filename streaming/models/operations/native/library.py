@@ -97,6 +97,7 @@ def build(target: str = NATIVE) -> ctypes.CDLL:
             return _open(cache / name)
         except (OSError, AttributeError):
             pass  # a disk that was full, a machine that died: made anew
+    _LOG.info("compiling the operations for this processor, which is done once")
     with tempfile.TemporaryDirectory(dir=cache) as folder:
         objects, built = Path(folder) / "kernels.o", Path(folder) / name
         _run(*compiler, *flags, "-c", str(_SOURCE), "-o", str(objects))
