@@ -99,6 +99,11 @@ def _read_object(path: Path) -> Mapping[str, Any]:
     return raw
 
 
+def holds_numbers(tensor: Tensor) -> bool:
+    """Return False for a tensor that has a shape alone, as on PyTorch's meta device or among its fake tensors."""
+    return type(tensor) is Tensor and not tensor.is_meta
+
+
 class Fingerprint:
     """Tells apart the tensors of two models: a hash over some numbers of each, in whatever order they are read."""
 
@@ -106,9 +111,11 @@ class Fingerprint:
         self._sum = 0
 
     def note(self, name: str, tensor: Tensor) -> None:
-        """Take a tensor into account."""
-        flat = tensor.reshape(-1)
-        some = flat[:: max(1, len(flat) // _SAMPLED)][:_SAMPLED].float().cpu().numpy().tobytes()
+        """Take a tensor into account: by its shape alone where it holds no numbers, as on PyTorch's meta device."""
+        some = b""
+        if holds_numbers(tensor):
+            flat = tensor.reshape(-1)
+            some = flat[:: max(1, len(flat) // _SAMPLED)][:_SAMPLED].float().cpu().numpy().tobytes()
         told = hashlib.sha256(f"{name} {list(tensor.shape)} ".encode() + some).digest()
         self._sum = (self._sum + int.from_bytes(told, "big")) % 2**256  # some tensors are read more than once
 

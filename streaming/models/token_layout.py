@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from streaming.errors import TokenLayoutError
+from streaming.models.checkpoint import holds_numbers
 
 AUDIO, END_OF_AUDIO = "<audio>", "</audio>"
 _PLAIN_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
@@ -48,7 +49,8 @@ class TokenLayout:
     @property
     def fingerprint(self) -> str:
         """Other for another layout."""
-        units = hashlib.sha256(self.units.numpy().tobytes()).hexdigest()
+        numbers = self.units.numpy().tobytes() if holds_numbers(self.units) else b""
+        units = hashlib.sha256(numbers).hexdigest()
         return f"{self.prefix} {self.end} {units}"
 
     @staticmethod

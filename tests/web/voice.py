@@ -35,16 +35,21 @@ class VoiceStep(StubStep):
         return list(self._sampling.values())
 
     def __call__(
-        self, pcm: Pcm, listening: NDArray[np.bool_], speaking: NDArray[np.bool_], lengths: NDArray[np.int64]
+        self,
+        slots: NDArray[np.int64],
+        pcm: Pcm,
+        listening: NDArray[np.bool_],
+        speaking: NDArray[np.bool_],
+        lengths: NDArray[np.int64] | None = None,
     ) -> StubResult:
-        result = super().__call__(pcm, listening, speaking, lengths)
-        for slot in np.flatnonzero(listening | speaking).tolist():
-            if listening[slot]:
-                self.heard[slot].append(pcm[slot].copy())
-            if not result.ended[slot]:
-                result.pcm[slot] = sound_of(int((result.pcm[slot, 0] + 1) * 2**15))
-            if speaking[slot] and not result.ended[slot]:
-                self.said[slot].append(result.pcm[slot].copy())
+        result = super().__call__(slots, pcm, listening, speaking, lengths)
+        for row, slot in enumerate(slots.tolist()):
+            if listening[row]:
+                self.heard[slot].append(pcm[row].copy())
+            if not result.ended[row]:
+                result.pcm[row] = sound_of(int((result.pcm[row, 0] + 1) * 2**15))
+            if speaking[row] and not result.ended[row]:
+                self.said[slot].append(result.pcm[row].copy())
         return result
 
     def sent(self, slot: int, frames: int | None = None) -> NDArray[np.int16]:
