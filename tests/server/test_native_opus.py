@@ -74,13 +74,14 @@ def test_what_is_heard_is_what_was_said() -> None:
     class Listening(StubStep):
         def __call__(
             self,
+            slots: NDArray[np.int64],
             pcm: NDArray[np.float32],
             listening: NDArray[np.bool_],
             speaking: NDArray[np.bool_],
             lengths: NDArray[np.int64],
         ) -> StubResult:
-            heard.extend(np.array(pcm[slot]) for slot in np.flatnonzero(listening))
-            return super().__call__(pcm, listening, speaking, lengths)
+            heard.extend(np.array(pcm[row]) for row in np.flatnonzero(listening))
+            return super().__call__(slots, pcm, listening, speaking, lengths)
 
     async def scenario(url: str) -> None:
         start = SessionStart(pace="fast", max_seconds=0.4, codecs=("opus",))
