@@ -209,9 +209,9 @@ def _works(stage: _Stage, stages: list[_Stage]) -> Works:
     return tuple(work for part in stages if part.name in stage.parts for work in _works(part, stages))
 
 
-def _held(ring: KeyValueRing, positions: int) -> int:
-    """Return the bytes of the keys and values of so many positions of each slot, in all layers."""
-    return (ring.keys.nbytes + ring.values.nbytes) // ring.keys.shape[3] * positions
+def _held(ring: KeyValueRing, slots: int, positions: int) -> int:
+    """Return the bytes of the keys and values of so many positions of so many slots, in all layers."""
+    return (ring.keys.nbytes + ring.values.nbytes) // (ring.keys.shape[0] * ring.keys.shape[3]) * slots * positions
 
 
 def _stages(models: _Models, slots: int, options: argparse.Namespace) -> list[_Stage]:
@@ -225,8 +225,15 @@ def _stages(models: _Models, slots: int, options: argparse.Namespace) -> list[_S
         half.frames.fill_(codec.config.window)
     window = codec.config.window
     stages = [
-        _stage("codec encode", lambda: codec.encode(pcm, state, everyone), codec, _held(state.encoder.ring, window)),
-        _stage("codec decode", lambda: codec.decode(codes, state, everyone), codec, _held(state.decoder.ring, window)),
+        _stage(
+            "codec encode", lambda: codec.encode(pcm, state, everyone), codec, _held(state.encoder.ring, slots, window)
+        ),
+        _stage(
+            "codec decode",
+            lambda: codec.decode(codes, state, everyone),
+            codec,
+            _held(state.decoder.ring, slots, window),
+        ),
     ]
     if decoder is None:
         return stages
@@ -260,7 +267,8 @@ def _stages(models: _Models, slots: int, options: argparse.Namespace) -> list[_S
             hidden = decoder.forward(unit[:, :1], inner.decoder_state, view.columns(book, book + 1))
             decoder.draw(hidden[:, 0], book, inner.sampler, drawing, few=True)
 
-    held = _held(inner.decoder_state.ring, step.context_frames * decoder.num_codebooks)
+    positions = step.context_frames * decoder.num_codebooks
+    held = _held(inner.decoder_state.ring, slots, positions)  # without the step's spare slot
     stages += [
         _stage("decoder, listening", at_once, decoder, held),
         _stage("decoder, speaking", one_by_one, decoder, decoder.num_codebooks * held),
