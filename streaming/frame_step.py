@@ -31,7 +31,6 @@ from streaming.models.llama import LlamaDecoder
 from streaming.models.mimi import STEPS, StreamingMimi
 from streaming.models.sampler import FEW, Drawing, SamplerState
 from streaming.models.slot_copy import Copying, SlotCopy, Track, put, take
-from streaming.models.slot_file import pack, unpack
 
 _WIDTHS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 """Numbers of rows that are captured as graphs; a step in between is filled up with rows that are nobody's."""
@@ -372,12 +371,16 @@ class FrameStep:
 
     def pack(self, copy: SlotCopy, said: dict[str, str]) -> bytes:
         """Return a copy as bytes, and what else is to be said with it. Any thread may call this."""
+        from streaming.models.slot_file import pack  # needs msgspec, which a step itself does without
+
         return pack(copy, said)
 
     def unpack(self, data: bytes | mmap) -> tuple[SlotCopy, dict[str, str]]:
         """Return what `pack` was given. Any thread may call this. Raises `SnapshotError` for what it never makes, or
         makes for steps of another `identity`.
         """
+        from streaming.models.slot_file import unpack
+
         return unpack(data, self.identity, self._device.tracks(), self.rewind_frames)
 
     def _place(self, slot: int, frames: int) -> None:
