@@ -453,21 +453,20 @@ class FrameStep:
             bucket, self._unheard = self._unheard, None
             self._run(bucket)
 
+    def fill(self, rows: int) -> None:
+        """Give the first slots to sessions that draw, their contexts full of nothing: what a step costs at most."""
+        for slot in range(rows):
+            self.open(slot, Sampling(seed=slot))
+            self._place(slot, self.context_frames)
+            self._least[slot] = self.context_frames
+
     def rehearse(self, rows: int) -> float:
         """Return the seconds that a step takes in which so many sessions speak whose contexts are full, until the
         encoder has heard it. What the first slots held is lost.
         """
-        slots = np.arange(rows)
-        device, pcm, speaking = self._device, np.zeros((rows, FRAME), np.float32), np.ones(rows, np.bool_)
-        for slot in range(rows):
-            self.open(slot, Sampling(seed=slot))
-        for frames in (
-            device.decoder_state.frames,
-            device.codec_state.encoder.frames,
-            device.codec_state.decoder.frames,
-        ):
-            frames[:rows] = self.context_frames
-        self._frames[:rows] = self._least[:rows] = self.context_frames
+        slots, device = np.arange(rows), self._device
+        pcm, speaking = np.zeros((rows, FRAME), np.float32), np.ones(rows, np.bool_)
+        self.fill(rows)
         started = time.perf_counter()
         self(slots, pcm, ~speaking, speaking)
         self.follow()

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from streaming.audio import FRAME
-from streaming.config import Sampling
 from streaming.frame_step import FrameStep, StepResult
 from streaming.loading import REWIND_FRAMES, frames_of_context
 from streaming.models.attention import FrameView
@@ -23,13 +22,10 @@ class FullStep:
         self, codec: StreamingMimi, decoder: LlamaDecoder, slots: int, context_tokens: int, graphs: bool = True
     ) -> None:
         self.step = FrameStep(codec, decoder, slots, frames_of_context(decoder, context_tokens), REWIND_FRAMES, graphs)
-        for slot in range(slots):
-            self.step.open(slot, Sampling(seed=slot))
-        state, length = self.step._device, self.step.context_frames
-        state.decoder_state.frames.fill_(length)
-        for half in (state.codec_state.encoder, state.codec_state.decoder):
-            half.frames.fill_(max(length, codec.config.window))
-        self.step._frames[:] = length
+        self.step.fill(slots)
+        codec_state = self.step._device.codec_state
+        for half in (codec_state.encoder, codec_state.decoder):
+            half.frames.fill_(max(self.step.context_frames, codec.config.window))
         self._decoder, self._rows = decoder, np.arange(slots)
         self._slots = torch.arange(slots, device=decoder.device)
         self._pcm = np.zeros((slots, FRAME), np.float32)

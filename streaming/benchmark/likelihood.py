@@ -6,11 +6,14 @@ import argparse
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from streaming.audio import FRAME, read_audio
 from streaming.loading import DEMO, DTYPES
+from streaming.models.likelihood import feed
+from streaming.models.llama import LlamaDecoder
 from streaming.options import count
 
 PROMPT = Path(__file__).resolve().parents[2] / "examples" / "prompt.wav"
@@ -30,6 +33,22 @@ def speech_frames(path: Path, count: int) -> NDArray[np.float32]:
     speech = read_audio(path)
     speech = np.tile(speech, -(-count * FRAME // len(speech)))
     return speech[: count * FRAME].reshape(count, FRAME)
+
+
+@torch.inference_mode()
+def losses(decoder: LlamaDecoder, codes: Tensor) -> Tensor:
+    """Return the negative log-likelihood of each code of a stream, from its beginning on, in nats: [F, Q].
+
+    codes: [F, Q].
+    """
+    state = decoder.init_state(1, len(codes))
+    columns = decoder.columns_for(state, len(codes))
+    return torch.cat(
+        [
+            feed(decoder, state, decoder.begin_frame(state, state.every_slot, len(codes), columns), frame[None])
+            for frame in codes.to(decoder.device)
+        ]
+    )
 
 
 def compare(losses: Tensor, reference: Tensor) -> tuple[float, float, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from streaming.benchmark import machine
@@ -32,15 +33,17 @@ class StepModels:
         }
 
 
-def add_arguments(parser: argparse.ArgumentParser, *slots: int) -> None:
-    """slots: how many sessions there are unless told otherwise; none: the measurement does not ask."""
+def add_arguments(parser: argparse.ArgumentParser, *slots: int, sizes: Collection[str] = DECODERS) -> None:
+    """slots: how many sessions there are unless told otherwise; none: the measurement does not ask, or asks itself.
+    sizes: of random weights.
+    """
     parser.add_argument("--model", default=DEMO, metavar="demo|HUB_ID|DIR")
     parser.add_argument("--codec", metavar="HUB_ID|DIR")
-    parser.add_argument("--random", choices=DECODERS, help="random weights made in memory, instead of --model")
+    parser.add_argument("--random", choices=sizes, help="random weights made in memory, instead of --model")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", choices=("auto", *DTYPES), default="auto", help="of the decoder")
     parser.add_argument("--quantize", choices=("none", "int8", "int4"), default="none", help="weights of the decoder")
-    parser.add_argument("--context-tokens", type=count, default=CONTEXT_TOKENS, metavar="N")
+    parser.add_argument("--context-tokens", type=count, default=CONTEXT_TOKENS, metavar="N", help="all of it held")
     if slots:
         parser.add_argument(
             "--slots", type=count, nargs="+", default=list(slots), metavar="B", help="sessions in a step"

@@ -19,12 +19,12 @@ from torch import Tensor
 
 from streaming.audio import FRAME
 from streaming.benchmark import models
+from streaming.benchmark.likelihood import losses
 from streaming.benchmark.models import StepModels
 from streaming.benchmark.report import Report
 from streaming.config import Sampling
 from streaming.errors import StreamingError
 from streaming.frame_step import FrameStep
-from streaming.models.likelihood import feed
 from streaming.models.llama import LlamaDecoder
 from streaming.models.mimi import StreamingMimi
 from streaming.models.operations.torch import TorchOperations
@@ -62,10 +62,10 @@ def measure(options: argparse.Namespace) -> Report:
     runs = {"plain": plain, "kernels": _run(codec, decoder, graphs=False)}
     if codec.device.type == "cuda":
         runs["graphs"] = _run(codec, decoder, graphs=True)
-    nats = {"plain": _losses(_plainly(decoder), plain.heard), "kernels": _losses(decoder, plain.heard)}
+    nats = {"plain": losses(_plainly(decoder), plain.heard).cpu(), "kernels": losses(decoder, plain.heard).cpu()}
     rows: list[dict[str, str | int | float | None]] = []
     for name, run in runs.items():
-        losses = nats.get(name)
+        found = nats.get(name)
         rows.append(
             {
                 "runs": name,
@@ -73,7 +73,7 @@ def measure(options: argparse.Namespace) -> Report:
                 "speaking ms": run.speaking_ms,
                 "codes heard as plain": float((run.heard == plain.heard).float().mean()),
                 "audio error": _error(run.pcm, plain.pcm),
-                "nats off a token": None if losses is None else float((losses - nats["plain"]).abs().mean()),
+                "nats off a token": None if found is None else float((found - nats["plain"]).abs().mean()),
                 "codes spoken as plain": float((run.spoken == plain.spoken).float().mean()),
                 "codes spoken as kernels": float((run.spoken == runs["kernels"].spoken).float().mean()),
             }
@@ -130,16 +130,6 @@ def _run(codec: StreamingMimi, decoder: LlamaDecoder, graphs: bool) -> _Run:
         float(np.median(times[-_TIMED:])),
         any(bool(result.broken.any()) for result in results),
     )
-
-
-@torch.inference_mode()
-def _losses(decoder: LlamaDecoder, codes: Tensor) -> Tensor:
-    """codes: [F, Q]. Returns what each token of these frames costs, in nats, [F, Q]."""
-    state = decoder.init_state(1, _CONTEXT_FRAMES)
-    columns = decoder.columns_for(state, len(codes))
-    given = codes.to(decoder.device)
-    views = (decoder.begin_frame(state, state.every_slot, _CONTEXT_FRAMES, columns) for _ in codes)
-    return torch.cat([feed(decoder, state, view, frame[None]) for view, frame in zip(views, given, strict=True)]).cpu()
 
 
 def _error(pcm: NDArray[np.float32], wanted: NDArray[np.float32]) -> float:

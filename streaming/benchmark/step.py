@@ -15,20 +15,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from streaming.audio import FRAME
 from streaming.benchmark import machine
 from streaming.benchmark.floors import Rates, Works
-from streaming.benchmark.likelihood import PROMPT, compare, speech_frames
+from streaming.benchmark.likelihood import PROMPT, compare, losses, speech_frames
+from streaming.benchmark.models import add_arguments as add_model_arguments
 from streaming.benchmark.report import Report
 from streaming.benchmark.steps import series_name
 from streaming.benchmark.work import Work, work_of
 from streaming.config import Sampling
 from streaming.frame_step import FrameStep
 from streaming.loading import (
-    CONTEXT_TOKENS,
-    DEMO,
     DTYPES,
     RANDOM,
     REWIND_FRAMES,
@@ -38,7 +36,7 @@ from streaming.loading import (
     pick_device,
 )
 from streaming.models.attention import KeyValueRing
-from streaming.models.likelihood import encode, feed
+from streaming.models.likelihood import encode
 from streaming.models.llama import LlamaDecoder
 from streaming.models.mimi import StreamingMimi
 from streaming.models.random_weights import DECODERS, random_codec
@@ -51,14 +49,7 @@ _READING = "reading"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default=DEMO, metavar="demo|HUB_ID|DIR")
-    parser.add_argument("--codec", metavar="HUB_ID|DIR")
-    parser.add_argument(
-        "--random", choices=(*DECODERS, "mimi"), help="full-size random weights made in memory, instead of --model"
-    )
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--dtype", choices=("auto", *DTYPES), default="auto", help="of the decoder")
-    parser.add_argument("--quantize", choices=("none", "int8", "int4"), default="none", help="weights of the decoder")
+    add_model_arguments(parser, sizes=(*DECODERS, "mimi"))
     parser.add_argument("--codec-dtype", choices=DTYPES, default="float32")
     parser.add_argument(
         "--input", type=Path, default=PROMPT, metavar="WAV", help="speech, for what --quantize and --codec-dtype cost"
@@ -66,7 +57,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--slots", type=count, nargs="+", metavar="B", help="sessions in a step (default: 1 4, GPU 1 64)"
     )
-    parser.add_argument("--context-tokens", type=count, default=CONTEXT_TOKENS, metavar="N", help="all of it held")
     parser.add_argument("--seconds", type=positive, default=5.0, metavar="S", help="of measurement for each line")
 
 
@@ -159,21 +149,12 @@ def _quality(models: _Models, options: argparse.Namespace) -> dict[str, str | in
         same = (encode(models.codec, frames) == codes).float().mean(0)
         facts |= {"equal codes": float(same.mean()), "of codebook 0": float(same[0])}
     if options.quantize != "none":
-        mean, change, error = compare(*(_losses(decoder, codes) for decoder in (models.decoder, plain.decoder)))
+        assert models.decoder is not None
+        mean, change, error = compare(
+            *(losses(decoder, codes).flatten() for decoder in (models.decoder, plain.decoder))
+        )
         facts |= {"nats/token": mean, "change": change, "std. error": error}
     return facts
-
-
-def _losses(decoder: LlamaDecoder | None, codes: Tensor) -> Tensor:
-    """codes: [F, Q]. Returns the negative log-likelihood of each, [F * Q]."""
-    assert decoder is not None
-    state = decoder.init_state(1, len(codes))
-    columns = decoder.columns_for(state, len(codes))
-    frames = [
-        feed(decoder, state, decoder.begin_frame(state, state.every_slot, len(codes), columns), frame[None])
-        for frame in codes
-    ]
-    return torch.cat(frames).flatten()
 
 
 def _operations(models: _Models) -> dict[str, str]:
