@@ -15,7 +15,7 @@ from streaming.audio import FRAME_RATE
 from streaming.config import CONTEXT_TOKENS as CONTEXT_TOKENS  # these are loading's own words, too
 from streaming.config import DEMO as DEMO
 from streaming.config import LlamaConfig, MimiConfig, Sampling, not_followed, transformer_parameters
-from streaming.engine.engine import Engine
+from streaming.engine.engine import OVERLOAD, Engine
 from streaming.errors import StreamingError, TooLargeError
 from streaming.frame_step import FrameStep, slot_bytes
 from streaming.memory import Memory, available_memory, resident, size
@@ -45,8 +45,6 @@ REWIND_FRAMES = 16
 """How far back an interruption can cut: 1.28 s, three times the default lead."""
 _LEAST_CONTEXT_FRAMES = 2
 """The frame that is made, and one to go on from: a session with fewer would hear nothing."""
-_SHARE_OF_FRAME = 0.8
-"""Of a frame's 80 ms, what a step of all sessions may take: the rest is for sockets, and for other programs."""
 _REAL_TIME_S = 1 / FRAME_RATE
 _REHEARSED = {"cpu": 8, "cuda": 64}
 """Sessions in the wider of the two steps that are measured."""
@@ -237,8 +235,8 @@ def load_engine(
         raise StreamingError(f"max_sessions is {max_sessions}, rewind_frames {rewind_frames}: at least 1 and 0")
     if not 0 < memory_share <= 1:
         raise StreamingError(f"memory_share is {memory_share:g}: above 0, and at most 1")
-    if memory_share < 1 and pick_device(device).type == "cuda":
-        torch.cuda.set_per_process_memory_fraction(memory_share, pick_device(device))
+    if memory_share < 1 and (where := pick_device(device)).type == "cuda":
+        torch.cuda.set_per_process_memory_fraction(memory_share, where)
     _LOG.info("loading the model %s", model)
     models = load_models(model, codec, device, dtype, quantize, codec_dtype, codec_window=codec_window)
     memory = _share_of(models.codec.device, memory_share)
@@ -246,7 +244,8 @@ def load_engine(
     if max_sessions == "auto":
         check_memory(models.codec, models.decoder, 1, context_tokens, rewind_frames, memory)
         max_sessions = most_sessions(models.codec, models.decoder, context_tokens, rewind_frames, memory)
-    check_memory(models.codec, models.decoder, max_sessions, context_tokens, rewind_frames, memory)
+    else:
+        check_memory(models.codec, models.decoder, max_sessions, context_tokens, rewind_frames, memory)
     try:
         step = FrameStep(models.codec, models.decoder, max_sessions, context_frames, rewind_frames)
         _LOG.info("making the step ready")
@@ -280,7 +279,7 @@ def most_sessions(
     """
     memory, device = memory or _memory_of(codec.device), codec.device
     each = slot_bytes(codec, decoder, context_tokens, rewind_frames)
-    fitting = _MOST_SESSIONS if memory is None else int(_SHARE * memory.free / each) - (device.type == "cuda")
+    fitting = _MOST_SESSIONS if memory is None else int(_SHARE * memory.free / each) - _spare_slots(device)
     if fitting <= 1:
         return 1
     rows = min(fitting, _REHEARSED[device.type])
@@ -296,7 +295,7 @@ def most_sessions(
     rows = min(rows, max(2, int(_REHEARSAL_S / one)))
     several = _rehearsed_s(step, rows)
     more = max((several - one) / (rows - 1), 1e-6)
-    in_time = 1 + max(0, int((_SHARE_OF_FRAME / FRAME_RATE - one) / more))
+    in_time = 1 + max(0, int((OVERLOAD * _REAL_TIME_S - one) / more))
     found = min(in_time, fitting, _MOST_SESSIONS)
     _LOG.info(
         "%d sessions: a step takes %.1f ms for one and %.1f ms for %d, so %s are in time; %s fit into memory",
@@ -348,7 +347,7 @@ def check_memory(
     is; by default, what the models' device says. decoder: None for the codec alone.
     """
     memory = memory or _memory_of(codec.device)
-    taken = sessions + (codec.device.type == "cuda")  # a spare slot; a CPU's system gives out what is written to
+    taken = sessions + _spare_slots(codec.device)
     try:
         each = slot_bytes(codec, decoder, context_tokens, rewind_frames)
     except RuntimeError as error:
@@ -384,6 +383,11 @@ def _memory_of(device: torch.device) -> Memory | None:
         free, total = torch.cuda.mem_get_info(device)
         return Memory(total, free)
     return available_memory()
+
+
+def _spare_slots(device: torch.device) -> int:
+    """Return how many slots beside the sessions' take memory: a CPU's system gives out what is written to."""
+    return int(device.type == "cuda")
 
 
 def _share_of(device: torch.device, share: float) -> Memory | None:

@@ -35,8 +35,10 @@ _TIMED_STEPS = 1000
 _RECENT_STEPS = 25
 _RECENT_S = 5.0
 """Steps before that say nothing of the sessions that there are now."""
-_OVERLOAD = 0.8
-"""Steps that take this share of a frame's 80 ms leave no room for another session."""
+OVERLOAD = 0.8
+"""Steps that take this share of a frame's 80 ms leave no room for another session: the rest is for sockets, and for
+other programs.
+"""
 _ENGINE_FAILED = "the engine has failed; its log says why"
 """Clients are told so, too: what exactly went wrong is none of their business."""
 _HOPELESS_STEPS = 3
@@ -157,7 +159,7 @@ class Engine:
             self._reap()
             since = time.monotonic() - _RECENT_S
             recent = [seconds for ended, seconds in self._recent_steps if ended >= since] if self._sessions else []
-        return bool(recent) and float(np.median(recent)) > _OVERLOAD / FRAME_RATE
+        return bool(recent) and float(np.median(recent)) > OVERLOAD / FRAME_RATE
 
     def attach(
         self,
@@ -303,16 +305,15 @@ class Engine:
                 except Exception as error:  # as above
                     self._step_failed(plan.sessions[int(plan.listening.sum()) :], error)
                 following, self._began_at = time.monotonic() - told, None
-            ended = EngineStoppedError("the engine was closed")
+            self._end(EngineStoppedError("the engine was closed"))
         except Exception as error:  # the thread's boundary: whatever it was, nobody may wait for ever
             _LOG.exception("the engine's thread failed")
             self._failure = self._failure or error
-            ended = EngineStoppedError(_ENGINE_FAILED)
-            ended.__cause__ = error
-        self._end(ended)
+            self._end(EngineStoppedError(_ENGINE_FAILED), error)
 
-    def _end(self, ended: EngineStoppedError) -> None:
+    def _end(self, ended: EngineStoppedError, cause: Exception | None = None) -> None:
         """Tell all sessions that it is over."""
+        ended.__cause__ = cause
         with self._changed:
             self._stopping = True
             for session in self._sessions.values():
@@ -327,9 +328,7 @@ class Engine:
                 continue
             self._failure = StepHungError(f"a step has not returned for {hung_s:g} s: the device hangs")
             _LOG.critical("%s", self._failure)
-            ended = EngineStoppedError(_ENGINE_FAILED)
-            ended.__cause__ = self._failure
-            self._end(ended)
+            self._end(EngineStoppedError(_ENGINE_FAILED), self._failure)
             return
 
     def _step_failed(self, sessions: list[EngineSession], error: Exception) -> None:
@@ -340,11 +339,7 @@ class Engine:
         if self._failed_in_a_row >= _HOPELESS_STEPS or self._step.is_fatal(error):
             raise error
         _LOG.error("a step failed; its %d sessions end, the others go on", len(sessions), exc_info=error)
-        with self._changed:
-            for session in sessions:
-                failed = StepFailedError("a step failed, and this session with it; the engine's log says why")
-                failed.__cause__ = error
-                session.fail(failed)
+        self._fail(sessions, "a step failed, and this session with it; the engine's log says why", error)
 
     def _schedule(self) -> _Plan | None:
         """Wait until a session is ready, and return the next step's batch; None when the engine is to stop.
@@ -381,18 +376,20 @@ class Engine:
                 except Exception as error:  # as of a step: it concerns this session, unless the device is lost
                     if self._step.is_fatal(error):
                         raise
-                    self._chore_failed(session, error)
+                    _LOG.error("a session could not be copied; it ends, the others go on", exc_info=error)
+                    self._fail([session], "the session could not be copied; the engine's log says why", error)
                 if time.monotonic() >= until:
                     return
             with self._changed:
                 sessions = [session for session in sessions if session.works]
 
-    def _chore_failed(self, session: EngineSession, error: Exception) -> None:
-        _LOG.error("a session could not be copied; it ends, the others go on", exc_info=error)
-        failed = StepFailedError("the session could not be copied; the engine's log says why")
-        failed.__cause__ = error
+    def _fail(self, sessions: list[EngineSession], message: str, cause: Exception) -> None:
+        """End these sessions, which are told so."""
         with self._changed:
-            session.fail(failed)
+            for session in sessions:
+                failed = StepFailedError(message)
+                failed.__cause__ = cause
+                session.fail(failed)
 
     def _next_plan(self) -> _Plan | None:
         """Return the batch of all sessions that are ready, or None if there are none."""
