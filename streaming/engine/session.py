@@ -624,7 +624,7 @@ class EngineSession:
             mark.common = mark.longest = mark.copy.frames
             self._tell(WentBack(self._turn, mark.prompt_frames))
 
-        self._chore = _Chore(_without_copy(work), is_back, 0)
+        self._chore = _Chore(work, is_back, 0)
 
     def _copy_out(self) -> None:
         frames = self._step.frames(self.slot)
@@ -663,8 +663,4 @@ class EngineSession:
         self._first_frame_ms, self._step_seconds, self._steps = books.first_frame_ms, books.step_seconds, books.steps
         self.unclean = False  # putting makes it clean
         work = self._step.put(self.slot, snapshot.copy, self._sampling)
-        self._chore = _Chore(_without_copy(work), lambda _: None, 0)
-
-
-def _without_copy(work: Generator[None]) -> Generator[None]:
-    yield from work
+        self._chore = _Chore(work, lambda _: None, 0)

@@ -143,9 +143,8 @@ class LlamaDecoder:
     def init_state(self, batch_size: int, context_frames: int, rewind_frames: int = 0) -> DecoderState:
         """Fresh state for `batch_size` slots that remember `context_frames` and can be rewound by `rewind_frames`."""
         config = self.config
-        depth = (
-            rewind_frames + 2
-        )  # one frame more than can be rewound, and one that a row scribbles on that does not advance
+        # One frame more than can be rewound, and one for what a row writes that does not advance.
+        depth = rewind_frames + 2
         size = self.num_codebooks * (context_frames + depth)
         ring = KeyValueRing.allocate(
             batch_size,
