@@ -65,7 +65,7 @@ class ServerOptions:
     drain_s: float = 30.0
     keepalive_s: float = 10.0
     handshake_s: float = 10.0
-    takes: int = 2
+    takes: int = 4
 
 
 class Shutdown:
