@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
+from streaming.models.huge_pages import on_huge_pages
 from streaming.models.operations.native.library import library
-from streaming.models.operations.native.matrix import on_huge_pages
 
 _READ_BYTES = {"cpu": 2**29, "cuda": 2**32}
 _SIDE = {"cpu": 1024, "cuda": 8192}

@@ -6,9 +6,6 @@ A row's result depends on that row alone, to the last bit.
 from __future__ import annotations
 
 import ctypes
-import mmap
-import sys
-from contextlib import suppress
 from ctypes import byref, c_int64, c_void_p
 from typing import Literal
 
@@ -16,14 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from streaming.models.huge_pages import on_huge_pages
 from streaming.models.operations.native.library import library
 
 Activation = Literal["none", "gelu", "gated"]
 
 FLOATS = {torch.float32: 0, torch.bfloat16: 1}
 _INT8, _INT4 = 2, 3
-_HUGE = 2**21
-"""Bytes of a huge page."""
 _ACTIVATIONS: dict[Activation, int] = {"none": 0, "gelu": 1, "gated": 2}
 
 
@@ -188,20 +184,6 @@ class NativeLinear:
         if self._product(self._matrix_at, byref(given), byref(after), out.data_ptr(), torch.get_num_threads()):
             raise MemoryError(f"no memory for {rows * batch} rows of {self.inputs} activations")
         return out
-
-
-def on_huge_pages(weight: Tensor) -> Tensor:
-    """The same numbers where Linux gives pages of 2 MiB: a processor reads ahead to the end of a page, and no further.
-    Elsewhere, and if they are few, as they are.
-    """
-    if sys.platform != "linux" or weight.nbytes < _HUGE:
-        return weight
-    memory = mmap.mmap(-1, weight.nbytes + _HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with suppress(OSError):  # a kernel that has none
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    room = torch.frombuffer(memory, dtype=torch.uint8)
-    start = -room.data_ptr() % _HUGE
-    return room[start : start + weight.nbytes].view(weight.dtype).view(weight.shape).copy_(weight)
 
 
 def _blocks(rows: Tensor, block: int) -> Tensor:
