@@ -221,6 +221,8 @@ class EngineSession:
         self._slides = slides
         self._error: StreamingError | None = None  # what ended it
         self._state = State.LISTENING
+        self.awake = True
+        """Whether the engine has to look at it: it was told something, or has more to do. The engine clears this."""
         self.unclean = True
         """Whether something of an earlier stream may be in the slot: no command takes effect before `make_clean`."""
         self._commands: deque[_Command] = deque()
@@ -264,8 +266,7 @@ class EngineSession:
 
     @property
     def closed(self) -> bool:
-        with self._changed:
-            return self._state is State.CLOSED
+        return self._state is State.CLOSED
 
     def listen(self, pcm: NDArray[np.float32]) -> bool:
         """Hear one frame, float32 [1920], which is now the session's: do not write into it again. One of fewer samples
@@ -324,7 +325,7 @@ class EngineSession:
             if turn == self._turn and frames > self._released:
                 self._released = frames
                 if self._due:
-                    self._changed.notify_all()
+                    self._wake()
 
     def interrupt(self, turn: int, heard_samples: int) -> None:
         """End the turn's continuation, and cut what was not heard of it, to the frame. Answered with `Interrupted`.
@@ -400,10 +401,14 @@ class EngineSession:
         with self._changed:
             self._state = State.CLOSED
             self._commands.clear()
-            self._changed.notify_all()
+            self._wake()
 
     def _give(self, command: _Command) -> None:
         self._commands.append(command)
+        self._wake()
+
+    def _wake(self) -> None:
+        self.awake = True
         self._changed.notify_all()
 
     def _require_open(self) -> None:
@@ -496,10 +501,11 @@ class EngineSession:
         return self._state is State.SPEAKING and self._spoken - self._released < self._speak.lead_frames
 
     def heard(self, codes: NDArray[np.int64]) -> None:
-        """Note that the frame that `next_frame` gave was heard by a step."""
+        """Note that the frame that `next_frame` gave was heard by a step. The engine wakes whoever waits for room, once
+        for all sessions of the step.
+        """
         self._queued_frames -= 1
         self._prompt_frames += 1
-        self._changed.notify_all()
         self._tell(FrameHeard(codes))
 
     def spoke(self, audio: StepAudio, row: int, codes: NDArray[np.int64], ended: bool, seconds: float) -> None:
