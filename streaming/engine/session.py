@@ -140,7 +140,7 @@ class _Interrupt:
 
 @dataclass(frozen=True, slots=True)
 class _ClearInput:
-    frames: int
+    keep_frames: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,20 +339,21 @@ class EngineSession:
                 self._begin_next_turn()
             self._give(_Interrupt(turn, heard_samples // FRAME))
 
-    def clear_input(self, frames: int) -> None:
-        """Take back the last frames heard in this turn, as far as can be. Answered with `InputCleared`.
+    def clear_input(self, keep_frames: int) -> None:
+        """Take back what was heard in this turn but for its first frames, as far as can be. Answered with
+        `InputCleared`, which says what is kept.
 
         A stream that holds nothing else can be emptied; any other can be cut back by the step's `rewind_frames`. Raises
         `SessionError` while speaking.
         """
-        assert frames >= 0, frames
+        assert keep_frames >= 0, keep_frames
         with self._changed:
             self._require_open()
             if self._speaking_next:
                 raise SessionError("the session is speaking: interrupt it first")
-            self._prompt_next = max(0, self._prompt_next - frames)
+            self._prompt_next = min(self._prompt_next, keep_frames)
             self._heard_any = self._heard_any and (self._turn_next > 1 or self._prompt_next > 0)
-            self._give(_ClearInput(frames))
+            self._give(_ClearInput(keep_frames))
 
     def mark(self, name: str) -> None:
         """Remember this moment of the stream, to go back to. Answered with `Marked`. Raises `SessionError` while
@@ -446,8 +447,8 @@ class EngineSession:
                     self._start_speaking(command)
                 case _Interrupt(turn, heard_frames):
                     self._cut(turn, heard_frames)
-                case _ClearInput(frames):
-                    self._take_back(frames)
+                case _ClearInput(keep_frames):
+                    self._take_back(keep_frames)
                 case _Configure(sampling):
                     self._sampling = sampling
                     self._step.configure(self.slot, sampling)
@@ -564,8 +565,8 @@ class EngineSession:
         self._prompt_frames = 0
         self._tell(done)
 
-    def _take_back(self, frames: int) -> None:
-        frames = min(frames, self._prompt_frames)
+    def _take_back(self, keep_frames: int) -> None:
+        frames = max(0, self._prompt_frames - keep_frames)
         if frames and frames == self._step.frames(self.slot):
             self.unclean = True
             self._changed_from(0)
