@@ -25,7 +25,7 @@ from streaming.audio import FRAME, FRAME_RATE, Pcm16
 from streaming.benchmark import runs
 from streaming.benchmark.report import Report, Value
 from streaming.benchmark.wire_servers import MAX_BYTES, speak_message
-from streaming.errors import ProtocolError
+from streaming.errors import ContinuationError, ProtocolError, StreamingError
 from streaming.protocol.messages import (
     PATH,
     AudioMessage,
@@ -44,6 +44,8 @@ _TONE = np.rint(8_000 * np.sin(2 * np.pi * 220 / 24_000 * np.arange(FRAME))).ast
 _HISS = np.random.default_rng(0).integers(-300, 300, FRAME).astype(np.int16)
 _HEAD = 100
 """Characters of a message in which its type stands."""
+_PATIENCE, _PATIENCE_S = 5.0, 30.0
+"""A measurement that takes so many times as long as it should, and so many seconds more, will not end by itself."""
 
 Wire = str | bytes
 
@@ -263,18 +265,33 @@ async def _row(real: _Server, bare: _Server, talk: _Talk, sessions: int, rounds:
 
 
 async def _cost_ms(server: _Server, talk: _Talk, sessions: int, count: _Count) -> float:
-    """Return the processor time of a frame, in ms."""
+    """Return the processor time of a frame, in ms. Raises `StreamingError` where a session ends early, or none ends."""
+    limit_s = _PATIENCE_S + _PATIENCE * 2 * talk.turn_frames * (talk.turns + 1) / FRAME_RATE
     ready, go = asyncio.Semaphore(0), asyncio.Event()
-    async with asyncio.TaskGroup() as clients:
-        for number in range(sessions):
-            clients.create_task(_client(server, talk, number / sessions, ready, go, count))
-        for _ in range(sessions):
-            await ready.acquire()
-        cpu = await server.cpu_s()
-        go.set()
-        for _ in range(sessions):
-            await ready.acquire()
-        return 1e3 * (await server.cpu_s() - cpu) / (count.heard + count.spoken)
+    try:
+        async with asyncio.timeout(limit_s), asyncio.TaskGroup() as clients:
+            for number in range(sessions):
+                clients.create_task(_client(server, talk, number / sessions, ready, go, count))
+            for _ in range(sessions):
+                await ready.acquire()
+            cpu = await server.cpu_s()
+            go.set()
+            for _ in range(sessions):
+                await ready.acquire()
+            return 1e3 * (await server.cpu_s() - cpu) / (count.heard + count.spoken)
+    except TimeoutError:
+        moved = f"{count.heard} frames were heard and {count.spoken} spoken"
+        raise ContinuationError(f"{sessions} sessions of {talk.traffic.name} are stuck: {moved}") from None
+    except ExceptionGroup as group:
+        found = group.subgroup(StreamingError)
+        if found is None:
+            raise
+        raise _first(found) from None
+
+
+def _first(group: ExceptionGroup[StreamingError]) -> StreamingError:
+    error = group.exceptions[0]
+    return _first(error) if isinstance(error, ExceptionGroup) else error
 
 
 async def _client(

@@ -221,6 +221,7 @@ class Conversation:
                     self._heard_due = None
                     self._act(self._taker.interrupted(), now)
             case events.InputCleared(turn, kept_frames=kept):
+                self._prompt.cleared(kept)
                 self._say(messages.InputCleared(turn=turn, kept_samples=kept * FRAME))
             case events.Marked(held_bytes):
                 if self._takes is not None:

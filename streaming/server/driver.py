@@ -12,6 +12,7 @@ import secrets
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TypeVarTuple, Unpack
 
 from msgspec import structs
 
@@ -34,6 +35,7 @@ from streaming.server.watch.observer import SessionObserver
 
 _LOG = logging.getLogger(__name__)
 _UNHANDLED = 16
+Arguments = TypeVarTuple("Arguments")
 
 
 class Driver:
@@ -112,8 +114,9 @@ class Driver:
             await self._may_write.wait()
         if self._conversation is not None:
             if isinstance(reply, AudioMessage):
-                self._conversation.sent(reply.turn, self._loop.time())
-            self._interact(None)
+                self._interact(self._conversation.sent, reply.turn, self._loop.time())
+            elif self._inbox:  # which may have waited until fewer replies do
+                self._interact(None)
         return reply
 
     def answer(self, message: Message) -> None:
@@ -149,8 +152,7 @@ class Driver:
 
     def _finish(self, end: End) -> None:
         if self._conversation is not None:
-            conversation = self._conversation
-            self._interact(lambda: conversation.finish(end))
+            self._interact(self._conversation.finish, end)
         else:
             self._early_end = self._early_end or end
             self._over.set()
@@ -242,17 +244,16 @@ class Driver:
         if self._conversation is None:
             self._early.append(event)
             return
-        conversation = self._conversation
-        self._interact(lambda: conversation.happened(event, self._loop.time()))
+        self._interact(self._conversation.happened, event, self._loop.time())
 
-    def _interact(self, action: Callable[[], None] | None) -> None:
+    def _interact(self, action: Callable[[Unpack[Arguments]], None] | None, *arguments: *Arguments) -> None:
         """Do this to the conversation, then handle the messages that it is ready for, and set its timer."""
         conversation = self._conversation
         if conversation is None:
             return
         try:
             if action is not None:
-                action()
+                action(*arguments)
             self._handle_messages(conversation)
         except Exception:  # as in `run`
             _LOG.exception("a session failed")
@@ -295,7 +296,7 @@ class Driver:
                 _LOG.error("voice activity failed", exc_info=answer)
                 self._finish(INTERNAL)
             elif later:
-                self._interact(lambda: self._handle(audio, answer))
+                self._interact(self._handle, audio, answer)
             else:
                 self._handle(audio, answer)
 
@@ -314,7 +315,7 @@ class Driver:
             self._finish(INTERNAL)
             return
         self._asked = False
-        self._interact(lambda: self._handle(update))
+        self._interact(self._handle, update)
 
     def _set_timer(self, conversation: Conversation) -> None:
         deadline = conversation.deadline(self._loop.time())
@@ -327,4 +328,4 @@ class Driver:
         self._timer = None
         conversation = self._conversation
         assert conversation is not None
-        self._interact(lambda: conversation.tick(self._loop.time()))
+        self._interact(conversation.tick, self._loop.time())

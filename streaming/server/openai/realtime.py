@@ -240,8 +240,8 @@ class RealtimeDialect:
                 return self._speech_started(reply)
             case messages.SpeechStopped(at_samples=at):
                 return self._speech_stopped(at)
-            case messages.InputCleared():
-                return self._cleared()
+            case messages.InputCleared(kept_samples=kept):
+                return self._cleared(kept)
             case messages.TurnSpeaking():
                 return self._responses.turn_speaking(reply, self._options)
             case messages.TurnDone():
@@ -273,7 +273,8 @@ class RealtimeDialect:
             said += self._responses.fail(None, NO_TEXT, self._options)
         return said
 
-    def _cleared(self) -> list[ServerEvent]:
+    def _cleared(self, kept_samples: int) -> list[ServerEvent]:
+        self._input.cleared(kept_samples)
         item_id, self._speech_item = self._speech_item, None
         if item_id is None:
             return [events.Cleared()]
@@ -287,7 +288,7 @@ class RealtimeDialect:
             case "speak":
                 self._responses.refused(error)
             case "input.clear":  # the machine has just begun to speak: there is no input any more
-                return self._cleared()
+                return self._cleared(0)
             case "interrupt":  # it is too late: nothing can be cut any more
                 return self._interruptions.answered()
             case _:
