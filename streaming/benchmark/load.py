@@ -36,7 +36,7 @@ _FAST_PIECE = SAMPLE_RATE // 2
 
 
 class Job(msgspec.Struct, frozen=True):
-    """What one process is to do. speech: recordings that prompts are cut from. message_samples: of speech, in one
+    """The work of one process. speech: recordings that prompts are cut from. message_samples: of speech, in one
     message. The token for the server is in the environment variable STREAMING_TOKEN.
 
     pace "fast": everything as fast as the server takes it; nobody plays, so nothing runs dry or is interrupted.
