@@ -21,6 +21,8 @@ import tempfile
 from ctypes import c_char_p, c_float, c_int, c_int64, c_void_p
 from pathlib import Path
 
+from streaming.errors import StreamingError
+
 _LOG = logging.getLogger(__name__)
 _SOURCE = Path(__file__).with_name("kernels.c")
 _FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=off", "-fPIC")
@@ -67,7 +69,7 @@ def library() -> ctypes.CDLL | None:
     return opened
 
 
-class _NotHereError(Exception):
+class _NotHereError(StreamingError):
     """This system lacks what is needed."""
 
 
