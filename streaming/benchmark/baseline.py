@@ -82,7 +82,7 @@ def measure(options: argparse.Namespace) -> Report:
 
 
 Contest = dict[str, dict[str, Callable[[], object]]]
-"""What is to be done -> who does it. "streaming" is us."""
+"""Each piece of work, and by name the programs that do it; "streaming" is this project."""
 
 
 def _rows(

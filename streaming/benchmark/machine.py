@@ -87,7 +87,7 @@ def median(times: list[float]) -> float:
 
 
 def name_of(device: torch.device) -> str:
-    """For a table's head: a GPU, or how many threads of which processor, and what it multiplies with."""
+    """Return a table's head: a GPU, or how many threads of which processor, and what it multiplies with."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     native = library()

@@ -39,7 +39,7 @@ class _After(ctypes.Structure):
 
 
 def pointer(tensor: Tensor | None) -> int | None:
-    """Of a tensor that lies in one piece, or null. Of its type and size the caller must be sure."""
+    """Return the address of a contiguous tensor, or null for None. The caller has checked its type and size."""
     assert tensor is None or tensor.is_contiguous()
     return None if tensor is None else tensor.data_ptr()
 
@@ -66,11 +66,11 @@ class NativeLinear:
         self._matrix = _Matrix(kind, self.inputs, self.outputs, group, *pointers)
         self._matrix_at = byref(self._matrix)
         self.gates = self.outputs % (2 * int(opened.native_block())) == 0
-        """Whether `run` can gate."""
+        """Whether `run` can apply a gate."""
 
     @staticmethod
     def can(weight: Tensor) -> bool:
-        """Whether a weight can be packed here as it is."""
+        """Return whether a weight can be packed here as it is."""
         return weight.device.type == "cpu" and weight.dtype in FLOATS and library() is not None
 
     @staticmethod
