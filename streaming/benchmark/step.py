@@ -175,7 +175,7 @@ class _Stage:
 
 
 def _stage(name: str, run: Callable[[], object], model: StreamingMimi | LlamaDecoder, state_bytes: int) -> _Stage:
-    """state_bytes: of keys and values that the slots hold."""
+    """Return a stage with its work. state_bytes: of keys and values that the slots hold."""
     work = work_of(run, model)
     work = replace(work, read_bytes=work.read_bytes + state_bytes)
     return _Stage(name, machine.captured(run, model.device), model.dtype, work)
@@ -235,7 +235,7 @@ def _stages(models: _Models, slots: int, options: argparse.Namespace) -> list[_S
     drawing = Drawing(everybody, inner.decoder_state.frames, ~flags[0], flags[1], codes, flags[2], flags[3])
 
     def drawing_too() -> None:
-        """As a step has it: each draw comes after a pass over all weights, which leaves no cache warm."""
+        """Draw as a step does: after a pass over all weights, which leaves no cache warm."""
         view = decoder.begin_frame(inner.decoder_state, everybody, step.context_frames, columns)
         for book in range(decoder.num_codebooks):
             hidden = decoder.forward(unit[:, :1], inner.decoder_state, view.columns(book, book + 1))

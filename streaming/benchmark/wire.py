@@ -52,7 +52,7 @@ Wire = str | bytes
 
 @dataclass(frozen=True)
 class _Traffic:
-    """What one session's client sends, made beforehand as far as can be, so that the clients keep up.
+    """The messages of one session's client, made beforehand as far as possible, so that the clients keep up.
 
     path, opening: of the real server. opened: what stands in the message that says that the session has begun.
     heard(turn, position): a frame of speech. turn_ends(turn): the word to go on. played(turn, frames): the report of
@@ -214,7 +214,7 @@ async def _server(name: str) -> AsyncIterator[_Server]:
 
 @dataclass(frozen=True)
 class _Talk:
-    """How all sessions of a measurement talk: so many turns, of so many frames each way."""
+    """The turns of all sessions of a measurement: how many, and of how many frames each way."""
 
     traffic: _Traffic
     turns: int
@@ -328,7 +328,7 @@ async def _client(
 
 
 class _Come:
-    """What has come from the server. frames: released with each frame of a turn; turns: at the end of each turn."""
+    """The server's messages so far. frames: released with each frame of a turn; turns: at the end of each turn."""
 
     def __init__(self) -> None:
         self.frames, self.turns = asyncio.Semaphore(0), asyncio.Semaphore(0)

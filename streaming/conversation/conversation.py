@@ -41,7 +41,7 @@ from streaming.protocol.messages import AudioMessage, ClientMessage, Message, Sa
 MAX_UNSENT = 64
 """No message is handled while so many replies wait: who asks and never reads is not listened to."""
 HEARD_TIMEOUT_S = 0.5
-"""How long a client may take to say what was heard when a voice interrupts it."""
+"""How long a client may take to say what was heard, when a voice interrupts or an OpenAI response is cancelled."""
 _LAGGING_FRAMES = events.QUEUED_FRAMES // 2
 _LAGGING_INTERVAL_S = 1.0
 

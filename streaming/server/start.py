@@ -8,13 +8,13 @@ import gc
 import logging
 import os
 import signal
-import threading
 import time
 from contextlib import suppress
+from functools import partial
 from urllib.parse import urlsplit
 
 from streaming.audio import FRAME_RATE
-from streaming.command import INTERRUPTED, complain, end_on_signals, raise_on_interrupt, say
+from streaming.command import INTERRUPTED, call_at_end_of_input, complain, end_on_signals, raise_on_interrupt, say
 from streaming.engine.engine import Engine
 from streaming.errors import StreamingError
 from streaming.server.door.bind import check_address, check_bind
@@ -55,15 +55,7 @@ async def serve(engine: Engine, keeper: Gatekeeper, options: ServerOptions, *, u
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, shutdown.request)
     if until_eof:
-
-        def wait_for_eof() -> None:
-            with suppress(OSError):  # what cannot be read has ended
-                while os.read(0, 4096):  # not by Python's buffer, which is locked while it is read: it aborts at exit
-                    pass
-            with suppress(RuntimeError):  # the loop is closed: the server has ended by itself
-                loop.call_soon_threadsafe(shutdown.request_at_once)
-
-        threading.Thread(target=wait_for_eof, name="stdin", daemon=True).start()
+        call_at_end_of_input(partial(loop.call_soon_threadsafe, shutdown.request_at_once))
 
     def listening(url: str) -> None:
         say(f"listening on {url}")

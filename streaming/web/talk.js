@@ -180,8 +180,9 @@ export class Talk {
     });
   }
 
-  /** What was a tap: the turn then lasts until the next one. */
+  /** What was a tap: the turn then lasts until the next one. Nothing where the press has failed meanwhile. */
   latch() {
+    if (this.grip !== "held") return;
     this.grip = "latched";
     this.#changed();
   }

@@ -273,6 +273,21 @@ test("a microphone that is only being opened is no question: a tap then talks", 
   assert.equal(talk.phase, "talking");
 });
 
+test("a tap whose press has failed before the finger was up leaves the button as it was", async () => {
+  // It stayed latched, so that the next press let go of nothing, and was lost.
+  const { sockets, talk, start } = begin();
+  await talk.press();
+  sockets[0].end(1006);
+  await settled();
+  assert.equal(talk.phase, "problem");
+  talk.latch();
+  assert.equal(talk.grip, "free");
+  talk.dismiss();
+  await talk.press();
+  start();
+  assert.deepEqual([talk.phase, sockets.length], ["talking", 2]);
+});
+
 test("who stops while the browser asks waits for nobody, and a late answer opens nothing", async () => {
   const { audio, talk } = begin();
   let allow;
