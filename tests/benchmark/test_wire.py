@@ -31,7 +31,8 @@ def test_both_servers_move_the_same_frames(tmp_path: Path) -> None:
     assert [row["traffic"] for row in rows] == names
     for row in rows:
         assert row["frames"] == row["bare_frames"] == 2 * 2 * 3, row
-        assert row["server_ms"] > 0 and row["bare_ms"] > 0
+        assert row["server_ms"] >= row["lock_ms"] > 0 and row["bare_ms"] > 0
+        assert (row["lock_ms"] < row["server_ms"]) == (row["traffic"] in ("native, Opus", "hands-free")), row
 
 
 def test_one_kind_of_traffic(tmp_path: Path) -> None:
@@ -83,8 +84,8 @@ class _Unmeasured:
     def __init__(self, url: str) -> None:
         self.url = url
 
-    async def cpu_s(self) -> float:
-        return 0.0
+    async def spent(self) -> wire._Spent:
+        return wire._Spent(0.0, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +110,7 @@ def test_a_measurement_of_sessions_that_do_not_go_on_ends(
         async with serve(handle, "127.0.0.1", 0) as server:
             url = f"ws://127.0.0.1:{next(iter(server.sockets)).getsockname()[1]}"
             talk = wire._Talk(next(iter(wire._traffics(3))), turns=1, turn_frames=3)
-            await wire._cost_ms(cast(wire._Server, _Unmeasured(url)), talk, 2, wire._Count())
+            await wire._frame_ms(cast(wire._Server, _Unmeasured(url)), talk, 2, wire._Count())
 
     with pytest.raises(error, match=says):
         asyncio.run(scenario())
