@@ -75,7 +75,7 @@ class ServerAddress:
         if parts.scheme not in ("ws", "wss") or not host:
             raise ContinuationError(f"{url}: not a server's address; {_LOOKS}")
         if token is not None and not _TOKEN.fullmatch(token):
-            raise ContinuationError("the token holds characters that no token has, a space or a line end perhaps")
+            raise ContinuationError("the token holds a character that no token may have, perhaps a space or a line end")
         return cls(urlunsplit(parts._replace(path=PATH) if parts.path in ("", "/") else parts), host, token)
 
 

@@ -176,7 +176,7 @@ class Driver:
         try:
             await asyncio.wait((slot, over), return_when=asyncio.FIRST_COMPLETED)
             if not slot.done():
-                raise StoppingError("the session ended in line")
+                raise StoppingError("the session ended while it waited in line")
             return slot.result()
         finally:
             slot.cancel()

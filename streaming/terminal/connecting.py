@@ -71,6 +71,7 @@ async def connect(
         lag="wait" if args.input else "drop",  # a file is better late than with holes
         lead_ms=LEAD_MS,
         resume=args.url is not None,
+        takes=args.input is None,
         codecs=("opus", *plain) if wants_opus(args, server) else plain,
         sampling=SamplingOptions(temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, seed=args.seed),
     )

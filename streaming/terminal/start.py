@@ -182,10 +182,11 @@ async def converse(args: argparse.Namespace, program: str) -> None:
 
 def _hint(args: argparse.Namespace, releases: bool) -> str:
     if args.turn == "vad":
-        return "just talk.  Ctrl-D or Ctrl-C: quit"
+        return "just talk.  t: another take.  Ctrl-D or Ctrl-C: quit"
     if not args.push_to_talk:
-        return "Enter: go on, or interrupt.  Ctrl-D or Ctrl-C: quit"
-    return f"{'hold Space to talk' if releases else 'Space: talk, Space again: go on'}.  Ctrl-D or Ctrl-C: quit"
+        return "Enter: go on, or interrupt.  t: another take.  Ctrl-D or Ctrl-C: quit"
+    how = "hold Space to talk" if releases else "Space: talk, Space again: go on"
+    return f"{how}.  t: another take.  Ctrl-D or Ctrl-C: quit"
 
 
 def _summarize(

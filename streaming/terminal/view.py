@@ -11,6 +11,7 @@ JSON mode prints one object a line on standard output, told apart by `event`:
 | `listening` | `turn`: the turn that speech sent now belongs to |
 | `speech_started`, `speech_stopped` | `turn`, `at_seconds` of the input (`--turn vad`) |
 | `speaking` | `turn`, `prompt_seconds`, `dropped_seconds`: the continuation begins |
+| `take` | `turn`, `of`, `seed`: the turn is another take of the turn `of` |
 | `interrupted` | `turn`, `heard_seconds` |
 | `turn` | a turn's end and its measurements, the fields of `TurnReport` |
 | `input_lagging` | `behind_ms`: the server is so far behind what is said |
