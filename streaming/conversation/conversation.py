@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from streaming.audio import FRAME, FRAME_RATE, to_float
 from streaming.config import Sampling
 from streaming.conversation import turn_taking
+from streaming.conversation.books import ConversationBooks
 from streaming.conversation.ends import CLIENT_LEFT, error_message, fatal, idle, stopped
 from streaming.conversation.engine_commands import EngineCommands, SessionCommands
 from streaming.conversation.outbox import Echo, End, Outbox
@@ -74,7 +75,8 @@ class Conversation:
     start: what the client asked for, its sampling filled. usual: how it is filled in later messages, with the session's
     seed. rewind_frames: how far an interruption can reach back. idle_s: a client that does nothing for so long is told
     goodbye. sent_is_heard: a client that plays whatever it is sent, and never says what it heard. takes: where turns
-    are kept to be gone on from anew, if this client may. `end` is set once the session is over; it is the last reply,
+    are kept to be gone on from anew, if this client may. books: of the conversation that this one goes on with, whose
+    client is told nothing of that; its takes are gone. `end` is set once the session is over; it is the last reply,
     too.
     """
 
@@ -91,13 +93,15 @@ class Conversation:
         now: float,
         sent_is_heard: bool = False,
         takes: TakesMemory | None = None,
+        books: ConversationBooks | None = None,
     ) -> None:
         self._engine, self._outbox, self._observer, self._idle_s = EngineCommands(engine), outbox, observer, idle_s
         self._fast, self._drops = start.pace == "fast", start.lag == "drop" and start.pace == "realtime"
         self._sent_is_heard = sent_is_heard
         self._lead_frames = lead_frames(start, rewind_frames)
         self.end: End | None = None
-        self._settings, self._applied = Settings(start, usual), start.sampling
+        self._start = start
+        self._settings, self._applied = Settings(books or start, usual), start.sampling
         # Input
         self._prompt = Prompt()
         self._position = 0  # samples of input so far
@@ -113,6 +117,48 @@ class Conversation:
         self._heard_due: float | None = None  # a voice interrupted; by then the client should say what it heard
         self._draining = False
         self._active_at = now
+        if books is not None:
+            self._go_on_with(books, now)
+
+    # Books
+
+    @property
+    def calm(self) -> bool:
+        """Whether the engine has all that it was told: nothing waits for room, and no answer makes more commands."""
+        interrupting = self._taker is not None and self._taker.state is turn_taking.TurnState.INTERRUPTING
+        return not self._engine.waiting and not (interrupting and self._heard_due is None)
+
+    def books(self, now: float) -> ConversationBooks:
+        """Return all that another conversation needs to go on with this one, its engine's session and replies apart.
+
+        They fit a snapshot of that session where this was `calm` when the snapshot was asked for, nothing was received
+        since, and the books are written when the engine has told all that was before the snapshot.
+        """
+        settings = self._settings
+        return ConversationBooks(
+            start=self._start,
+            sampling=settings.sampling,
+            max_seconds=settings.max_seconds,
+            vad=settings.vad,
+            applied=self._applied,
+            prompt=self._prompt.books(),
+            taker=None if self._taker is None else self._taker.books(),
+            playback=None if self._playback is None else self._playback.books(now),
+            position=self._position,
+            patient_until=self._patient_until,
+            turn=self._turn,
+            tip=self._tip,
+            cut=dict(self._cut),
+            heard_due_s=None if self._heard_due is None else max(0.0, self._heard_due - now),
+        )
+
+    def _go_on_with(self, books: ConversationBooks, now: float) -> None:
+        self._applied, self._prompt = books.applied, Prompt(books.prompt)
+        self._position, self._patient_until = books.position, books.patient_until
+        self._turn, self._tip, self._cut = books.turn, books.tip, dict(books.cut)
+        self._taker = None if books.taker is None else turn_taking.TurnTaker.of(books.taker, books.vad)
+        self._playback = None if books.playback is None else Playback.of(books.playback, now)
+        self._heard_due = None if books.heard_due_s is None else now + books.heard_due_s
 
     @property
     def ready(self) -> bool:
