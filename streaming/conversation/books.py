@@ -123,23 +123,10 @@ class ConversationBooks(_Books, frozen=True, kw_only=True):
         """Return those of the same conversation between two turns, with the settings that it has: nothing is said in
         this turn, and nothing is played. position: samples of input so far; applied: how the engine draws.
         """
-        taker = None
-        if self.taker is not None:
-            taker = TurnTakerBooks(
-                state="idle",
-                detected=position,
-                agreed=position,
-                active=False,
-                speaking=False,
-                since=position,
-                recent=b"",
-                position=position,
-                handed_out=position,
-            )
         return structs.replace(
             self,
             prompt=PromptBooks(frames=0, speech_from=0, begun=b""),
-            taker=taker,
+            taker=None if self.taker is None else _quiet(position),
             playback=None,
             position=position,
             patient_until=position,
@@ -149,6 +136,43 @@ class ConversationBooks(_Books, frozen=True, kw_only=True):
             cut={},
             heard_due_s=None,
         )
+
+
+def first_books(start: SessionStart, turn: int, prompt_frames: int) -> ConversationBooks:
+    """Return those of a conversation that begins in this turn, of which so much was heard before. start: what its
+    client asked for, its sampling filled.
+    """
+    return ConversationBooks(
+        start=start,
+        sampling=start.sampling,
+        max_seconds=start.max_seconds,
+        vad=start.vad,
+        applied=start.sampling,
+        prompt=PromptBooks(frames=prompt_frames, speech_from=prompt_frames, begun=b""),
+        taker=_quiet(0) if start.turn_taking == "vad" else None,
+        playback=None,
+        position=0,
+        patient_until=0,
+        turn=turn,
+        tip=turn - 1,
+        cut={},
+        heard_due_s=None,
+    )
+
+
+def _quiet(position: int) -> TurnTakerBooks:
+    """Return those of a session in which nobody speaks, and nothing was heard before this position."""
+    return TurnTakerBooks(
+        state="idle",
+        detected=position,
+        agreed=position,
+        active=False,
+        speaking=False,
+        since=position,
+        recent=b"",
+        position=position,
+        handed_out=position,
+    )
 
 
 def bytes_of(samples: NDArray[np.float32]) -> bytes:

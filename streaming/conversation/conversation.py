@@ -14,9 +14,10 @@ There is no event loop, socket or thread here, and nothing waits. Whoever drives
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from msgspec import structs
@@ -28,14 +29,21 @@ from streaming.conversation import turn_taking
 from streaming.conversation.books import ConversationBooks
 from streaming.conversation.ends import CLIENT_LEFT, error_message, fatal, idle, stopped
 from streaming.conversation.engine_commands import EngineCommands, SessionCommands
-from streaming.conversation.outbox import Echo, End, Outbox
+from streaming.conversation.outbox import Echo, End, Outbox, Saved
 from streaming.conversation.pacing import frames_in, lead_frames
 from streaming.conversation.playback import Playback
 from streaming.conversation.prompt import Prompt
 from streaming.conversation.settings import Settings, sampling_of
 from streaming.conversation.takes import Takes, TakesMemory
 from streaming.engine import events
-from streaming.errors import EmptyPromptError, PromptTooLongError, ProtocolError, SessionError, StreamingError
+from streaming.errors import (
+    EmptyPromptError,
+    PromptTooLongError,
+    ProtocolError,
+    SavingUnavailableError,
+    SessionError,
+    StreamingError,
+)
 from streaming.protocol import messages
 from streaming.protocol.messages import AudioMessage, ClientMessage, Message, SamplingOptions, UnknownTypeError
 
@@ -76,8 +84,8 @@ class Conversation:
     seed. rewind_frames: how far an interruption can reach back. idle_s: a client that does nothing for so long is told
     goodbye. sent_is_heard: a client that plays whatever it is sent, and never says what it heard. takes: where turns
     are kept to be gone on from anew, if this client may. books: of the conversation that this one goes on with, whose
-    client is told nothing of that; its takes are gone. `end` is set once the session is over; it is the last reply,
-    too.
+    client is told nothing of that; its takes are gone. saves: whether this client may have the session. `end` is set
+    once the session is over; it is the last reply, too.
     """
 
     def __init__(
@@ -94,6 +102,7 @@ class Conversation:
         sent_is_heard: bool = False,
         takes: TakesMemory | None = None,
         books: ConversationBooks | None = None,
+        saves: bool = False,
     ) -> None:
         self._engine, self._outbox, self._observer, self._idle_s = EngineCommands(engine), outbox, observer, idle_s
         self._fast, self._drops = start.pace == "fast", start.lag == "drop" and start.pace == "realtime"
@@ -115,6 +124,8 @@ class Conversation:
         self._playback: Playback | None = None  # of the turn that is being spoken and played, or was last
         self._cut: dict[int, int] = {}  # samples that were sent of turns that were interrupted and are not done yet
         self._heard_due: float | None = None  # a voice interrupted; by then the client should say what it heard
+        self._keeps: deque[Callable[[Any], None]] = deque()  # who waits for a snapshot, in order
+        self._saves = saves
         self._draining = False
         self._active_at = now
         if books is not None:
@@ -179,6 +190,13 @@ class Conversation:
             next_frame = self._playback.next_frame_at(now)
             deadline = deadline if next_frame is None else min(deadline, next_frame)
         return deadline
+
+    def keep(self, kept: Callable[[Any], None]) -> None:
+        """Have the engine's session copied out as it is once all that it was told before has happened. kept: is given
+        the snapshot.
+        """
+        self._keeps.append(kept)
+        self._engine.keep()
 
     # What comes in
 
@@ -271,6 +289,8 @@ class Conversation:
             case events.Marked(held_bytes):
                 if self._takes is not None:
                     self._give_up(self._takes.hold(held_bytes))
+            case events.Kept(snapshot):
+                self._keeps.popleft()(snapshot)
             case events.Failed(error):
                 self.finish(fatal(error))
 
@@ -315,6 +335,8 @@ class Conversation:
                 self._say(messages.Pong(id=number, client_time_ms=sent, server_time_ms=1e3 * now))
             case messages.SessionUpdate():
                 self._update(received, now)
+            case messages.SessionSave():
+                self._save()
             case messages.SessionClose():
                 self.finish(CLIENT_LEFT)
             case Echo():
@@ -567,6 +589,19 @@ class Conversation:
             playback.over = True
             if self._taker is not None:
                 self._taker.speaking_ended()
+
+    # Saved sessions
+
+    def _save(self) -> None:
+        """Give the client its session."""
+        if not self._saves:
+            raise SavingUnavailableError(
+                "this server does not give sessions away; it would have to run with --allow-save"
+            )
+        if self._speaking:
+            raise SessionError("the session is speaking: let it end, or interrupt it first")
+        turn = self._turn
+        self.keep(lambda snapshot: self._outbox.put(Saved(turn, snapshot)))
 
     # Settings
 

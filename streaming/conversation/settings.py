@@ -29,8 +29,8 @@ def sampling_of(options: SamplingOptions) -> Sampling:
 class Settings:
     """What holds from the next turn on.
 
-    start: what the client asked for, its sampling filled, or what has become of that since. usual: the model's sampling,
-    with the session's seed.
+    start: what the client asked for, its sampling filled, or what has become of that since. usual: the model's
+    sampling, with the session's seed.
     """
 
     def __init__(self, start: SessionStart | ConversationBooks, usual: Sampling) -> None:
