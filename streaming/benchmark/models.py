@@ -43,9 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser, *slots: int, sizes: Collectio
     parser.add_argument(
         "--codec", metavar="HUB_ID|DIR", help="The Mimi checkpoint (default: kyutai/mimi, or the demo's)."
     )
-    parser.add_argument(
-        "--random", choices=sizes, help="Measure random weights, made in memory, instead of --model."
-    )
+    parser.add_argument("--random", choices=sizes, help="Measure random weights, made in memory, instead of --model.")
     parser.add_argument("--device", default="auto", help="Where it runs: auto, cpu or cuda[:N] (default: auto).")
     parser.add_argument("--dtype", choices=("auto", *DTYPES), default="auto", help="What the decoder computes in.")
     parser.add_argument(

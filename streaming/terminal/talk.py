@@ -152,6 +152,11 @@ class Talk:
                 self._keep(self._spoken, self._loudspeaker.stop())
             self._write()
 
+    async def hush(self) -> None:
+        """Have the server know that no more is heard of what it speaks, after a talk that was left."""
+        if self._spoken is not None:
+            await self._client.interrupt(self._spoken.turn, self._spoken.reported_samples)
+
     def _announce(self) -> None:
         started = self._client.started
         self._view.event(
