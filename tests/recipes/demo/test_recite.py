@@ -120,7 +120,7 @@ def test_what_is_said_is_a_marker_its_blocks_and_a_pause(book: Book, markers: Ma
     assert (one[3:] == markers.silence).all()
 
 
-@pytest.mark.parametrize(("pitch", "voice"), [(60.0, 0), (104.0, 0), (193.0, 4), (400.0, 6)])
+@pytest.mark.parametrize(("pitch", "voice"), [(60.0, 0), (104.0, 0), (135.0, 0), (146.0, 4), (193.0, 4), (400.0, 4)])
 def test_the_nearest_voice_is_by_pitch(pitch: float, voice: int) -> None:
     assert blocks.voice_of(pitch) == voice
 
