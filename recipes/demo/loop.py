@@ -52,9 +52,9 @@ class Loop:
             name: torch.optim.AdamW(_groups(module), lr=rate, betas=betas, weight_decay=0.01)
             for name, module in self.modules.items()
         }
-        self.steps = 0
-        self.seconds = 0.0  # of this process' CPU time, all threads: what others do on the machine does not count
-        self.audio_seconds = 0.0
+        self.steps: int = 0
+        self.seconds: float = 0.0  # of this process' CPU time, all threads: what others do on the machine does not count
+        self.audio_seconds: float = 0.0
         if path.is_file():
             self._load()
         self._totals = multiprocessing.Array("d", [self.steps, self.seconds, self.audio_seconds])
@@ -201,8 +201,7 @@ class Loop:
         with self._totals.get_lock():
             for place, amount in enumerate((1.0, now - cpu, audio_seconds)):
                 self._totals[place] += amount
-            steps, self.seconds, self.audio_seconds = self._totals
-        self.steps = int(steps)
+            self.steps, self.seconds, self.audio_seconds = int(self._totals[0]), self._totals[1], self._totals[2]
         return now
 
     def _follow(self) -> None:
