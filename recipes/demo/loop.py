@@ -53,7 +53,7 @@ class Loop:
             for name, module in self.modules.items()
         }
         self.steps: int = 0
-        self.seconds: float = 0.0  # of this process' CPU time, all threads: what others do on the machine does not count
+        self.seconds: float = 0.0  # CPU time of all threads: what others do on the machine does not count
         self.audio_seconds: float = 0.0
         if path.is_file():
             self._load()
