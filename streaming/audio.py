@@ -43,6 +43,8 @@ Quality = Literal["QQ", "LQ", "MQ", "HQ", "VHQ"]
 S = TypeVar("S", np.int16, np.float32)
 
 _MAX_WAV_BYTES = 2**32 - 64
+_LOUDEST = 32_767 / 32_768
+_UNIT = np.float32(1 / 32_768)
 
 
 def to_int16(pcm: Pcm) -> Pcm16:
@@ -50,9 +52,11 @@ def to_int16(pcm: Pcm) -> Pcm16:
     if pcm.dtype == np.int16:
         return pcm  # type: ignore[return-value]
     # Clipped before scaling: a huge sample would overflow. Scaling by a power of two is exact, so the order is free.
-    scaled = np.rint(np.nan_to_num(np.clip(pcm, -1.0, 1.0)) * 32_768.0)
-    clipped: Pcm16 = np.minimum(scaled, 32_767.0).astype(np.int16)
-    return clipped
+    scaled = np.minimum(np.maximum(pcm, -1.0), _LOUDEST)
+    scaled *= 32_768.0
+    np.rint(scaled, out=scaled)
+    scaled[np.isnan(scaled)] = 0.0
+    return scaled.astype(np.int16)
 
 
 def to_float(pcm: Pcm) -> Samples:
@@ -60,7 +64,7 @@ def to_float(pcm: Pcm) -> Samples:
     if pcm.dtype == np.float32:
         return pcm  # type: ignore[return-value]
     assert pcm.dtype == np.int16, f"16-bit integer or 32-bit float samples, got {pcm.dtype}"
-    return pcm.astype(np.float32) / np.float32(32_768.0)
+    return np.multiply(pcm, _UNIT, dtype=np.float32)  # exact: by a power of two
 
 
 def level_dbfs(pcm: Pcm) -> float:
@@ -92,6 +96,10 @@ class Framer(Generic[S]):
         """pcm [n] of int16 or float32 -> the frames that it completes [k, FRAME], k >= 0."""
         assert pcm.ndim == 1
         piece: Any = to_int16(pcm) if self._dtype is np.int16 else to_float(pcm)
+        if len(piece) == FRAME and not len(self._rest):  # as most pieces are
+            frame: Any = piece.copy() if piece is pcm else piece
+            whole_frame: NDArray[S] = frame.reshape(1, FRAME)
+            return whole_frame
         joined = np.concatenate([self._rest, piece])
         whole = len(joined) // FRAME * FRAME
         self._rest = joined[whole:].copy()

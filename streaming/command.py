@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -42,6 +44,19 @@ def end_on_signals(status: int | None = None) -> None:
 def raise_on_interrupt() -> None:
     """Let Ctrl-C raise `KeyboardInterrupt`, so that what is open is closed."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def call_at_end_of_input(act: Callable[[], object]) -> None:
+    """Read standard input to its end in a thread, and then call `act` there: the `call_soon_threadsafe` of a loop."""
+
+    def wait_for_eof() -> None:
+        with suppress(OSError):  # what cannot be read has ended
+            while os.read(0, 4096):  # not by Python's buffer, which is locked while it is read: it aborts at exit
+                pass
+        with suppress(RuntimeError):  # the loop is closed: everything has ended by itself
+            act()
+
+    threading.Thread(target=wait_for_eof, name="stdin", daemon=True).start()
 
 
 def say(line: str) -> None:

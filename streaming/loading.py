@@ -37,8 +37,6 @@ RANDOM = "random:"
 _RANDOM_NOTICE = "the weights are random: what it says is noise, at a real model's pace"
 DEFAULT_CODEC = "kyutai/mimi"
 DTYPES = {name: getattr(torch, name) for name in values.DTYPES}
-_SHARE_OF_WEIGHTS = 0.8
-"""Of the free memory, at most so much for a decoder's weights: the rest is for sessions, and for loading."""
 MAX_CODEC_WINDOW = 4096
 """Steps of 40 ms: 164 s, eight times what the released models remember."""
 REWIND_FRAMES = 16
@@ -54,7 +52,8 @@ _REHEARSALS = 7
 _MOST_SESSIONS = 512
 """What `auto` finds at most: the widest step that is captured."""
 _SHARE = 0.9
-"""Of the free memory, at most so much for slots: the rest is for connections, graphs, and whoever else is there."""
+"""A decoder's weights, and then the slots, take at most so much of the memory that is free: the rest is for loading,
+connections, graphs, and whoever else is there."""
 
 
 @dataclass(frozen=True)
@@ -136,16 +135,16 @@ def load_models(
     check_weights(config, quantize, 2, where)  # in bfloat16, however they are used: no less than that
     mimi = load_codec(codec_folder, config.num_codebooks, where, codec_kind, codec_window)
     if dtype == "auto" and quantize == "none" and decoder_kind == torch.float32:
-        decoder_kind = _fitting(config, folder)
+        decoder_kind = _fitting(config, folder, where)
     layout = TokenLayout.load(folder, config.num_codebooks, mimi.config.codebook_size, config.vocab_size)
     decoder = LlamaDecoder(TensorSource(folder, where, decoder_kind), config, layout, quantize, operations)
     return Models(str(model), mimi, decoder, _DEMO_NOTICE if model == DEMO else None, _published_sampling(folder))
 
 
-def _fitting(config: LlamaConfig, folder: Path) -> torch.dtype:
-    """float32, or bfloat16 where a decoder's weights would not fit into the memory that is free."""
-    memory, needed = available_memory(), 4 * transformer_parameters(config)
-    if memory is None or needed <= _SHARE_OF_WEIGHTS * memory.free:
+def _fitting(config: LlamaConfig, folder: Path, device: torch.device) -> torch.dtype:
+    """Return float32, or bfloat16 where a decoder's weights would not fit into the memory that is free."""
+    memory, needed = _memory_of(device), 4 * transformer_parameters(config)
+    if memory is None or _weights_fit(needed, memory):
         return torch.float32
     _LOG.warning(
         "%s is kept in bfloat16: in float32 it needs %s, and %s of memory are free. --dtype float32 insists",
@@ -371,11 +370,15 @@ def check_weights(
     """
     needed = {"int8": 1.0, "int4": 0.5}.get(quantize, bytes_each) * transformer_parameters(config)
     memory = memory or _memory_of(device)
-    if memory is not None and needed > memory.free:
+    if memory is not None and not _weights_fit(needed, memory):
         raise TooLargeError(
             f"the decoder's weights need {size(needed)}, and {_free(memory, device)}; "
-            "try --quantize int4, or a smaller model"
+            f"try --quantize int4, or a smaller model: weights may take {_SHARE:.0%} of what is free"
         )
+
+
+def _weights_fit(needed: float, memory: Memory) -> bool:
+    return needed <= _SHARE * memory.free
 
 
 def _memory_of(device: torch.device) -> Memory | None:

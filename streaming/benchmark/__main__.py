@@ -54,7 +54,7 @@ torch.
 
 
 class Measurement(Protocol):
-    """What such a module has."""
+    """A module of this folder that measures something."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
     def measure(self, options: argparse.Namespace) -> Report: ...
@@ -93,7 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _show(report: Report, options: argparse.Namespace) -> None:
-    """To all the places that were asked for, whichever of them fail."""
+    """Write the results to all places that were asked for, even if some of them fail."""
     try:
         say(report.table())
     finally:

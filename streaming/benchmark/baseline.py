@@ -16,7 +16,7 @@ import inspect
 import re
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ import transformers
 from torch import Tensor
 
 from streaming.audio import FRAME, SAMPLE_RATE, RecordingResampler
-from streaming.benchmark import machine
+from streaming.benchmark import llama_cpp, machine
 from streaming.benchmark.report import Report
 from streaming.config import LlamaConfig
 from streaming.loading import DEMO, DTYPES, folders, load_codec, load_engine, pick_device
@@ -71,8 +71,8 @@ def measure(options: argparse.Namespace) -> Report:
             rows = _rows("ms a frame", _codecs(codec, device, DTYPES[options.codec_dtype]), device, options.seconds, 1)
             if model is not None:
                 size = int(read_config(codec).get("codebook_size", MIMI.codebook_size))
-                contest, tokens = _decoders(model, size, options, device)
-                rows += _rows("ms a token", contest, device, options.seconds, tokens)
+                with _decoders(model, size, options, device) as (contest, tokens):
+                    rows += _rows("ms a token", contest, device, options.seconds, tokens)
         if model is not None and options.random is None and importlib.util.find_spec("torchaudio") is not None:
             with _files(model, codec, options, device) as contest:
                 rows += _rows("ms", contest, device, options.seconds, 1)
@@ -85,11 +85,14 @@ def measure(options: argparse.Namespace) -> Report:
         "transformers": transformers.__version__,
         "torch": torch.__version__,
     }
-    return Report("the same weights with others, and here", facts, rows)
+    notes = (
+        [llama_cpp.MISSING] if options.random != "mimi" and device.type == "cpu" and not llama_cpp.installed() else []
+    )
+    return Report("the same weights with others, and here", facts, rows, notes=notes)
 
 
 Contest = dict[str, dict[str, Callable[[], object]]]
-"""What is to be done -> who does it. "streaming" is us."""
+"""Each piece of work, and by name the programs that do it; "streaming" is this project."""
 
 
 def _rows(
@@ -243,7 +246,10 @@ def _moshi(pcm: Tensor, codes: Tensor, device: torch.device) -> tuple[Callable[[
     return lambda: mimi.encode(pcm[:, None]), lambda: mimi.decode(codes[:, :, None])
 
 
-def _decoders(folder: Path, size: int, options: argparse.Namespace, device: torch.device) -> tuple[Contest, int]:
+@contextmanager
+def _decoders(
+    folder: Path, size: int, options: argparse.Namespace, device: torch.device
+) -> Iterator[tuple[Contest, int]]:
     """Greedy speech, whole frames of it, and how many tokens that is."""
     dtype, raw = DTYPES[options.dtype], read_config(folder)
     config = LlamaConfig.from_dict(raw)
@@ -278,4 +284,28 @@ def _decoders(folder: Path, size: int, options: argparse.Namespace, device: torc
             pad_token_id=0,
         )
 
-    return {"decoder": {"streaming": machine.captured(speak, device), "transformers": generate}}, frames * books
+    sides: dict[str, Callable[[], object]] = {
+        "streaming": machine.captured(speak, device),
+        "transformers": generate,
+    }
+    with ExitStack() as used:
+        if device.type == "cpu" and llama_cpp.installed():
+            source = TensorSource(folder, device, torch.float32)
+            decoder = used.enter_context(_llama_cpp(source, config, layout, len(layout.prefix) + (frames + 1) * books))
+            ranges = [range(book * ours.codebook_size, (book + 1) * ours.codebook_size) for book in range(books)]
+            frame = [codes.start for codes in ranges]
+            sides["llama.cpp, Q4_0"] = partial(decoder.speak, frame, ranges, frames)
+        yield {"decoder": sides}, frames * books
+
+
+@contextmanager
+def _llama_cpp(
+    source: TensorSource, config: LlamaConfig, layout: TokenLayout, tokens: int
+) -> Iterator[llama_cpp.LlamaCpp]:
+    with tempfile.TemporaryDirectory(prefix="baseline-") as made:
+        wide, four = Path(made) / "wide.gguf", Path(made) / "four.gguf"
+        llama_cpp.write_gguf(source, config, layout, wide)
+        llama_cpp.to_q4_0(wide, four)
+        wide.unlink()
+        with closing(llama_cpp.LlamaCpp(four, tokens)) as decoder:
+            yield decoder

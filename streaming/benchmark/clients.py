@@ -35,7 +35,7 @@ class ClientsError(StreamingError):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What all sessions lived. begun_s: by `time.monotonic`; seconds: until the last session was over."""
+    """The records of all sessions. begun_s: by `time.monotonic`; seconds: until the last session was over."""
 
     begun_s: float
     seconds: float

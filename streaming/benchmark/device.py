@@ -33,10 +33,10 @@ SIZES = ("1.3b", "8b", "tiny")
 _LEAST_S = 5.0
 """An item for which less is left is not begun."""
 _RESERVE_S = 2.0
-"""For writing what there is."""
+"""The time that is kept for writing the results."""
 _WHEELS_S = 60.0
 _LEVEL_S = (6.0, 30.0)
-"""Of speech at each load of `latency`, as the time allows."""
+"""The seconds of speech at each load of `latency`: as many as the time allows."""
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ class Level:
 
     @property
     def valid(self) -> bool:
-        """Whether the clients kept their own times, so that the figures are the server's."""
+        """Return whether the clients kept their own times, so that the figures are the server's."""
         return self.client_late_ms is None or self.client_late_ms <= self.late_ms
 
     @property
@@ -107,7 +107,7 @@ def cpu_seconds(before: Look, after: Look) -> float | None:
 
 
 def cpu_ms_per_frame(cpu: float | None, turns: list[TurnRecord]) -> float | None:
-    """For 80 ms of speech or of continuation heard, of one session."""
+    """Return the processor time for 80 ms of one session, of speech or of a continuation that was heard."""
     frames = sum(turn.prompt_seconds + turn.heard_seconds for turn in turns) * 1000 / FRAME_MS
     return 1e3 * cpu / frames if cpu is not None and frames else None
 

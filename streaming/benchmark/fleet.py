@@ -136,7 +136,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """What flags must be to each other."""
+    """End with a usage error if flags do not fit each other."""
     if options.event != "burst" and options.event_share > 1:
         parser.error(f"--event-share is {options.event_share:g}: of the servers, at most all (1) can be hit")
     if max(options.replicas) > _MOST_REPLICAS or max(options.load) > _MOST_LOAD:
@@ -250,7 +250,7 @@ def _row(scenario: Scenario, result: Result, steps: StepCurve) -> dict[str, Valu
 
 
 def late_share(steps: StepCurve, dwell_s: list[float]) -> float:
-    """Of all frames of all sessions those whose step took longer than they last."""
+    """Return the share of all frames whose step took longer than a frame lasts."""
     frames = np.array(dwell_s) * np.arange(len(dwell_s))
     late = [steps.late(n) if frames[n] else 0.0 for n in range(len(dwell_s))]
     return float(frames @ np.array(late) / max(1e-9, frames.sum()))

@@ -10,12 +10,12 @@ import torch
 from streaming.benchmark.work import Work
 
 Works = tuple[tuple[torch.dtype, Work], ...]
-"""What is done one after another, each with the kind of numbers that it multiplies."""
+"""Pieces of work, done one after another, each with the kind of numbers that it multiplies."""
 
 
 @dataclass(frozen=True)
 class Rates:
-    """What a machine does at most. read: bytes a second; multiply: operations a second, by the kind of numbers."""
+    """A machine's limits. read: bytes a second; multiply: operations a second, by the kind of numbers."""
 
     read: float
     multiply: dict[torch.dtype, float]

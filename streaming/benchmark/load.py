@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from functools import partial
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -23,11 +23,12 @@ from streaming.audio import SAMPLE_RATE, Pcm16, read_audio, to_int16
 from streaming.benchmark.schedule import SessionPlan, Turn
 from streaming.client.client import Audio, ContinuationClient
 from streaming.client.dialing import RefusedError
+from streaming.client.tasks import run_until, sleep_until
+from streaming.command import call_at_end_of_input
 from streaming.errors import ContinuationError, ProtocolError
 from streaming.protocol.messages import Error, InputDropped, InputLagging, SamplingOptions, SessionStart, TurnDone
 from streaming.terminal.jitter_buffer import START_MS, JitterBuffer
 from streaming.terminal.loudspeaker import SimulatedLoudspeaker
-from streaming.terminal.sources import sleep_until
 
 _TICK_S = 0.04
 """How often playback is reported: twice in the 80 ms that the protocol allows."""
@@ -35,7 +36,7 @@ _FAST_PIECE = SAMPLE_RATE // 2
 
 
 class Job(msgspec.Struct, frozen=True):
-    """What one process is to do. speech: recordings that prompts are cut from. message_samples: of speech, in one
+    """The work of one process. speech: recordings that prompts are cut from. message_samples: of speech, in one
     message. The token for the server is in the environment variable STREAMING_TOKEN.
 
     pace "fast": everything as fast as the server takes it; nobody plays, so nothing runs dry or is interrupted.
@@ -179,13 +180,18 @@ class _Session:
         token = os.environ.get("STREAMING_TOKEN") or None
         async with ContinuationClient.connect(job.url, start, token=token, open_timeout_s=job.open_timeout_s) as client:
             self._opened_s = self._now()
-            talk = self._talk if job.pace == "realtime" else self._talk_fast
+            over = asyncio.Event()
             # The last two end only by failing.
-            await _first(talk(client), self._receive(client), self._report_playback(client))
+            await run_until(over, self._talk(client, over), self._receive(client), self._report_playback(client))
 
     # Speech out
 
-    async def _talk(self, client: ContinuationClient) -> None:
+    async def _talk(self, client: ContinuationClient, over: asyncio.Event) -> None:
+        """Take all turns, then set `over`."""
+        await (self._talk_in_time(client) if self._job.pace == "realtime" else self._talk_fast(client))
+        over.set()
+
+    async def _talk_in_time(self, client: ContinuationClient) -> None:
         arrived_s = self._begins_s + self._plan.arrives_s
         for turn in self._plan.turns:
             await self._prompt(client, turn, arrived_s + turn.speaks_s)
@@ -332,19 +338,6 @@ def load_speech(paths: tuple[str, ...]) -> Pcm16:
     return np.concatenate([to_int16(read_audio(path)) for path in paths])
 
 
-async def _first(*work: Coroutine[Any, Any, None]) -> None:
-    """Run all until one of them is done or fails: then raise that. End them all."""
-    tasks = [asyncio.create_task(coroutine) for coroutine in work]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
 def main() -> int:
     first = sys.stdin.buffer.readline()
     if not first:
@@ -365,14 +358,7 @@ def main() -> int:
 
     async def run() -> None:
         stop, loop = asyncio.Event(), asyncio.get_running_loop()
-
-        def wait_for_eof() -> None:
-            while os.read(0, 4096):
-                pass
-            with suppress(RuntimeError):  # the loop is closed: all is done
-                loop.call_soon_threadsafe(stop.set)
-
-        threading.Thread(target=wait_for_eof, name="stdin", daemon=True).start()
+        call_at_end_of_input(partial(loop.call_soon_threadsafe, stop.set))
         await run_sessions(job, speech, go.at_s, stop, say)
 
     asyncio.run(run())

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
+from streaming.models.huge_pages import on_huge_pages
 from streaming.models.operations.native.library import library
-from streaming.models.operations.native.matrix import on_huge_pages
 
 _READ_BYTES = {"cpu": 2**29, "cuda": 2**32}
 _SIDE = {"cpu": 1024, "cuda": 8192}
@@ -87,7 +87,7 @@ def median(times: list[float]) -> float:
 
 
 def name_of(device: torch.device) -> str:
-    """For a table's head: a GPU, or how many threads of which processor, and what it multiplies with."""
+    """Return a table's head: a GPU, or how many threads of which processor, and what it multiplies with."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     native = library()

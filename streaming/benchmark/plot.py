@@ -65,7 +65,7 @@ def _save(figure: Figure, report: Report, path: Path) -> None:
 
 
 def _fleet(report: Report, refused: Axes, imbalance: Axes, after: Axes, latency: Axes) -> None:
-    """Of the most servers: by load, and over time at the highest load but one, where an event shows best."""
+    """Draw the largest fleet: by load, and over time at the highest load but one, where an event shows best."""
     replicas = max(_number(row["replicas"]) for row in report.rows)
     rows = [row for row in report.rows if row["replicas"] == replicas]
     middle = _number(report.facts["simulated_min"]) / 2

@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 GPU_TESTS = ("tests/test_gpu.py", "tests/models/operations/triton")
 """All tests that need a GPU. They import nothing that only the wire needs: a machine with a GPU may lack it."""
 LIVE = ("websockets", "msgspec", "soundfile", "soxr", "rich", "prometheus_client")
-"""What a server and the clients that measure it import."""
+"""The packages that a server and the clients that measure it import."""
 _PACKAGES = ("torch", "transformers", "triton", "moshi", "websockets", "numpy")
 _TAIL = 2000
 """Bytes of what a run said that are kept, if it failed."""

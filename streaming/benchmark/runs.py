@@ -34,7 +34,7 @@ PROMPT = ROOT / "examples" / "prompt.wav"
 _SPARE_MS = 80
 _OPENAI = ("/v1/realtime", "/v1/live")
 _PASSED_ON = ("--device", "--dtype", "--quantize", "--codec-dtype", "--context-tokens")
-"""To a server of our own."""
+"""Flags that are passed on to a server of our own."""
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, max_sessions: int) -> None:
@@ -124,7 +124,7 @@ def _share(text: str) -> float:
 
 
 def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """What flags must be to each other."""
+    """End with a usage error if flags do not fit each other."""
     if options.url is not None and options.model is not None:
         parser.error("--model is for a server of its own; the one at --url has its model already")
     if options.url is not None and urlsplit(options.url).path.startswith(_OPENAI):

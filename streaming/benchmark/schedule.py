@@ -42,7 +42,7 @@ class SessionPlan(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Manner:
-    """How people talk. prompt_s, pause_s: shortest and longest. max_seconds: of a continuation.
+    """A way to talk. prompt_s, pause_s: shortest and longest. max_seconds: of a continuation.
 
     pause_s: between the time at which a continuation is over if its first sample is heard at once, and the next prompt.
     interrupts: the share of turns that are cut off between a quarter and three quarters of their continuation; then the
@@ -56,7 +56,9 @@ class Manner:
 
 
 def held(sessions: int, seconds: float, manner: Manner, seed: int) -> list[SessionPlan]:
-    """So many sessions from the first second to the last: all turns that begin in `seconds`, at least one each."""
+    """Return plans of so many sessions that last from the first second to the last: each has all turns that begin in
+    `seconds`, and at least one.
+    """
     return [_plan(number, 0.0, seconds, None, manner, seed) for number in range(sessions)]
 
 

@@ -28,7 +28,7 @@ POLICIES: dict[Policy, str] = {
 Length = Literal["lognormal", "exponential", "fixed"]
 Event = Literal["none", "kill", "redeploy", "burst"]
 _SIGMA = 1.0
-"""Of the lognormal lengths: the median is 0.6 of the mean, one in a hundred is six times that."""
+"""The spread of lognormal lengths: the median is 0.6 of the mean, and one length in a hundred is six times that."""
 _CONNECT_TRIES = 3
 """A server that is gone refuses the connection, and the proxy asks another one."""
 LOOK_S = 5.0
@@ -73,7 +73,7 @@ class Scenario:
 
 @dataclass
 class Result:
-    """What happened before the event (steady), and from it on (after). Of sessions that came in each.
+    """The figures before the event (steady) and from it on (after), of the sessions that came in each.
 
     dwell_s: server time with so many sessions, by their number, steady. imbalance: the p99 of the servers' sessions
     over their mean, at each look. open: sessions at each look; refused_at: refusals by the second; from the start on.

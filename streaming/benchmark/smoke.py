@@ -133,7 +133,7 @@ def _run(codec: StreamingMimi, decoder: LlamaDecoder, graphs: bool) -> _Run:
 
 
 def _error(pcm: NDArray[np.float32], wanted: NDArray[np.float32]) -> float:
-    """Of the whole, against its level."""
+    """Return the difference of the whole, relative to its level."""
     return float(np.linalg.norm(pcm - wanted) / max(1e-9, float(np.linalg.norm(wanted))))
 
 

@@ -29,7 +29,7 @@ _MIB = 2**20
 
 
 class NothingMeasuredError(StreamingError):
-    """It ended before anything was spoken."""
+    """The measurement ended before anything was spoken."""
 
     code = "nothing_measured"
 

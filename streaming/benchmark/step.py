@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,17 +18,15 @@ import torch
 from streaming.audio import FRAME
 from streaming.benchmark import machine
 from streaming.benchmark.floors import Rates, Works
+from streaming.benchmark.full import FullStep
 from streaming.benchmark.likelihood import PROMPT, compare, losses, speech_frames
 from streaming.benchmark.models import add_arguments as add_model_arguments
 from streaming.benchmark.report import Report
 from streaming.benchmark.steps import series_name
 from streaming.benchmark.work import Work, work_of
-from streaming.config import Sampling
-from streaming.frame_step import FrameStep
 from streaming.loading import (
     DTYPES,
     RANDOM,
-    REWIND_FRAMES,
     check_memory,
     frames_of_context,
     load_models,
@@ -186,7 +183,7 @@ class _Stage:
 
 
 def _stage(name: str, run: Callable[[], object], model: StreamingMimi | LlamaDecoder, state_bytes: int) -> _Stage:
-    """state_bytes: of keys and values that the slots hold."""
+    """Return a stage with its work. state_bytes: of keys and values that the slots hold."""
     work = work_of(run, model)
     work = replace(work, read_bytes=work.read_bytes + state_bytes)
     return _Stage(name, machine.captured(run, model.device), model.dtype, work)
@@ -226,12 +223,8 @@ def _stages(models: _Models, slots: int, options: argparse.Namespace) -> list[_S
     ]
     if decoder is None:
         return stages
-    step = FrameStep(codec, decoder, slots, frames_of_context(decoder, options.context_tokens), REWIND_FRAMES)
-    inner = step._device
-    for slot in range(slots):
-        step.open(slot, Sampling(seed=slot))
-    inner.decoder_state.frames.fill_(step.context_frames)
-    step._frames[:] = step.context_frames
+    full = FullStep(codec, decoder, slots, options.context_tokens)
+    step, inner = full.step, full.step._device
     columns = decoder.columns_for(inner.decoder_state, step.context_frames)
     everybody = torch.arange(slots, device=device)
     unit = torch.zeros(slots, decoder.num_codebooks, dtype=torch.int64, device=device)
@@ -250,7 +243,7 @@ def _stages(models: _Models, slots: int, options: argparse.Namespace) -> list[_S
     drawing = Drawing(everybody, inner.decoder_state.frames, ~flags[0], flags[1], codes, flags[2], flags[3])
 
     def drawing_too() -> None:
-        """As a step has it: each draw comes after a pass over all weights, which leaves no cache warm."""
+        """Draw as a step does: after a pass over all weights, which leaves no cache warm."""
         view = decoder.begin_frame(inner.decoder_state, everybody, step.context_frames, columns)
         for book in range(decoder.num_codebooks):
             hidden = decoder.forward(unit[:, :1], inner.decoder_state, view.columns(book, book + 1))
@@ -263,11 +256,8 @@ def _stages(models: _Models, slots: int, options: argparse.Namespace) -> list[_S
         _stage("decoder, speaking", one_by_one, decoder, decoder.num_codebooks * held),
         _stage("decoder, speaking and drawing", drawing_too, decoder, decoder.num_codebooks * held),
     ]
-    silence = np.zeros((slots, FRAME), np.float32)
-    yes, no = np.ones(slots, np.bool_), np.zeros(slots, np.bool_)
     listening = ("codec encode", "decoder, listening", "codec decode")
     speaking = ("decoder, speaking and drawing", "codec decode", "codec encode")
-    for name, parts, masks in (("listening", listening, (yes, no)), ("speaking", speaking, (no, yes))):
-        run = partial(step, np.arange(slots), silence, *masks)
+    for name, run, parts in (("listening", full.listen, listening), ("speaking", full.speak, speaking)):
         stages.append(_Stage(f"whole step, {name}", run, decoder.dtype, parts=parts))
     return stages

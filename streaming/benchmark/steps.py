@@ -30,7 +30,7 @@ class StepsError(StreamingError):
 
 
 def series_name(sessions: int, stage: str) -> str:
-    """Of the single times of a stage, in a report's series."""
+    """Return the name that the single times of a stage have in a report's series."""
     return f"{stage}, {sessions}"
 
 
@@ -98,7 +98,7 @@ def measured(path: Path, run: str | None = None) -> StepCurve:
 
 @dataclass(frozen=True)
 class Roofline:
-    """What a step cannot be shorter than, on a device of which only the data sheet is known.
+    """The floor of a step's time, on a device of which only the data sheet is known.
 
     bytes_per_s, flop_per_s: that are reached (not the peak). launch_s: of a small kernel in a graph. weight_bytes: that
     a frame reads, whoever is in it: every codebook's pass reads all of the decoder's; context_bytes, codec_bytes: read

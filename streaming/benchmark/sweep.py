@@ -72,7 +72,7 @@ TRIALS = (
     Trial("pass", 4),
     Trial("pass", 4, {"operations.MATVEC_ROWS": 0}),
 )
-"""In the order of their worth: the time may not be enough for all."""
+"""The variants, the most promising first: the time may not be enough for all."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

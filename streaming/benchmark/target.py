@@ -28,7 +28,9 @@ from streaming.protocol.messages import PATH
 
 _TIMEOUT_S = 5.0
 _CENSUS = 8
-"""How often it is asked who answers: of two servers that are asked at random, one stays unseen in one of 128 tries."""
+"""How many times the address is asked who answers: of two servers that answer at random, one stays unseen in 1 of 128
+tries.
+"""
 _MAX_BYTES = 2**20
 _SAMPLE = re.compile(r"^([a-z_:]+)(?:\{(?:le=\"([^\"]+)\")?\})? (\S+)$", re.MULTILINE)
 _BUCKET = "streaming_step_seconds_bucket"
@@ -36,7 +38,7 @@ _BUCKET = "streaming_step_seconds_bucket"
 
 @dataclass(frozen=True)
 class Look:
-    """What was seen at one time. at_s: `time.monotonic`. What could not be seen is None or empty.
+    """An observation. at_s: `time.monotonic`. What could not be seen is None or empty.
 
     buckets: steps so far that took at most so many seconds, by that bound. memory_bytes: resident. cpu_seconds: used.
     process: when the process that told of these began, by its own clock.
@@ -63,7 +65,7 @@ class Look:
 
 @dataclass(frozen=True)
 class StepTimes:
-    """How long steps took. source: `metrics`: exactly those between two looks, true to a bucket's width; `health`: the
+    """Times of steps. source: `metrics`: exactly those between two looks, true to a bucket's width; `health`: the
     last thousand; `none`.
     """
 
@@ -81,7 +83,7 @@ class Target:
 
     @property
     def several(self) -> bool:
-        """Whether more than one server is known to answer at this address."""
+        """Return whether more than one server is known to answer at this address."""
         return len(self.instances) > 1
 
     async def look(self) -> Look:
@@ -150,7 +152,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 def _opener(url: str) -> urllib.request.OpenerDirector:
-    """As the clients connect: through the system's proxy, but not to this machine itself."""
+    """Open a URL as the clients do: through the system's proxy, but not to this machine itself."""
     return urllib.request.build_opener(
         _NoRedirect, *([urllib.request.ProxyHandler({})] if leads_to_this_machine(url) else [])
     )
@@ -178,7 +180,7 @@ def steps_between(before: Look, after: Look) -> StepTimes:
 
 
 def _quantile(bounds: list[float], counts: np.ndarray[Any, np.dtype[np.float64]], share: float) -> float:
-    """In ms, on a straight line through the bucket; beyond the last bound, that bound."""
+    """Return a quantile in ms, on a straight line through its bucket; beyond the last bound, that bound."""
     wanted = share * counts.sum()
     reached = np.cumsum(counts)
     bucket = int(np.searchsorted(reached, wanted))

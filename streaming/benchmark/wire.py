@@ -25,7 +25,7 @@ from streaming.audio import FRAME, FRAME_RATE, Pcm16
 from streaming.benchmark import runs
 from streaming.benchmark.report import Report, Value
 from streaming.benchmark.wire_servers import MAX_BYTES, speak_message
-from streaming.errors import ProtocolError
+from streaming.errors import ContinuationError, ProtocolError, StreamingError
 from streaming.protocol.messages import (
     PATH,
     AudioMessage,
@@ -44,13 +44,15 @@ _TONE = np.rint(8_000 * np.sin(2 * np.pi * 220 / 24_000 * np.arange(FRAME))).ast
 _HISS = np.random.default_rng(0).integers(-300, 300, FRAME).astype(np.int16)
 _HEAD = 100
 """Characters of a message in which its type stands."""
+_PATIENCE, _PATIENCE_S = 5.0, 30.0
+"""A measurement that takes so many times as long as it should, and so many seconds more, will not end by itself."""
 
 Wire = str | bytes
 
 
 @dataclass(frozen=True)
 class _Traffic:
-    """What one session's client sends, made beforehand as far as can be, so that the clients keep up.
+    """The messages of one session's client, made beforehand as far as possible, so that the clients keep up.
 
     path, opening: of the real server. opened: what stands in the message that says that the session has begun.
     heard(turn, position): a frame of speech. turn_ends(turn): the word to go on. played(turn, frames): the report of
@@ -173,6 +175,14 @@ class _Count:
 
 
 @dataclass(frozen=True)
+class _Spent:
+    """Processor time: all of it, and what of it needed no interpreter's lock."""
+
+    all: float
+    free: float
+
+
+@dataclass(frozen=True)
 class _Server:
     """A server's process. url: without a path."""
 
@@ -180,11 +190,11 @@ class _Server:
     url: str
     bare: bool
 
-    async def cpu_s(self) -> float:
+    async def spent(self) -> _Spent:
         """Return the processor time that it has taken so far."""
         assert self.process.stdin is not None and self.process.stdout is not None
         self.process.stdin.write(b"\n")
-        return float(await self.process.stdout.readline())
+        return _Spent(*map(float, (await self.process.stdout.readline()).split()))
 
 
 @asynccontextmanager
@@ -204,7 +214,7 @@ async def _server(name: str) -> AsyncIterator[_Server]:
 
 @dataclass(frozen=True)
 class _Talk:
-    """How all sessions of a measurement talk: so many turns, of so many frames each way."""
+    """The turns of all sessions of a measurement: how many, and of how many frames each way."""
 
     traffic: _Traffic
     turns: int
@@ -239,21 +249,23 @@ async def _measure(options: argparse.Namespace) -> Report:
     facts = {"seconds": options.seconds, "rounds": options.rounds}
     notes = [
         "server_ms, bare_ms: processor time of the server's process for one frame of one session, the median of the "
-        "rounds; of_a_core: of all sessions; frames: moved by each server in a round."
+        "rounds; lock_ms: without what needs no interpreter's lock, which is libopus and the model of voice activity; "
+        "of_a_lock: of all sessions; frames: moved by each server in a round."
     ]
     return Report("wire: what a frame costs the server beside the step", facts, rows, notes)
 
 
 async def _row(real: _Server, bare: _Server, talk: _Talk, sessions: int, rounds: int) -> dict[str, Value]:
-    ours: list[float] = []
-    theirs: list[float] = []
+    ours: list[_Spent] = []
+    theirs: list[_Spent] = []
     counts: list[_Count] = []
     for _ in range(rounds):
         for server, costs in ((real, ours), (bare, theirs)):
             count = _Count()
-            costs.append(await _cost_ms(server, talk, sessions, count))
+            costs.append(await _frame_ms(server, talk, sessions, count))
             counts.append(count)
-    server_ms, bare_ms = statistics.median(ours), statistics.median(theirs)
+    server_ms, bare_ms = (statistics.median(cost.all for cost in costs) for costs in (ours, theirs))
+    lock_ms = statistics.median(cost.all - cost.free for cost in ours)
     return {
         "traffic": talk.traffic.name,
         "sessions": sessions,
@@ -262,23 +274,40 @@ async def _row(real: _Server, bare: _Server, talk: _Talk, sessions: int, rounds:
         "server_ms": round(server_ms, 4),
         "bare_ms": round(bare_ms, 4),
         "ratio": round(server_ms / bare_ms, 2),
-        "of_a_core": round(server_ms * FRAME_RATE * sessions / 1e3, 3),
+        "lock_ms": round(lock_ms, 4),
+        "of_a_lock": round(lock_ms * FRAME_RATE * sessions / 1e3, 3),
     }
 
 
-async def _cost_ms(server: _Server, talk: _Talk, sessions: int, count: _Count) -> float:
-    """Return the processor time of a frame, in ms."""
+async def _frame_ms(server: _Server, talk: _Talk, sessions: int, count: _Count) -> _Spent:
+    """Return the processor time of a frame, in ms. Raises `StreamingError` where a session ends early, or none ends."""
+    limit_s = _PATIENCE_S + _PATIENCE * 2 * talk.turn_frames * (talk.turns + 1) / FRAME_RATE
     ready, go = asyncio.Semaphore(0), asyncio.Event()
-    async with asyncio.TaskGroup() as clients:
-        for number in range(sessions):
-            clients.create_task(_client(server, talk, number / sessions, ready, go, count))
-        for _ in range(sessions):
-            await ready.acquire()
-        cpu = await server.cpu_s()
-        go.set()
-        for _ in range(sessions):
-            await ready.acquire()
-        return 1e3 * (await server.cpu_s() - cpu) / (count.heard + count.spoken)
+    try:
+        async with asyncio.timeout(limit_s), asyncio.TaskGroup() as clients:
+            for number in range(sessions):
+                clients.create_task(_client(server, talk, number / sessions, ready, go, count))
+            for _ in range(sessions):
+                await ready.acquire()
+            before = await server.spent()
+            go.set()
+            for _ in range(sessions):
+                await ready.acquire()
+            after, frames = await server.spent(), count.heard + count.spoken
+            return _Spent(1e3 * (after.all - before.all) / frames, 1e3 * (after.free - before.free) / frames)
+    except TimeoutError:
+        moved = f"{count.heard} frames were heard and {count.spoken} spoken"
+        raise ContinuationError(f"{sessions} sessions of {talk.traffic.name} are stuck: {moved}") from None
+    except ExceptionGroup as group:
+        found = group.subgroup(StreamingError)
+        if found is None:
+            raise
+        raise _first(found) from None
+
+
+def _first(group: ExceptionGroup[StreamingError]) -> StreamingError:
+    error = group.exceptions[0]
+    return _first(error) if isinstance(error, ExceptionGroup) else error
 
 
 async def _client(
@@ -303,7 +332,7 @@ async def _client(
 
 
 class _Come:
-    """What has come from the server. frames: released with each frame of a turn; turns: at the end of each turn."""
+    """The server's messages so far. frames: released with each frame of a turn; turns: at the end of each turn."""
 
     def __init__(self) -> None:
         self.frames, self.turns = asyncio.Semaphore(0), asyncio.Semaphore(0)

@@ -1,8 +1,9 @@
 """The two servers that `wire` compares, each a process of its own: this project's with a step that takes nothing, and a
 bare `websockets` server that moves messages of the same sizes.
 
-`python -m streaming.benchmark.wire_servers real|bare`: prints its port, then its processor time so far, in seconds, for
-every line that it reads; ends with its input.
+`python -m streaming.benchmark.wire_servers real|bare`: prints its port, then, for every line that it reads, its
+processor time so far and how much of that was spent in libopus and in the model of voice activity, which need no
+interpreter's lock, in seconds; ends with its input.
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ import logging
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from mmap import mmap
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -25,6 +29,8 @@ from websockets.asyncio.server import ServerConnection, serve
 from streaming.audio import FRAME, FRAME_RATE
 from streaming.config import Sampling
 from streaming.engine.engine import Engine
+from streaming.models import voice_activity
+from streaming.protocol import libopus
 from streaming.server.door.bind import check_bind
 from streaming.server.door.gatekeeper import Gatekeeper
 from streaming.server.door.limits import Limits
@@ -104,6 +110,10 @@ class IdleStep:
     def pack(self, copy: _IdleCopy, said: dict[str, str]) -> bytes:
         return msgspec.json.encode(replace(copy, said=said))
 
+    @property
+    def most_packed_bytes(self) -> int:
+        return 0
+
     def unpack(self, data: bytes | mmap) -> tuple[_IdleCopy, dict[str, str]]:
         copy = msgspec.json.decode(bytes(data), type=_IdleCopy)
         return copy, copy.said
@@ -139,6 +149,7 @@ async def serve_real() -> None:
         print(url.rpartition(":")[2].partition("/")[0], flush=True)
         _answer_times(shutdown.request_at_once)
 
+    _time_what_needs_no_lock()
     with Engine(IdleStep(), "idle") as engine:
         await run_server(engine, keeper, ServerOptions(port=0), shutdown, listening)
 
@@ -167,13 +178,37 @@ async def serve_bare() -> None:
         await ended.wait()
 
 
+_without_lock: deque[float] = deque()
+"""What each call took that needs no interpreter's lock: any thread may add to it."""
+
+
+def _timed(function: Any) -> Any:
+    def call(*arguments: Any) -> Any:
+        began = time.thread_time()
+        result = function(*arguments)
+        _without_lock.append(time.thread_time() - began)
+        return result
+
+    return call
+
+
+def _time_what_needs_no_lock() -> None:
+    """Have each call of libopus and of the model of voice activity timed, where these are installed."""
+    if libopus.library_path() is not None:
+        library: Any = libopus._library()
+        library.opus_encode, library.opus_decode = _timed(library.opus_encode), _timed(library.opus_decode)
+    with suppress(voice_activity.VoiceActivityUnavailableError):
+        session = voice_activity.load_vad_model()._session
+        session.run = _timed(session.run)
+
+
 def _answer_times(ended: Callable[[], None]) -> None:
     """Tell the processor's time for every line of the input; have the loop call `ended` at its end."""
     loop = asyncio.get_running_loop()
 
     def read() -> None:
         while sys.stdin.buffer.readline():
-            print(time.process_time(), flush=True)
+            print(time.process_time(), sum(_without_lock), flush=True)
         loop.call_soon_threadsafe(ended)
 
     threading.Thread(target=read, daemon=True).start()  # a pipe is no socket on Windows

@@ -20,11 +20,12 @@ class SessionCommands(Protocol):
     def speak(self, max_frames: int, lead_frames: int) -> int: ...
     def release(self, turn: int, frames: int) -> None: ...
     def interrupt(self, turn: int, heard_samples: int) -> None: ...
-    def clear_input(self, frames: int) -> None: ...
+    def clear_input(self, keep_frames: int) -> None: ...
     def configure(self, sampling: Sampling) -> None: ...
     def mark(self, name: str) -> None: ...
     def unmark(self, name: str) -> None: ...
     def go_back(self, name: str) -> None: ...
+    def keep(self) -> None: ...
 
 
 class EngineCommands:
@@ -68,9 +69,9 @@ class EngineCommands:
         """End a turn, of which so much was heard."""
         self._give(partial(self._engine.interrupt, turn, heard_samples))
 
-    def clear_input(self, frames: int) -> None:
-        """Take back the last frames of the prompt."""
-        self._give(partial(self._engine.clear_input, frames))
+    def clear_input(self, keep_frames: int) -> None:
+        """Take back all but the first frames of the prompt."""
+        self._give(partial(self._engine.clear_input, keep_frames))
 
     def mark(self, name: str) -> None:
         """Remember this moment."""
@@ -83,6 +84,10 @@ class EngineCommands:
     def go_back(self, name: str) -> None:
         """Go on from a moment."""
         self._give(partial(self._engine.go_back, name))
+
+    def keep(self) -> None:
+        """Copy the session out as it is now."""
+        self._give(self._engine.keep)
 
     def release(self, turn: int, frames: int) -> None:
         """Tell how far the listener is, which needs no order."""

@@ -143,6 +143,11 @@ class Engine:
         return self._step.rewind_frames
 
     @property
+    def most_packed_bytes(self) -> int:
+        """A bound on what `pack` returns."""
+        return self._step.most_packed_bytes
+
+    @property
     def failure(self) -> Exception | None:
         """What ended the engine, if something did."""
         return self._failure
@@ -349,17 +354,20 @@ class Engine:
         worked = False
         while True:
             with self._changed:
-                self._reap()
-                unclean = [session for session in self._sessions.values() if session.unclean]
-                working = [session for session in self._sessions.values() if session.works]
+                awake = [session for session in self._sessions.values() if session.awake]
+                if any(session.closed for session in awake):
+                    self._reap()
+                    awake = [session for session in awake if not session.closed]
+                unclean = [session for session in awake if session.unclean]
+                working = [session for session in awake if session.works]
                 if not unclean:
                     if self._stopping:
                         return None
                     if worked or not working:
-                        plan = self._next_plan()
+                        plan = self._next_plan(awake)
                         if plan is not None:
                             return plan
-                        if not any(session.unclean or session.works for session in self._sessions.values()):
+                        if not any(session.awake for session in self._sessions.values()):
                             self._changed.wait()
             for session in unclean:
                 session.make_clean()
@@ -391,18 +399,20 @@ class Engine:
                 failed.__cause__ = cause
                 session.fail(failed)
 
-    def _next_plan(self) -> _Plan | None:
-        """Return the batch of all sessions that are ready, or None if there are none."""
+    def _next_plan(self, awake: list[EngineSession]) -> _Plan | None:
+        """Return the batch of all sessions that are ready, or None if there are none. The others sleep if they can."""
         hearing: list[EngineSession] = []
         speaking: list[EngineSession] = []
         frames: list[NDArray[np.float32]] = []
-        for session in self._sessions.values():
+        for session in awake:
             frame = session.next_frame()
             if frame is not None:
                 hearing.append(session)
                 frames.append(frame)
             elif session.may_speak:
                 speaking.append(session)
+            else:
+                session.awake = session.unclean or session.works or session.closed
         if not hearing and not speaking:
             return None
         sessions = hearing + speaking
@@ -432,6 +442,7 @@ class Engine:
                 else:
                     self._frames_spoken += not result.ended[row]
                     session.spoke(audio, row - heard, result.codes[row], bool(result.ended[row]), seconds)
+            self._changed.notify_all()  # who waits for a queue's room
 
     def _reap(self) -> None:
         """Free the slots of closed sessions."""

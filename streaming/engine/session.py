@@ -100,6 +100,8 @@ class Step(Protocol):
     def put(
         self, slot: int, copy: Any, sampling: Sampling, common: int = 0, longest: int | None = None
     ) -> Generator[None]: ...
+    @property
+    def most_packed_bytes(self) -> int: ...
     def pack(self, copy: Any, said: dict[str, str]) -> bytes: ...
     def unpack(self, data: bytes | mmap) -> tuple[SlotCopy, dict[str, str]]: ...
     def is_fatal(self, error: Exception) -> bool: ...
@@ -140,7 +142,7 @@ class _Interrupt:
 
 @dataclass(frozen=True, slots=True)
 class _ClearInput:
-    frames: int
+    keep_frames: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +223,8 @@ class EngineSession:
         self._slides = slides
         self._error: StreamingError | None = None  # what ended it
         self._state = State.LISTENING
+        self.awake = True
+        """Whether the engine has to look at it: it was told something, or has more to do. The engine clears this."""
         self.unclean = True
         """Whether something of an earlier stream may be in the slot: no command takes effect before `make_clean`."""
         self._commands: deque[_Command] = deque()
@@ -264,8 +268,7 @@ class EngineSession:
 
     @property
     def closed(self) -> bool:
-        with self._changed:
-            return self._state is State.CLOSED
+        return self._state is State.CLOSED
 
     def listen(self, pcm: NDArray[np.float32]) -> bool:
         """Hear one frame, float32 [1920], which is now the session's: do not write into it again. One of fewer samples
@@ -324,7 +327,7 @@ class EngineSession:
             if turn == self._turn and frames > self._released:
                 self._released = frames
                 if self._due:
-                    self._changed.notify_all()
+                    self._wake()
 
     def interrupt(self, turn: int, heard_samples: int) -> None:
         """End the turn's continuation, and cut what was not heard of it, to the frame. Answered with `Interrupted`.
@@ -338,20 +341,21 @@ class EngineSession:
                 self._begin_next_turn()
             self._give(_Interrupt(turn, heard_samples // FRAME))
 
-    def clear_input(self, frames: int) -> None:
-        """Take back the last frames heard in this turn, as far as can be. Answered with `InputCleared`.
+    def clear_input(self, keep_frames: int) -> None:
+        """Take back what was heard in this turn but for its first frames, as far as can be. Answered with
+        `InputCleared`, which says what is kept.
 
         A stream that holds nothing else can be emptied; any other can be cut back by the step's `rewind_frames`. Raises
         `SessionError` while speaking.
         """
-        assert frames >= 0, frames
+        assert keep_frames >= 0, keep_frames
         with self._changed:
             self._require_open()
             if self._speaking_next:
                 raise SessionError("the session is speaking: interrupt it first")
-            self._prompt_next = max(0, self._prompt_next - frames)
+            self._prompt_next = min(self._prompt_next, keep_frames)
             self._heard_any = self._heard_any and (self._turn_next > 1 or self._prompt_next > 0)
-            self._give(_ClearInput(frames))
+            self._give(_ClearInput(keep_frames))
 
     def mark(self, name: str) -> None:
         """Remember this moment of the stream, to go back to. Answered with `Marked`. Raises `SessionError` while
@@ -400,10 +404,14 @@ class EngineSession:
         with self._changed:
             self._state = State.CLOSED
             self._commands.clear()
-            self._changed.notify_all()
+            self._wake()
 
     def _give(self, command: _Command) -> None:
         self._commands.append(command)
+        self._wake()
+
+    def _wake(self) -> None:
+        self.awake = True
         self._changed.notify_all()
 
     def _require_open(self) -> None:
@@ -441,8 +449,8 @@ class EngineSession:
                     self._start_speaking(command)
                 case _Interrupt(turn, heard_frames):
                     self._cut(turn, heard_frames)
-                case _ClearInput(frames):
-                    self._take_back(frames)
+                case _ClearInput(keep_frames):
+                    self._take_back(keep_frames)
                 case _Configure(sampling):
                     self._sampling = sampling
                     self._step.configure(self.slot, sampling)
@@ -496,10 +504,11 @@ class EngineSession:
         return self._state is State.SPEAKING and self._spoken - self._released < self._speak.lead_frames
 
     def heard(self, codes: NDArray[np.int64]) -> None:
-        """Note that the frame that `next_frame` gave was heard by a step."""
+        """Note that the frame that `next_frame` gave was heard by a step. The engine wakes whoever waits for room, once
+        for all sessions of the step.
+        """
         self._queued_frames -= 1
         self._prompt_frames += 1
-        self._changed.notify_all()
         self._tell(FrameHeard(codes))
 
     def spoke(self, audio: StepAudio, row: int, codes: NDArray[np.int64], ended: bool, seconds: float) -> None:
@@ -558,8 +567,8 @@ class EngineSession:
         self._prompt_frames = 0
         self._tell(done)
 
-    def _take_back(self, frames: int) -> None:
-        frames = min(frames, self._prompt_frames)
+    def _take_back(self, keep_frames: int) -> None:
+        frames = max(0, self._prompt_frames - keep_frames)
         if frames and frames == self._step.frames(self.slot):
             self.unclean = True
             self._changed_from(0)

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from streaming.config import Rope
+from streaming.models.huge_pages import huge_zeros
 
 # Up to here angles are rounded as `transformers` rounds them (float32), so that greedy tokens agree to the last bit of
 # a near-tie. Beyond, float32 would lose the fast angles (0.008 rad at an hour of speech), so they are computed in
@@ -92,9 +93,7 @@ class KeyValueRing:
         dtype: torch.dtype,
     ) -> KeyValueRing:
         shape = (slots, layers, heads, prefix + size, head_dim)
-        return KeyValueRing(
-            torch.zeros(shape, device=device, dtype=dtype), torch.zeros(shape, device=device, dtype=dtype), prefix
-        )
+        return KeyValueRing(huge_zeros(shape, device, dtype), huge_zeros(shape, device, dtype), prefix)
 
     @property
     def size(self) -> int:

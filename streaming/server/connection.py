@@ -13,8 +13,9 @@ import asyncio
 from contextlib import suppress
 from typing import Any, ClassVar
 
+from websockets.asyncio.connection import broadcast
 from websockets.asyncio.server import ServerConnection
-from websockets.protocol import SEND_EOF
+from websockets.protocol import SEND_EOF, State
 
 _READ_BYTES = 4096
 """Most bytes handled at once: a frame of audio (3,864 bytes), or 680 empty pings (30 ms)."""
@@ -36,9 +37,11 @@ class Connection(ServerConnection, asyncio.BufferedProtocol):
         self._unread_since: float | None = None  # while more waits for the peer than may
         self._watch: asyncio.TimerHandle | None = None
         self._buffer = memoryview(bytearray(_READ_BYTES))  # under TLS it is filled in slices, which must not be copies
+        self._tls = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
+        self._tls = transport.get_extra_info("sslcontext") is not None
         self._look()
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -49,7 +52,7 @@ class Connection(ServerConnection, asyncio.BufferedProtocol):
         self.data_received(bytes(self._buffer[:nbytes]))
         if self.transport.get_write_buffer_size() > _MAX_UNREAD_BYTES:
             self.transport.abort()
-        elif nbytes == _READ_BYTES and not self.transport.is_closing() and self.transport.is_reading():
+        elif self._tls and nbytes == _READ_BYTES and not self.transport.is_closing() and self.transport.is_reading():
             # There may be more, and under TLS asyncio calls again for it as often as the socket was read: several times
             # in one turn of the loop. The library pauses by itself only on data, so it cannot have paused meanwhile.
             self.transport.pause_reading()
@@ -58,6 +61,16 @@ class Connection(ServerConnection, asyncio.BufferedProtocol):
     def _go_on(self) -> None:
         if not self.transport.is_closing():
             self.transport.resume_reading()
+
+    async def send(self, message: Any, text: bool | None = None) -> None:
+        """Send as the library does. A message to a peer that reads is written at once, by the library's own way for
+        that: its other way, through a context that may wait, costs several times as much.
+        """
+        whole = text is None and isinstance(message, str | bytes)
+        if whole and self._unread_since is None and self.state is State.OPEN:
+            broadcast((self,), message)
+        else:
+            await super().send(message, text=text)
 
     def send_data(self) -> None:
         writes = self.protocol.data_to_send()

@@ -12,10 +12,12 @@ import secrets
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TypeVarTuple, Unpack
 
 from msgspec import structs
 
 from streaming.audio import FRAME, SAMPLE_RATE, to_float
+from streaming.conversation.books import first_books
 from streaming.conversation.conversation import Conversation, Observer, Received
 from streaming.conversation.ends import GONE, INTERNAL, fatal, refusal, revoked, stopped
 from streaming.conversation.outbox import End, Outbox, Reply
@@ -24,6 +26,7 @@ from streaming.conversation.takes import TakesMemory
 from streaming.engine import events
 from streaming.engine.engine import Engine
 from streaming.engine.session import EngineSession
+from streaming.engine.snapshot import SessionSnapshot
 from streaming.errors import StreamingError
 from streaming.models.voice_activity import SpeechStream
 from streaming.protocol import messages
@@ -34,13 +37,14 @@ from streaming.server.watch.observer import SessionObserver
 
 _LOG = logging.getLogger(__name__)
 _UNHANDLED = 16
+Arguments = TypeVarTuple("Arguments")
 
 
 class Driver:
     """Runs one session. `run` returns when the session is over and its slot is free; its last reply is an `End`.
 
-    resume: where the client may come back after its connection was lost, as it is told. sent_is_heard, takes: see
-    `Conversation`.
+    resume: where the client may come back after its connection was lost, as it is told. sent_is_heard, takes, saves:
+    see `Conversation`. saved: of a session that this one goes on with.
     """
 
     def __init__(
@@ -55,13 +59,19 @@ class Driver:
         observer: SessionObserver,
         sent_is_heard: bool = False,
         takes: TakesMemory | None = None,
+        saved: SessionSnapshot | None = None,
+        saves: bool = False,
     ) -> None:
-        seed = secrets.randbits(63) if start.sampling.seed is None else start.sampling.seed
-        self._usual = replace(engine.sampling, seed=seed)  # what a client may leave open
+        usual = engine.sampling if saved is None else saved.books.sampling
+        seed = start.sampling.seed
+        if seed is None:
+            seed = secrets.randbits(63) if saved is None else usual.seed
+        self._usual = replace(usual, seed=seed)  # what a client may leave open
         self._start = structs.replace(start, sampling=filled(start.sampling, self._usual))
         self._engine, self._admission, self._voices = engine, admission, voices
         self._idle_s, self._resume, self._sent_is_heard = idle_s, resume, sent_is_heard
         self._observer, self._takes = observer, takes
+        self._saved, self._saves = saved, saves
         self._loop = asyncio.get_running_loop()
         self._outbox = Outbox()
         self._conversation: Conversation | None = None  # once there is a slot
@@ -112,8 +122,9 @@ class Driver:
             await self._may_write.wait()
         if self._conversation is not None:
             if isinstance(reply, AudioMessage):
-                self._conversation.sent(reply.turn, self._loop.time())
-            self._interact(None)
+                self._interact(self._conversation.sent, reply.turn, self._loop.time())
+            elif self._inbox:  # which may have waited until fewer replies do
+                self._interact(None)
         return reply
 
     def answer(self, message: Message) -> None:
@@ -149,8 +160,7 @@ class Driver:
 
     def _finish(self, end: End) -> None:
         if self._conversation is not None:
-            conversation = self._conversation
-            self._interact(lambda: conversation.finish(end))
+            self._interact(self._conversation.finish, end)
         else:
             self._early_end = self._early_end or end
             self._over.set()
@@ -168,7 +178,7 @@ class Driver:
 
         slides = self._start.overflow == "slide"
         slot = asyncio.create_task(
-            self._admission.attach(self._happened, sampling_of(self._start.sampling), slides, waiting)
+            self._admission.attach(self._happened, sampling_of(self._start.sampling), slides, waiting, self._saved)
         )
         over = asyncio.create_task(self._over.wait())
         try:
@@ -206,15 +216,19 @@ class Driver:
             context_samples=engine.context_frames * FRAME,
             rewind_samples=engine.rewind_frames * FRAME,
             seed=session.seed,
-            turn=1,
+            turn=session.turn,
             notice=engine.notice,
             resume=self._resume,
             sampling=self._start.sampling,
             takes=0 if self._takes is None else self._takes.turns,
+            saves=self._saves,
         )
         self._observer.said(started)
         self._outbox.put(started)
         observer: Observer = self._observer
+        books, saved = None, self._saved
+        if saved is not None:
+            books = first_books(self._start, saved.books.turn, saved.books.prompt_frames)
         conversation = Conversation(
             session,
             self._outbox,
@@ -226,6 +240,8 @@ class Driver:
             now=self._loop.time(),
             sent_is_heard=self._sent_is_heard,
             takes=self._takes,
+            books=books,
+            saves=self._saves,
         )
         if conversation.hears_voice:
             self._stream = self._voices.stream()
@@ -242,17 +258,16 @@ class Driver:
         if self._conversation is None:
             self._early.append(event)
             return
-        conversation = self._conversation
-        self._interact(lambda: conversation.happened(event, self._loop.time()))
+        self._interact(self._conversation.happened, event, self._loop.time())
 
-    def _interact(self, action: Callable[[], None] | None) -> None:
+    def _interact(self, action: Callable[[Unpack[Arguments]], None] | None, *arguments: *Arguments) -> None:
         """Do this to the conversation, then handle the messages that it is ready for, and set its timer."""
         conversation = self._conversation
         if conversation is None:
             return
         try:
             if action is not None:
-                action()
+                action(*arguments)
             self._handle_messages(conversation)
         except Exception:  # as in `run`
             _LOG.exception("a session failed")
@@ -295,7 +310,7 @@ class Driver:
                 _LOG.error("voice activity failed", exc_info=answer)
                 self._finish(INTERNAL)
             elif later:
-                self._interact(lambda: self._handle(audio, answer))
+                self._interact(self._handle, audio, answer)
             else:
                 self._handle(audio, answer)
 
@@ -314,7 +329,7 @@ class Driver:
             self._finish(INTERNAL)
             return
         self._asked = False
-        self._interact(lambda: self._handle(update))
+        self._interact(self._handle, update)
 
     def _set_timer(self, conversation: Conversation) -> None:
         deadline = conversation.deadline(self._loop.time())
@@ -327,4 +342,4 @@ class Driver:
         self._timer = None
         conversation = self._conversation
         assert conversation is not None
-        self._interact(lambda: conversation.tick(self._loop.time()))
+        self._interact(conversation.tick, self._loop.time())

@@ -8,13 +8,13 @@ import gc
 import logging
 import os
 import signal
-import threading
 import time
 from contextlib import suppress
+from functools import partial
 from urllib.parse import urlsplit
 
 from streaming.audio import FRAME_RATE
-from streaming.command import INTERRUPTED, complain, end_on_signals, raise_on_interrupt, say
+from streaming.command import INTERRUPTED, call_at_end_of_input, complain, end_on_signals, raise_on_interrupt, say
 from streaming.engine.engine import Engine
 from streaming.errors import StreamingError
 from streaming.server.door.bind import check_address, check_bind
@@ -22,6 +22,7 @@ from streaming.server.door.gatekeeper import Gatekeeper
 from streaming.server.door.limits import Limits
 from streaming.server.door.origins import parse_origins
 from streaming.server.door.proxies import parse_proxies
+from streaming.server.door.session_key import load_session_key
 from streaming.server.door.tls import load_tls
 from streaming.server.door.tokens import load_tokens
 from streaming.server.server import ServerOptions, Shutdown, run_server
@@ -55,15 +56,7 @@ async def serve(engine: Engine, keeper: Gatekeeper, options: ServerOptions, *, u
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, shutdown.request)
     if until_eof:
-
-        def wait_for_eof() -> None:
-            with suppress(OSError):  # what cannot be read has ended
-                while os.read(0, 4096):  # not by Python's buffer, which is locked while it is read: it aborts at exit
-                    pass
-            with suppress(RuntimeError):  # the loop is closed: the server has ended by itself
-                loop.call_soon_threadsafe(shutdown.request_at_once)
-
-        threading.Thread(target=wait_for_eof, name="stdin", daemon=True).start()
+        call_at_end_of_input(partial(loop.call_soon_threadsafe, shutdown.request_at_once))
 
     def listening(url: str) -> None:
         say(f"listening on {url}")
@@ -89,6 +82,8 @@ def run(options: argparse.Namespace, program: str) -> int:
             queue=options.queue,
             idle_s=options.idle_seconds,
             takes=options.takes,
+            allow_save=options.allow_save,
+            session_key=load_session_key(os.environ, options.session_key),
             resume_s=options.resume_seconds,
             drain_s=options.drain_seconds,
         )

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from streaming.audio import Samples
 from streaming.models import voice_activity
 from streaming.models.voice_activity import SpeechStream, VoiceActivityModel
 
+_TOGETHER_S = 0.01
+"""The model runs no more often than this. Whoever speaks alone does not wait for it; what comes from many within this
+time is judged together. It is a third of a window, and little beside the silence that ends speech.
+"""
 Judged = Callable[[Sequence[float] | Exception], None]
 """Gets the probabilities of speech, one a window, or what went wrong."""
 
@@ -28,6 +33,7 @@ class VoiceActivity:
         self._model: VoiceActivityModel | None = None
         self._waiting: list[_Request] = []
         self._judging: asyncio.Task[None] | None = None
+        self._thread = ThreadPoolExecutor(1, "voice-activity")  # always the same: what it needs stays in its cache
 
     @property
     def loaded(self) -> bool:
@@ -60,11 +66,14 @@ class VoiceActivity:
     async def _judge_all(self) -> None:
         """Judge until nothing waits. What comes while the model runs is judged together after it."""
         assert self._model is not None
+        loop = asyncio.get_running_loop()
         while self._waiting:
+            began = loop.time()
             requests, self._waiting = self._waiting, []
             answers: Sequence[Sequence[float] | Exception]
             try:
-                answers = await asyncio.to_thread(
+                answers = await loop.run_in_executor(
+                    self._thread,
                     voice_activity.speech_probabilities,
                     self._model,
                     [request.stream for request in requests],
@@ -77,5 +86,6 @@ class VoiceActivity:
                     request.judged(answer)
                 except Exception as error:  # each on its own: none can fail another
                     context = {"message": "a session failed over its voice activity", "exception": error}
-                    asyncio.get_running_loop().call_exception_handler(context)
+                    loop.call_exception_handler(context)
+            await asyncio.sleep(began + _TOGETHER_S - loop.time())
         self._judging = None

@@ -189,6 +189,8 @@ def _line(name: str, fields: Mapping[str, Any]) -> Text | None:
             return Text(f"connection restored after {fields['after_ms'] / 1e3:.1f} s, nothing lost", style="green")
         case "session_lost":
             return Text(str(fields["message"]), style="bold red")
+        case "saved":
+            return Text(f"the conversation is kept in {fields['file']}; --load goes on with it", style="dim")
         case "summary":
             return Text(str(fields["sentence"]), style="bold")
     return None

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
 
 import numpy as np
 
 from streaming.audio import SAMPLE_RATE, AudioReader, Pcm16, Samples
+from streaming.client.tasks import sleep_until
 
 PIECE_SAMPLES = SAMPLE_RATE // 50
 """20 ms, what a microphone hands over at a time."""
@@ -50,8 +50,3 @@ def _cut(reader: AudioReader, samples: int) -> Iterator[Samples]:
             rest = rest[samples:]
     if len(rest):
         yield rest
-
-
-async def sleep_until(due_s: float) -> None:
-    """Wait until this time of `time.monotonic`, not at all if it is past."""
-    await asyncio.sleep(max(0.0, due_s - time.monotonic()))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -16,6 +16,7 @@ import numpy as np
 from streaming.audio import SAMPLE_RATE, SILENCE_DBFS, Pcm, Pcm16, WavWriter, level_dbfs, to_int16
 from streaming.client.client import Audio, ContinuationClient, Event
 from streaming.client.resumable_connection import ConnectionLost, ConnectionRestored
+from streaming.client.tasks import run_until
 from streaming.errors import ContinuationError
 from streaming.protocol.messages import (
     Error,
@@ -128,7 +129,7 @@ class Talk:
         """
         self._file_mode = True
         self._announce()
-        await _until(self._over, self._receive(), self._tick(), self._send_file(pieces))
+        await run_until(self._over, self._receive(), self._tick(), self._send_file(pieces))
         self._write()
         assert self.last_report is not None
         return self.last_report
@@ -143,11 +144,18 @@ class Talk:
         self._microphone = microphone
         self._announce()
         try:
-            await _until(self._over, self._receive(), self._tick(), self._send(microphone.pieces()), self._obey(keys))
+            await run_until(
+                self._over, self._receive(), self._tick(), self._send(microphone.pieces()), self._obey(keys)
+            )
         finally:
             if self._spoken is not None and self._loudspeaker is not None:
                 self._keep(self._spoken, self._loudspeaker.stop())
             self._write()
+
+    async def hush(self) -> None:
+        """Have the server know that no more is heard of what it speaks, after a talk that was left."""
+        if self._spoken is not None:
+            await self._client.interrupt(self._spoken.turn, self._spoken.reported_samples)
 
     def _announce(self) -> None:
         started = self._client.started
@@ -441,18 +449,3 @@ class Talk:
 
 def _at(event: SpeechStarted | SpeechStopped) -> dict[str, object]:
     return {"turn": event.turn, "at_seconds": event.at_samples / SAMPLE_RATE}
-
-
-async def _until(over: asyncio.Event, *work: Coroutine[Any, Any, object]) -> None:
-    """Run all of `work` until `over` is set, or until one of them fails: then that is raised. Ends them all."""
-    tasks = {asyncio.ensure_future(coroutine) for coroutine in (over.wait(), *work)}
-    pending = tasks
-    try:
-        while not over.is_set():
-            done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from types import MethodType
+from typing import cast
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ import torch
 
 from streaming.benchmark import machine, step
 from streaming.benchmark.__main__ import main
+from streaming.benchmark.full import FullStep
 from streaming.benchmark.steps import ROOFLINES, StepsError, computed, curve, measured, series_name
 from streaming.benchmark.work import work_of
 from streaming.models.llama import LlamaDecoder
@@ -102,6 +105,23 @@ def test_a_step_s_table_is_its_times_against_the_floors_of_its_stages(
 
 def _stages_of(codec: StreamingMimi, decoder: LlamaDecoder) -> list[step._Stage]:
     return step._stages(step._Models("tiny", codec, decoder), 2, argparse.Namespace(context_tokens=82))
+
+
+def test_the_whole_step_is_measured_over_full_contexts_the_codec_s_too(
+    codec: StreamingMimi, decoder: LlamaDecoder
+) -> None:
+    """The decoder's context was full and the codec's empty: the whole step was cheaper than in a long conversation, and
+    than the sum of its stages.
+    """
+    whole = [stage.run for stage in _stages_of(codec, decoder) if stage.parts]
+    assert len(whole) == 2
+    for run in whole:
+        full = cast(MethodType, run).__self__
+        assert isinstance(full, FullStep)
+        state = full.step._device
+        assert bool((state.decoder_state.frames[:2] == 20).all())
+        for half in (state.codec_state.encoder, state.codec_state.decoder):
+            assert bool((half.frames[:2] >= codec.config.window).all())
 
 
 def test_a_stage_s_floor_counts_all_keys_and_values_that_its_slots_hold(

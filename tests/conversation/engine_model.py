@@ -22,6 +22,7 @@ from streaming.engine.events import (
     FrameSpoken,
     InputCleared,
     Interrupted,
+    Kept,
     Marked,
     StepAudio,
     TurnDone,
@@ -53,6 +54,7 @@ class EngineModel:
         self.released = 0
         self.marks: set[str] = set()
         self.mark_bytes = 1000
+        self.reach = 1_000  # frames that a clear can take back
         self._held: dict[str, int] = {}  # frames of the prompt at each mark
         self._commands: deque[tuple[Any, ...]] = deque()
         self._queued = 0
@@ -91,9 +93,9 @@ class EngineModel:
             self._speaking_next, self._turn_next = False, turn + 1
         self._give("interrupt", turn, heard_samples)
 
-    def clear_input(self, frames: int) -> None:
-        assert not self._speaking_next and frames >= 0
-        self._give("clear_input", frames)
+    def clear_input(self, keep_frames: int) -> None:
+        assert not self._speaking_next and keep_frames >= 0
+        self._give("clear_input", keep_frames)
 
     def configure(self, sampling: Sampling) -> None:
         self._give("configure", sampling)
@@ -110,6 +112,9 @@ class EngineModel:
     def go_back(self, name: str) -> None:
         assert not self._speaking_next and name in self.marks
         self._give("go_back", name)
+
+    def keep(self) -> None:
+        self._give("keep")
 
     def _give(self, *command: Any) -> None:
         self._fail()
@@ -153,8 +158,10 @@ class EngineModel:
                 case ("go_back", name):
                     self._prompt, self._spoken = self._held[name], 0
                     self.events.append(WentBack(self._turn, self._prompt))
-                case ("clear_input", frames):
-                    frames = min(frames, self._prompt)
+                case ("keep",):
+                    self.events.append(Kept(("snapshot", self._turn, self._prompt)))  # type: ignore[arg-type]
+                case ("clear_input", keep):
+                    frames = min(max(0, self._prompt - keep), self.reach)
                     self._prompt -= frames
                     self.events.append(InputCleared(self._turn, frames, self._prompt))
         if not self._speaking or self._spoken - self.released >= self._lead:

@@ -193,19 +193,38 @@ def test_frames_of_an_old_turn_that_leave_late_are_none_of_the_next() -> None:
 # Taking input back
 
 
-@pytest.mark.parametrize(("keep", "cleared", "pending"), [(0, 3, 0), (1, 2, 0), (FRAME, 2, 0), (3 * FRAME + 9, 0, 9)])
-def test_the_beginning_of_a_prompt_can_be_kept(keep: int, cleared: int, pending: int) -> None:
+@pytest.mark.parametrize(("keep", "kept", "pending"), [(0, 0, 0), (1, 1, 0), (FRAME, 1, 0), (3 * FRAME + 9, 3, 9)])
+def test_the_beginning_of_a_prompt_can_be_kept(keep: int, kept: int, pending: int) -> None:
     """A frame that holds both stays whole, and so does the beginning of one that is not full."""
     talk = Talk()
     talk.hear(3.5)
     talk.say(InputClear(keep_samples=keep))
     talk.step()
-    assert talk.engine.log[3:] == [("clear_input", cleared)]
-    assert talk.told() == [InputCleared(turn=1, kept_samples=(3 - cleared) * FRAME)]
+    assert talk.engine.log[3:] == [("clear_input", kept)]
+    assert talk.told() == [InputCleared(turn=1, kept_samples=kept * FRAME)]
     talk.say(SPEAK)
     assert len(talk.engine.frames) == 3 + bool(pending)
     if pending:
         assert np.count_nonzero(talk.engine.frames[-1]) == pending
+
+
+def test_a_prompt_of_which_not_all_could_be_taken_back_is_as_long_as_the_client_was_told() -> None:
+    """The conversation took it for as short as it was to be: what the client wanted kept from then on was beyond its
+    end, and so a second clear took back nothing.
+    """
+    talk = Talk()
+    talk.engine.reach = 2
+    talk.hear(5)
+    talk.step()
+    talk.say(InputClear())
+    talk.hear(1)  # before the answer
+    talk.step()
+    assert talk.told() == [InputCleared(turn=1, kept_samples=3 * FRAME)]
+    talk.hear(2)
+    talk.say(InputClear(keep_samples=4 * FRAME))
+    talk.step()
+    assert talk.engine.log[-1] == ("clear_input", 4)
+    assert talk.told()[-1] == InputCleared(turn=1, kept_samples=4 * FRAME)
 
 
 def test_a_prompt_that_was_taken_back_whole_is_empty() -> None:

@@ -235,7 +235,7 @@ class ProgramRun:
         # How far back it can reach depends on how much was spoken before it was cut
         self._driver.wait_for(lambda: len(self._of(TurnDone)) == self._turn - 1)
         spoken_to = [self._starts[e.turn] + e.frames for e in self._of(TurnDone) if e.turn >= self._since]
-        self._live.clear_input(frames)
+        self._live.clear_input(max(0, self._prompt_frames - frames))
         frames, length = min(frames, self._prompt_frames), len(self.entries)
         self._longest = max(self._longest, length, *spoken_to)
         if frames == length:

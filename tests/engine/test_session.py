@@ -405,7 +405,7 @@ def test_options_outlive_a_prompt_that_is_all_taken_back() -> None:
     bench = Bench()
     bench.live.configure(Sampling(seed=8))
     bench.hear(1)
-    bench.live.clear_input(1)
+    bench.live.clear_input(0)
     bench.hear(2)
     bench.speak(1)
     assert bench.entries == [heard(2), spoken(Sampling(seed=8))]
@@ -577,7 +577,7 @@ def test_a_prompt_that_is_taken_back_was_never_heard() -> None:
     bench = Bench()
     bench.hear(*range(9))  # more than the step can rewind: but there is nothing else to keep
     bench.run()
-    bench.live.clear_input(9)
+    bench.live.clear_input(0)
     bench.hear(20)
     bench.speak(2)
     assert bench.entries == [heard(20), SPOKEN, SPOKEN]
@@ -590,7 +590,7 @@ def test_after_a_prompt_was_all_taken_back_the_next_one_can_be_taken_back_too() 
     """
     bench = Bench()
     bench.hear(*range(9))
-    bench.live.clear_input(9)
+    bench.live.clear_input(0)
     bench.hear(1, 2)
     bench.live.clear_input(1)
     bench.run()
@@ -601,7 +601,7 @@ def test_after_a_prompt_was_all_taken_back_the_next_one_can_be_taken_back_too() 
 def test_the_committed_part_of_a_prompt_is_kept() -> None:
     bench = Bench()
     bench.hear(1, 2, 3)
-    bench.live.clear_input(1)
+    bench.live.clear_input(2)
     bench.run()
     assert bench.entries == [heard(1), heard(2)]
     assert bench.last(1) == [InputCleared(1, 1, 2)]
@@ -613,11 +613,11 @@ def test_nothing_of_the_turns_before_is_taken_back_with_a_prompt() -> None:
     bench.hear(0)
     bench.speak(2, max_frames=2)
     bench.hear(1, 2, 3)
-    bench.live.clear_input(100)
+    bench.live.clear_input(0)
     bench.run()
     assert bench.entries == [heard(0), SPOKEN, SPOKEN]
     bench.hear(*range(9))
-    bench.live.clear_input(9)
+    bench.live.clear_input(0)
     bench.run()
     assert bench.last(1) == [InputCleared(2, 4, 5)], "the stub rewinds 4 frames"
     assert bench.entries[3:] == [heard(value) for value in range(5)]
@@ -629,7 +629,7 @@ def test_a_late_cut_after_a_prompt_was_taken_back_rewinds_no_further_than_can_be
     bench.hear(0)
     bench.speak(4, max_frames=4)
     bench.hear(1, 2, 3)
-    bench.live.clear_input(3)
+    bench.live.clear_input(0)
     bench.live.interrupt(1, 0)
     bench.run()
     assert bench.interrupted() == [(1, 3)]
@@ -639,13 +639,32 @@ def test_a_late_cut_after_a_prompt_was_taken_back_rewinds_no_further_than_can_be
 def test_a_prompt_that_was_all_taken_back_cannot_be_continued() -> None:
     bench = Bench()
     bench.hear(1)
-    bench.live.clear_input(1)
+    bench.live.clear_input(0)
     with pytest.raises(EmptyPromptError):
         bench.live.speak(1, 1)
     bench.hear(1)
     bench.live.speak(1, 1)
     with pytest.raises(SessionError):
         bench.live.clear_input(0)
+
+
+def test_a_clear_beyond_reach_does_not_shorten_what_the_next_one_keeps() -> None:
+    """A clear said how much to take back. After one that reached further back than the step can rewind, the session
+    took the prompt for shorter than it was: the next clear left it, as it thought, without a frame, and `speak` was
+    refused although much had been heard.
+    """
+    bench = Bench()
+    bench.hear(*range(9))
+    bench.live.clear_input(2)
+    bench.run()
+    assert bench.last(1) == [InputCleared(1, 4, 5)], "the stub rewinds 4 frames"
+    bench.live.clear_input(3)
+    bench.run()
+    assert bench.last(1) == [InputCleared(1, 0, 5)]
+    bench.hear(20, 21)
+    bench.live.clear_input(6)
+    bench.speak(1, max_frames=1)
+    assert bench.entries == [*(heard(value) for value in range(5)), heard(20), SPOKEN]
 
 
 def test_the_turn_of_new_commands_is_told_before_the_old_one_has_ended() -> None:

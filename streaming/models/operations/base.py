@@ -21,11 +21,11 @@ class Operations(ABC):
     """x, pending: [B, T, hidden]. `pending` is what a layer's half has yet to add to the residual stream `x`."""
 
     name: ClassVar[str]
-    """What operators and benchmarks are told of who computes."""
+    """The name of these operations, for people who run or measure them."""
     bounded = False
-    """Whether attention reads only what a slot holds, so that a step need not be told how many entries to look at."""
+    """Whether attention reads no more than a slot holds. If so, a step is not told how many entries to look at."""
     activations: torch.dtype | None = None
-    """What runs between the matrices; None: the type in which the weights are kept."""
+    """The type of what is passed between the matrices; None: the type in which the weights are kept."""
 
     @abstractmethod
     def begin_frame(

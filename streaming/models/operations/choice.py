@@ -23,15 +23,17 @@ _MANY, _SESSIONS = 8, 64
 
 
 def pick(config: LlamaConfig, device: torch.device, dtype: torch.dtype) -> Operations:
-    """For a decoder: kernels on CUDA, if Triton is there and compiles them for it, native operations on a CPU, if there
-    are any and its sizes are whole vectors; else the reference. Where none can be compiled, a line in the log says so.
+    """Return a decoder's operations. Where they cannot be compiled, a line in the log says so.
+
+    On CUDA they are kernels, if Triton is there and compiles them for this decoder. On a CPU they are native, if there
+    are such and the decoder's sizes are whole vectors. Otherwise they are the reference.
     """
     sizes = config.hidden_size, config.head_dim
     return _pick(sizes, device, dtype, "decoding", lambda made: rehearse(made, config, device, dtype))
 
 
 def pick_for_codec(config: MimiConfig, device: torch.device, dtype: torch.dtype) -> Operations:
-    """The same for a codec."""
+    """Return a codec's operations, in the same way."""
     sizes = config.hidden_size, config.head_dim
     return _pick(sizes, device, dtype, "coding", lambda made: rehearse_codec(made, config, device, dtype))
 

@@ -51,8 +51,8 @@ class Holder:
     digest: bytes = field(repr=False)
 
 
-class _ExhaustedError(Exception):
-    """It is this process that cannot open a file just now, which says nothing about the file: look again later."""
+class _ExhaustedError(StreamingError):
+    """This process cannot open any file just now, which says nothing about the file: look again later."""
 
 
 _Signature = tuple[int, int, int, int]

@@ -7,6 +7,7 @@ from collections import deque
 import numpy as np
 
 from streaming.audio import SAMPLE_RATE
+from streaming.conversation.prompt import Clears
 from streaming.protocol import messages
 from streaming.protocol.messages import OPEN_TURN, AudioMessage
 from streaming.server.openai.formats import Format, FormatDecoder, Pcm16
@@ -26,6 +27,7 @@ class InputBuffer:
         self.position = self.committed = self.uncommitted = 0
         self._decoder = FormatDecoder(format)
         self._given = 0  # in this turn
+        self._clears = Clears()
         self._held: deque[Pcm16] = deque()
         self._held_samples = 0
 
@@ -80,15 +82,24 @@ class InputBuffer:
     def clear_given(self) -> int:
         """Forget what was given and not committed. Return how many samples of the turn stay."""
         self._given = min(self._given, self.committed)
+        self._clears.ask(self.committed)
         return self.committed
+
+    def cleared(self, kept_samples: int) -> None:
+        """Note how many samples of the turn have stayed. What could not be forgotten counts as committed."""
+        more = self._clears.answer(kept_samples)
+        self._given += more
+        self.committed += more
 
     def begin_turn(self) -> None:
         """Begin the next turn: a response was asked for. What is held is not committed."""
         self._given = self.committed = 0
+        self._clears.forget()
 
     def restart(self) -> None:
         """Commit nothing of what was said before: the client says from here on what is committed."""
         self._given = self.committed = self.uncommitted = 0
+        self._clears.forget()
 
     def heard(self) -> None:
         """Note that speech has ended, and so is committed."""

@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-from streaming.conversation.conversation import HeardByClock
+from streaming.conversation.conversation import HEARD_TIMEOUT_S, HeardByClock
 from streaming.protocol import messages
 from streaming.server.openai.realtime_events import ServerEvent
 from streaming.server.openai.realtime_response import Response
 
-TRUNCATE_TIMEOUT_S = 0.5
-"""How long a client may take to say what was heard of a response that it cancelled; the native protocol's limit, too.
-"""
 ALL_SENT = 2**63 - 1
 """Heard of a response: whatever was sent of it."""
 
@@ -39,7 +36,7 @@ class Interruptions:
     def cancel(self, response: Response) -> messages.Interrupt:
         """Say no more of it; what was not heard of what was sent is cut when the client says so."""
         response.speaking = False
-        self._turn, self._until = response.turn, self._clock() + TRUNCATE_TIMEOUT_S
+        self._turn, self._until = response.turn, self._clock() + HEARD_TIMEOUT_S
         return self._interrupt(response, ALL_SENT)
 
     def cut(self, response: Response, heard_samples: int, then: ServerEvent) -> messages.Interrupt:

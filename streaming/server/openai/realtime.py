@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 from streaming.audio import FRAME, SAMPLE_RATE
 from streaming.conversation.conversation import Received
-from streaming.conversation.outbox import Echo
+from streaming.conversation.outbox import Echo, Saved
 from streaming.errors import ProtocolError
 from streaming.protocol import messages
 from streaming.protocol.messages import OPEN_TURN, AudioMessage, Message, SamplingOptions
@@ -215,7 +215,7 @@ class RealtimeDialect:
 
     # Server to client
 
-    async def encode(self, reply: Message | AudioMessage | Echo) -> Sequence[str | bytes]:
+    async def encode(self, reply: Message | AudioMessage | Echo | Saved) -> Sequence[str | bytes]:
         said = []
         for event in self._say(reply):
             self._events += 1
@@ -223,7 +223,7 @@ class RealtimeDialect:
             said.append(events.encode(event))
         return said
 
-    def _say(self, reply: Message | AudioMessage | Echo) -> list[ServerEvent]:
+    def _say(self, reply: Message | AudioMessage | Echo | Saved) -> list[ServerEvent]:
         match reply:
             case AudioMessage():
                 return self._responses.audio(reply)
@@ -240,8 +240,8 @@ class RealtimeDialect:
                 return self._speech_started(reply)
             case messages.SpeechStopped(at_samples=at):
                 return self._speech_stopped(at)
-            case messages.InputCleared():
-                return self._cleared()
+            case messages.InputCleared(kept_samples=kept):
+                return self._cleared(kept)
             case messages.TurnSpeaking():
                 return self._responses.turn_speaking(reply, self._options)
             case messages.TurnDone():
@@ -273,7 +273,8 @@ class RealtimeDialect:
             said += self._responses.fail(None, NO_TEXT, self._options)
         return said
 
-    def _cleared(self) -> list[ServerEvent]:
+    def _cleared(self, kept_samples: int) -> list[ServerEvent]:
+        self._input.cleared(kept_samples)
         item_id, self._speech_item = self._speech_item, None
         if item_id is None:
             return [events.Cleared()]
@@ -287,7 +288,7 @@ class RealtimeDialect:
             case "speak":
                 self._responses.refused(error)
             case "input.clear":  # the machine has just begun to speak: there is no input any more
-                return self._cleared()
+                return self._cleared(0)
             case "interrupt":  # it is too late: nothing can be cut any more
                 return self._interruptions.answered()
             case _:

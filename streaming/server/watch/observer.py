@@ -102,8 +102,9 @@ class SessionObserver:
         before = self._reported[1] if self._reported[0] == turn else 0
         reported = max(before, min(underruns, sent_frames))
         self._reported = turn, reported
-        self._underruns += reported - before
-        self._metrics.underruns.inc(reported - before)
+        if reported > before:
+            self._underruns += reported - before
+            self._metrics.underruns.inc(reported - before)
 
     def lost(self) -> None:
         """Note that the connection broke, and that the session waits for its client."""

@@ -94,3 +94,27 @@ def test_what_the_old_format_left_is_added_before_the_new_one() -> None:
     assert abs(sum(length for _, length, _ in released(buffer)) - 2400) <= 8
     buffer.append(pcm(10, 9))
     assert released(buffer)[-1][1:] == (10, 9)
+
+
+def test_what_could_not_be_forgotten_counts_as_committed() -> None:
+    """The engine reaches back so far and no further. Counted as gone, what was left of a cleared buffer stood in the
+    place of what was committed after it, which the next clearing took back.
+    """
+    buffer = InputBuffer(PCM)
+    buffer.append(pcm(900))
+    buffer.release()
+    assert buffer.clear_given() == 0
+    buffer.cleared(600)
+    buffer.append(pcm(100))
+    buffer.release()
+    buffer.commit()
+    buffer.append(pcm(50))
+    buffer.release()
+    buffer.clear_held()
+    assert buffer.clear_given() == 700
+    buffer.cleared(699)  # and the beginning of a frame, which is the conversation's
+    assert buffer.committed == 700
+    buffer.clear_given()
+    buffer.begin_turn()
+    buffer.cleared(800)
+    assert buffer.committed == 0

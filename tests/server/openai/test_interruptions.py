@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from streaming.conversation.conversation import HeardByClock
+from streaming.conversation.conversation import HEARD_TIMEOUT_S, HeardByClock
 from streaming.protocol.messages import Interrupt
 from streaming.server.openai.formats import PCM, FormatEncoder
-from streaming.server.openai.interruptions import ALL_SENT, TRUNCATE_TIMEOUT_S, Interruptions
+from streaming.server.openai.interruptions import ALL_SENT, Interruptions
 from streaming.server.openai.realtime_events import ItemTruncated
 from streaming.server.openai.realtime_options import Model
 from streaming.server.openai.realtime_response import Response
@@ -40,9 +40,9 @@ def test_a_client_that_says_nothing_is_asked_no_longer_than_half_a_second() -> N
     assert interruptions.cut_by_clock() == []
     assert not interruptions.overdue
     interruptions.cancel(response(3))
-    clock.now += 0.9 * TRUNCATE_TIMEOUT_S
+    clock.now += 0.9 * HEARD_TIMEOUT_S
     assert not interruptions.overdue
-    clock.now += 0.1 * TRUNCATE_TIMEOUT_S
+    clock.now += 0.1 * HEARD_TIMEOUT_S
     assert interruptions.overdue
     assert interruptions.cut_by_clock() == [HeardByClock(3)]
     assert not interruptions.overdue

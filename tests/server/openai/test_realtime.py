@@ -14,11 +14,11 @@ import pytest
 from websockets.asyncio.client import connect
 
 from streaming.audio import FRAME, to_float
+from streaming.conversation.conversation import HEARD_TIMEOUT_S
 from streaming.engine.engine import Engine
 from streaming.protocol.messages import PATH, SessionStart
 from streaming.server.openai import REALTIME_PATH
 from streaming.server.openai.input_buffer import MAX_HELD_SAMPLES
-from streaming.server.openai.interruptions import TRUNCATE_TIMEOUT_S
 from tests.engine.stub_step import StubStep
 from tests.server.live_server import LiveServer, run, serving
 from tests.server.live_server import client as native_client
@@ -142,7 +142,7 @@ def test_a_client_that_never_truncates_is_heard_again(server: LiveServer) -> Non
             await session.deltas(3)
             await session.send("response.cancel")
             await session.until("response.done")
-            await asyncio.sleep(1.2 * TRUNCATE_TIMEOUT_S)
+            await asyncio.sleep(1.2 * HEARD_TIMEOUT_S)
             await session.append(*[LOUD] * 4, *[QUIET] * 6)
             await session.until("input_audio_buffer.speech_started")
             await session.until("response.output_audio.delta")

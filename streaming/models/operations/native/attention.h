@@ -41,26 +41,44 @@ INLINE vf element(const int kind, const void *where, int64_t at) {
 
 INLINE void prefetch_elements(const int kind, const void *where, int64_t at, int64_t count) {
     const int size = kind == FLOAT32 ? 4 : 2;
-    for (int64_t i = 0; i < count * size; i += 64) prefetch((const char *)where + at * size + i, 64);
+    for (int64_t i = 0; i < count * size; i += 64) __builtin_prefetch((const char *)where + at * size + i);
 }
 
-enum { KEYS_AT_ONCE = 64 }; /* so many stay in the nearest cache for all queries */
+/* So many entries stay in the nearest cache for all queries. Values are few, since each of them is read in several turns:
+ * reading them from memory is to be spread over what is computed.
+ */
+enum { KEYS_AT_ONCE = 64, VALUES_AT_ONCE = 8 };
+enum { KEYS_AHEAD = 4, VALUES_AHEAD = 2 * VALUES_AT_ONCE };
+
+/* Scores of N entries for Q queries, as many as there are registers for their sums: a query is loaded once for all N. */
+INLINE void score_some(const int kind, const int Q, const int N, const void *keys, int64_t at, int64_t dim,
+                       const float *query, float *scores, int64_t span) {
+    vf sum[4][4], key[4];
+    UNROLL for (int n = 0; n < N; n++) {
+        prefetch_elements(kind, keys, at + (n + KEYS_AHEAD) * dim, dim);
+        UNROLL for (int q = 0; q < Q; q++) sum[n][q] = (vf){};
+    }
+    for (int64_t i = 0; i < dim; i += LANES) {
+        UNROLL for (int n = 0; n < N; n++) key[n] = element(kind, keys, at + n * dim + i);
+        UNROLL for (int q = 0; q < Q; q++) {
+            vf one = load(query + q * dim + i);
+            UNROLL for (int n = 0; n < N; n++) sum[n][q] = fused(one, key[n], sum[n][q]);
+        }
+    }
+    UNROLL for (int n = 0; n < N; n++) {
+        float result[4];
+        totals(Q, sum[n], result);
+        UNROLL for (int q = 0; q < Q; q++) scores[q * span + n] = result[q];
+    }
+}
 
 /* Entries first .. first + count - 1 of a head: their scores for Q (1, 2 or 4) queries [dim], `span` floats apart. */
 INLINE void score(const int kind, const int Q, const void *keys, int64_t first, int64_t count, int64_t dim,
                   const float *query, float *scores, int64_t span) {
-    for (int64_t n = 0; n < count; n++) {
-        vf sum[4];
-        float result[4];
-        prefetch_elements(kind, keys, (first + n) * dim, dim);
-        UNROLL for (int q = 0; q < Q; q++) sum[q] = (vf){};
-        for (int64_t i = 0; i < dim; i += LANES) {
-            vf key = element(kind, keys, (first + n) * dim + i);
-            UNROLL for (int q = 0; q < Q; q++) sum[q] = fused(load(query + q * dim + i), key, sum[q]);
-        }
-        totals(Q, sum, result);
-        UNROLL for (int q = 0; q < Q; q++) scores[q * span + n] = result[q];
-    }
+    enum { SOME = REGISTERS == 32 ? 4 : 2 };
+    int64_t n = 0;
+    for (; n + SOME <= count; n += SOME) score_some(kind, Q, SOME, keys, (first + n) * dim, dim, query, scores + n, span);
+    for (; n < count; n++) score_some(kind, Q, 1, keys, (first + n) * dim, dim, query, scores + n, span);
 }
 
 /* Adds the entries' values, times their weights, to out [Q, dim], some vectors of them at a time. */
@@ -74,7 +92,7 @@ INLINE void gather(const int kind, const int Q, const void *values, int64_t firs
             UNROLL for (int j = 0; j < SOME; j++) sum[q][j] = load(out + q * dim + i + j * LANES);
         for (int64_t n = 0; n < count; n++) {
             vf value[SOME];
-            if (i == 0) prefetch_elements(kind, values, (first + n) * dim, dim);
+            if (i == 0) prefetch_elements(kind, values, (first + n + VALUES_AHEAD) * dim, dim);
             UNROLL for (int j = 0; j < SOME; j++) value[j] = element(kind, values, (first + n) * dim + i + j * LANES);
             UNROLL for (int q = 0; q < Q; q++) {
                 vf weight = spread(weights[q * span + n]);
@@ -94,9 +112,9 @@ INLINE void gather(const int kind, const int Q, const void *values, int64_t firs
 }
 
 /* `score` or `gather` of a run of entries for any number of queries, so many entries at a time as the cache holds. */
-#define FOR_ALL_QUERIES(KIND, CALL)                                                                                    \
-    for (int64_t block = 0; block < count; block += KEYS_AT_ONCE) {                                                    \
-        int64_t held = count - block < KEYS_AT_ONCE ? count - block : KEYS_AT_ONCE, q = 0;                             \
+#define FOR_ALL_QUERIES(KIND, MOST, CALL)                                                                          \
+    for (int64_t block = 0; block < count; block += MOST) {                                                        \
+        int64_t held = count - block < MOST ? count - block : MOST, q = 0;                                      \
         for (; q + 4 <= queries; q += 4) CALL(KIND, 4);                                                                \
         for (; q + 2 <= queries; q += 2) CALL(KIND, 2);                                                                \
         if (q < queries) CALL(KIND, 1);                                                                                \
@@ -106,14 +124,14 @@ INLINE void score_all(const int kind, const void *keys, int64_t first, int64_t c
                       int64_t queries, float *scores, int64_t span) {
 #define SCORE(KIND, Q)                                                                                                 \
     score(KIND, Q, keys, first + block, held, dim, query + q * dim, scores + q * span + block, span)
-    FOR_ALL_QUERIES(kind, SCORE)
+    FOR_ALL_QUERIES(kind, KEYS_AT_ONCE, SCORE)
 }
 
 INLINE void gather_all(const int kind, const void *values, int64_t first, int64_t count, int64_t dim,
                        const float *weights, int64_t span, int64_t queries, float *out) {
 #define GATHER(KIND, Q)                                                                                                \
     gather(KIND, Q, values, first + block, held, dim, weights + q * span + block, span, out + q * dim)
-    FOR_ALL_QUERIES(kind, GATHER)
+    FOR_ALL_QUERIES(kind, VALUES_AT_ONCE, GATHER)
 }
 
 /* scores[from .. until - 1] to weights that sum to 1; what stands beside them, up to `span`, to 0. There is room for a

@@ -21,6 +21,8 @@ import tempfile
 from ctypes import c_char_p, c_float, c_int, c_int64, c_void_p
 from pathlib import Path
 
+from streaming.errors import StreamingError
+
 _LOG = logging.getLogger(__name__)
 _SOURCE = Path(__file__).with_name("kernels.c")
 _FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=off", "-fPIC")
@@ -30,10 +32,10 @@ NATIVE = "native"
 _SECONDS = 120
 """Longest that the compiler may take."""
 SWITCH = "STREAMING_NATIVE"
-"""In the environment: 0 for PyTorch's operations alone."""
+"""The environment's variable: 0 means PyTorch's operations alone."""
 
 _COMPILERS = {"Linux": "Debian: apt install gcc libc6-dev", "Darwin": "xcode-select --install"}
-"""How to come by one."""
+"""How to install a compiler, by system."""
 
 _FUNCTIONS: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "native_lanes": (c_int64, ()),
@@ -47,7 +49,7 @@ _FUNCTIONS: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "native_draw": (None, (c_void_p, c_void_p, *[c_int64] * 4, c_void_p)),
     "native_attend": (c_int64, (c_void_p, c_void_p, c_void_p, *[c_int64] * 5, c_void_p, c_int)),
 }
-"""What they give and take."""
+"""The functions' results and arguments."""
 
 
 @functools.cache
@@ -67,15 +69,16 @@ def library() -> ctypes.CDLL | None:
     return opened
 
 
-class _NotHereError(Exception):
+class _NotHereError(StreamingError):
     """This system lacks what is needed."""
 
 
 def build(target: str = NATIVE) -> ctypes.CDLL:
-    """The operations for a processor, `NATIVE` or what a compiler's `-march` takes (`x86-64-v3`), whether this one runs
-    them or not; from the cache, if this processor, this compiler and these threads have had them before.
+    """Return the operations for a processor, whether this one runs them or not.
 
-    Raises `OSError`, `ValueError`, `AttributeError`, `subprocess.SubprocessError`, and what `library` knows.
+    target: `NATIVE`, or what a compiler's `-march` takes (`x86-64-v3`). They come from the cache if they were compiled
+    before, by this compiler, on this processor and with these threads.
+    Raises `OSError`, `ValueError`, `AttributeError`, `subprocess.SubprocessError` and `_NotHereError`.
     """
     compiler = shlex.split(os.environ.get("CC", "")) or [shutil.which("gcc") or shutil.which("cc") or ""]
     if compiler == [""]:
@@ -139,7 +142,7 @@ def _openmp() -> Path:
 
 
 def _libraries() -> list[Path]:
-    """What this process has loaded."""
+    """Return the libraries that this process has loaded."""
     if platform.system() == "Linux":
         with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:
             return [Path(line.split(maxsplit=5)[-1].strip()) for line in maps]
@@ -151,7 +154,7 @@ def _libraries() -> list[Path]:
 
 
 def _processor() -> str:
-    """What tells one kind of processor from another."""
+    """Return a text that tells one kind of processor from another."""
     if platform.system() == "Darwin":
         return _run("sysctl", "machdep.cpu", "hw.optional")
     with open("/proc/cpuinfo", encoding="utf-8") as file:

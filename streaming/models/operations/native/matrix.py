@@ -6,9 +6,6 @@ A row's result depends on that row alone, to the last bit.
 from __future__ import annotations
 
 import ctypes
-import mmap
-import sys
-from contextlib import suppress
 from ctypes import byref, c_int64, c_void_p
 from typing import Literal
 
@@ -16,14 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from streaming.models.huge_pages import on_huge_pages
 from streaming.models.operations.native.library import library
 
 Activation = Literal["none", "gelu", "gated"]
 
 FLOATS = {torch.float32: 0, torch.bfloat16: 1}
 _INT8, _INT4 = 2, 3
-_HUGE = 2**21
-"""Bytes of a huge page."""
 _ACTIVATIONS: dict[Activation, int] = {"none": 0, "gelu": 1, "gated": 2}
 
 
@@ -43,7 +39,7 @@ class _After(ctypes.Structure):
 
 
 def pointer(tensor: Tensor | None) -> int | None:
-    """Of a tensor that lies in one piece, or null. Of its type and size the caller must be sure."""
+    """Return the address of a contiguous tensor, or null for None. The caller has checked its type and size."""
     assert tensor is None or tensor.is_contiguous()
     return None if tensor is None else tensor.data_ptr()
 
@@ -70,11 +66,11 @@ class NativeLinear:
         self._matrix = _Matrix(kind, self.inputs, self.outputs, group, *pointers)
         self._matrix_at = byref(self._matrix)
         self.gates = self.outputs % (2 * int(opened.native_block())) == 0
-        """Whether `run` can gate."""
+        """Whether `run` can apply a gate."""
 
     @staticmethod
     def can(weight: Tensor) -> bool:
-        """Whether a weight can be packed here as it is."""
+        """Return whether a weight can be packed here as it is."""
         return weight.device.type == "cpu" and weight.dtype in FLOATS and library() is not None
 
     @staticmethod
@@ -188,20 +184,6 @@ class NativeLinear:
         if self._product(self._matrix_at, byref(given), byref(after), out.data_ptr(), torch.get_num_threads()):
             raise MemoryError(f"no memory for {rows * batch} rows of {self.inputs} activations")
         return out
-
-
-def on_huge_pages(weight: Tensor) -> Tensor:
-    """The same numbers where Linux gives pages of 2 MiB: a processor reads ahead to the end of a page, and no further.
-    Elsewhere, and if they are few, as they are.
-    """
-    if sys.platform != "linux" or weight.nbytes < _HUGE:
-        return weight
-    memory = mmap.mmap(-1, weight.nbytes + _HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with suppress(OSError):  # a kernel that has none
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    room = torch.frombuffer(memory, dtype=torch.uint8)
-    start = -room.data_ptr() % _HUGE
-    return room[start : start + weight.nbytes].view(weight.dtype).view(weight.shape).copy_(weight)
 
 
 def _blocks(rows: Tensor, block: int) -> Tensor:

@@ -69,7 +69,7 @@ class NativeOperations(TorchOperations):
 
     @staticmethod
     def can(device: torch.device, dtype: torch.dtype, *sizes: int) -> bool:
-        """Whether this processor has them, for weights of this type, and activations and heads of these sizes."""
+        """Return whether this processor has them for weights of this type, and activations and heads of these sizes."""
         opened = library() if device.type == "cpu" and dtype in FLOATS else None
         return opened is not None and all(size % int(opened.native_lanes()) == 0 for size in sizes)
 

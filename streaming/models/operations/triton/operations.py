@@ -23,7 +23,7 @@ from streaming.models.operations.triton.windows import LEAST_ROWS, fills_a_gpu, 
 from streaming.models.sampler import Drawing, SamplerState
 
 MATVEC_ROWS = MOST_ROWS
-"""By the bytes and launches that it saves; no GPU has weighed it yet (docs/performance.md)."""
+"""Chosen by the bytes and launches that it saves; it has not been measured on a GPU yet (docs/performance.md)."""
 
 
 class TritonOperations(TorchOperations):

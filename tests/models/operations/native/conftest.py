@@ -74,8 +74,11 @@ def processor(
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A cache of its own, empty, and nothing loaded yet."""
+    """A cache of its own, empty, and nothing loaded yet. What is compiled for it is not optimised, which takes a third
+    of the time.
+    """
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(native, "_FLAGS", (*native._FLAGS, "-O0"))
     native.library.cache_clear()
     yield tmp_path / "streaming-continuation" / "native"
     native.library.cache_clear()

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from streaming.models.huge_pages import on_huge_pages
 from streaming.models.operations.native import library as native
-from streaming.models.operations.native.matrix import on_huge_pages
 
 if native.library() is None:
     pytest.skip("no native operations here", allow_module_level=True)
