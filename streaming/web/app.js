@@ -21,7 +21,7 @@ const settings = loadSettings(storage);
 const spectrogram = new Spectrogram($("spectrogram"));
 const notes = new Notes();
 const audio = new Audio();
-const conversation = new Talk({
+const talk = new Talk({
   audio,
   openSocket,
   whyRefused,
@@ -30,7 +30,7 @@ const conversation = new Talk({
   told,
   withdrawn: (topic) => notes.withdraw(topic),
 });
-const sound = new SoundPanel({ audio, conversation, settings, change });
+const sound = new SoundPanel({ audio, talk, settings, change });
 
 function change(some) {
   Object.assign(settings, some);
@@ -49,20 +49,20 @@ let downAt = null; // when the button went down, while it is
 /** The button, or the space bar, goes down. timeStamp: of the event; it is handled later where opening a device holds the page. */
 function down({ timeStamp }) {
   if (downAt !== null) return;
-  const { phase } = conversation;
+  const { phase } = talk;
   if (phase === "queued") {
-    conversation.end();
+    talk.end();
     told("You have left the line.");
   } else if (settings.handsFree) {
-    if (phase === "idle" || phase === "problem" || phase === "replaying") conversation.listen();
-    else conversation.end();
-  } else if (conversation.playingFile || conversation.grip === "latched") {
-    conversation.letGo();
-  } else if (phase === "connecting" && conversation.grip === "free") {
-    conversation.end();
+    if (phase === "idle" || phase === "problem" || phase === "replaying") talk.listen();
+    else talk.end();
+  } else if (talk.playingFile || talk.grip === "latched") {
+    talk.letGo();
+  } else if (phase === "connecting" && talk.grip === "free") {
+    talk.end();
   } else {
     downAt = timeStamp;
-    conversation.press();
+    talk.press();
   }
 }
 
@@ -71,27 +71,27 @@ function up({ timeStamp }) {
   if (downAt === null) return false;
   const tapped = timeStamp - downAt < TAP_MS;
   downAt = null;
-  if (tapped) conversation.latch();
-  else conversation.letGo();
+  if (tapped) talk.latch();
+  else talk.letGo();
   return true;
 }
 
-const talk = $("talk");
-talk.addEventListener("pointerdown", (event) => {
+const talkButton = $("talk");
+talkButton.addEventListener("pointerdown", (event) => {
   if (event.button !== 0) return;
-  talk.setPointerCapture(event.pointerId);
+  talkButton.setPointerCapture(event.pointerId);
   down(event);
 });
-talk.addEventListener("pointerup", up);
-talk.addEventListener("pointercancel", up);
-talk.addEventListener("contextmenu", (event) => event.preventDefault());
-talk.addEventListener("click", (event) => {
+talkButton.addEventListener("pointerup", up);
+talkButton.addEventListener("pointercancel", up);
+talkButton.addEventListener("contextmenu", (event) => event.preventDefault());
+talkButton.addEventListener("click", (event) => {
   if (event.detail !== 0) return; // a pointer's, which has been seen; this is a screen reader's or the Enter key's
   down(event);
   up(event);
 });
 addEventListener("blur", up);
-addEventListener("pagehide", () => conversation.end());
+addEventListener("pagehide", () => talk.end());
 
 const press = (id) => () => $(id).click();
 const letters = {
@@ -107,12 +107,12 @@ listenToKeys({ letters, hasLetters: () => settings.singleKeys, down, up, stop })
 
 function stop() {
   downAt = null;
-  if (conversation.phase === "replaying") {
-    conversation.stopReplay();
+  if (talk.phase === "replaying") {
+    talk.stopReplay();
     return;
   }
-  conversation.dismiss();
-  conversation.end();
+  talk.dismiss();
+  talk.end();
 }
 
 function chooseWay(handsFree) {
@@ -126,13 +126,13 @@ for (const way of document.querySelectorAll("[name=way]")) {
   way.addEventListener("change", () => chooseWay(way.value === "free"));
 }
 if (settings.handsFree) document.querySelector("[name=way][value=free]").checked = true;
-$("take").addEventListener("click", () => conversation.takeAgain());
-$("repeat").addEventListener("click", () => conversation.repeat());
+$("take").addEventListener("click", () => talk.takeAgain());
+$("repeat").addEventListener("click", () => talk.repeat());
 $("replay").addEventListener("click", () => {
-  if (conversation.phase === "replaying") conversation.stopReplay();
-  else conversation.replay();
+  if (talk.phase === "replaying") talk.stopReplay();
+  else talk.replay();
 });
-$("dismiss").addEventListener("click", () => conversation.dismiss());
+$("dismiss").addEventListener("click", () => talk.dismiss());
 $("token-form").addEventListener("submit", (event) => {
   event.preventDefault();
   const text = $("token").value.trim();
@@ -142,7 +142,7 @@ $("token-form").addEventListener("submit", (event) => {
   if (!possible) return;
   token.set(text);
   $("token").value = "";
-  conversation.dismiss();
+  talk.dismiss();
   told("The token is kept. Press to begin.", { topic: "token" });
 });
 
@@ -150,22 +150,22 @@ $("token-form").addEventListener("submit", (event) => {
 
 let downloaded = 0; // the end of the tape when it was downloaded last
 
-const isUnsaved = () => conversation.hasSound && conversation.tape.end > downloaded;
+const isUnsaved = () => talk.hasSound && talk.tape.end > downloaded;
 
 function download() {
-  if (!conversation.hasSound) return;
+  if (!talk.hasSound) return;
   const link = document.createElement("a");
-  link.href = URL.createObjectURL(conversation.tape.wav());
+  link.href = URL.createObjectURL(talk.tape.wav());
   link.download = `conversation-${new Date().toISOString().slice(0, 19).replaceAll(":", "-")}.wav`;
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
-  downloaded = conversation.tape.end;
+  downloaded = talk.tape.end;
 }
 
 function startOver() {
   [downAt, downloaded] = [null, 0];
-  conversation.dismiss();
-  conversation.startOver();
+  talk.dismiss();
+  talk.startOver();
 }
 
 $("download").addEventListener("click", download);
@@ -187,7 +187,7 @@ async function play(file) {
   if (!file) return;
   try {
     notes.withdraw("file");
-    await conversation.playFile(await file.arrayBuffer());
+    await talk.playFile(await file.arrayBuffer());
   } catch (error) {
     if (!(error instanceof FileError)) throw error;
     told(`${file.name}: ${error.message}.`, { rank: "error", topic: "file" });
@@ -214,13 +214,13 @@ addEventListener("drop", (event) => {
 
 bindSettings(settings, {
   change,
-  sampled: () => conversation.settingsChanged(),
-  opened: () => conversation.changeMicrophone(),
+  sampled: () => talk.settingsChanged(),
+  opened: () => talk.changeMicrophone(),
 });
 audio.onDevices = (permission) => {
   sound.list();
-  if (permission === "granted" && conversation.problem?.code === "microphone_denied") {
-    conversation.dismiss();
+  if (permission === "granted" && talk.problem?.code === "microphone_denied") {
+    talk.dismiss();
     told("The microphone is allowed now.", { topic: "microphone" });
   }
 };
@@ -235,12 +235,12 @@ async function poll() {
   if (document.hidden) return;
   figures = await health();
   asked = true;
-  if (figures?.status === "ready" && ["gone", "lost", "stopping"].includes(conversation.problem?.code)) {
-    if (conversation.problem.code === "gone") conversation.dismiss();
+  if (figures?.status === "ready" && ["gone", "lost", "stopping"].includes(talk.problem?.code)) {
+    if (talk.problem.code === "gone") talk.dismiss();
     told("The server is there again.", { topic: "server" });
   }
-  if (figures?.free && conversation.problem?.code === "full") {
-    conversation.dismiss();
+  if (figures?.free && talk.problem?.code === "full") {
+    talk.dismiss();
     told("A place is free now: press to begin.", { topic: "server" });
   }
   changed();
@@ -268,26 +268,26 @@ function changed() {
 }
 
 function show() {
-  const { phase, problem, handsFree } = conversation;
+  const { phase, problem, handsFree } = talk;
   document.body.dataset.phase = phase;
-  document.body.classList.toggle("sound", conversation.hasSound);
+  document.body.classList.toggle("sound", talk.hasSound);
   document.body.classList.toggle("stops", handsFree && phase !== "idle" && phase !== "problem");
-  document.body.classList.toggle("muted", conversation.microphone === "muted");
+  document.body.classList.toggle("muted", talk.microphone === "muted");
   const gestured = navigator.userActivation?.hasBeenActive ?? true;
-  const says = words(conversation, { handsFree: settings.handsFree, server: serverState(), gestured });
+  const says = words(talk, { handsFree: settings.handsFree, server: serverState(), gestured });
   write($("label"), says.label);
   write($("state"), says.state);
   write($("hint"), says.hint);
   if (phase === "replaying") write($("replay-label"), "Stop");
   else write($("replay-label"), "Play again", "", 1);
-  $("take").disabled = !conversation.canTake;
-  showTakes(conversation.takes, conversation.keptTake);
-  $("repeat").disabled = !conversation.canRepeat;
-  $("replay").disabled = !conversation.canReplay && phase !== "replaying";
-  $("download").disabled = !conversation.hasSound;
-  $("over").disabled = !conversation.hasSound;
+  $("take").disabled = !talk.canTake;
+  showTakes(talk.takes, talk.keptTake);
+  $("repeat").disabled = !talk.canRepeat;
+  $("replay").disabled = !talk.canReplay && phase !== "replaying";
+  $("download").disabled = !talk.hasSound;
+  $("over").disabled = !talk.hasSound;
   showProblem(problem);
-  showFigures(conversation.figures);
+  showFigures(talk.figures);
   showServer();
 }
 
@@ -306,7 +306,7 @@ function showTakes(takes, kept) {
     box.hidden = takes.length < 2;
     const make = ({ turn, number }) => {
       const button = Object.assign(document.createElement("button"), { type: "button", textContent: `Take ${number}` });
-      button.addEventListener("click", () => conversation.keepTake(turn));
+      button.addEventListener("click", () => talk.keepTake(turn));
       return button;
     };
     box.replaceChildren(...takes.map(make));
@@ -344,7 +344,7 @@ function showFigures({ firstSoundMs, bufferMs, targetMs, underruns, stepMs, seed
 function showServer() {
   const state = serverState();
   const says = { unknown: "…", gone: "no answer", stopping: "stopping", line: "full", full: "full", ready: "ready" }[state];
-  const own = ["ready", "line", "full"].includes(state) && conversation.connected; // full, perhaps, by this very talk
+  const own = ["ready", "line", "full"].includes(state) && talk.connected; // full, perhaps, by this very talk
   $("server").dataset.state = own ? "ready" : state === "line" ? "full" : state;
   write($("server-text"), `${figures?.model || "the server"}: ${own ? "connected" : says}`);
   write($("notice"), figures?.notice ?? "");
@@ -363,14 +363,14 @@ function write(element, text, rest = "", underlined = 0) {
 
 function paint() {
   requestAnimationFrame(paint);
-  conversation.tick();
+  talk.tick();
   sound.show();
   showNote();
-  const { tape, playhead } = conversation;
+  const { tape, playhead } = talk;
   if (!dirty && !tape?.rolling && playhead === null) return;
   dirty = false;
   show();
-  talk.style.setProperty("--level", conversation.level.toFixed(3));
+  talkButton.style.setProperty("--level", talk.level.toFixed(3));
   spectrogram.draw(tape, playhead ?? tape?.end ?? 0);
 }
 
@@ -380,6 +380,6 @@ matchMedia("(prefers-color-scheme: light)").addEventListener("change", () => {
 });
 addEventListener("resize", changed);
 new ResizeObserver(changed).observe($("spectrogram")); // the settings take room from it
-if (!isSecureContext) conversation.cannot("insecure");
+if (!isSecureContext) talk.cannot("insecure");
 audio.mayUseMicrophone();
 requestAnimationFrame(paint);

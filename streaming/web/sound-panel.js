@@ -6,19 +6,19 @@ const FLOOR_DB = -60;
 
 export class SoundPanel {
   #audio;
-  #conversation;
+  #talk;
   #settings;
   #elements;
 
   /** change(some): keeps settings. */
-  constructor({ audio, conversation, settings, change }) {
-    [this.#audio, this.#conversation, this.#settings] = [audio, conversation, settings];
+  constructor({ audio, talk, settings, change }) {
+    [this.#audio, this.#talk, this.#settings] = [audio, talk, settings];
     const $ = (id) => document.getElementById(id);
     this.#elements = { list: $("microphone"), says: $("microphone-state"), meter: $("meter"), mute: $("mute"), volume: $("volume") };
     const { list, mute, volume } = this.#elements;
     list.addEventListener("change", () => {
       change({ microphone: list.value });
-      conversation.changeMicrophone();
+      talk.changeMicrophone();
     });
     mute.addEventListener("click", () => this.#press());
     volume.value = audio.volume = settings.volume;
@@ -43,7 +43,7 @@ export class SoundPanel {
   /** Draws what is so now. */
   show() {
     const { says, mute, meter } = this.#elements;
-    const { microphone, phase } = this.#conversation;
+    const { microphone, phase } = this.#talk;
     const text = MICROPHONE[microphone];
     if (says.textContent !== text) says.textContent = text;
     says.dataset.state = microphone;
@@ -56,9 +56,9 @@ export class SoundPanel {
   }
 
   #press() {
-    const { microphone, phase } = this.#conversation;
-    if (microphone === "off") this.#conversation.tryMicrophone();
-    else if (microphone === "on" && (phase === "idle" || phase === "problem")) this.#conversation.end();
-    else this.#conversation.mute(microphone !== "muted");
+    const { microphone, phase } = this.#talk;
+    if (microphone === "off") this.#talk.tryMicrophone();
+    else if (microphone === "on" && (phase === "idle" || phase === "problem")) this.#talk.end();
+    else this.#talk.mute(microphone !== "muted");
   }
 }

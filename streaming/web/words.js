@@ -4,42 +4,42 @@ const HOLD = "Hold and talk";
 const STOP = "Stop";
 
 /**
- * {label, state, hint}. conversation: what is going on. handsFree: the way that was chosen. server: "ready", "full",
+ * {label, state, hint}. talk: what is going on. handsFree: the way that was chosen. server: "ready", "full",
  * "line" (full, with room in its line), "stopping", "gone" or "unknown". gestured: whether the page may play sound.
  */
-export function words(conversation, { handsFree, server, gestured }) {
+export function words(talk, { handsFree, server, gestured }) {
   const says = (label, state, hint) => ({ label, state, hint });
-  const { phase, grip } = conversation;
-  if (conversation.away && phase !== "problem") {
-    const { label } = words({ ...picked(conversation), away: false }, { handsFree, server, gestured });
+  const { phase, grip } = talk;
+  if (talk.away && phase !== "problem") {
+    const { label } = words({ ...picked(talk), away: false }, { handsFree, server, gestured });
     return says(label, "The connection broke", "It is being restored. What you say meanwhile is kept.");
   }
   switch (phase) {
     case "asking":
-      if (!conversation.asking) return says("…", "Opening the microphone", "");
+      if (!talk.asking) return says("…", "Opening the microphone", "");
       return says("…", "May it hear you?", "Your browser asks: allow the microphone. Until then nothing is heard.");
     case "connecting":
       if (!gestured) return says("…", "Click anywhere", "A browser plays no sound before the first click.");
-      return says(holding(conversation) ?? "Cancel", "Connecting", "What you say is kept until it can be sent.");
+      return says(holding(talk) ?? "Cancel", "Connecting", "What you say is kept until it can be sent.");
     case "queued":
-      return says("Leave the line", `In line: place ${conversation.place}`, "It is your turn as soon as there is room.");
+      return says("Leave the line", `In line: place ${talk.place}`, "It is your turn as soon as there is room.");
     case "talking":
-      if (conversation.playingFile) return says("Go on now", "Your recording", "Press to hand over before its end.");
-      if (conversation.microphone === "muted") {
-        return says(holding(conversation) ?? STOP, "You are muted", "Press Unmute under Sound to be heard.");
+      if (talk.playingFile) return says("Go on now", "Your recording", "Press to hand over before its end.");
+      if (talk.microphone === "muted") {
+        return says(holding(talk) ?? STOP, "You are muted", "Press Unmute under Sound to be heard.");
       }
-      if (conversation.handsFree) return says(STOP, "You are speaking", "Pause, and it goes on.");
-      return says(holding(conversation) ?? "Let go", "You are speaking", "It goes on from your last word.");
+      if (talk.handsFree) return says(STOP, "You are speaking", "Pause, and it goes on.");
+      return says(holding(talk) ?? "Let go", "You are speaking", "It goes on from your last word.");
     case "waiting":
-      return says(conversation.handsFree ? STOP : "…", "Handing over", "");
+      return says(talk.handsFree ? STOP : "…", "Handing over", "");
     case "speaking":
-      if (conversation.handsFree) return says(STOP, "It goes on", "Speak to interrupt it. Wear headphones, or it hears itself.");
+      if (talk.handsFree) return says(STOP, "It goes on", "Speak to interrupt it. Wear headphones, or it hears itself.");
       return says("Interrupt", "It goes on", "Hold and talk to interrupt it.");
     case "replaying":
       return says(handsFree ? "Listen" : HOLD, "Playing it again", "Esc stops it.");
     case "ready":
-      if (!conversation.handsFree) return says(HOLD, "Your turn", "It remembers what you said and what you heard of it.");
-      if (conversation.microphone === "muted") return says(STOP, "Muted", "Nothing is heard until you press Unmute.");
+      if (!talk.handsFree) return says(HOLD, "Your turn", "It remembers what you said and what you heard of it.");
+      if (talk.microphone === "muted") return says(STOP, "Muted", "Nothing is heard until you press Unmute.");
       return says(STOP, "Listening", "Just talk. Pause, and it goes on.");
     case "problem":
       return says(handsFree ? "Try again" : HOLD, "", "Press to try again.");

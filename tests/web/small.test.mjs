@@ -97,7 +97,7 @@ test("every state has words, and a server without room is never ready", () => {
       }
     }
   }
-  const at = (conversation) => words(conversation, { handsFree: false, server: "ready", gestured: true });
+  const at = (talk) => words(talk, { handsFree: false, server: "ready", gestured: true });
   assert.equal(at({ phase: "queued", place: 2 }).label, "Leave the line");
   assert.equal(at({ phase: "talking", grip: "held", away: true }).state, "The connection broke");
   assert.equal(at({ phase: "talking", grip: "latched" }).label, "Press to hand over");
