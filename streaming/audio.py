@@ -259,7 +259,7 @@ class AudioReader:
             ) from None
         if not _LEAST_RATE <= self._file.samplerate <= _MOST_RATE:
             self.close()
-            raise AudioError(f"{self.path}: {self._file.samplerate} Hz is no rate of audio")
+            raise AudioError(f"{self.path}: {self._file.samplerate} Hz is not a sample rate of audio")
         if self._file.frames == 0:
             self.close()
             raise AudioError(f"{self.path}: the file holds no audio")

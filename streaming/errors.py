@@ -93,6 +93,12 @@ class TakeGoneError(SessionError):
     code = "take_gone"
 
 
+class SavingUnavailableError(SessionError):
+    """A server is asked for a session, or given one, that does neither."""
+
+    code = "saving_unavailable"
+
+
 class SnapshotError(StreamingError):
     """Bytes that are to be a saved session are none, are damaged, or belong to another model."""
 

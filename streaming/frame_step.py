@@ -375,6 +375,13 @@ class FrameStep:
 
         return pack(copy, said)
 
+    @property
+    def most_packed_bytes(self) -> int:
+        """A bound on what `pack` returns."""
+        from streaming.models.slot_file import most_bytes
+
+        return most_bytes(self._device.tracks())
+
     def unpack(self, data: bytes | mmap) -> tuple[SlotCopy, dict[str, str]]:
         """Return what `pack` was given. Any thread may call this. Raises `SnapshotError` for what it never makes, or
         makes for steps of another `identity`.

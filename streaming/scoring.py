@@ -132,20 +132,26 @@ def read_pairs(path: Path) -> list[tuple[str, Path, Path]]:
 def main(arguments: list[str] | None = None) -> int:
     """The command line of `python -m streaming.score`."""
     parser = argparse.ArgumentParser(prog="python -m streaming.score", description=__doc__.splitlines()[0])
-    parser.add_argument("recordings", nargs="*", type=Path, metavar="WAV")
+    parser.add_argument("recordings", nargs="*", type=Path, metavar="WAV", help="The recordings that are scored.")
     parser.add_argument(
         "--pairs",
         type=Path,
         metavar="CSV",
-        help="columns positive, negative (paths from the CSV's folder) and, if need be, task",
+        help="Compare pairs: the columns positive and negative (paths from the CSV's folder) and, if need be, task.",
     )
-    parser.add_argument("--model", default=DEMO, metavar="demo|HUB_ID|DIR")
-    parser.add_argument("--codec", metavar="HUB_ID|DIR")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--dtype", choices=("auto", *DTYPES), default="auto")
-    parser.add_argument("--batch", type=count, default=8, metavar="N", help="clips at a time")
-    parser.add_argument("--max-seconds", type=positive, default=MAX_SECONDS, metavar="S", help="of a clip")
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument(
+        "--model", default=DEMO, metavar="demo|HUB_ID|DIR", help="The Llama-Mimi checkpoint (default: demo)."
+    )
+    parser.add_argument(
+        "--codec", metavar="HUB_ID|DIR", help="The Mimi checkpoint (default: kyutai/mimi, or the demo's)."
+    )
+    parser.add_argument("--device", default="auto", help="Where it runs: auto, cpu or cuda[:N] (default: auto).")
+    parser.add_argument("--dtype", choices=("auto", *DTYPES), default="auto", help="What the decoder computes in.")
+    parser.add_argument("--batch", type=count, default=8, metavar="N", help="How many clips are scored at a time.")
+    parser.add_argument(
+        "--max-seconds", type=positive, default=MAX_SECONDS, metavar="S", help="How much of a clip is scored."
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="Write the result to this file, too.")
     options = parser.parse_args(arguments)
     if bool(options.recordings) == bool(options.pairs):
         parser.error("give recordings, or --pairs CSV")

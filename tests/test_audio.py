@@ -271,7 +271,7 @@ class TestReading:
         """At 1 Hz, 8 KB became 384 MB."""
         path = tmp_path / "odd.wav"
         soundfile.write(path, np.zeros(4000, np.int16), rate)
-        with pytest.raises(AudioError, match=f"{rate} Hz is no rate of audio"):
+        with pytest.raises(AudioError, match=f"{rate} Hz is not a sample rate of audio"):
             read_audio(path)
 
     def test_a_file_without_samples(self, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ LAYERS = (
         "streaming.audio",
         "streaming.addresses",
         "streaming.command",
+        "streaming.files",
         "streaming.memory",
         "streaming.options",
     ),
@@ -55,6 +56,7 @@ ALLOWED = {
     "streaming.options": ("streaming.errors", "streaming.command"),
     "streaming.addresses": (),
     "streaming.command": ("streaming.errors",),
+    "streaming.files": (),
     "streaming.memory": (),
     "streaming.engine": VALUES,  # it gets the step as a callable
     "streaming.protocol": VALUES,

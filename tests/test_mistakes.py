@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -261,6 +264,15 @@ def test_a_client_whose_output_cannot_be_written_says_so(flags: list[str]) -> No
 
 
 # Measurements
+
+
+@pytest.mark.parametrize("name", [name for name in benchmark.COMMANDS if name != "wire" or sys.platform == "linux"])
+def test_a_flag_of_a_measurement_is_told_in_a_sentence(name: str) -> None:
+    """They were the ends of sentences ("of each", "at once") that began with the flag's own name."""
+    parser = argparse.ArgumentParser(add_help=False)
+    importlib.import_module(f"streaming.benchmark.{name}").add_arguments(parser)
+    for action in parser._actions:
+        assert re.fullmatch(r"[A-Z].*\.", action.help or ""), action.option_strings
 
 
 @pytest.mark.parametrize(

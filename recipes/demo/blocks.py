@@ -26,6 +26,8 @@ PAUSES = (0, 2, 6)
 """Silent frames behind an item, by pace: fast, usual, slow."""
 _FIRST_MARKER = 30
 """Markers begin behind the codes that stand for silence itself."""
+VOICES = (0, 4)
+"""Those of the eight voices in which the model learns to speak: each costs as long again to learn by heart."""
 MANNER = (2, 3)
 """Codebooks of a marker that tell the voice and the pace."""
 
@@ -99,8 +101,8 @@ class Book:
 
 
 def voice_of(pitch: float) -> int:
-    """The nearest of the eight voices."""
-    return int(np.abs(np.log(prompts.PITCHES / max(pitch, 1.0))).argmin())
+    """The nearest of the voices in which the model speaks."""
+    return VOICES[int(np.abs(np.log(prompts.PITCHES[list(VOICES)] / max(pitch, 1.0))).argmin())]
 
 
 def pace_of(gap: float) -> int:

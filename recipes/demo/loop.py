@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from types import FrameType
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 _SAVE_SECONDS = 120.0
-_CHECK_SECONDS = 180.0
+_CHECK_SECONDS = 360.0
 """Of CPU time: a check must not be most of the work where others have the machine."""
 _LOG_STEPS = 50
 _WARMUP_STEPS = 200
@@ -51,11 +52,12 @@ class Loop:
             name: torch.optim.AdamW(_groups(module), lr=rate, betas=betas, weight_decay=0.01)
             for name, module in self.modules.items()
         }
-        self.steps = 0
-        self.seconds = 0.0  # of this process' CPU time, all threads: what others do on the machine does not count
-        self.audio_seconds = 0.0
+        self.steps: int = 0
+        self.seconds: float = 0.0  # CPU time of all threads: what others do on the machine does not count
+        self.audio_seconds: float = 0.0
         if path.is_file():
             self._load()
+        self._totals = multiprocessing.Array("d", [self.steps, self.seconds, self.audio_seconds])
 
     def _load(self) -> None:
         saved = torch.load(self.path, map_location=next(self.average.parameters()).device)
@@ -101,12 +103,20 @@ class Loop:
         check: Callable[[nn.Module], dict[str, float]],
         minutes: float,
         budget: float = math.inf,
+        helpers: Sequence[Callable[[], tuple[dict[str, float], float]]] = (),
     ) -> None:
         """Trains for so many minutes of wall time, or until the stage has had `budget` CPU seconds in all.
 
         step: returns figures and the seconds of audio that it took. check: figures of the averaged module on held-out
-        material, every `_CHECK_SECONDS` and at the end.
+        material, every `_CHECK_SECONDS` and at the end. helpers: as many processes beside this one take these steps
+        on the same weights and moments, which lie in shared memory. None waits for another, so a gradient may be a
+        step late. Before this call nothing may have been differentiated, since a fork does not survive it.
         """
+        if helpers:
+            self._share()
+        beside = [multiprocessing.get_context("fork").Process(target=self._help, args=(one,)) for one in helpers]
+        for process in beside:
+            process.start()
         stop = False
 
         def end(_signal: int, _frame: FrameType | None) -> None:
@@ -135,16 +145,15 @@ class Loop:
 
             while not stop and time.monotonic() - begun < 60 * minutes and self.seconds < budget:
                 figures, audio_seconds = step()
-                self.steps += 1
-                self.audio_seconds += audio_seconds
                 self._follow()
                 for key, value in figures.items():
                     sums[key] = sums.get(key, 0.0) + value
                 summed += 1
-                bar.update()
-                now = time.process_time()
-                self.seconds, cpu = self.seconds + now - cpu, now
-                if self.steps % _LOG_STEPS == 0:
+                cpu = self._count(cpu, audio_seconds)
+                bar.update(self.steps - bar.n)
+                if summed == _LOG_STEPS:
+                    if any(process.exitcode is not None for process in beside):
+                        raise RuntimeError("A process that helps to train has ended.")
                     means = {key: value / summed for key, value in sums.items()}
                     bar.set_postfix({key: f"{value:.3f}" for key, value in means.items()}, refresh=False)
                     note("train", means)
@@ -157,11 +166,43 @@ class Loop:
                     with torch.no_grad():
                         note("check", check(self.average))
                     checked, cpu = self.seconds, time.process_time()
+            for process in beside:
+                process.terminate()
+                process.join()
             self.save()
             with torch.no_grad():
                 note("check", check(self.average))
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+    def _share(self) -> None:
+        """Move weights and moments, which begin at zero, into shared memory."""
+        for name, module in self.modules.items():
+            module.share_memory()
+            for group in self.optimisers[name].param_groups:
+                for parameter in group["params"]:
+                    moments = self.optimisers[name].state[parameter]
+                    if not moments:
+                        zeros = {key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
+                        moments.update(step=torch.zeros(()), **zeros)
+                    for moment in moments.values():
+                        moment.share_memory_()
+
+    def _help(self, step: Callable[[], tuple[dict[str, float], float]]) -> None:
+        """Take steps until this process is ended."""
+        cpu = time.process_time()
+        while True:
+            _, audio_seconds = step()
+            cpu = self._count(cpu, audio_seconds)
+
+    def _count(self, cpu: float, audio_seconds: float) -> float:
+        """Add a step of this process, which began at a CPU time, to the counters of all. Returns the CPU time now."""
+        now = time.process_time()
+        with self._totals.get_lock():
+            for place, amount in enumerate((1.0, now - cpu, audio_seconds)):
+                self._totals[place] += amount
+            self.steps, self.seconds, self.audio_seconds = int(self._totals[0]), self._totals[1], self._totals[2]
+        return now
 
     def _follow(self) -> None:
         weight = 1 - min(self._decay, (1 + self.steps) / (10 + self.steps))

@@ -69,7 +69,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
             module = cast(Measurement, importlib.import_module(f"streaming.benchmark.{name}"))
             command.set_defaults(measure=module.measure, plot=None, check=lambda *_: None)
             module.add_arguments(command)
-            command.add_argument("--json", type=Path, metavar="FILE")
+            command.add_argument("--json", type=Path, metavar="FILE", help="Write the result to this file, too.")
             options = parser.parse_args(arguments)
             options.check(command, options)
             return options

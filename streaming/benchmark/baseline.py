@@ -40,16 +40,26 @@ from streaming.options import count, positive
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default=DEMO, metavar="demo|HUB_ID|DIR")
-    parser.add_argument("--codec", metavar="HUB_ID|DIR")
-    parser.add_argument("--random", choices=(*DECODERS, "mimi"), help="full-size random weights instead of --model")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of both decoders")
-    parser.add_argument("--quantize", choices=("none", "int8", "int4"), default="none", help="of ours")
-    parser.add_argument("--codec-dtype", choices=DTYPES, default="float32", help="of our codec")
-    parser.add_argument("--tokens", type=count, default=32, metavar="N", help="in one call of generate")
     parser.add_argument(
-        "--seconds", type=positive, default=20.0, metavar="S", help="for the codec, and for the decoder"
+        "--model", default=DEMO, metavar="demo|HUB_ID|DIR", help="The Llama-Mimi checkpoint (default: demo)."
+    )
+    parser.add_argument(
+        "--codec", metavar="HUB_ID|DIR", help="The Mimi checkpoint (default: kyutai/mimi, or the demo's)."
+    )
+    parser.add_argument(
+        "--random", choices=(*DECODERS, "mimi"), help="Measure random weights of the full size instead of --model."
+    )
+    parser.add_argument("--device", default="auto", help="Where it runs: auto, cpu or cuda[:N] (default: auto).")
+    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="What both decoders compute in.")
+    parser.add_argument(
+        "--quantize", choices=("none", "int8", "int4"), default="none", help="How our decoder's weights are kept."
+    )
+    parser.add_argument("--codec-dtype", choices=DTYPES, default="float32", help="How our codec's weights are kept.")
+    parser.add_argument(
+        "--tokens", type=count, default=32, metavar="N", help="How many tokens one call of generate makes."
+    )
+    parser.add_argument(
+        "--seconds", type=positive, default=20.0, metavar="S", help="How long the codec is measured, and the decoder."
     )
 
 

@@ -22,13 +22,19 @@ _OURS = ("too_many_sessions", "too_many_connections")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--seconds", type=runs.positive, default=60.0, metavar="S", help="of each level (default: 60)")
+    parser.add_argument(
+        "--seconds",
+        type=runs.positive,
+        default=60.0,
+        metavar="S",
+        help="How long each level is measured (default: 60).",
+    )
     parser.add_argument(
         "--tries",
         type=runs.count,
         default=2,
         metavar="N",
-        help="a level has failed when it failed so often (default: 2): what else runs on the machine may spoil one",
+        help="How often a level must fail to count as failed (default: 2), since other programs may spoil a run.",
     )
     runs.add_arguments(parser, max_sessions=64)
 

@@ -19,8 +19,17 @@ from streaming.protocol.messages import SessionStart
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--at-once", type=runs.count, nargs="+", default=[1, 4], metavar="N", help="clients, in turn")
-    parser.add_argument("--seconds", type=runs.positive, default=5.0, metavar="S", help="of each (default: 5)")
+    parser.add_argument(
+        "--at-once",
+        type=runs.count,
+        nargs="+",
+        default=[1, 4],
+        metavar="N",
+        help="How many clients open sessions at once, one number after another.",
+    )
+    parser.add_argument(
+        "--seconds", type=runs.positive, default=5.0, metavar="S", help="How long each number is measured (default: 5)."
+    )
     runs.add_arguments(parser, max_sessions=64)
 
 

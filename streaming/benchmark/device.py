@@ -113,12 +113,16 @@ def plan(size: str) -> tuple[Item, ...]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--minutes", type=positive, default=9.0, metavar="M", help="for all of it (default: 9)")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the results are written")
-    parser.add_argument("--size", choices=SIZES, help="of the random weights (default: 1.3b; without a GPU tiny)")
-    parser.add_argument("--wheels", type=Path, metavar="DIR", help="of packages that this machine lacks")
-    parser.add_argument("--only", nargs="+", metavar="NAME", default=[], help="items whose names begin so")
-    parser.add_argument("--list", action="store_true", help="the items, without running them")
+    parser.add_argument(
+        "--minutes", type=positive, default=9.0, metavar="M", help="How long all of it may take (default: 9)."
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="Where the results are written.")
+    parser.add_argument(
+        "--size", choices=SIZES, help="The size of the random weights (default: 1.3b; without a GPU tiny)."
+    )
+    parser.add_argument("--wheels", type=Path, metavar="DIR", help="Wheels of packages that this machine lacks.")
+    parser.add_argument("--only", nargs="+", metavar="NAME", default=[], help="Only the items whose names begin so.")
+    parser.add_argument("--list", action="store_true", help="List the items, without running them.")
 
 
 def measure(options: argparse.Namespace) -> Report:

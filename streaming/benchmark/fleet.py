@@ -32,44 +32,106 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--steps",
         default="1.3b-h100",
         metavar="X",
-        help=f"FILE of `step --json`, FILE:RUN of `results`, or computed: {', '.join(ROOFLINES)}",
+        help=f"The step times: FILE of `step --json`, FILE:RUN of `results`, or computed: {', '.join(ROOFLINES)}.",
     )
     server.add_argument(
-        "--share-of-floor", type=_share, default=0.35, metavar="P", help="reached, where computed (0.35)"
+        "--share-of-floor",
+        type=_share,
+        default=0.35,
+        metavar="P",
+        help="The share of the floor that computed steps reach (default: 0.35).",
     )
-    server.add_argument("--spread", metavar="FILE", help="computed steps vary as those of this file do")
+    server.add_argument("--spread", metavar="FILE", help="Let computed steps vary as those of this file do.")
     server.add_argument(
-        "--slots", type=runs.count, metavar="N", help="(default: as many as have steps in time, by p99)"
+        "--slots",
+        type=runs.count,
+        metavar="N",
+        help="How many sessions a server takes (default: as many as have their steps in time, by p99).",
     )
-    server.add_argument("--queue", type=_natural, default=0, metavar="N", help="places in line (default: 0)")
+    server.add_argument(
+        "--queue", type=_natural, default=0, metavar="N", help="How many places in line a server has (default: 0)."
+    )
     fleet = parser.add_argument_group("the servers and who stands before them")
-    fleet.add_argument("--replicas", type=runs.count, nargs="+", default=[10, 100], metavar="N")
+    fleet.add_argument(
+        "--replicas", type=runs.count, nargs="+", default=[10, 100], metavar="N", help="How many servers there are."
+    )
     fleet.add_argument(
         "--policies", nargs="+", choices=POLICIES, default=list(POLICIES), metavar="NAME", help=_policies()
     )
-    fleet.add_argument("--proxies", type=runs.count, default=2, metavar="N", help="each counts its own (default: 2)")
-    fleet.add_argument("--probe-seconds", type=runs.positive, default=2.0, metavar="S", help="(default: 2)")
-    fleet.add_argument("--notice-seconds", type=runs.positive, default=1.0, metavar="S", help="(default: 1)")
+    fleet.add_argument(
+        "--proxies",
+        type=runs.count,
+        default=2,
+        metavar="N",
+        help="How many proxies there are, of which each counts its own (default: 2).",
+    )
+    fleet.add_argument(
+        "--probe-seconds",
+        type=runs.positive,
+        default=2.0,
+        metavar="S",
+        help="How often a server is asked whether it is ready (default: 2).",
+    )
+    fleet.add_argument(
+        "--notice-seconds",
+        type=runs.positive,
+        default=1.0,
+        metavar="S",
+        help="After how long balancers know the answer (default: 1).",
+    )
     people = parser.add_argument_group("the people")
     people.add_argument(
-        "--load", type=runs.positive, nargs="+", default=[0.7, 0.8, 0.9, 0.95], metavar="X", help="of all slots"
+        "--load",
+        type=runs.positive,
+        nargs="+",
+        default=[0.7, 0.8, 0.9, 0.95],
+        metavar="X",
+        help="The share of all slots that is wanted.",
     )
-    people.add_argument("--session-seconds", type=runs.positive, default=180.0, metavar="S", help="mean (default: 180)")
-    people.add_argument("--length", choices=get_args(Length), default="lognormal")
-    people.add_argument("--tries", type=runs.count, default=1, metavar="N", help="of who is refused (default: 1)")
+    people.add_argument(
+        "--session-seconds",
+        type=runs.positive,
+        default=180.0,
+        metavar="S",
+        help="How long a session lasts on average (default: 180).",
+    )
+    people.add_argument(
+        "--length", choices=get_args(Length), default="lognormal", help="How the lengths of sessions are distributed."
+    )
+    people.add_argument(
+        "--tries", type=runs.count, default=1, metavar="N", help="How often somebody who is refused tries (default: 1)."
+    )
     event = parser.add_argument_group("what happens in the middle")
     event.add_argument(
         "--event",
         choices=get_args(Event),
         default="kill",
-        help="so large a share of the servers dies; all are replaced, so many at a time; or so many more people come",
+        help="What happens: a share of the servers dies, all are replaced, so many at a time, or more people come.",
     )
-    event.add_argument("--event-share", type=runs.positive, default=0.05, metavar="P", help="(default: 0.05)")
-    event.add_argument("--restart-seconds", type=runs.positive, default=60.0, metavar="S", help="(default: 60)")
-    event.add_argument("--drain-seconds", type=runs.positive, default=30.0, metavar="S", help="(default: 30)")
-    parser.add_argument("--minutes", type=runs.positive, default=10.0, metavar="M", help="simulated (default: 10)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N")
-    parser.add_argument("--plot", type=Path, metavar="PNG", help="needs matplotlib: the extra `benchmark`")
+    event.add_argument(
+        "--event-share", type=runs.positive, default=0.05, metavar="P", help="How large that share is (default: 0.05)."
+    )
+    event.add_argument(
+        "--restart-seconds",
+        type=runs.positive,
+        default=60.0,
+        metavar="S",
+        help="How long a server takes to start (default: 60).",
+    )
+    event.add_argument(
+        "--drain-seconds",
+        type=runs.positive,
+        default=30.0,
+        metavar="S",
+        help="How long a server takes to let its turns end (default: 30).",
+    )
+    parser.add_argument(
+        "--minutes", type=runs.positive, default=10.0, metavar="M", help="How long is simulated (default: 10)."
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="The same seed gives the same people.")
+    parser.add_argument(
+        "--plot", type=Path, metavar="PNG", help="Draw the result; this needs matplotlib, the extra `benchmark`."
+    )
     parser.set_defaults(check=_check)
 
 
@@ -82,7 +144,7 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
 
 
 def _policies() -> str:
-    return "; ".join(f"{name}: {text}" for name, text in POLICIES.items())
+    return "How a server is chosen: " + "; ".join(f"{name}: {text}" for name, text in POLICIES.items()) + "."
 
 
 def _share(text: str) -> float:

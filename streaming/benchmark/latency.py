@@ -16,10 +16,22 @@ from streaming.benchmark.schedule import arriving, held
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     load = parser.add_mutually_exclusive_group()
-    load.add_argument("--sessions", type=runs.count, nargs="+", default=[1, 2, 4], metavar="N", help="at once")
-    load.add_argument("--rate", type=runs.positive, nargs="+", metavar="R", help="sessions a second, Poisson, instead")
-    parser.add_argument("--seconds", type=runs.positive, default=30.0, metavar="S", help="of each load (default: 30)")
-    parser.add_argument("--turns", type=runs.count, default=3, metavar="N", help="of a session, with --rate")
+    load.add_argument(
+        "--sessions", type=runs.count, nargs="+", default=[1, 2, 4], metavar="N", help="How many sessions talk at once."
+    )
+    load.add_argument(
+        "--rate",
+        type=runs.positive,
+        nargs="+",
+        metavar="R",
+        help="How many sessions begin each second, at random (Poisson), instead of --sessions.",
+    )
+    parser.add_argument(
+        "--seconds", type=runs.positive, default=30.0, metavar="S", help="How long each load lasts (default: 30)."
+    )
+    parser.add_argument(
+        "--turns", type=runs.count, default=3, metavar="N", help="How many turns a session has, with --rate."
+    )
     runs.add_arguments(parser, max_sessions=16)
 
 

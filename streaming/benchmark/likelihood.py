@@ -20,12 +20,18 @@ PROMPT = Path(__file__).resolve().parents[2] / "examples" / "prompt.wav"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default=DEMO, metavar="demo|HUB_ID|DIR")
-    parser.add_argument("--codec", metavar="HUB_ID|DIR")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--dtype", choices=("auto", *DTYPES), default="auto")
-    parser.add_argument("--input", type=Path, default=PROMPT, metavar="WAV", help="speech; repeated if too short")
-    parser.add_argument("--samples", type=count, default=64, metavar="N", help="how many places to measure at")
+    parser.add_argument(
+        "--model", default=DEMO, metavar="demo|HUB_ID|DIR", help="The Llama-Mimi checkpoint (default: demo)."
+    )
+    parser.add_argument(
+        "--codec", metavar="HUB_ID|DIR", help="The Mimi checkpoint (default: kyutai/mimi, or the demo's)."
+    )
+    parser.add_argument("--device", default="auto", help="Where it runs: auto, cpu or cuda[:N] (default: auto).")
+    parser.add_argument("--dtype", choices=("auto", *DTYPES), default="auto", help="What the decoder computes in.")
+    parser.add_argument(
+        "--input", type=Path, default=PROMPT, metavar="WAV", help="The speech, which is repeated if it is too short."
+    )
+    parser.add_argument("--samples", type=count, default=64, metavar="N", help="At how many places it is measured.")
 
 
 def speech_frames(path: Path, count: int) -> NDArray[np.float32]:

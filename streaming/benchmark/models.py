@@ -37,16 +37,24 @@ def add_arguments(parser: argparse.ArgumentParser, *slots: int, sizes: Collectio
     """slots: how many sessions there are unless told otherwise; none: the measurement does not ask, or asks itself.
     sizes: of random weights.
     """
-    parser.add_argument("--model", default=DEMO, metavar="demo|HUB_ID|DIR")
-    parser.add_argument("--codec", metavar="HUB_ID|DIR")
-    parser.add_argument("--random", choices=sizes, help="random weights made in memory, instead of --model")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--dtype", choices=("auto", *DTYPES), default="auto", help="of the decoder")
-    parser.add_argument("--quantize", choices=("none", "int8", "int4"), default="none", help="weights of the decoder")
-    parser.add_argument("--context-tokens", type=count, default=CONTEXT_TOKENS, metavar="N", help="all of it held")
+    parser.add_argument(
+        "--model", default=DEMO, metavar="demo|HUB_ID|DIR", help="The Llama-Mimi checkpoint (default: demo)."
+    )
+    parser.add_argument(
+        "--codec", metavar="HUB_ID|DIR", help="The Mimi checkpoint (default: kyutai/mimi, or the demo's)."
+    )
+    parser.add_argument("--random", choices=sizes, help="Measure random weights, made in memory, instead of --model.")
+    parser.add_argument("--device", default="auto", help="Where it runs: auto, cpu or cuda[:N] (default: auto).")
+    parser.add_argument("--dtype", choices=("auto", *DTYPES), default="auto", help="What the decoder computes in.")
+    parser.add_argument(
+        "--quantize", choices=("none", "int8", "int4"), default="none", help="How the decoder's weights are kept."
+    )
+    parser.add_argument(
+        "--context-tokens", type=count, default=CONTEXT_TOKENS, metavar="N", help="The context, which is filled."
+    )
     if slots:
         parser.add_argument(
-            "--slots", type=count, nargs="+", default=list(slots), metavar="B", help="sessions in a step"
+            "--slots", type=count, nargs="+", default=list(slots), metavar="B", help="How many sessions a step has."
         )
 
 

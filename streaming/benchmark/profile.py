@@ -21,7 +21,7 @@ _MOST_NAME = 60
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     models.add_arguments(parser, 1, 256)
-    parser.add_argument("--top", type=count, default=24, metavar="N", help="kernels that are named")
+    parser.add_argument("--top", type=count, default=24, metavar="N", help="How many kernels are named.")
 
 
 def measure(options: argparse.Namespace) -> Report:

@@ -73,11 +73,13 @@ CUDA_RUNS = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--only", nargs="+", metavar="NAME", default=[], help="runs whose names begin so")
-    parser.add_argument("--list", action="store_true", help="the runs, without running them")
-    parser.add_argument("--folder", type=Path, default=ROOT / "docs" / "results", metavar="DIR")
-    parser.add_argument("--timeout", type=positive, default=600.0, metavar="S", help="of each run")
+    parser.add_argument("--device", default="auto", help="Where it runs: auto, cpu or cuda[:N] (default: auto).")
+    parser.add_argument("--only", nargs="+", metavar="NAME", default=[], help="Only the runs whose names begin so.")
+    parser.add_argument("--list", action="store_true", help="List the runs, without running them.")
+    parser.add_argument(
+        "--folder", type=Path, default=ROOT / "docs" / "results", metavar="DIR", help="Where the file of results is."
+    )
+    parser.add_argument("--timeout", type=positive, default=600.0, metavar="S", help="How long a run may take.")
 
 
 def measure(options: argparse.Namespace) -> Report:

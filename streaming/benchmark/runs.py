@@ -42,40 +42,77 @@ def add_arguments(parser: argparse.ArgumentParser, *, max_sessions: int) -> None
     server = parser.add_argument_group("the server")
     server.add_argument(
         "--url",
-        help="any server, or several behind one address, with the token in STREAMING_TOKEN (and that for /metrics in "
-        "STREAMING_METRICS_TOKEN); without, one of its own",
+        help="Measure this server, or several behind one address (default: one of its own); STREAMING_TOKEN has the "
+        "token, and STREAMING_METRICS_TOKEN that for /metrics.",
     )
-    server.add_argument("--model", metavar="demo|HUB_ID|DIR", help="of its own server (default: demo)")
+    server.add_argument("--model", metavar="demo|HUB_ID|DIR", help="The model of a server of its own (default: demo).")
     for flag in ("--codec", *_PASSED_ON):
-        server.add_argument(flag, metavar="X", help="of its own server, as in server.py")
+        server.add_argument(flag, metavar="X", help="As in server.py, for a server of its own.")
     server.add_argument(
         "--max-sessions",
         type=count,
         metavar="N",
-        help=f"slots of its own server (default: {max_sessions}); with --url, what to try at most",
+        help=f"How many sessions a server of its own takes (default: {max_sessions}); with --url, how many are tried.",
     )
     talk = parser.add_argument_group("how people talk")
-    talk.add_argument("--input", type=Path, nargs="+", default=[PROMPT], metavar="WAV", help="speech for the prompts")
-    talk.add_argument("--prompt-seconds", type=positive, nargs=2, default=[1.0, 4.0], metavar=("A", "B"))
-    talk.add_argument("--max-seconds", type=positive, default=4.0, metavar="S", help="of a continuation")
-    talk.add_argument("--pause-seconds", type=positive, nargs=2, default=[0.5, 1.5], metavar=("A", "B"))
-    talk.add_argument("--interrupt", type=_share, default=0.0, metavar="P", help="share of turns that are cut off")
-    talk.add_argument("--message-ms", type=int, choices=(20, 40, 80), default=80, help="speech in one message")
     talk.add_argument(
-        "--jitter-ms", type=int, default=80, metavar="MS", help="played once so much is here (80: a frame)"
+        "--input", type=Path, nargs="+", default=[PROMPT], metavar="WAV", help="The speech that prompts are cut from."
     )
-    talk.add_argument("--lead-ms", type=int, default=400, metavar="MS", help="how far the server may run ahead")
-    talk.add_argument("--seed", type=int, default=0, metavar="N", help="of who speaks when, and of the continuations")
+    talk.add_argument(
+        "--prompt-seconds",
+        type=positive,
+        nargs=2,
+        default=[1.0, 4.0],
+        metavar=("A", "B"),
+        help="From how long to how long a prompt is.",
+    )
+    talk.add_argument(
+        "--max-seconds", type=positive, default=4.0, metavar="S", help="How long a continuation is at most."
+    )
+    talk.add_argument(
+        "--pause-seconds",
+        type=positive,
+        nargs=2,
+        default=[0.5, 1.5],
+        metavar=("A", "B"),
+        help="From how long to how long people pause.",
+    )
+    talk.add_argument(
+        "--interrupt", type=_share, default=0.0, metavar="P", help="The share of turns that are interrupted."
+    )
+    talk.add_argument(
+        "--message-ms", type=int, choices=(20, 40, 80), default=80, help="How much speech is in one message."
+    )
+    talk.add_argument(
+        "--jitter-ms",
+        type=int,
+        default=80,
+        metavar="MS",
+        help="How much must have come before it is played (80 is a frame).",
+    )
+    talk.add_argument(
+        "--lead-ms", type=int, default=400, metavar="MS", help="How far the server may run ahead of playback."
+    )
+    talk.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="The seed of who speaks when, and of the continuations."
+    )
     clients = parser.add_argument_group("the clients")
-    clients.add_argument("--processes", type=count, metavar="N", help="default: one for 16 sessions")
+    clients.add_argument(
+        "--processes",
+        type=count,
+        metavar="N",
+        help="How many processes the clients share (default: one for 16 sessions).",
+    )
     clients.add_argument(
         "--late-ms",
         type=positive,
         default=20.0,
         metavar="MS",
-        help="later than this by themselves (p99), and a run is not valid",
+        help="By how much the clients themselves may be late (p99) for a run to be valid.",
     )
-    parser.add_argument("--plot", type=Path, metavar="PNG", help="needs matplotlib: the extra `benchmark`")
+    parser.add_argument(
+        "--plot", type=Path, metavar="PNG", help="Draw the result; this needs matplotlib, the extra `benchmark`."
+    )
     parser.set_defaults(check=_check, own_sessions=max_sessions)
 
 

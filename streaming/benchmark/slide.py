@@ -29,7 +29,9 @@ Alter = Callable[[LlamaDecoder, DecoderState, FrameView], FrameView]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     likelihood.add_arguments(parser)
-    parser.add_argument("--context-tokens", type=count, default=CONTEXT_TOKENS, metavar="N")
+    parser.add_argument(
+        "--context-tokens", type=count, default=CONTEXT_TOKENS, metavar="N", help="The context, which slides."
+    )
 
 
 def measure(options: argparse.Namespace) -> Report:

@@ -35,10 +35,17 @@ class NothingMeasuredError(StreamingError):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--sessions", type=runs.count, default=2, metavar="N", help="at once (default: 2)")
-    parser.add_argument("--hours", type=runs.positive, default=1.0, metavar="H", help="of talk (default: 1)")
     parser.add_argument(
-        "--pace", choices=("realtime", "fast"), default="realtime", help="fast: hours of talk, as fast as it goes"
+        "--sessions", type=runs.count, default=2, metavar="N", help="How many sessions talk at once (default: 2)."
+    )
+    parser.add_argument(
+        "--hours", type=runs.positive, default=1.0, metavar="H", help="How many hours they talk (default: 1)."
+    )
+    parser.add_argument(
+        "--pace",
+        choices=("realtime", "fast"),
+        default="realtime",
+        help="Whether people talk in real time, or fast: hours of talk as fast as it goes.",
     )
     runs.add_arguments(parser, max_sessions=1)
 

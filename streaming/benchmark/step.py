@@ -47,14 +47,22 @@ _READING = "reading"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser, sizes=(*DECODERS, "mimi"))
-    parser.add_argument("--codec-dtype", choices=DTYPES, default="float32")
+    parser.add_argument("--codec-dtype", choices=DTYPES, default="float32", help="How the codec's weights are kept.")
     parser.add_argument(
-        "--input", type=Path, default=PROMPT, metavar="WAV", help="speech, for what --quantize and --codec-dtype cost"
+        "--input",
+        type=Path,
+        default=PROMPT,
+        metavar="WAV",
+        help="The speech by which the cost of --quantize and --codec-dtype is found.",
     )
     parser.add_argument(
-        "--slots", type=count, nargs="+", metavar="B", help="sessions in a step (default: 1 4, GPU 1 64)"
+        "--slots",
+        type=count,
+        nargs="+",
+        metavar="B",
+        help="How many sessions a step has (default: 1 4; on a GPU 1 64).",
     )
-    parser.add_argument("--seconds", type=positive, default=5.0, metavar="S", help="of measurement for each line")
+    parser.add_argument("--seconds", type=positive, default=5.0, metavar="S", help="How long each line is measured.")
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ TRIALS = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     models.add_arguments(parser)
-    parser.add_argument("--seconds", type=positive, default=40.0, metavar="S", help="no trial is begun after that")
+    parser.add_argument("--seconds", type=positive, default=40.0, metavar="S", help="After how long no trial is begun.")
 
 
 def measure(options: argparse.Namespace) -> Report:

@@ -29,7 +29,9 @@ _FRAMES = 38
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     likelihood.add_arguments(parser)
-    parser.add_argument("--heard", choices=("codec", "original"), default="codec", help="the continuation")
+    parser.add_argument(
+        "--heard", choices=("codec", "original"), default="codec", help="What the encoder is given of a continuation."
+    )
 
 
 def measure(options: argparse.Namespace) -> Report:

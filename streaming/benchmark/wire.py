@@ -222,10 +222,14 @@ class _Talk:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--sessions", type=runs.count, nargs="+", default=[32, 128], metavar="N")
-    parser.add_argument("--seconds", type=runs.positive, default=8.0, metavar="S", help="each session's talk")
-    parser.add_argument("--rounds", type=runs.count, default=3, metavar="N", help="of both servers in turn")
-    parser.add_argument("--only", default="", metavar="NAME", help="what to measure, if not all: a part of its name")
+    parser.add_argument(
+        "--sessions", type=runs.count, nargs="+", default=[32, 128], metavar="N", help="How many sessions talk at once."
+    )
+    parser.add_argument("--seconds", type=runs.positive, default=8.0, metavar="S", help="How long each session talks.")
+    parser.add_argument(
+        "--rounds", type=runs.count, default=3, metavar="N", help="How often both servers are measured, in turn."
+    )
+    parser.add_argument("--only", default="", metavar="NAME", help="Measure only what has this in its name.")
 
 
 def measure(options: argparse.Namespace) -> Report:

@@ -110,6 +110,10 @@ class IdleStep:
     def pack(self, copy: _IdleCopy, said: dict[str, str]) -> bytes:
         return msgspec.json.encode(replace(copy, said=said))
 
+    @property
+    def most_packed_bytes(self) -> int:
+        return 0
+
     def unpack(self, data: bytes | mmap) -> tuple[_IdleCopy, dict[str, str]]:
         copy = msgspec.json.decode(bytes(data), type=_IdleCopy)
         return copy, copy.said

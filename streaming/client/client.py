@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from typing import NoReturn, Self
 
 import numpy as np
+from msgspec import structs
 from websockets.exceptions import ConnectionClosed
 
 from streaming.audio import FRAME, SAMPLE_RATE, Pcm, Pcm16, to_float, to_int16
@@ -48,12 +49,15 @@ from streaming.protocol.messages import (
     Played,
     Pong,
     SamplingOptions,
+    SavedPiece,
     ServerMessage,
     SessionClose,
     SessionClosed,
     SessionQueued,
     SessionRefused,
     SessionResumed,
+    SessionSave,
+    SessionSaved,
     SessionStart,
     SessionStarted,
     SessionUpdate,
@@ -166,6 +170,28 @@ class _TurnMeter:
         return TurnLatency(self.speech_ended_s, first, interval, seconds, rate)
 
 
+class _Saving:
+    """A session that is being saved. whole: its bytes, once they are all there."""
+
+    def __init__(self) -> None:
+        self.whole: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._data, self._size = bytearray(), 0
+
+    def begin(self, saved: SessionSaved) -> None:
+        self._size = saved.bytes
+
+    def add(self, piece: SavedPiece) -> None:
+        if piece.offset != len(self._data) or len(self._data) + len(piece.data) > self._size:
+            raise ProtocolError(f"a piece of a saved session at byte {piece.offset}, after {len(self._data)}")
+        self._data += piece.data
+        if len(self._data) == self._size and not self.whole.done():
+            self.whole.set_result(bytes(self._data))
+
+    def fail(self, why: str) -> None:
+        if not self.whole.done():
+            self.whole.set_exception(ContinuationError(why))
+
+
 class ContinuationClient:
     """One session. Made by `connect`; one task sends audio, one iterates `events`.
 
@@ -191,16 +217,26 @@ class ContinuationClient:
         self._sent_marks: deque[tuple[int, float]] = deque(maxlen=4_096)
         self._events: asyncio.Queue[Event | None] = asyncio.Queue(MAX_EVENTS)
         self._failure: ContinuationError | ProtocolError | None = None
+        self._saving: _Saving | None = None
 
     @classmethod
     @contextlib.asynccontextmanager
     async def connect(
-        cls, url: str, start: SessionStart | None = None, *, token: str | None = None, open_timeout_s: float = 30.0
+        cls,
+        url: str,
+        start: SessionStart | None = None,
+        *,
+        token: str | None = None,
+        open_timeout_s: float = 30.0,
+        saved: bytes = b"",
     ) -> AsyncIterator[Self]:
         """Open a session at `url`, and close it when the block is left. A URL without a path gets the protocol's own.
 
         With `start.resume` a session outlives its connection, where the server allows that: the client comes back by
         itself, and says so by `ConnectionLost` and `ConnectionRestored`.
+
+        saved: what `save` returned, of this server or of another with the same key and model: the session goes on with
+        that. How tokens are drawn is as it was then, where `start.sampling` leaves it open.
 
         token: shown to the server, in the clear where the URL does not begin with `wss://`. Certificates are checked
         against the system's, or those in the file that the environment variable SSL_CERT_FILE names.
@@ -208,8 +244,8 @@ class ContinuationClient:
         Raises `RefusedError` when the server takes no more or does not let you in, `ContinuationError` when there is no
         such server or it does not answer in `open_timeout_s`.
         """
-        start = start or SessionStart()
-        client = cls(await ResumableConnection.open(url, start, token, open_timeout_s), start)
+        start = structs.replace(start or SessionStart(), saved_bytes=len(saved))
+        client = cls(await ResumableConnection.open(url, start, token, open_timeout_s, saved), start)
         reading, pinging = asyncio.create_task(client._read()), asyncio.create_task(client._ping())
         try:
             yield client
@@ -317,6 +353,20 @@ class ContinuationClient:
         """Ask for other settings from the next turn on; the server answers with `SessionUpdated`."""
         await self._send(SessionUpdate(sampling=sampling, max_seconds=max_seconds))
 
+    async def save(self) -> bytes:
+        """Return the session as it is now, signed by the server, for `connect` on another day. Whoever has it has the
+        voice that was heard. What was sent of a frame that is not whole is not in it.
+
+        Raises `ContinuationError` where the server does not do that, or not now: the session goes on.
+        """
+        assert self._saving is None, "one at a time"
+        saving = self._saving = _Saving()
+        try:
+            await self._send(SessionSave())
+            return await saving.whole
+        finally:
+            self._saving = None
+
     async def events(self) -> AsyncIterator[Event]:
         """Yield what the server says, in order. The session ends by an error, since only the client ends it in peace.
 
@@ -363,13 +413,24 @@ class ContinuationClient:
         except ProtocolError as error:
             self._failure = ProtocolError(f"the server broke the protocol: {error}")
         self._connection.give_up()
+        if self._saving is not None:
+            self._saving.fail(str(self._failure))
         await self._events.put(None)
 
-    def _on_message(self, message: ServerMessage | AudioMessage | ConnectionLost | ConnectionRestored) -> Event | None:
+    def _on_message(
+        self, message: ServerMessage | AudioMessage | SavedPiece | ConnectionLost | ConnectionRestored
+    ) -> Event | None:
         match message:
             case AudioMessage():
                 return self._on_audio(message)
+            case SavedPiece():
+                if self._saving is None:
+                    raise ProtocolError("a piece of a saved session that was not asked for")
+                self._saving.add(message)
+                return None
             case ConnectionLost() | ConnectionRestored():
+                if self._saving is not None:
+                    self._saving.fail("the connection broke while the session was being saved")
                 return message
         return self._on_control(message)
 
@@ -395,6 +456,15 @@ class ContinuationClient:
                 return None
             case Error(fatal=True):
                 raise ContinuationError(f"the server ended the session ({message.code}): {message.message}")
+            case SessionSaved():
+                if self._saving is None:
+                    raise ProtocolError("a saved session that was not asked for")
+                self._saving.begin(message)
+                return None
+            case Error(in_reply_to="session.save"):
+                if self._saving is not None:
+                    self._saving.fail(f"the session was not saved ({message.code}): {message.message}")
+                return None
             case SessionClosed():
                 raise ContinuationError(f"the server ended the session ({message.reason})")
             case SessionStarted() | SessionResumed() | SessionQueued() | SessionRefused() | Ack():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import ssl
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Self
 from urllib.parse import urlsplit, urlunsplit
@@ -28,6 +29,8 @@ from streaming.protocol.messages import (
     SessionStarted,
     decode_server,
     encode,
+    encode_piece,
+    pieces,
 )
 
 CLOSE_TIMEOUT_S = 2.0
@@ -75,7 +78,7 @@ class ServerAddress:
         if parts.scheme not in ("ws", "wss") or not host:
             raise ContinuationError(f"{url}: not a server's address; {_LOOKS}")
         if token is not None and not _TOKEN.fullmatch(token):
-            raise ContinuationError("the token holds characters that no token has, a space or a line end perhaps")
+            raise ContinuationError("the token holds a character that no token may have, perhaps a space or a line end")
         return cls(urlunsplit(parts._replace(path=PATH) if parts.path in ("", "/") else parts), host, token)
 
 
@@ -138,13 +141,16 @@ def _refused(response: Response, url: str, token: str | None) -> ContinuationErr
     return RefusedError(SessionRefused(code=code, message=message, retry_after_ms=1000 * retry_s))
 
 
-async def open_session(socket: ClientConnection, start: SessionStart) -> SessionStarted:
-    """Return the server's answer to `start`, after a wait in line where there is one.
+async def open_session(socket: ClientConnection, start: SessionStart, saved: bytes = b"") -> SessionStarted:
+    """Return the server's answer to `start`, after a wait in line where there is one. saved: the session to go on with.
 
     Raises `RefusedError`, `ContinuationError`, `ProtocolError`.
     """
     try:
         await socket.send(encode(start))
+        with suppress(ConnectionClosed):  # it says why it takes none
+            for piece in pieces(saved):
+                await socket.send(encode_piece(piece))
         while True:
             data = await socket.recv()
             answer: Message | None = decode_server(data) if isinstance(data, str) else None

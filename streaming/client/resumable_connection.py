@@ -31,6 +31,7 @@ from streaming.protocol.messages import (
     Interrupt,
     Message,
     Played,
+    SavedPiece,
     ServerMessage,
     SessionRefused,
     SessionResume,
@@ -41,9 +42,11 @@ from streaming.protocol.messages import (
     UnknownTypeError,
     decode_audio,
     decode_opus,
+    decode_piece,
     decode_server,
     encode,
     encode_audio,
+    is_piece,
 )
 from streaming.protocol.opus import WHOLE_FRAMES, OpusReceiver, OpusSender
 from streaming.protocol.replay import ReplayBook
@@ -92,13 +95,13 @@ class ResumableConnection:
         self._acking = asyncio.create_task(self._send_acks())
 
     @classmethod
-    async def open(cls, url: str, start: SessionStart, token: str | None, timeout_s: float) -> Self:
+    async def open(cls, url: str, start: SessionStart, token: str | None, timeout_s: float, saved: bytes = b"") -> Self:
         """Open a session. Raises `RefusedError` where the server takes none, `ContinuationError` for all else amiss."""
         address = ServerAddress.parse(url, token)
         socket = await dial(address, timeout_s)
         try:
             async with asyncio.timeout(timeout_s):
-                return cls(address, socket, start, await open_session(socket, start))
+                return cls(address, socket, start, await open_session(socket, start, saved))
         except TimeoutError:
             await socket.close()
             raise ContinuationError(f"{url} did not open a session in {timeout_s:g} s") from None
@@ -149,7 +152,7 @@ class ResumableConnection:
             if not self._may_return():
                 raise
 
-    async def receive(self) -> ServerMessage | AudioMessage | ConnectionLost | ConnectionRestored:
+    async def receive(self) -> ServerMessage | AudioMessage | SavedPiece | ConnectionLost | ConnectionRestored:
         """Return the next message, in order. Raises `ContinuationError` at the end, `ProtocolError`."""
         if self._lost_at is not None:
             return await self._return(self._lost_at)
@@ -168,8 +171,8 @@ class ResumableConnection:
             if message is not None:
                 return message
 
-    def _take(self, data: str | bytes) -> ServerMessage | AudioMessage | None:
-        message: ServerMessage | AudioMessage | None
+    def _take(self, data: str | bytes) -> ServerMessage | AudioMessage | SavedPiece | None:
+        message: ServerMessage | AudioMessage | SavedPiece | None
         self.received_bytes += len(data)
         try:
             message = self._heard(data) if isinstance(data, bytes) else decode_server(data)
@@ -183,7 +186,9 @@ class ResumableConnection:
                 self._answer(self._book.receive())
         return None if isinstance(message, Ack) else message
 
-    def _heard(self, data: bytes) -> AudioMessage:
+    def _heard(self, data: bytes) -> AudioMessage | SavedPiece:
+        if is_piece(data):
+            return decode_piece(data)
         return decode_audio(data) if self._opus is None else self._opus[1].push(decode_opus(data))
 
     def give_up(self) -> None:

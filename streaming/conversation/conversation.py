@@ -14,9 +14,10 @@ There is no event loop, socket or thread here, and nothing waits. Whoever drives
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from msgspec import structs
@@ -25,16 +26,24 @@ from numpy.typing import NDArray
 from streaming.audio import FRAME, FRAME_RATE, to_float
 from streaming.config import Sampling
 from streaming.conversation import turn_taking
+from streaming.conversation.books import ConversationBooks
 from streaming.conversation.ends import CLIENT_LEFT, error_message, fatal, idle, stopped
 from streaming.conversation.engine_commands import EngineCommands, SessionCommands
-from streaming.conversation.outbox import Echo, End, Outbox
+from streaming.conversation.outbox import Echo, End, Outbox, Saved
 from streaming.conversation.pacing import frames_in, lead_frames
 from streaming.conversation.playback import Playback
 from streaming.conversation.prompt import Prompt
 from streaming.conversation.settings import Settings, sampling_of
 from streaming.conversation.takes import Takes, TakesMemory
 from streaming.engine import events
-from streaming.errors import EmptyPromptError, PromptTooLongError, ProtocolError, SessionError, StreamingError
+from streaming.errors import (
+    EmptyPromptError,
+    PromptTooLongError,
+    ProtocolError,
+    SavingUnavailableError,
+    SessionError,
+    StreamingError,
+)
 from streaming.protocol import messages
 from streaming.protocol.messages import AudioMessage, ClientMessage, Message, SamplingOptions, UnknownTypeError
 
@@ -74,8 +83,9 @@ class Conversation:
     start: what the client asked for, its sampling filled. usual: how it is filled in later messages, with the session's
     seed. rewind_frames: how far an interruption can reach back. idle_s: a client that does nothing for so long is told
     goodbye. sent_is_heard: a client that plays whatever it is sent, and never says what it heard. takes: where turns
-    are kept to be gone on from anew, if this client may. `end` is set once the session is over; it is the last reply,
-    too.
+    are kept to be gone on from anew, if this client may. books: of the conversation that this one goes on with, whose
+    client is told nothing of that; its takes are gone. saves: whether this client may have the session. `end` is set
+    once the session is over; it is the last reply, too.
     """
 
     def __init__(
@@ -91,13 +101,16 @@ class Conversation:
         now: float,
         sent_is_heard: bool = False,
         takes: TakesMemory | None = None,
+        books: ConversationBooks | None = None,
+        saves: bool = False,
     ) -> None:
         self._engine, self._outbox, self._observer, self._idle_s = EngineCommands(engine), outbox, observer, idle_s
         self._fast, self._drops = start.pace == "fast", start.lag == "drop" and start.pace == "realtime"
         self._sent_is_heard = sent_is_heard
         self._lead_frames = lead_frames(start, rewind_frames)
         self.end: End | None = None
-        self._settings, self._applied = Settings(start, usual), start.sampling
+        self._start = start
+        self._settings, self._applied = Settings(books or start, usual), start.sampling
         # Input
         self._prompt = Prompt()
         self._position = 0  # samples of input so far
@@ -111,8 +124,52 @@ class Conversation:
         self._playback: Playback | None = None  # of the turn that is being spoken and played, or was last
         self._cut: dict[int, int] = {}  # samples that were sent of turns that were interrupted and are not done yet
         self._heard_due: float | None = None  # a voice interrupted; by then the client should say what it heard
+        self._keeps: deque[Callable[[Any], None]] = deque()  # who waits for a snapshot, in order
+        self._saves = saves
         self._draining = False
         self._active_at = now
+        if books is not None:
+            self._go_on_with(books, now)
+
+    # Books
+
+    @property
+    def calm(self) -> bool:
+        """Whether the engine has all that it was told: nothing waits for room, and no answer makes more commands."""
+        interrupting = self._taker is not None and self._taker.state is turn_taking.TurnState.INTERRUPTING
+        return not self._engine.waiting and not (interrupting and self._heard_due is None)
+
+    def books(self, now: float) -> ConversationBooks:
+        """Return all that another conversation needs to go on with this one, its engine's session and replies apart.
+
+        They fit a snapshot of that session where this was `calm` when the snapshot was asked for, nothing was received
+        since, and the books are written when the engine has told all that was before the snapshot.
+        """
+        settings = self._settings
+        return ConversationBooks(
+            start=self._start,
+            sampling=settings.sampling,
+            max_seconds=settings.max_seconds,
+            vad=settings.vad,
+            applied=self._applied,
+            prompt=self._prompt.books(),
+            taker=None if self._taker is None else self._taker.books(),
+            playback=None if self._playback is None else self._playback.books(now),
+            position=self._position,
+            patient_until=self._patient_until,
+            turn=self._turn,
+            tip=self._tip,
+            cut=dict(self._cut),
+            heard_due_s=None if self._heard_due is None else max(0.0, self._heard_due - now),
+        )
+
+    def _go_on_with(self, books: ConversationBooks, now: float) -> None:
+        self._applied, self._prompt = books.applied, Prompt(books.prompt)
+        self._position, self._patient_until = books.position, books.patient_until
+        self._turn, self._tip, self._cut = books.turn, books.tip, dict(books.cut)
+        self._taker = None if books.taker is None else turn_taking.TurnTaker.of(books.taker, books.vad)
+        self._playback = None if books.playback is None else Playback.of(books.playback, now)
+        self._heard_due = None if books.heard_due_s is None else now + books.heard_due_s
 
     @property
     def ready(self) -> bool:
@@ -133,6 +190,13 @@ class Conversation:
             next_frame = self._playback.next_frame_at(now)
             deadline = deadline if next_frame is None else min(deadline, next_frame)
         return deadline
+
+    def keep(self, kept: Callable[[Any], None]) -> None:
+        """Have the engine's session copied out as it is once all that it was told before has happened. kept: is given
+        the snapshot.
+        """
+        self._keeps.append(kept)
+        self._engine.keep()
 
     # What comes in
 
@@ -226,6 +290,8 @@ class Conversation:
             case events.Marked(held_bytes):
                 if self._takes is not None:
                     self._give_up(self._takes.hold(held_bytes))
+            case events.Kept(snapshot):
+                self._keeps.popleft()(snapshot)
             case events.Failed(error):
                 self.finish(fatal(error))
 
@@ -270,6 +336,8 @@ class Conversation:
                 self._say(messages.Pong(id=number, client_time_ms=sent, server_time_ms=1e3 * now))
             case messages.SessionUpdate():
                 self._update(received, now)
+            case messages.SessionSave():
+                self._save()
             case messages.SessionClose():
                 self.finish(CLIENT_LEFT)
             case Echo():
@@ -522,6 +590,19 @@ class Conversation:
             playback.over = True
             if self._taker is not None:
                 self._taker.speaking_ended()
+
+    # Saved sessions
+
+    def _save(self) -> None:
+        """Give the client its session."""
+        if not self._saves:
+            raise SavingUnavailableError(
+                "this server does not give sessions away; it would have to run with --allow-save"
+            )
+        if self._speaking:
+            raise SessionError("the session is speaking: let it end, or interrupt it first")
+        turn = self._turn
+        self.keep(lambda snapshot: self._outbox.put(Saved(turn, snapshot)))
 
     # Settings
 

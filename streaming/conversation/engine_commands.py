@@ -25,6 +25,7 @@ class SessionCommands(Protocol):
     def mark(self, name: str) -> None: ...
     def unmark(self, name: str) -> None: ...
     def go_back(self, name: str) -> None: ...
+    def keep(self) -> None: ...
 
 
 class EngineCommands:
@@ -83,6 +84,10 @@ class EngineCommands:
     def go_back(self, name: str) -> None:
         """Go on from a moment."""
         self._give(partial(self._engine.go_back, name))
+
+    def keep(self) -> None:
+        """Copy the session out as it is now."""
+        self._give(self._engine.keep)
 
     def release(self, turn: int, frames: int) -> None:
         """Tell how far the listener is, which needs no order."""

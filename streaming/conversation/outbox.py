@@ -30,7 +30,15 @@ class Echo:
     token: Any
 
 
-Reply = Message | AudioMessage | Echo | End
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """The session as its holder asked for it. turn: the one that is open. snapshot: the engine's own."""
+
+    turn: int
+    snapshot: Any
+
+
+Reply = Message | AudioMessage | Echo | Saved | End
 
 
 class Outbox:

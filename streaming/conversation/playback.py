@@ -7,8 +7,10 @@ The time is passed in, in seconds of any monotonic clock.
 from __future__ import annotations
 
 import math
+from typing import Self
 
 from streaming.audio import FRAME, FRAME_RATE
+from streaming.conversation.books import PlaybackBooks
 
 
 class Playback:
@@ -25,6 +27,27 @@ class Playback:
         self._ends_at = 0.0  # when what was sent is over, if it is played as it comes
         self._reported: int | None = None
         self._stopped: int | None = None
+
+    @classmethod
+    def of(cls, books: PlaybackBooks, now: float) -> Self:
+        """Return what these books are of."""
+        playback = cls(books.turn)
+        playback.frames, playback.over, playback.sent_frames = books.frames, books.over, books.sent_frames
+        playback._ends_at = now + books.ends_in_s
+        playback._reported, playback._stopped = books.reported, books.stopped
+        return playback
+
+    def books(self, now: float) -> PlaybackBooks:
+        """Return all of this."""
+        return PlaybackBooks(
+            turn=self.turn,
+            frames=self.frames,
+            over=self.over,
+            sent_frames=self.sent_frames,
+            ends_in_s=max(0.0, self._ends_at - now),
+            reported=self._reported,
+            stopped=self._stopped,
+        )
 
     @property
     def sent_samples(self) -> int:

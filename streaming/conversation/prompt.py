@@ -7,6 +7,7 @@ from collections import deque
 import numpy as np
 
 from streaming.audio import FRAME, Framer, Pcm, Samples
+from streaming.conversation.books import PromptBooks, bytes_of, samples_of
 
 
 class Clears:
@@ -40,10 +41,19 @@ class Prompt:
     heard, where turns are taken by voice.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, books: PromptBooks | None = None) -> None:
         self.frames = self.speech_from = 0
         self._framer = Framer(np.float32)
         self._clears = Clears()
+        if books is not None:
+            self.frames, self.speech_from = books.frames, books.speech_from
+            self._framer.push(samples_of(books.begun))
+
+    def books(self) -> PromptBooks:
+        """Return all of this."""
+        begun = self._framer.flush()
+        self._framer.push(begun)
+        return PromptBooks(frames=self.frames, speech_from=self.speech_from, begun=bytes_of(begun))
 
     @property
     def samples(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from streaming.config import Sampling
+from streaming.conversation.books import ConversationBooks
 from streaming.protocol.messages import SamplingOptions, SessionStart, SessionUpdate
 
 
@@ -28,10 +29,11 @@ def sampling_of(options: SamplingOptions) -> Sampling:
 class Settings:
     """What holds from the next turn on.
 
-    start: what the client asked for, its sampling filled. usual: the model's sampling, with the session's seed.
+    start: what the client asked for, its sampling filled, or what has become of that since. usual: the model's
+    sampling, with the session's seed.
     """
 
-    def __init__(self, start: SessionStart, usual: Sampling) -> None:
+    def __init__(self, start: SessionStart | ConversationBooks, usual: Sampling) -> None:
         self.sampling, self.max_seconds, self.vad = start.sampling, start.max_seconds, start.vad
         self._usual = usual
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from streaming.audio import SPEECH_WINDOW
+from streaming.conversation.books import TurnTakerBooks, bytes_of, samples_of
 
 Pcm = npt.NDArray[np.float32]
 
@@ -80,6 +81,16 @@ class SpeechDetector:
         self._leave = max(options.threshold - HYSTERESIS, 0.01)  # a low threshold must not make speech endless
         self._silence_samples = options.silence_ms * SAMPLES_PER_MS
 
+    @property
+    def position(self) -> tuple[int, int, bool]:
+        """The end of the last window, the end of the last in which trigger and `speaking` agreed, and the trigger."""
+        return self._position, self._agreed, self._active
+
+    def restore(self, books: TurnTakerBooks) -> None:
+        """Go on where these books were written."""
+        self._position, self._agreed, self._active = books.detected, books.agreed, books.active
+        self.speaking, self.since_samples = books.speaking, books.since
+
     def push(self, probabilities: Iterable[float]) -> list[SpeechEdge]:
         """Return the edges that the next windows make certain. probabilities: that each of them holds speech."""
         edges = []
@@ -141,7 +152,7 @@ class BargeIn:
 Action = Listen | SpeechStarted | SpeechStopped | Speak | BargeIn
 
 
-class TurnState(enum.Enum):
+class TurnState(enum.StrEnum):
     IDLE = "idle"  # nobody speaks
     HEARING = "hearing"  # the person does: audio is handed out as it comes
     SPEAKING = "speaking"  # the machine does
@@ -171,6 +182,30 @@ class TurnTaker:
         self._recent: Pcm = np.zeros(0, np.float32)  # the end of the input, bounded by _trim
         self._position = position  # the end of the input
         self._handed_out = position  # input before this is never handed out (again)
+
+    @classmethod
+    def of(cls, books: TurnTakerBooks, options: TurnOptions) -> Self:
+        """Return what these books are of."""
+        taker = cls(options, books.position)
+        taker.state = TurnState(books.state)
+        taker._recent, taker._handed_out = samples_of(books.recent), books.handed_out
+        taker._detector.restore(books)
+        return taker
+
+    def books(self) -> TurnTakerBooks:
+        """Return all of this but the options."""
+        detected, agreed, active = self._detector.position
+        return TurnTakerBooks(
+            state=self.state.value,
+            detected=detected,
+            agreed=agreed,
+            active=active,
+            speaking=self._detector.speaking,
+            since=self._detector.since_samples,
+            recent=bytes_of(self._recent),
+            position=self._position,
+            handed_out=self._handed_out,
+        )
 
     def configure(self, options: TurnOptions) -> None:
         """Change how turns are taken from here on."""

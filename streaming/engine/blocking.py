@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import queue
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +20,7 @@ from streaming.engine.events import Event, Failed, FrameSpoken, Kept, Marked, Tu
 from streaming.engine.session import EngineSession, OnEvent
 from streaming.engine.snapshot import SessionSnapshot
 from streaming.errors import EngineStoppedError, SessionError
+from streaming.files import write_private
 
 LEAD_FRAMES = 4
 """How far the engine works ahead of whoever iterates."""
@@ -266,15 +265,3 @@ def changed(
         top_p=sampling.top_p if top_p is None else top_p,
         seed=sampling.seed if seed is None else seed,
     )
-
-
-def write_private(path: Path, data: bytes) -> None:
-    """Write a file that its owner alone may read, whole or not at all."""
-    handle, name = tempfile.mkstemp(prefix=path.name, suffix=".part", dir=path.parent)  # mode 0600
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise

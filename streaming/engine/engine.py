@@ -143,6 +143,11 @@ class Engine:
         return self._step.rewind_frames
 
     @property
+    def most_packed_bytes(self) -> int:
+        """A bound on what `pack` returns."""
+        return self._step.most_packed_bytes
+
+    @property
     def failure(self) -> Exception | None:
         """What ended the engine, if something did."""
         return self._failure

@@ -62,6 +62,11 @@ def pack(copy: SlotCopy, said: dict[str, str]) -> bytes:
     return bytes(save(tensors, {"stream": msgspec.json.encode(stream).decode(), **said}))
 
 
+def most_bytes(tracks: Sequence[Track]) -> int:
+    """Return a bound on what `pack` makes of a copy of this state, its header included."""
+    return MAX_HEADER_BYTES + sum(2 * track.ring.keys[0].nbytes + track.history[0].nbytes for track in tracks)
+
+
 def unpack(
     data: bytes | mmap, identity: str, tracks: Sequence[Track], rewind_frames: int
 ) -> tuple[SlotCopy, dict[str, str]]:

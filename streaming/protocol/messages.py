@@ -8,6 +8,7 @@ and nothing else.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, TypeVar, get_args
 
@@ -30,6 +31,8 @@ LOUDEST = 1_000.0
 MAX_OPUS_SAMPLES = 2_880
 """Most samples that the packets of one Opus message decode to: 120 ms, as much as one packet may hold."""
 MAX_OPUS_PACKET_BYTES = 4_000
+MAX_PIECE_BYTES = 1 << 16
+"""Most of a saved session in one binary message."""
 
 OPEN_TURN = 0
 """Instead of a number: the turn that input belongs to just now."""
@@ -100,6 +103,7 @@ class SessionStart(Message, tag="session.start", frozen=True):
     lead_ms: Annotated[int, msgspec.Meta(ge=80, le=10_000)] = 400
     resume: bool = False
     takes: bool = False
+    saved_bytes: NonNegative = 0
     codecs: tuple[str, ...] = ("pcm16",)
     sampling: SamplingOptions = SamplingOptions()
     vad: VadOptions = VadOptions()
@@ -177,6 +181,12 @@ class Ack(Message, tag="ack", frozen=True):
     counted = False
 
 
+class SessionSave(Message, tag="session.save", frozen=True):
+    """Give me the session, so that it can be gone on with another day."""
+
+    counted = False
+
+
 class SessionClose(Message, tag="session.close", frozen=True):
     pass
 
@@ -193,6 +203,7 @@ ClientMessage = (
     | Played
     | Ping
     | Ack
+    | SessionSave
     | SessionClose
 )
 
@@ -224,6 +235,7 @@ class SessionStarted(Message, tag="session.started", frozen=True):
     codec: Codec = "pcm16"
     sampling: SamplingOptions = SamplingOptions()
     takes: int = 0
+    saves: bool = False
 
     counted = False
 
@@ -329,6 +341,15 @@ class Pong(Message, tag="pong", frozen=True):
     counted = False
 
 
+class SessionSaved(Message, tag="session.saved", frozen=True):
+    """The session as it was when `turn` was open: so many bytes, which follow in pieces."""
+
+    turn: int
+    bytes: int
+
+    counted = False
+
+
 class SessionClosed(Message, tag="session.closed", frozen=True):
     reason: str
 
@@ -352,6 +373,7 @@ ServerMessage = (
     | Error
     | Pong
     | Ack
+    | SessionSaved
     | SessionClosed
 )
 
@@ -417,6 +439,7 @@ _HEADER = struct.Struct("<BBHIQ")
 _KIND_PCM16 = 1
 _KIND_OPUS = 2
 _KIND_FLOAT32 = 3
+_KIND_SAVED = 4
 _U16 = struct.Struct("<H")
 
 
@@ -450,6 +473,41 @@ class OpusMessage:
     skip: int
     samples: int
     packets: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SavedPiece:
+    """One binary message: a piece of a saved session. offset: the bytes before it."""
+
+    counted: ClassVar[bool] = False
+
+    offset: int
+    data: bytes
+
+
+def pieces(data: bytes) -> Iterator[SavedPiece]:
+    """Cut a saved session into pieces."""
+    for offset in range(0, len(data), MAX_PIECE_BYTES):
+        yield SavedPiece(offset, data[offset : offset + MAX_PIECE_BYTES])
+
+
+def encode_piece(piece: SavedPiece) -> bytes:
+    """Return the header, and the bytes after it."""
+    return _HEADER.pack(_KIND_SAVED, 0, 0, 0, piece.offset) + piece.data
+
+
+def is_piece(data: bytes) -> bool:
+    """Return whether a binary message is a piece of a saved session."""
+    return data[:1] == bytes((_KIND_SAVED,))
+
+
+def decode_piece(data: bytes) -> SavedPiece:
+    """Return what `encode_piece` was given. Raises `ProtocolError`."""
+    kind, flags, reserved, turn, offset = _header(data)
+    size = len(data) - _HEADER.size
+    if kind != _KIND_SAVED or flags or reserved or turn or not 1 <= size <= MAX_PIECE_BYTES:
+        raise ProtocolError(f"binary kind {kind} with {size} bytes: no piece of a saved session")
+    return SavedPiece(offset, data[_HEADER.size :])
 
 
 def encode_audio(message: AudioMessage | OpusMessage) -> bytes:

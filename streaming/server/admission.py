@@ -10,6 +10,7 @@ from functools import partial
 from streaming.config import Sampling
 from streaming.engine.engine import Engine
 from streaming.engine.session import EngineSession, OnEvent
+from streaming.engine.snapshot import SessionSnapshot
 from streaming.errors import EngineFullError, StreamingError
 from streaming.server.engine_events import EngineEvents
 
@@ -55,16 +56,21 @@ class Admission:
         self._changed.set()
 
     async def attach(
-        self, on_event: OnEvent, sampling: Sampling, slides: bool, waiting: Callable[[int], None]
+        self,
+        on_event: OnEvent,
+        sampling: Sampling,
+        slides: bool,
+        waiting: Callable[[int], None],
+        snapshot: SessionSnapshot | None = None,
     ) -> EngineSession:
         """Return a slot, now or after a wait. `waiting` is told the place in line, 1 for the next, when it changes.
 
-        `on_event` is called by the loop, which is the same for all sessions.
+        `on_event` is called by the loop, which is the same for all sessions. snapshot: see `Engine.attach`.
         Raises `EngineFullError`, `OverloadedError`, `StoppingError`, `EngineStoppedError`. Cancel it to leave the line.
         """
         if not self._line:
             try:
-                return self._try(on_event, sampling, slides)
+                return self._try(on_event, sampling, slides, snapshot)
             except EngineFullError:
                 if not self.queue:
                     raise
@@ -77,7 +83,7 @@ class Admission:
                 self._changed.clear()
                 if self._line[0] is waiting or self.stopping:
                     try:
-                        return self._try(on_event, sampling, slides)
+                        return self._try(on_event, sampling, slides, snapshot)
                     except EngineFullError:
                         pass
                 try:
@@ -93,11 +99,13 @@ class Admission:
                     other(number)
             self._changed.set()
 
-    def _try(self, on_event: OnEvent, sampling: Sampling, slides: bool) -> EngineSession:
+    def _try(
+        self, on_event: OnEvent, sampling: Sampling, slides: bool, snapshot: SessionSnapshot | None
+    ) -> EngineSession:
         if self.stopping:
             raise StoppingError("the server is about to stop; try another one, or again in a while")
         if self._engine.overloaded:
             raise OverloadedError("the machine cannot keep up with the sessions that it has; try again later")
         if self._events is None:
             self._events = EngineEvents()
-        return self._engine.attach(partial(self._events.put, on_event), sampling, slides)
+        return self._engine.attach(partial(self._events.put, on_event), sampling, slides, snapshot)

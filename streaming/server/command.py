@@ -16,8 +16,11 @@ from streaming.options import OptionParser, add_about, count_or_auto
 PROGRAM = "server.py"
 """What the command is called where nobody says otherwise."""
 _DESCRIPTION = "Serve continuations of speech: speech comes in over WebSockets, and goes on in the same voice."
+_VARIABLES = {"tokens": "STREAMING_TOKENS_FILE", "session-key": "STREAMING_SESSION_KEY_FILE"}
+"""Of flags that name a file with secrets: the variable of the flag's own name holds what no flag may."""
 _OTHER_VARIABLES = (
     "STREAMING_TOKENS",
+    "STREAMING_SESSION_KEY",
     "STREAMING_TOKEN",  # of clients
     "STREAMING_METRICS_TOKEN",  # of benchmarks
     "STREAMING_NATIVE",
@@ -33,8 +36,7 @@ def parse(
     arguments: list[str] | None = None, environment: Mapping[str, str] = os.environ, program: str = PROGRAM
 ) -> argparse.Namespace:
     """Return the options. Ends the process with a sentence and status 2 where they make no sense."""
-    # STREAMING_TOKENS are the tokens themselves, which no flag may hold
-    parser = OptionParser(program, _DESCRIPTION, {"tokens": "STREAMING_TOKENS_FILE"}, _OTHER_VARIABLES)
+    parser = OptionParser(program, _DESCRIPTION, _VARIABLES, _OTHER_VARIABLES)
     _add_model(parser.add_argument_group("The model"))
     _add_sessions(parser.add_argument_group("Sessions"))
     _add_door(parser.add_argument_group("Where it listens, and to whom"))
@@ -135,6 +137,16 @@ def _add_sessions(group: argparse._ArgumentGroup) -> None:
         help="Of how many of its latest turns a session can make another take (default: 2; 0: of none).",
     )
     group.add_argument(
+        "--allow-save",
+        action="store_true",
+        help="Let clients keep their sessions, and come with them again; this takes a session key.",
+    )
+    group.add_argument(
+        "--session-key",
+        metavar="FILE",
+        help="The secret that signs sessions which leave the server, 32 characters or more (or STREAMING_SESSION_KEY).",
+    )
+    group.add_argument(
         "--drain-seconds",
         type=float,
         default=30,
@@ -222,6 +234,8 @@ def _check(parser: OptionParser, options: argparse.Namespace, environment: Mappi
         parser.error(f"--context-tokens is {options.context_tokens}, must be at least 1 and below 2**40")
     if options.queue < 0 or not options.drain_seconds >= 0 or not 0 <= options.resume_seconds <= 3600:
         parser.error("--queue and --drain-seconds must be 0 or more, --resume-seconds from 0 to 3600")
+    if options.allow_save and options.session_key is None and not environment.get("STREAMING_SESSION_KEY"):
+        parser.error("--allow-save takes a session key: --session-key FILE or STREAMING_SESSION_KEY")
     if options.takes < 0:
         parser.error("--takes must be 0 or more")
     if not options.idle_seconds > 0:

@@ -17,6 +17,7 @@ from typing import TypeVarTuple, Unpack
 from msgspec import structs
 
 from streaming.audio import FRAME, SAMPLE_RATE, to_float
+from streaming.conversation.books import first_books
 from streaming.conversation.conversation import Conversation, Observer, Received
 from streaming.conversation.ends import GONE, INTERNAL, fatal, refusal, revoked, stopped
 from streaming.conversation.outbox import End, Outbox, Reply
@@ -25,6 +26,7 @@ from streaming.conversation.takes import TakesMemory
 from streaming.engine import events
 from streaming.engine.engine import Engine
 from streaming.engine.session import EngineSession
+from streaming.engine.snapshot import SessionSnapshot
 from streaming.errors import StreamingError
 from streaming.models.voice_activity import SpeechStream
 from streaming.protocol import messages
@@ -41,8 +43,8 @@ Arguments = TypeVarTuple("Arguments")
 class Driver:
     """Runs one session. `run` returns when the session is over and its slot is free; its last reply is an `End`.
 
-    resume: where the client may come back after its connection was lost, as it is told. sent_is_heard, takes: see
-    `Conversation`.
+    resume: where the client may come back after its connection was lost, as it is told. sent_is_heard, takes, saves:
+    see `Conversation`. saved: of a session that this one goes on with.
     """
 
     def __init__(
@@ -57,13 +59,19 @@ class Driver:
         observer: SessionObserver,
         sent_is_heard: bool = False,
         takes: TakesMemory | None = None,
+        saved: SessionSnapshot | None = None,
+        saves: bool = False,
     ) -> None:
-        seed = secrets.randbits(63) if start.sampling.seed is None else start.sampling.seed
-        self._usual = replace(engine.sampling, seed=seed)  # what a client may leave open
+        usual = engine.sampling if saved is None else saved.books.sampling
+        seed = start.sampling.seed
+        if seed is None:
+            seed = secrets.randbits(63) if saved is None else usual.seed
+        self._usual = replace(usual, seed=seed)  # what a client may leave open
         self._start = structs.replace(start, sampling=filled(start.sampling, self._usual))
         self._engine, self._admission, self._voices = engine, admission, voices
         self._idle_s, self._resume, self._sent_is_heard = idle_s, resume, sent_is_heard
         self._observer, self._takes = observer, takes
+        self._saved, self._saves = saved, saves
         self._loop = asyncio.get_running_loop()
         self._outbox = Outbox()
         self._conversation: Conversation | None = None  # once there is a slot
@@ -170,13 +178,13 @@ class Driver:
 
         slides = self._start.overflow == "slide"
         slot = asyncio.create_task(
-            self._admission.attach(self._happened, sampling_of(self._start.sampling), slides, waiting)
+            self._admission.attach(self._happened, sampling_of(self._start.sampling), slides, waiting, self._saved)
         )
         over = asyncio.create_task(self._over.wait())
         try:
             await asyncio.wait((slot, over), return_when=asyncio.FIRST_COMPLETED)
             if not slot.done():
-                raise StoppingError("the session ended in line")
+                raise StoppingError("the session ended while it waited in line")
             return slot.result()
         finally:
             slot.cancel()
@@ -208,15 +216,19 @@ class Driver:
             context_samples=engine.context_frames * FRAME,
             rewind_samples=engine.rewind_frames * FRAME,
             seed=session.seed,
-            turn=1,
+            turn=session.turn,
             notice=engine.notice,
             resume=self._resume,
             sampling=self._start.sampling,
             takes=0 if self._takes is None else self._takes.turns,
+            saves=self._saves,
         )
         self._observer.said(started)
         self._outbox.put(started)
         observer: Observer = self._observer
+        books, saved = None, self._saved
+        if saved is not None:
+            books = first_books(self._start, saved.books.turn, saved.books.prompt_frames)
         conversation = Conversation(
             session,
             self._outbox,
@@ -228,6 +240,8 @@ class Driver:
             now=self._loop.time(),
             sent_is_heard=self._sent_is_heard,
             takes=self._takes,
+            books=books,
+            saves=self._saves,
         )
         if conversation.hears_voice:
             self._stream = self._voices.stream()

@@ -14,7 +14,7 @@ from websockets.exceptions import ConnectionClosed
 
 from streaming.conversation.conversation import Received
 from streaming.conversation.ends import refusal
-from streaming.conversation.outbox import Echo
+from streaming.conversation.outbox import Echo, Saved
 from streaming.conversation.takes import TakesMemory
 from streaming.engine.engine import Engine
 from streaming.errors import ProtocolError, StreamingError
@@ -35,6 +35,7 @@ from streaming.server.admission import Admission
 from streaming.server.door.gatekeeper import Visitor
 from streaming.server.driver import Driver
 from streaming.server.resumption import ResumableSessions
+from streaming.server.saved_sessions import SavedSessions
 from streaming.server.session_socket import MESSAGES_PER_S, SessionSocket
 from streaming.server.sessions import ServerSession, Sessions
 from streaming.server.watch.observer import SessionObserver
@@ -55,14 +56,21 @@ class UnsupportedProtocolError(StreamingError):
 class NativeDialect:
     """The conversation's own words.
 
-    book: of a session that can be resumed, None for others. answer: sends a message of the connection's own.
+    book: of a session that can be resumed, None for others. saved: who makes a file of a session. answer: sends a
+    message of the connection's own.
 
     What Opus remembers of the stream outlives a socket, as the messages that are kept do: encoded once, sent again as
     they are.
     """
 
-    def __init__(self, answer: Callable[[Message], None], book: ReplayBook | None, codec: Codec = "pcm16") -> None:
-        self._answer, self._book, self._codec = answer, book, codec
+    def __init__(
+        self,
+        answer: Callable[[Message], None],
+        book: ReplayBook | None,
+        codec: Codec = "pcm16",
+        saved: SavedSessions | None = None,
+    ) -> None:
+        self._answer, self._book, self._codec, self._saved = answer, book, codec, saved
         self._opus = (OpusSender(), OpusReceiver()) if codec == "opus" else None
 
     def decode(self, data: str | bytes) -> Sequence[Received]:
@@ -88,8 +96,11 @@ class NativeDialect:
             return messages.decode_audio(data)
         return self._opus[1].push(messages.decode_opus(data))
 
-    async def encode(self, reply: Message | AudioMessage | Echo) -> Sequence[str | bytes]:
+    async def encode(self, reply: Message | AudioMessage | Echo | Saved) -> Sequence[str | bytes]:
         assert not isinstance(reply, Echo)
+        if isinstance(reply, Saved):
+            assert self._saved is not None
+            return await self._saved.messages(reply.snapshot, reply.turn)
         if self._opus is not None and isinstance(reply, AudioMessage | TurnDone):
             return await self._encode_opus(self._opus[0], reply)
         if isinstance(reply, AudioMessage):
@@ -148,11 +159,12 @@ class NativeSession(ServerSession):
         resume: messages.Resumption | None,
         codec: Codec,
         observer: SessionObserver,
+        saved: SavedSessions | None = None,
     ) -> None:
         self._observer = observer
         self._resume_s = None if resume is None else resume.seconds
         self._book = None if resume is None else ReplayBook()
-        super().__init__(driver, NativeDialect(driver.answer, self._book, codec), visitor, socket)
+        super().__init__(driver, NativeDialect(driver.answer, self._book, codec, saved), visitor, socket)
         self._messages_per_s = _OPUS_MESSAGES_PER_S if codec == "opus" else MESSAGES_PER_S
         self._returned: asyncio.Queue[_Return] = asyncio.Queue()
 
@@ -217,9 +229,10 @@ class NativeService:
         idle_s: float,
         resume_s: float,
         takes: TakesMemory,
+        saved: SavedSessions,
     ) -> None:
         self._engine, self._admission, self._sessions = engine, admission, sessions
-        self._idle_s, self._resume_s, self._takes = idle_s, resume_s, takes
+        self._idle_s, self._resume_s, self._takes, self._saved = idle_s, resume_s, takes, saved
         self._resumable: ResumableSessions[NativeSession] = ResumableSessions()
 
     async def __call__(self, socket: ServerConnection, visitor: Visitor) -> None:
@@ -242,6 +255,16 @@ class NativeService:
         await self._sessions.turn_away(socket, too_many, _say)
 
     async def _start(self, socket: ServerConnection, visitor: Visitor, start: SessionStart) -> None:
+        saved = None
+        if start.saved_bytes:
+            with self._sessions.opening(socket):
+                try:
+                    saved = await self._saved.receive(socket, start.saved_bytes)
+                except ConnectionClosed:
+                    return
+                except StreamingError as error:
+                    await self._sessions.dismiss(socket, refusal(error), _say)
+                    return
         token = self._resumable.new_token()
         resume = None
         if start.resume and self._resume_s:
@@ -259,8 +282,10 @@ class NativeService:
             resume,
             observer=observer,
             takes=self._takes if start.takes else None,
+            saved=saved,
+            saves=self._saved.allowed,
         )
-        session = NativeSession(driver, visitor, socket, resume, codec, observer)
+        session = NativeSession(driver, visitor, socket, resume, codec, observer, self._saved)
         if resume is not None:
             self._resumable.add(token, session)
         try:

@@ -56,8 +56,10 @@ class ResumableSessions(Generic[Resumed]):
         if session is not None and session.visitor.holder == visitor.holder:
             return session
         if token.partition(".")[0] != self._mark:
-            raise SessionElsewhereError("this session is another server's, or one's that was restarted; start anew")
-        raise SessionExpiredError("this session is over, or was left alone for too long; start anew")
+            raise SessionElsewhereError(
+                "this session belongs to another server, or to one that was restarted; start a new one"
+            )
+        raise SessionExpiredError("this session is over, or was left alone for too long; start a new one")
 
 
 def _digest(token: str) -> bytes:

@@ -23,10 +23,12 @@ from streaming.server.door.bind import address_taken
 from streaming.server.door.credentials import select_subprotocol
 from streaming.server.door.gatekeeper import Gatekeeper, Visitor
 from streaming.server.door.handshakes import PendingHandshakes, listen
+from streaming.server.door.session_key import SessionKey
 from streaming.server.http import HttpEndpoints
 from streaming.server.native import NativeService
 from streaming.server.openai import LIVE_PATH, REALTIME_PATH
 from streaming.server.openai.service import LiveService, RealtimeService
+from streaming.server.saved_sessions import SavedSessions
 from streaming.server.sessions import ServerSession, Sessions
 from streaming.server.watch.health import Health
 from streaming.server.watch.log import event
@@ -54,7 +56,7 @@ class ServerOptions:
     drain_s: how long running turns may take once the server is to stop. keepalive_s: a ping is sent as often; a client
     that sends nothing for twice as long, or reads nothing while something waits for it, is cut. handshake_s: how long a
     connection may take to become a WebSocket. takes: of how many of its latest turns a session keeps what another take
-    of it needs, 0 for none.
+    of it needs, 0 for none. allow_save: whether clients may have their sessions, signed with session_key.
     """
 
     port: int = 8765
@@ -66,6 +68,8 @@ class ServerOptions:
     keepalive_s: float = 10.0
     handshake_s: float = 10.0
     takes: int = 2
+    allow_save: bool = False
+    session_key: SessionKey | None = None
 
 
 class Shutdown:
@@ -104,7 +108,15 @@ async def run_server(
     sessions = Sessions(keeper, observer, running)
     endpoints = HttpEndpoints(keeper, health, observer)
     services: dict[str, Callable[[ServerConnection, Visitor], Awaitable[None]]] = {
-        PATH: NativeService(engine, admission, sessions, options.idle_s, options.resume_s, TakesMemory(options.takes)),
+        PATH: NativeService(
+            engine,
+            admission,
+            sessions,
+            options.idle_s,
+            options.resume_s,
+            TakesMemory(options.takes),
+            SavedSessions(engine, options.session_key if options.allow_save else None),
+        ),
         REALTIME_PATH: RealtimeService(engine, admission, sessions, options.idle_s),
         LIVE_PATH: LiveService(engine, admission, sessions, options.idle_s),
     }

@@ -11,7 +11,7 @@ from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
 
 from streaming.conversation.conversation import Received
-from streaming.conversation.outbox import Echo, End
+from streaming.conversation.outbox import Echo, End, Saved
 from streaming.protocol.messages import AudioMessage, Message
 from streaming.server.driver import Driver
 
@@ -32,7 +32,7 @@ class Dialect(Protocol):
     def decode(self, data: str | bytes) -> Sequence[Received]:
         """Return what a client said. What is wrong with it is a `ProtocolError` in its place, not raised."""
 
-    async def encode(self, reply: Message | AudioMessage | Echo) -> Sequence[str | bytes]:
+    async def encode(self, reply: Message | AudioMessage | Echo | Saved) -> Sequence[str | bytes]:
         """Return how a reply is said. One call at a time, in order; nothing is lost when it is cancelled."""
 
 

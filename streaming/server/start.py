@@ -22,6 +22,7 @@ from streaming.server.door.gatekeeper import Gatekeeper
 from streaming.server.door.limits import Limits
 from streaming.server.door.origins import parse_origins
 from streaming.server.door.proxies import parse_proxies
+from streaming.server.door.session_key import load_session_key
 from streaming.server.door.tls import load_tls
 from streaming.server.door.tokens import load_tokens
 from streaming.server.server import ServerOptions, Shutdown, run_server
@@ -81,6 +82,8 @@ def run(options: argparse.Namespace, program: str) -> int:
             queue=options.queue,
             idle_s=options.idle_seconds,
             takes=options.takes,
+            allow_save=options.allow_save,
+            session_key=load_session_key(os.environ, options.session_key),
             resume_s=options.resume_seconds,
             drain_s=options.drain_seconds,
         )

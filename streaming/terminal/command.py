@@ -129,6 +129,10 @@ def _add_continuation(group: argparse._ArgumentGroup) -> None:
 def _add_files(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--output", metavar="WAV", help="Write the continuation alone, 24 kHz mono.")
     group.add_argument("--record", metavar="WAV", help="Write both sides, left what was sent, right what came.")
+    group.add_argument(
+        "--save", metavar="FILE", help="Keep the conversation as it is at the end, for --load; it holds your voice."
+    )
+    group.add_argument("--load", metavar="FILE", help="Go on with a conversation that --save has kept.")
     group.add_argument("--verbose", action="store_true", help="Show all figures, and what the sound system says.")
     group.add_argument("--json", action="store_true", help="Print JSON lines on a terminal, too.")
 

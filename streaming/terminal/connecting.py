@@ -10,12 +10,14 @@ import contextlib
 import itertools
 import os
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from streaming.client.client import ContinuationClient
 from streaming.client.dialing import RefusedError, leads_to_this_machine
 from streaming.errors import ContinuationError
+from streaming.files import write_private
 from streaming.protocol.messages import SamplingOptions, SessionStart
 from streaming.protocol.opus import opus_available
 from streaming.terminal.own_server import ServerLine, own_server, server_command
@@ -53,6 +55,9 @@ async def find_server(args: argparse.Namespace, session: contextlib.AsyncExitSta
         name: value for name, value in os.environ.items() if name in ours or not name.startswith("STREAMING_")
     }
     environment["STREAMING_TOKENS"] = f"client:{token}"
+    if args.save is not None or args.load is not None:
+        command.append("--allow-save")
+        environment["STREAMING_SESSION_KEY"] = own_key(os.environ)
     url = await session.enter_async_context(own_server(command, environment=environment, said=_teller(view)))
     view.event("server", {"url": url})
     return Server(url, token)
@@ -60,9 +65,9 @@ async def find_server(args: argparse.Namespace, session: contextlib.AsyncExitSta
 
 @contextlib.asynccontextmanager
 async def connect(
-    args: argparse.Namespace, server: Server, view: View, *, floats: bool = False
+    args: argparse.Namespace, server: Server, view: View, *, floats: bool = False, again: bool = False
 ) -> AsyncIterator[ContinuationClient]:
-    """floats: whether what will be sent is more than 16 bits hold."""
+    """floats: whether what will be sent is more than 16 bits hold. again: what --load names has been gone on with."""
     plain = ("float32", "pcm16") if floats else ("pcm16",)
     start = SessionStart(
         turn_taking=args.turn,
@@ -71,11 +76,15 @@ async def connect(
         lag="wait" if args.input else "drop",  # a file is better late than with holes
         lead_ms=LEAD_MS,
         resume=args.url is not None,
+        takes=args.input is None,
         codecs=("opus", *plain) if wants_opus(args, server) else plain,
         sampling=SamplingOptions(temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, seed=args.seed),
     )
     view.progress(f"connecting to {server.url}" if args.url is not None else "opening a session")
-    async with ContinuationClient.connect(server.url, start, token=server.token) as client:
+    saved = b"" if args.load is None or again else read_saved(args.load)
+    async with ContinuationClient.connect(server.url, start, token=server.token, saved=saved) as client:
+        if args.save is not None and not client.started.saves:
+            raise ContinuationError("the server keeps no conversations: it would have to run with --allow-save")
         if args.transport == "opus" and client.started.codec != "opus":
             view.event("notice", {"message": NO_OPUS})
         yield client
@@ -97,13 +106,52 @@ async def begin_anew(
         view.show(meters)
         await asyncio.sleep(wait_s)
         try:
-            return await session.enter_async_context(connect(args, server, view))
+            return await session.enter_async_context(connect(args, server, view, again=True))
         except RefusedError as error:
             if not error.retry_after_ms:
                 raise
         except ContinuationError:
             pass  # it is away, perhaps for longer
     raise AssertionError
+
+
+def read_saved(path: str) -> bytes:
+    """Return a saved conversation. Raises `ContinuationError`."""
+    try:
+        saved = Path(path).read_bytes()
+    except OSError as error:
+        raise ContinuationError(f"cannot read {path}: {error.strerror}") from None
+    if not saved:
+        raise ContinuationError(f"{path} is empty: it is no saved conversation")
+    return saved
+
+
+async def save(client: ContinuationClient, path: str, view: View) -> None:
+    """Keep the conversation in a file that its owner alone may read. Raises `ContinuationError`."""
+    saved = await client.save()
+    try:
+        write_private(Path(path), saved)
+    except OSError as error:
+        raise ContinuationError(f"cannot write {path}: {error.strerror}") from None
+    view.event("saved", {"file": path, "bytes": len(saved)})
+
+
+def own_key(environment: Mapping[str, str]) -> str:
+    """Return the secret that this user's own servers sign conversations with: the one in the environment, or one that
+    is made the first time and kept in a file that the user alone may read. Raises `ContinuationError`.
+    """
+    given = environment.get("STREAMING_SESSION_KEY", "").strip()
+    if given:
+        return given
+    home = environment.get("XDG_STATE_HOME")
+    path = (Path(home) if home else Path.home() / ".local" / "state") / "streaming-continuation" / "session.key"
+    try:
+        if not path.exists():
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_private(path, secrets.token_urlsafe(32).encode())
+        return path.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise ContinuationError(f"cannot keep the key of saved conversations in {path}: {error.strerror}") from None
 
 
 def _teller(view: View) -> Callable[[str], None]:

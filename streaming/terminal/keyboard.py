@@ -41,8 +41,13 @@ class Key(enum.Enum):
 
     ENTER = "enter"
     SPACE = "space"
+    TAKE = "take"
+    """The letter t."""
     RELEASED = "released"
     """Space or Enter. Only some terminals tell."""
+
+
+_KEYS = {_ENTER: Key.ENTER, _SPACE: Key.SPACE, ord("t"): Key.TAKE, ord("T"): Key.TAKE}
 
 
 class KeyParser:
@@ -74,19 +79,19 @@ class KeyParser:
             if modifiers & _CTRL and event != 3:
                 self.ended |= code == ord("d")
                 self.interrupted |= code == ord("c")
-            elif code in (_ENTER, _SPACE):
+            elif code in _KEYS:
                 keys += self._key(code, event, now_s)
         return keys
 
     def _key(self, code: int, event: int, now_s: float) -> list[Key]:
         if event == 3:
             self._last_s.pop(code, None)
-            return [Key.RELEASED]
+            return [] if _KEYS[code] is Key.TAKE else [Key.RELEASED]
         again = now_s - self._last_s.get(code, float("-inf")) < REPEAT_S
         self._last_s[code] = now_s
-        if self._steady and (event == 2 or again):
+        if (self._steady or _KEYS[code] is Key.TAKE) and (event == 2 or again):
             return []
-        return [Key.ENTER if code == _ENTER else Key.SPACE]
+        return [_KEYS[code]]
 
 
 class Keyboard:

@@ -177,6 +177,10 @@ def _line(name: str, fields: Mapping[str, Any]) -> Text | None:
             codec = ", Opus" if fields["codec"] == "opus" else ""
             remembers = f"remembers {fields['context_seconds']:.1f} s"
             return Text(f"{fields['model']}, seed {fields['seed']}, {remembers}{codec}", style="dim")
+        case "take":
+            return Text(
+                f"turn {fields['turn']}: another take of turn {fields['of']}, seed {fields['seed']}", style="dim"
+            )
         case "interrupted":
             return Text(f"turn {fields['turn']}: interrupted after {fields['heard_seconds']:.2f} s", style="dim")
         case "connection_lost":
@@ -185,6 +189,8 @@ def _line(name: str, fields: Mapping[str, Any]) -> Text | None:
             return Text(f"connection restored after {fields['after_ms'] / 1e3:.1f} s, nothing lost", style="green")
         case "session_lost":
             return Text(str(fields["message"]), style="bold red")
+        case "saved":
+            return Text(f"the conversation is kept in {fields['file']}; --load goes on with it", style="dim")
         case "summary":
             return Text(str(fields["sentence"]), style="bold")
     return None

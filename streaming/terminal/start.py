@@ -18,7 +18,7 @@ from streaming.command import INTERRUPTED, TERMINATED, complain, drop_output, ra
 from streaming.config import DEMO
 from streaming.errors import ContinuationError, DeviceError, StreamingError
 from streaming.protocol.messages import SessionStarted
-from streaming.terminal.connecting import LEAD_MS, begin_anew, connect, find_server
+from streaming.terminal.connecting import LEAD_MS, begin_anew, connect, find_server, save
 from streaming.terminal.devices import Device, Microphone, Speaker, device_table, find_device, list_devices
 from streaming.terminal.echo import EchoCanceller
 from streaming.terminal.jitter_buffer import JitterBuffer
@@ -115,6 +115,8 @@ async def stream_file(args: argparse.Namespace, program: str) -> None:
                 record=record,
             )
             report = await talk.run_file(file_pieces(reader, realtime=realtime))
+            if args.save is not None:
+                await save(client, args.save, view)
     _summarize(args, program, view, client.started, talk.whole_turns, report, heard=heard)
 
 
@@ -161,6 +163,9 @@ async def converse(args: argparse.Namespace, program: str) -> None:
                     try:
                         await talk.run_microphone(microphone, keys)
                         over = True
+                        if args.save is not None:
+                            await talk.hush()
+                            await save(client, args.save, view)
                     except SessionLostError as error:
                         if args.url is None:
                             raise  # a server of our own that is gone does not come back
@@ -182,10 +187,11 @@ async def converse(args: argparse.Namespace, program: str) -> None:
 
 def _hint(args: argparse.Namespace, releases: bool) -> str:
     if args.turn == "vad":
-        return "just talk.  Ctrl-D or Ctrl-C: quit"
+        return "just talk.  t: another take.  Ctrl-D or Ctrl-C: quit"
     if not args.push_to_talk:
-        return "Enter: go on, or interrupt.  Ctrl-D or Ctrl-C: quit"
-    return f"{'hold Space to talk' if releases else 'Space: talk, Space again: go on'}.  Ctrl-D or Ctrl-C: quit"
+        return "Enter: go on, or interrupt.  t: another take.  Ctrl-D or Ctrl-C: quit"
+    how = "hold Space to talk" if releases else "Space: talk, Space again: go on"
+    return f"{how}.  t: another take.  Ctrl-D or Ctrl-C: quit"
 
 
 def _summarize(

@@ -26,6 +26,7 @@ from streaming.protocol.messages import (
     SessionUpdated,
     SpeechStarted,
     SpeechStopped,
+    TakeStarted,
     TurnDone,
     TurnSpeaking,
 )
@@ -48,14 +49,19 @@ RATE_INTERVAL_S = 1.0
 VAD_PATIENCE_S = 10.0
 """How long a file's silence is held out after its end for the server to hear that speech ended."""
 
+_NO_TAKES = "This server makes no takes: it was started with --takes 0, or is older than they are."
+
 _NOT_HEARD = LoudspeakerState(played_samples=0, buffered_ms=0.0, underruns=0, audible_s=None, drained=True)
 
 
 @dataclass(slots=True)
 class _Spoken:
-    """A turn that was asked for or is being played; bounded by the turn's max_seconds."""
+    """A turn that was asked for or is being played; bounded by the turn's max_seconds. of: the turn that it is another
+    take of.
+    """
 
     turn: int
+    of: int | None = None
     pieces: list[Pcm16] = field(default_factory=list)
     reported_samples: int = 0
     done: TurnDone | None = None
@@ -76,8 +82,8 @@ class Talk:
     """Moves one session between a source of speech and a loudspeaker.
 
     loudspeaker: None means that nobody listens (fast pace). push_to_talk: the microphone is heard only while a key says
-    so, for manual turn taking. output: gets the continuations one after another, of an
-    interrupted one what was heard. record: gets both sides.
+    so, for manual turn taking. output: gets the continuations one after another, of an interrupted one what was heard,
+    and of several takes the last. record: gets both sides.
     """
 
     def __init__(
@@ -109,6 +115,7 @@ class Talk:
         self._output = output
         self._record = record
         self._spoken: _Spoken | None = None
+        self._kept: tuple[int, Pcm16] | None = None  # a turn and its audio, unless another take replaces it
         self._file_mode = False
         self._microphone: SpeechSource | None = None
         self._file_ended_s: float | None = None
@@ -123,12 +130,14 @@ class Talk:
         self._file_mode = True
         self._announce()
         await run_until(self._over, self._receive(), self._tick(), self._send_file(pieces))
+        self._write()
         assert self.last_report is not None
         return self.last_report
 
     async def run_microphone(self, microphone: SpeechSource, keys: AsyncIterator[Key]) -> None:
         """Converse until `keys` ends. A key ends the prompt, or interrupts the continuation; with push-to-talk it
-        begins a prompt, interrupting the continuation, and ends it when it is released or pressed again.
+        begins a prompt, interrupting the continuation, and ends it when it is released or pressed again. `Key.TAKE` has
+        the latest prompt continued anew.
 
         However it ends, what was heard is kept. Raises `ContinuationError` when the session breaks.
         """
@@ -141,6 +150,12 @@ class Talk:
         finally:
             if self._spoken is not None and self._loudspeaker is not None:
                 self._keep(self._spoken, self._loudspeaker.stop())
+            self._write()
+
+    async def hush(self) -> None:
+        """Have the server know that no more is heard of what it speaks, after a talk that was left."""
+        if self._spoken is not None:
+            await self._client.interrupt(self._spoken.turn, self._spoken.reported_samples)
 
     def _announce(self) -> None:
         started = self._client.started
@@ -199,9 +214,26 @@ class Talk:
         await self._say()
         await self._client.speak()
 
+    async def _take_again(self) -> None:
+        """Have the latest prompt continued anew, with another seed."""
+        if self._spoken is not None:
+            await self._interrupt(self._spoken)
+        if self.last_report is None or not self._client.started.takes:
+            none = "There is nothing yet to make another take of." if self._client.started.takes else _NO_TAKES
+            self._view.event("notice", {"message": none})
+            return
+        self._spoken = _Spoken(self._client.turn, self.last_report.turn)
+        self._talking = False
+        self.meters.state = "waiting"
+        self._last_event_s = time.monotonic()
+        self._unsaid.clear()  # what was said since is not answered
+        await self._client.take(self.last_report.turn)
+
     async def _obey(self, keys: AsyncIterator[Key]) -> None:
         async for key in keys:
-            if self._push_to_talk:
+            if key is Key.TAKE:
+                await self._take_again()
+            elif self._push_to_talk:
                 await self._push(key)
             elif key is Key.RELEASED:
                 pass
@@ -245,6 +277,8 @@ class Talk:
                     self._loudspeaker.complete()  # the next tick finds out when it is played
                 else:
                     self._finish(spoken, _NOT_HEARD)
+            case TakeStarted():
+                self._view.event("take", {"turn": event.turn, "of": event.of, "seed": event.sampling.seed})
             case SpeechStarted():
                 self._view.event("speech_started", _at(event))
                 if spoken is not None:
@@ -379,8 +413,16 @@ class Talk:
             self._view.event("listening", {"turn": self._client.turn})
 
     def _keep(self, spoken: _Spoken, samples: int) -> None:
+        """Put a turn's audio by, in place of that of which it is another take. Written when the next turn comes."""
+        if self._kept is not None and self._kept[0] != spoken.of:
+            self._write()
         if self._output is not None and spoken.pieces:
-            self._output.write(np.concatenate(spoken.pieces)[:samples])
+            self._kept = spoken.turn, np.concatenate(spoken.pieces)[:samples]
+
+    def _write(self) -> None:
+        if self._output is not None and self._kept is not None:
+            self._output.write(self._kept[1])
+        self._kept = None
 
     def _report(self, spoken: _Spoken, playback: LoudspeakerState, reason: str, *, whole: bool) -> None:
         latency = self._client.latency(spoken.turn)

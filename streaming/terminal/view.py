@@ -11,6 +11,7 @@ JSON mode prints one object a line on standard output, told apart by `event`:
 | `listening` | `turn`: the turn that speech sent now belongs to |
 | `speech_started`, `speech_stopped` | `turn`, `at_seconds` of the input (`--turn vad`) |
 | `speaking` | `turn`, `prompt_seconds`, `dropped_seconds`: the continuation begins |
+| `take` | `turn`, `of`, `seed`: the turn is another take of the turn `of` |
 | `interrupted` | `turn`, `heard_seconds` |
 | `turn` | a turn's end and its measurements, the fields of `TurnReport` |
 | `input_lagging` | `behind_ms`: the server is so far behind what is said |
@@ -18,6 +19,7 @@ JSON mode prints one object a line on standard output, told apart by `event`:
 | `connection_lost` | `kept_seconds`: for how long the server keeps the session; the client tries to come back |
 | `connection_restored` | `after_ms`: nothing was lost |
 | `session_lost` | `message`: the server no longer has the session; the microphone mode begins a new one |
+| `saved` | `file`, `bytes`: the conversation is kept, for `--load` |
 | `levels` | once a second: the fields of `Meters` |
 | `summary` | last, and only if a continuation came whole: `sentence`, `turns`, `output`, `record`, last `TurnReport` |
 """

@@ -46,8 +46,8 @@ function told(text, about) {
 
 let downAt = null; // when the button went down, while it is
 
-/** The button, or the space bar, goes down. */
-function down() {
+/** The button, or the space bar, goes down. timeStamp: of the event; it is handled later where opening a device holds the page. */
+function down({ timeStamp }) {
   if (downAt !== null) return;
   const { phase } = conversation;
   if (phase === "queued") {
@@ -61,15 +61,15 @@ function down() {
   } else if (phase === "connecting" && conversation.grip === "free") {
     conversation.end();
   } else {
-    downAt = performance.now();
+    downAt = timeStamp;
     conversation.press();
   }
 }
 
 /** False where it was not down. */
-function up() {
+function up({ timeStamp }) {
   if (downAt === null) return false;
-  const tapped = performance.now() - downAt < TAP_MS;
+  const tapped = timeStamp - downAt < TAP_MS;
   downAt = null;
   if (tapped) conversation.latch();
   else conversation.letGo();
@@ -80,15 +80,15 @@ const talk = $("talk");
 talk.addEventListener("pointerdown", (event) => {
   if (event.button !== 0) return;
   talk.setPointerCapture(event.pointerId);
-  down();
+  down(event);
 });
 talk.addEventListener("pointerup", up);
 talk.addEventListener("pointercancel", up);
 talk.addEventListener("contextmenu", (event) => event.preventDefault());
 talk.addEventListener("click", (event) => {
   if (event.detail !== 0) return; // a pointer's, which has been seen; this is a screen reader's or the Enter key's
-  down();
-  up();
+  down(event);
+  up(event);
 });
 addEventListener("blur", up);
 addEventListener("pagehide", () => conversation.end());

@@ -8,15 +8,15 @@
 const PRESSED = "button:not(#talk), select, summary, [type=checkbox], [type=radio]";
 
 /**
- * letters: {code: press}; hasLetters(): whether they are wanted; down(): the talk button goes down; up(): whether it was
- * down until now; stop(): what Esc does.
+ * letters: {code: press}; hasLetters(): whether they are wanted; down(event): the talk button goes down; up(event): whether
+ * it was down until now; stop(): what Esc does.
  */
 export function listenToKeys({ letters, hasLetters, down, up, stop }) {
   addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.altKey || event.metaKey || event.target.closest("form, dialog")) return;
     if (event.code === "Space" && !event.target.matches(PRESSED)) {
       event.preventDefault();
-      if (!event.repeat) down();
+      if (!event.repeat) down(event);
     } else if (event.code === "Escape") {
       stop();
     } else if (event.code in letters && hasLetters() && !event.repeat && !takesText(event.target)) {
@@ -25,7 +25,7 @@ export function listenToKeys({ letters, hasLetters, down, up, stop }) {
   });
   addEventListener("keyup", (event) => {
     if (event.code !== "Space") return;
-    const talked = up(); // wherever the focus has gone meanwhile
+    const talked = up(event); // wherever the focus has gone meanwhile
     if (talked || event.target.matches("#talk")) event.preventDefault(); // on a button it would be a click
   });
   let pointed = false; // whether the last thing was a pointer's and not a key's

@@ -133,7 +133,7 @@ class TestAccess:
         """A line end in it wrote a header of its own."""
 
         async def test() -> None:
-            with pytest.raises(ContinuationError, match="the token holds characters that no token has"):
+            with pytest.raises(ContinuationError, match="the token holds a character that no token may have"):
                 async with ContinuationClient.connect("ws://127.0.0.1:9", token=token):
                     pass
 

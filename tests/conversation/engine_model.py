@@ -22,6 +22,7 @@ from streaming.engine.events import (
     FrameSpoken,
     InputCleared,
     Interrupted,
+    Kept,
     Marked,
     StepAudio,
     TurnDone,
@@ -112,6 +113,9 @@ class EngineModel:
         assert not self._speaking_next and name in self.marks
         self._give("go_back", name)
 
+    def keep(self) -> None:
+        self._give("keep")
+
     def _give(self, *command: Any) -> None:
         self._fail()
         self.log.append(command)
@@ -154,6 +158,8 @@ class EngineModel:
                 case ("go_back", name):
                     self._prompt, self._spoken = self._held[name], 0
                     self.events.append(WentBack(self._turn, self._prompt))
+                case ("keep",):
+                    self.events.append(Kept(("snapshot", self._turn, self._prompt)))  # type: ignore[arg-type]
                 case ("clear_input", keep):
                     frames = min(max(0, self._prompt - keep), self.reach)
                     self._prompt -= frames

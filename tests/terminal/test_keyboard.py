@@ -141,3 +141,14 @@ class TestTerminal:
             assert not told
         os.close(reading)
         os.close(writing)
+
+
+def test_the_letter_t_is_another_take_however_long_it_is_held() -> None:
+    """Held for a second it would have been ten takes."""
+    for steady in (False, True):
+        keys = KeyParser(steady=steady)
+        assert keys.feed(b"t", 0.0) == [Key.TAKE]
+        assert keys.feed(b"tt", 0.5) == []
+        assert keys.feed(b"T", 2.0) == [Key.TAKE]
+        assert keys.feed(b"\x1b[116u\x1b[116;1:2u\x1b[116;1:3u", 4.0) == [Key.TAKE], "and its release is nobody's"
+        assert keys.feed(b"\x1b[116;5u", 6.0) == [], "Ctrl-T is another key"

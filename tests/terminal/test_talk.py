@@ -28,6 +28,7 @@ from streaming.protocol.messages import (
     Speak,
     SpeechStarted,
     SpeechStopped,
+    Take,
 )
 from streaming.terminal.jitter_buffer import JitterBuffer
 from streaming.terminal.keyboard import Key
@@ -562,6 +563,64 @@ class TestMicrophone:
         run(test())
         record, _ = soundfile.read(tmp_path / "record.wav", dtype="int16")
         assert np.count_nonzero(record[:, 0]) == sent[0] < len(record)
+
+    def test_another_take_is_of_the_same_words_and_takes_the_place_of_the_first(self, tmp_path: Path) -> None:
+        """Whoever did not like an answer had to say everything again."""
+
+        async def test() -> Talk:
+            view = Witness()
+
+            async def keys() -> AsyncIterator[Key]:
+                await view.until("listening")
+                yield Key.TAKE
+                await asyncio.sleep(0.1)
+                yield Key.ENTER
+                await view.until("turn")
+                yield Key.TAKE
+                await view.until("turn", 2)
+                await asyncio.sleep(0.1)
+                yield Key.ENTER
+                await view.until("speaking", 3)
+                await asyncio.sleep(0.1)
+                yield Key.TAKE
+                await view.until("turn", 4)
+
+            with Engine(StubStep(1, rewind_frames=16), "stub") as engine, serving(engine) as server:
+                start = SessionStart(takes=True, max_seconds=0.4)
+                with WavWriter(tmp_path / "out.wav") as wav:
+                    async with ContinuationClient.connect(server.url, start) as client:
+                        talk = Talk(
+                            client, view, turn_taking="manual", loudspeaker=loudspeaker(), output=wav, record=None
+                        )
+                        await talk.run_microphone(FakeMicrophone(), keys())
+            takes = [(fields["turn"], fields["of"]) for name, fields in view.events if name == "take"]
+            assert takes == [(2, 1), (4, 3)]
+            seeds = {fields["seed"] for name, fields in view.events if name == "take"}
+            assert len(seeds) == 2
+            assert "nothing yet" in next(fields["message"] for name, fields in view.events if name == "notice")
+            reasons = [fields["reason"] for name, fields in view.events if name == "turn"]
+            assert reasons == ["max_seconds", "max_seconds", "interrupted", "max_seconds"]
+            return talk
+
+        run(test())
+        assert soundfile.info(tmp_path / "out.wav").frames == 2 * 5 * FRAME, "of two prompts, a take each"
+
+    def test_a_server_without_takes_is_said_to_be(self, tmp_path: Path) -> None:
+        async def test() -> None:
+            view = Witness()
+
+            async def keys() -> AsyncIterator[Key]:
+                await view.until("listening")
+                yield Key.ENTER
+                await view.until("turn")
+                yield Key.TAKE
+
+            async with fake_server(frames=2) as server:
+                await self.converse(server, view, keys(), tmp_path / "out.wav")
+                assert not any(isinstance(message, Take) for message in server.peers[0].said)
+            assert "makes no takes" in next(fields["message"] for name, fields in view.events if name == "notice")
+
+        run(test())
 
     def test_what_was_heard_is_kept_when_the_conversation_is_broken_off(self, tmp_path: Path) -> None:
         """Ctrl-C in the middle of a continuation lost all of it."""

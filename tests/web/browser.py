@@ -142,17 +142,20 @@ class Page:
         yield
         self.key("keyUp", " ", "Space")
 
-    def mouse(self, kind: str, selector: str) -> None:
-        """kind: mousePressed or mouseReleased, in the middle of an element."""
+    def mouse(self, kind: str, selector: str, at: float | None = None) -> None:
+        """kind: mousePressed or mouseReleased, in the middle of an element. at: seconds since the epoch; else now."""
         x, y = self.evaluate(
             f"(() => {{ const b = document.querySelector({selector!r}); b.scrollIntoView({{block: 'nearest'}});"
             "const r = b.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2]; })()"
         )
-        self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+        when = {} if at is None else {"timestamp": at}
+        self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1, **when)
 
     def click(self, selector: str) -> None:
-        self.mouse("mousePressed", selector)
-        self.mouse("mouseReleased", selector)
+        """A press of 50 ms by the events' times, however long the page takes to handle its beginning."""
+        pressed = time.time()
+        self.mouse("mousePressed", selector, pressed)
+        self.mouse("mouseReleased", selector, pressed + 0.05)
 
     def look(self, width: int, height: int, *, light: bool = False, scale: float = 1, mobile: bool = False) -> None:
         """The size of the window, and the system's colour scheme."""

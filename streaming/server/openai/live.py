@@ -16,7 +16,7 @@ import numpy as np
 
 from streaming.audio import SAMPLE_RATE, to_int16
 from streaming.conversation.conversation import Received
-from streaming.conversation.outbox import Echo
+from streaming.conversation.outbox import Echo, Saved
 from streaming.errors import ProtocolError
 from streaming.protocol import messages
 from streaming.protocol.messages import OPEN_TURN, AudioMessage, Message
@@ -112,7 +112,7 @@ class LiveDialect:
             self._position += len(piece)
         return given
 
-    async def encode(self, reply: Message | AudioMessage | Echo) -> Sequence[str | bytes]:
+    async def encode(self, reply: Message | AudioMessage | Echo | Saved) -> Sequence[str | bytes]:
         said = []
         for event in self._say(reply):
             if event["type"] != "session.output_audio.delta":
@@ -121,7 +121,7 @@ class LiveDialect:
             said.append(say(event))
         return said
 
-    def _say(self, reply: Message | AudioMessage | Echo) -> list[dict[str, Any]]:
+    def _say(self, reply: Message | AudioMessage | Echo | Saved) -> list[dict[str, Any]]:
         match reply:
             case AudioMessage(pcm=pcm):
                 self._spoken += len(pcm)

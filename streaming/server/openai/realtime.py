@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 from streaming.audio import FRAME, SAMPLE_RATE
 from streaming.conversation.conversation import Received
-from streaming.conversation.outbox import Echo
+from streaming.conversation.outbox import Echo, Saved
 from streaming.errors import ProtocolError
 from streaming.protocol import messages
 from streaming.protocol.messages import OPEN_TURN, AudioMessage, Message, SamplingOptions
@@ -215,7 +215,7 @@ class RealtimeDialect:
 
     # Server to client
 
-    async def encode(self, reply: Message | AudioMessage | Echo) -> Sequence[str | bytes]:
+    async def encode(self, reply: Message | AudioMessage | Echo | Saved) -> Sequence[str | bytes]:
         said = []
         for event in self._say(reply):
             self._events += 1
@@ -223,7 +223,7 @@ class RealtimeDialect:
             said.append(events.encode(event))
         return said
 
-    def _say(self, reply: Message | AudioMessage | Echo) -> list[ServerEvent]:
+    def _say(self, reply: Message | AudioMessage | Echo | Saved) -> list[ServerEvent]:
         match reply:
             case AudioMessage():
                 return self._responses.audio(reply)

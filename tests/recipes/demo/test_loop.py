@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -89,3 +90,29 @@ def test_a_module_that_a_stage_gained_since_begins_anew(tmp_path: Path) -> None:
     assert grown.steps == 3
     grown.save()
     assert "judge" in torch.load(tmp_path / "model.pt")["modules"]
+
+
+def test_a_process_that_helps_trains_the_same_weights_and_is_counted(tmp_path: Path) -> None:
+    """This process takes no step of its own: pins helpers that train a copy, or whose CPU time is left out."""
+    loop = _loop(tmp_path / "helped.pt")
+    model = loop.modules["model"]
+    before = [weight.detach().clone() for weight in model.parameters()]
+
+    def waits() -> tuple[dict[str, float], float]:
+        time.sleep(0.01)
+        if loop.audio_seconds >= 500.0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return {}, 0.0
+
+    def helps() -> tuple[dict[str, float], float]:
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.add_(1.0)
+        return {}, 100.0
+
+    loop.run(waits, lambda _: {}, minutes=1, helpers=[helps])
+    for weight, first in zip(model.parameters(), before, strict=True):
+        assert bool((weight >= first + 4.9).all())
+    resumed = _loop(tmp_path / "helped.pt")
+    assert resumed.audio_seconds >= 500.0 and resumed.steps > resumed.audio_seconds / 100.0
+    assert torch.equal(next(resumed.modules["model"].parameters()), next(model.parameters()))

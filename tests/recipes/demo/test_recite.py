@@ -120,7 +120,7 @@ def test_what_is_said_is_a_marker_its_blocks_and_a_pause(book: Book, markers: Ma
     assert (one[3:] == markers.silence).all()
 
 
-@pytest.mark.parametrize(("pitch", "voice"), [(60.0, 0), (104.0, 0), (193.0, 4), (400.0, 7)])
+@pytest.mark.parametrize(("pitch", "voice"), [(60.0, 0), (104.0, 0), (135.0, 0), (146.0, 4), (193.0, 4), (400.0, 4)])
 def test_the_nearest_voice_is_by_pitch(pitch: float, voice: int) -> None:
     assert blocks.voice_of(pitch) == voice
 
@@ -141,9 +141,9 @@ def test_a_row_goes_on_in_the_speakers_voice_and_ends_where_the_sequence_does(bo
         if first == 99:  # the next marker's decision is of the same kind as the first
             assert row["begin"][cut + 7] == markers.codes[100, 0] == row["given"][cut + 7, 0]
         assert (row["begin"][-1] == CODEC["codebook_size"]) and len(row["begin"]) == len(row["given"]) + 1
-        assert (row["given"][cut:] == np.where(row["said"][cut:] == -100, row["given"][cut:], row["said"][cut:])).all()
+        told = row["said"][cut:] != -100
+        assert (row["given"][cut:] == row["said"][cut:])[told].mean() > 1 - 8 * recite.CORRUPTED
         assert (row["begin"][6 : cut + 1] != -100).all() and (row["begin"][1:6] == -100).all()
-        assert (row["prompt"][cut:] == -100).all()
     assert {len(row["given"]) for row in found} == {6 + 12, 7 + 12, 8 + 5}
 
 
