@@ -33,6 +33,7 @@ from streaming.server.door.bind import check_bind
 from streaming.server.door.gatekeeper import Gatekeeper
 from streaming.server.door.limits import Limits
 from streaming.server.door.proxies import parse_proxies
+from streaming.server.door.session_key import SessionKey
 from streaming.server.door.tokens import Tokens
 from tests.engine.stub_step import StubStep
 from tests.server.live_server import Client, LiveServer, client, get, run, serving
@@ -67,9 +68,11 @@ def _keeper(tokens: Tokens | None, limits: Limits | None = None) -> Gatekeeper:
 # Refusals
 
 
-async def _refused(socket: ClientConnection, first: messages.Message) -> messages.SessionRefused:
+async def _refused(socket: ClientConnection, first: messages.Message, saved: bytes = b"") -> messages.SessionRefused:
     session = Client(socket)
     await session.send(first)
+    for piece in messages.pieces(saved):
+        await socket.send(messages.encode_piece(piece))
     refused = await session.expect(messages.SessionRefused)
     with pytest.raises(ConnectionClosed):
         await socket.recv()
@@ -104,9 +107,9 @@ async def _when_taken(server: LiveServer, **connecting: object) -> messages.Sess
         return await _refused(socket, FAST)
 
 
-async def _first(server: LiveServer, first: messages.Message) -> messages.SessionRefused:
+async def _first(server: LiveServer, first: messages.Message, saved: bytes = b"") -> messages.SessionRefused:
     async with connect(server.url) as socket:
-        return await _refused(socket, first)
+        return await _refused(socket, first, saved)
 
 
 async def _expired(server: LiveServer) -> messages.SessionRefused:
@@ -138,7 +141,9 @@ def _refusal_of(code: str, monkeypatch: pytest.MonkeyPatch) -> messages.SessionR
 
         monkeypatch.setattr(voice_activity, "load_vad_model", unavailable)
     step = StubStep(1, gated=code == "stopping")
-    with Engine(step) as engine, serving(engine) as server:
+    altered = bytes(1_000)
+    key = SessionKey("k" * 32) if code == "bad_snapshot" else None
+    with Engine(step) as engine, serving(engine, allow_save=key is not None, session_key=key) as server:
         if code == "engine_stopped":
             engine.close()
         asked = {
@@ -147,6 +152,8 @@ def _refusal_of(code: str, monkeypatch: pytest.MonkeyPatch) -> messages.SessionR
             "engine_stopped": lambda: _first(server, FAST),
             "unsupported_protocol": lambda: _first(server, SessionStart(protocol=2)),
             "vad_unavailable": lambda: _first(server, SessionStart(turn_taking="vad")),
+            "saving_unavailable": lambda: _first(server, SessionStart(saved_bytes=len(altered))),
+            "bad_snapshot": lambda: _first(server, SessionStart(saved_bytes=len(altered)), altered),
             "session_expired": lambda: _expired(server),
             "session_elsewhere": lambda: _first(server, elsewhere),
         }
