@@ -132,9 +132,9 @@ def _add_sessions(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--takes",
         type=int,
-        default=2,
+        default=4,
         metavar="N",
-        help="Of how many of its latest turns a session can make another take (default: 2; 0: of none).",
+        help="Of how many of its latest turns a session can make another take (default: 4; 0: of none).",
     )
     group.add_argument(
         "--allow-save",

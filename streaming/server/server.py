@@ -67,7 +67,7 @@ class ServerOptions:
     drain_s: float = 30.0
     keepalive_s: float = 10.0
     handshake_s: float = 10.0
-    takes: int = 2
+    takes: int = 4
     allow_save: bool = False
     session_key: SessionKey | None = None
 

@@ -344,8 +344,9 @@ function showFigures({ firstSoundMs, bufferMs, targetMs, underruns, stepMs, seed
 function showServer() {
   const state = serverState();
   const says = { unknown: "…", gone: "no answer", stopping: "stopping", line: "full", full: "full", ready: "ready" }[state];
-  $("server").dataset.state = state === "line" ? "full" : state;
-  write($("server-text"), figures === null ? `the server: ${says}` : `${figures.model || "server"}: ${says}`);
+  const own = ["ready", "line", "full"].includes(state) && talk.connected; // full, perhaps, by this very talk
+  $("server").dataset.state = own ? "ready" : state === "line" ? "full" : state;
+  write($("server-text"), `${figures?.model || "the server"}: ${own ? "connected" : says}`);
   write($("notice"), figures?.notice ?? "");
 }
 
@@ -378,6 +379,7 @@ matchMedia("(prefers-color-scheme: light)").addEventListener("change", () => {
   changed();
 });
 addEventListener("resize", changed);
+new ResizeObserver(changed).observe($("spectrogram")); // the settings take room from it
 if (!isSecureContext) talk.cannot("insecure");
 audio.mayUseMicrophone();
 requestAnimationFrame(paint);

@@ -6,7 +6,7 @@
  */
 
 import { MACHINE, YOU } from "./tape.js";
-import { BANDS, WINDOW, bands, heightOf } from "./spectrum.js";
+import { BANDS, WINDOW, bands, heightOf, labelled } from "./spectrum.js";
 
 const RATE = 24_000;
 const HOP = 240;
@@ -15,6 +15,7 @@ const SETTLED = 0.06 * RATE; // so long after their time both voices' samples ar
 const SECONDS_PER_PIXEL = 1 / 100;
 const TOP = 44; // pixels: a strip for the legend and the marks' labels
 const BOTTOM = 20; // and one for the time
+const LABEL = 15; // the height of a label
 const TICKS_HZ = [250, 500, 1000, 2000, 4000, 8000];
 
 export class Spectrogram {
@@ -122,7 +123,7 @@ export class Spectrogram {
   #drawFrequencies(context, { left, top, deep }) {
     context.font = "11px system-ui, sans-serif";
     context.textAlign = "left";
-    for (const hz of TICKS_HZ) {
+    for (const hz of labelled(TICKS_HZ, deep, LABEL)) {
       const y = Math.round(top + deep * (1 - heightOf(hz)));
       this.#drawText(context, left, y + 4, hz < 1000 ? `${hz} Hz` : `${hz / 1000} kHz`, this.#colours.text);
     }

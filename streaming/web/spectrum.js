@@ -24,6 +24,17 @@ export function heightOf(hz) {
   return (mel(hz) - mel(LOW_HZ)) / (mel(HIGH_HZ) - mel(LOW_HZ));
 }
 
+/** Those frequencies whose labels have room in a picture so many pixels high: highest first, none over another or the edge. */
+export function labelled(frequencies, deep, room) {
+  let below = -Infinity; // where the last label ends
+  return [...frequencies].sort((a, b) => b - a).filter((hz) => {
+    const y = deep * (1 - heightOf(hz));
+    if (y - room / 2 < below || y + room / 2 > deep) return false;
+    below = y + room / 2;
+    return true;
+  });
+}
+
 const edges = Float64Array.from({ length: BANDS + 1 }, (_, band) => {
   const hz = 700 * (10 ** ((mel(LOW_HZ) + (band / BANDS) * (mel(HIGH_HZ) - mel(LOW_HZ))) / 2595) - 1);
   return (hz * WINDOW) / RATE;

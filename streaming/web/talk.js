@@ -119,6 +119,11 @@ export class Talk {
     return this.#vad;
   }
 
+  /** Whether it has a place on the server, and a connection to it. */
+  get connected() {
+    return this.#session !== null && this.#session.started && !this.away;
+  }
+
   get playingFile() {
     return this.#source === "file";
   }

@@ -774,7 +774,7 @@ def test_a_prompt_is_taken_again_and_the_talk_goes_on_from_the_take_that_is_kept
     async def talk() -> None:
         start = SessionStart(pace="fast", max_seconds=0.4, takes=True, sampling=SamplingOptions(seed=5))
         async with ContinuationClient.connect(server.url, start) as client:
-            assert client.started.takes == 2
+            assert client.started.takes == 4
             await client.send(SPEECH)
             assert await client.speak() == 1
             events = client.events()

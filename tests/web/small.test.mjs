@@ -8,7 +8,7 @@ import { Notes } from "../../streaming/web/notes.js";
 import { PROBLEMS, explain } from "../../streaming/web/problems.js";
 import { loadSettings, parseSeed, saveSettings } from "../../streaming/web/settings.js";
 import { words } from "../../streaming/web/words.js";
-import { BANDS, WINDOW, bands, heightOf } from "../../streaming/web/spectrum.js";
+import { BANDS, WINDOW, bands, heightOf, labelled } from "../../streaming/web/spectrum.js";
 
 function storage(text = null) {
   return { text, getItem: () => text, setItem: (_, value) => (storage.last = value) };
@@ -102,4 +102,14 @@ test("every state has words, and a server without room is never ready", () => {
   assert.equal(at({ phase: "talking", grip: "held", away: true }).state, "The connection broke");
   assert.equal(at({ phase: "talking", grip: "latched" }).label, "Press to hand over");
   assert.equal(at({ phase: "talking", grip: "held", microphone: "muted" }).state, "You are muted");
+});
+
+test("a label of the picture is left out where it would cover another one or be cut", () => {
+  const frequencies = [250, 500, 1000, 2000, 4000, 8000];
+  assert.deepEqual(labelled(frequencies, 400, 15), [8000, 4000, 2000, 1000, 500, 250]);
+  for (const deep of [60, 90, 140, 200]) {
+    const heights = labelled(frequencies, deep, 15).map((hz) => deep * (1 - heightOf(hz)));
+    assert.ok(heights.length >= 2);
+    heights.forEach((y, index) => assert.ok(y + 7.5 <= deep && (index === 0 || y - heights[index - 1] >= 15), `${deep}: ${heights}`));
+  }
 });

@@ -47,13 +47,22 @@ def test_axe_finds_nothing_in_any_phase(page: Page, server: Served, size: tuple[
         assert _findings(page) == [], phase
 
 
-def test_axe_finds_nothing_in_a_conversation_and_in_its_question(page: Page, server: Served) -> None:
+@pytest.mark.parametrize("size", [(1280, 800), (390, 844), (844, 390)], ids=["desktop", "telephone", "sideways"])
+def test_axe_finds_nothing_in_a_conversation_its_takes_and_its_question(
+    page: Page, server: Served, size: tuple[int, int]
+) -> None:
     open_page(page, server.live, maxSeconds=1)
+    page.look(*size, mobile=min(size) < 600)
     page.evaluate(AXE.read_text(encoding="utf-8") + ";0")
     talk(page, 0.5)
     page.wait_for_phase("speaking")
     page.wait_for_phase("ready")
+    page.click("#take")
+    page.wait_for("document.querySelectorAll('#takes button').length === 2")
+    page.wait_for_phase("ready")
     assert _findings(page) == []
+    assert page.evaluate("document.documentElement.scrollWidth") == size[0]
+    keep(page, f"axe-takes-{size[0]}")
     page.click("#over")
     page.wait_for("document.querySelector('#discard').open")
     assert _findings(page) == []

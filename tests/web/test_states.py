@@ -425,6 +425,29 @@ def test_a_full_server_that_has_no_line_says_so_before_the_press(page: Page) -> 
         other.close()
 
 
+def test_who_has_the_only_place_is_not_told_that_the_server_is_full(page: Page) -> None:
+    """Five seconds into a talk with a server of one place, its own page called it full."""
+    with served(slots=1) as it:
+        open_page(page, it.live, maxSeconds=1)
+        talk(page, 0.3)
+        page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")  # it asks for the figures at once
+        page.wait_for("document.querySelector('#slots').innerText === '0 of 1'")
+        assert page.text("#server-text") == "stub: connected"
+        assert page.evaluate("document.querySelector('#server').dataset.state") == "ready"
+
+
+def test_the_picture_is_drawn_anew_when_the_settings_take_room_from_it(page: Page, server: Served) -> None:
+    """It was squashed, its labels too, until something else was to be drawn."""
+    open_page(page, server.live, maxSeconds=1)
+    talk(page, 0.3)
+    page.wait_for_phase("ready")
+    page.click("#settings summary")
+    page.wait_for(
+        "(({ width, height, clientWidth, clientHeight }) => width === clientWidth && height === clientHeight)"
+        "(document.querySelector('#spectrogram'))"
+    )
+
+
 def test_another_take_and_the_way_back_to_the_first(page: Page, server: Served) -> None:
     """One press goes on from the same words with another seed; the takes stay, and the chosen one is gone on from."""
     open_page(page, server.live, maxSeconds=1)
