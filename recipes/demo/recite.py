@@ -39,6 +39,10 @@ CORRUPTED = 0.03
 WEIGHTS = {"begin": 1.0, "item": 0.3, "voice": 0.1, "said": 1.0, "manner": 0.2}
 LOOSE = 0.45
 """Share of rows without a prompt: as the context is when it has slid past it. They teach most of what is said."""
+TAILS = 0.6
+"""Of them, so many begin with the end of any prompt, and an item of which the prompt tells nothing: its marker alone
+has to be read. Without them, what is said first after a prompt is not learned (docs/demo-model.md).
+"""
 LOOSE_KINDS = {"number": 0.42, "day": 0.12, "month": 0.14, "letter": 0.14, "rhyme": 0.18}
 """Of them, so many are of each kind."""
 FRIENDLY_KEPT = 0.25
@@ -150,11 +154,23 @@ class Rows:
             begun = [sequences.number(before), *begun] if 0 <= before <= 100 else begun
         items = [*begun, *sequences.rest(begun)]
         said = self.book.say(items, int(self.draw.choice(blocks.VOICES)), int(self.draw.integers(3)))
+        if self.found and self.draw.random() < TAILS:
+            return self._after_a_tail(said)
         heard = np.concatenate(said[: len(begun)])
         codes = heard[int(self.draw.integers(len(said[0]))) :].astype(np.int16)
         nobody = np.full(len(codes), -1, np.int16)
         kept, ended = _at_most(said[len(begun) :], 2 * CONTINUATION)
         return lay(Prompt(codes, nobody, nobody, 0.0, 0.0, [], ""), len(codes), kept, ended, self.markers, self.draw)
+
+    def _after_a_tail(self, said: list[NDArray[np.int64]]) -> dict[str, NDArray[np.int64]]:
+        """What is said behind the last frames of any prompt, which do not tell item, voice or pace."""
+        prompt = self.found[int(self.draw.integers(len(self.found)))]
+        tail = prompt.codes[-int(self.draw.integers(2, 12)) :]
+        nobody = np.full(len(tail), -1, np.int16)
+        kept, ended = _at_most(said, 2 * CONTINUATION)
+        row = lay(Prompt(tail, nobody, nobody, 0.0, 0.0, [], ""), len(tail), kept, ended, self.markers, self.draw)
+        row["begin"][len(tail)] = row["manner"][len(tail)] = _NONE
+        return row
 
     def _continuation(self, prompt: Prompt, first: int) -> tuple[list[NDArray[np.int64]], bool]:
         assert self.book is not None

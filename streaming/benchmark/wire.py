@@ -15,11 +15,12 @@ import statistics
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 import numpy as np
 from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
 
 from streaming.audio import FRAME, FRAME_RATE, Pcm16
 from streaming.benchmark import runs
@@ -317,7 +318,9 @@ async def _client(
     has begun, and when it has said and heard everything.
     """
     traffic = talk.traffic
-    async with connect(server.url + ("/" if server.bare else traffic.path), compression=None, max_size=MAX_BYTES) as to:
+    url = server.url + ("/" if server.bare else traffic.path)
+    # Without pings of the client's own: a server that is late is measured, and not taken for a dead one.
+    async with connect(url, compression=None, max_size=MAX_BYTES, ping_interval=None) as to:
         await to.send(traffic.spoken if server.bare else traffic.opening)
         while not server.bare and traffic.opened not in str((await to.recv())[:_HEAD]):
             pass
@@ -341,15 +344,16 @@ class _Come:
 async def _read(socket: ClientConnection, bare: bool, talk: _Talk, come: _Come, count: _Count) -> None:
     """Note and count what comes. Raises `ProtocolError` where the session ends."""
     spoken = 0
-    async for data in socket:
-        if talk.traffic.is_spoken(data):
-            spoken += 1
-            if spoken <= talk.turn_frames:  # the rest of an Opus stream is a message of its own
-                count.spoken += 1
-                come.frames.release()
-        if spoken == talk.turn_frames if bare else talk.traffic.done in str(data[:_HEAD]):
-            spoken = 0
-            come.turns.release()
+    with suppress(ConnectionClosed):
+        async for data in socket:
+            if talk.traffic.is_spoken(data):
+                spoken += 1
+                if spoken <= talk.turn_frames:  # the rest of an Opus stream is a message of its own
+                    count.spoken += 1
+                    come.frames.release()
+            if spoken == talk.turn_frames if bare else talk.traffic.done in str(data[:_HEAD]):
+                spoken = 0
+                come.turns.release()
     raise ProtocolError(f"the server ended a session of {talk.traffic.name}: {socket.close_code} {socket.close_reason}")
 
 

@@ -73,6 +73,26 @@ def test_what_waits_while_the_model_runs_is_judged_in_one_call(model: Gated) -> 
     run(main())
 
 
+def test_what_comes_soon_after_a_call_is_judged_together(model: Gated, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model is quicker than the time between two messages: 128 sessions were 128 calls a frame all the same."""
+    monkeypatch.setattr("streaming.server.voice_activity._TOGETHER_S", 0.5)
+
+    async def main() -> None:
+        voices, found = VoiceActivity(), list[Answer]()
+        await voices.load()
+        model.go_on.set()
+        voices.judge(voices.stream(), LOUD, found.append)
+        await answers(found, 1)
+        for count in (2, 3, 4):
+            voices.judge(voices.stream(), LOUD, found.append)
+            await asyncio.sleep(0.01)
+            assert len(found) < count, "it waits for the others"
+        await answers(found, 4)
+        assert model.batches == [1, 3]
+
+    run(main())
+
+
 def test_what_completes_no_window_is_answered_at_once(model: Gated) -> None:
     async def main() -> None:
         voices, found = VoiceActivity(), list[Answer]()

@@ -164,6 +164,20 @@ def test_a_row_without_a_prompt_teaches_what_comes_after_what_was_said(book: Boo
     assert ends == {True, False}
 
 
+def test_behind_the_end_of_any_prompt_the_marker_alone_tells_what_is_said(book: Book, markers: Markers) -> None:
+    """Pins a demo that understands a prompt and cannot say the first word: it had learned words behind words only."""
+    prompt = _prompt([-1] * 20 + [7], [6])
+    rows = recite.Rows([prompt], markers, book, seed=0, alone=0.0)
+    heard = {tuple(frame) for frame in prompt.codes.tolist()}
+    found = [row for row in (rows.loose() for _ in range(60)) if tuple(row["given"][0]) in heard]
+    assert found
+    for row in found:
+        cut = int(np.flatnonzero((row["said"] != -100).any(1))[0])
+        assert 2 <= cut < 12 and row["given"][cut, 0] in markers.codes[:, 0]
+        assert (row["begin"][: cut + 1] == -100).all() and (row["manner"] == -100).all()
+        assert row["said"][cut, 0] == -100 and (row["said"][cut + 1 : cut + 3] != -100).all()
+
+
 def test_losses_are_of_the_positions_that_predict(reciter: Reciter, book: Book, markers: Markers) -> None:
     """Against a plain forward pass, token by token: pins logits that are read one token late."""
     prompt = _prompt([-1, -1, -1, -1, 7, 7], [6])
