@@ -234,8 +234,6 @@ def _check(parser: OptionParser, options: argparse.Namespace, environment: Mappi
         parser.error(f"--context-tokens is {options.context_tokens}, must be at least 1 and below 2**40")
     if options.queue < 0 or not options.drain_seconds >= 0 or not 0 <= options.resume_seconds <= 3600:
         parser.error("--queue and --drain-seconds must be 0 or more, --resume-seconds from 0 to 3600")
-    if options.allow_save and options.session_key is None and not environment.get("STREAMING_SESSION_KEY"):
-        parser.error("--allow-save takes a session key: --session-key FILE or STREAMING_SESSION_KEY")
     if options.takes < 0:
         parser.error("--takes must be 0 or more")
     if not options.idle_seconds > 0:
