@@ -33,6 +33,7 @@ from streaming.server.door.bind import check_bind
 from streaming.server.door.gatekeeper import Gatekeeper
 from streaming.server.door.limits import Limits
 from streaming.server.door.proxies import parse_proxies
+from streaming.server.door.session_key import SessionKey
 from streaming.server.door.tokens import Tokens
 from tests.engine.stub_step import StubStep
 from tests.server.live_server import Client, LiveServer, client, get, run, serving
@@ -137,8 +138,8 @@ def _refusal_of(code: str, monkeypatch: pytest.MonkeyPatch) -> messages.SessionR
             raise voice_activity.VoiceActivityUnavailableError("no model")
 
         monkeypatch.setattr(voice_activity, "load_vad_model", unavailable)
-    step = StubStep(1, gated=code == "stopping")
-    with Engine(step) as engine, serving(engine) as server:
+    step, key = StubStep(1, gated=code == "stopping"), SessionKey("k" * 32)
+    with Engine(step) as engine, serving(engine, allow_save=code == "bad_snapshot", session_key=key) as server:
         if code == "engine_stopped":
             engine.close()
         asked = {
@@ -147,6 +148,8 @@ def _refusal_of(code: str, monkeypatch: pytest.MonkeyPatch) -> messages.SessionR
             "engine_stopped": lambda: _first(server, FAST),
             "unsupported_protocol": lambda: _first(server, SessionStart(protocol=2)),
             "vad_unavailable": lambda: _first(server, SessionStart(turn_taking="vad")),
+            "saving_unavailable": lambda: _first(server, SessionStart(saved_bytes=100)),
+            "bad_snapshot": lambda: _first(server, SessionStart(saved_bytes=1)),
             "session_expired": lambda: _expired(server),
             "session_elsewhere": lambda: _first(server, elsewhere),
         }

@@ -39,6 +39,7 @@ def parse(
     parser = OptionParser(program, _DESCRIPTION, _VARIABLES, _OTHER_VARIABLES)
     _add_model(parser.add_argument_group("The model"))
     _add_sessions(parser.add_argument_group("Sessions"))
+    _add_leaving(parser.add_argument_group("Sessions that leave the server"))
     _add_door(parser.add_argument_group("Where it listens, and to whom"))
     _add_process(parser.add_argument_group("The process"))
     add_about(parser)
@@ -137,16 +138,6 @@ def _add_sessions(group: argparse._ArgumentGroup) -> None:
         help="Of how many of its latest turns a session can make another take (default: 2; 0: of none).",
     )
     group.add_argument(
-        "--allow-save",
-        action="store_true",
-        help="Let clients keep their sessions, and come with them again; this takes a session key.",
-    )
-    group.add_argument(
-        "--session-key",
-        metavar="FILE",
-        help="The secret that signs sessions which leave the server, 32 characters or more (or STREAMING_SESSION_KEY).",
-    )
-    group.add_argument(
         "--drain-seconds",
         type=float,
         default=30,
@@ -166,6 +157,19 @@ def _add_sessions(group: argparse._ArgumentGroup) -> None:
         default=8,
         metavar="N",
         help="How many sessions an address may have at once; loopback has no limit (default: 8).",
+    )
+
+
+def _add_leaving(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--allow-save",
+        action="store_true",
+        help="Let clients keep their sessions, and come with them again; this takes a session key.",
+    )
+    group.add_argument(
+        "--session-key",
+        metavar="FILE",
+        help="The secret that signs sessions which leave the server, 32 characters or more (or STREAMING_SESSION_KEY).",
     )
 
 
