@@ -44,6 +44,7 @@ def test_every_flag_has_a_variable_and_a_key(config: Path) -> None:
     """All of them through both, with a value of each kind."""
     values = {"--until-eof": "true", "--insecure-plaintext": "yes", "--allow-origin": "https://a.b, https://c.d"}
     values |= {
+        "--allow-save": "true",
         "--dtype": "float32",
         "--quantize": "none",
         "--codec-dtype": "bfloat16",
@@ -54,7 +55,9 @@ def test_every_flag_has_a_variable_and_a_key(config: Path) -> None:
     assert len(flags) > 20
     for flag in flags:
         dest, text = flag[2:].replace("-", "_"), values.get(flag, "7")
-        variable = "STREAMING_TOKENS_FILE" if flag == "--tokens" else f"STREAMING_{dest.upper()}"
+        variable = f"STREAMING_{dest.upper()}"
+        if flag in ("--tokens", "--session-key"):  # by the flag's own name goes what is in the file
+            variable += "_FILE"
         by_variable = vars(parsed(environment={variable: text}))
         toml = {"true": "true", "yes": "true", "7": '"7"'}.get(text, repr(text.split(", ") if "," in text else text))
         config.write_text(f"{flag[2:]} = {toml}\n")

@@ -39,6 +39,7 @@ def parse(
     parser = OptionParser(program, _DESCRIPTION, _VARIABLES, _OTHER_VARIABLES)
     _add_model(parser.add_argument_group("The model"))
     _add_sessions(parser.add_argument_group("Sessions"))
+    _add_leaving(parser.add_argument_group("Sessions that leave the server"))
     _add_door(parser.add_argument_group("Where it listens, and to whom"))
     _add_process(parser.add_argument_group("The process"))
     add_about(parser)
@@ -137,16 +138,6 @@ def _add_sessions(group: argparse._ArgumentGroup) -> None:
         help="Of how many of its latest turns a session can make another take (default: 4; 0: of none).",
     )
     group.add_argument(
-        "--allow-save",
-        action="store_true",
-        help="Let clients keep their sessions, and come with them again; this takes a session key.",
-    )
-    group.add_argument(
-        "--session-key",
-        metavar="FILE",
-        help="The secret that signs sessions which leave the server, 32 characters or more (or STREAMING_SESSION_KEY).",
-    )
-    group.add_argument(
         "--drain-seconds",
         type=float,
         default=30,
@@ -166,6 +157,19 @@ def _add_sessions(group: argparse._ArgumentGroup) -> None:
         default=8,
         metavar="N",
         help="How many sessions an address may have at once; loopback has no limit (default: 8).",
+    )
+
+
+def _add_leaving(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--allow-save",
+        action="store_true",
+        help="Let clients keep their sessions, and come with them again; this takes a session key.",
+    )
+    group.add_argument(
+        "--session-key",
+        metavar="FILE",
+        help="The secret that signs sessions which leave the server, 32 characters or more (or STREAMING_SESSION_KEY).",
     )
 
 
@@ -234,8 +238,6 @@ def _check(parser: OptionParser, options: argparse.Namespace, environment: Mappi
         parser.error(f"--context-tokens is {options.context_tokens}, must be at least 1 and below 2**40")
     if options.queue < 0 or not options.drain_seconds >= 0 or not 0 <= options.resume_seconds <= 3600:
         parser.error("--queue and --drain-seconds must be 0 or more, --resume-seconds from 0 to 3600")
-    if options.allow_save and options.session_key is None and not environment.get("STREAMING_SESSION_KEY"):
-        parser.error("--allow-save takes a session key: --session-key FILE or STREAMING_SESSION_KEY")
     if options.takes < 0:
         parser.error("--takes must be 0 or more")
     if not options.idle_seconds > 0:

@@ -22,7 +22,7 @@ from streaming.server.door.gatekeeper import Gatekeeper
 from streaming.server.door.limits import Limits
 from streaming.server.door.origins import parse_origins
 from streaming.server.door.proxies import parse_proxies
-from streaming.server.door.session_key import load_session_key
+from streaming.server.door.session_key import SessionKeyError, load_session_key
 from streaming.server.door.tls import load_tls
 from streaming.server.door.tokens import load_tokens
 from streaming.server.server import ServerOptions, Shutdown, run_server
@@ -76,6 +76,9 @@ def run(options: argparse.Namespace, program: str) -> int:
         limits = Limits(options.sessions_per_token, options.sessions_per_address)
         origins, proxies = parse_origins(options.allow_origin), parse_proxies(options.trusted_proxy)
         keeper = Gatekeeper(bind, tokens, origins, limits, proxies)
+        key = load_session_key(os.environ, options.session_key)
+        if options.allow_save and key is None:
+            raise SessionKeyError("--allow-save takes a session key: --session-key FILE or STREAMING_SESSION_KEY")
         served = ServerOptions(
             port=options.port,
             tls=tls,
@@ -83,7 +86,7 @@ def run(options: argparse.Namespace, program: str) -> int:
             idle_s=options.idle_seconds,
             takes=options.takes,
             allow_save=options.allow_save,
-            session_key=load_session_key(os.environ, options.session_key),
+            session_key=key,
             resume_s=options.resume_seconds,
             drain_s=options.drain_seconds,
         )

@@ -48,8 +48,14 @@ class Line:
         self.freed = 0
 
     async def attach(
-        self, on_event: Callable[[Event], None], sampling: Sampling, slides: bool, waiting: Callable[[int], None]
+        self,
+        on_event: Callable[[Event], None],
+        sampling: Sampling,
+        slides: bool,
+        waiting: Callable[[int], None],
+        snapshot: None = None,
     ) -> Slot:
+        assert snapshot is None
         if self.error is not None:
             raise self.error
         if not self.open.is_set():
