@@ -34,6 +34,7 @@ class Slot(EngineModel):
 
     seed = 7
     closed = False
+    turn = 1
 
     def close(self) -> None:
         self.closed = True
