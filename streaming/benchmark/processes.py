@@ -77,7 +77,9 @@ def take(
         if status:
             return record | {"outcome": f"failed with status {status}", "said": told}
         if run.is_test:
-            return record | {"outcome": "ok", "said": told.strip().splitlines()[-1:]}
+            summary = told.strip().splitlines()[-1:]
+            some_ran = any(" passed" in line for line in summary)
+            return record | {"outcome": "ok" if some_ran else "skipped: no test ran", "said": summary}
         return record | {"outcome": "ok"}
 
 

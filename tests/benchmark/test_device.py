@@ -103,6 +103,15 @@ def test_latency_s_loads_share_the_time_that_is_left() -> None:
     assert 4 * (told[-1] + 8.0) + 50.0 <= latency.limit_s + 1.0
 
 
+@pytest.mark.parametrize("size", ["1.3b", "tiny"])
+def test_sweep_s_trials_leave_time_for_their_report(size: str) -> None:
+    """They were begun for 40 s of 45, counted from when the weights were there: killed, they left no report."""
+    sweep = next(item for item in plan(size) if item.name == "sweep")
+    for left_s in (20.0, 1000.0):
+        told = float(parse(list(sweep.arguments(left_s)[1:])).seconds)
+        assert 5.0 <= told <= min(left_s, sweep.limit_s) / 2
+
+
 def test_wrong_names_and_places_are_told_before_anything_runs(tmp_path: Path) -> None:
     with pytest.raises(StreamingError, match="there are versions, smoke"):
         measure(_options(tmp_path, "--only", "no such item"))

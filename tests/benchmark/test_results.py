@@ -92,3 +92,14 @@ def test_every_command_is_one_that_there_is(known: str, monkeypatch: pytest.Monk
         if not run.is_test:
             assert run.arguments[0] == "streaming.benchmark"
             assert parse(list(run.arguments[1:])).command == run.arguments[1]
+
+
+@pytest.mark.parametrize(
+    ("body", "outcome"),
+    [("pass", "ok"), ("pytest.skip('no GPU')", "skipped: no test ran"), ("assert 0", "failed with")],
+)
+def test_tests_that_all_skipped_themselves_are_no_success(tmp_path: Path, body: str, outcome: str) -> None:
+    """A machine whose GPU the tests did not see said that all was well."""
+    (tmp_path / "test_one.py").write_text(f"import pytest\ndef test_one():\n    {body}\n", encoding="utf-8")
+    record = results.take(Run("tests", ("pytest", "-q", "-p", "no:cacheprovider", str(tmp_path))), limit_s=60.0)
+    assert record["outcome"].startswith(outcome)
