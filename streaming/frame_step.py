@@ -5,39 +5,35 @@
     speaking:  draw Q tokens, decode them
     afterwards, once the audio is its listener's: let the encoder hear what was spoken, so that the next turn follows it
 
-It is the only place where the codec, the decoder and the sampler meet, the only one with CUDA graphs, and the only one
-that copies to the device and back: once a step, at its ends. All state lies by slot; a step has a row for each session
-that is ready, and a row says which slot it is. So a step costs what is ready, whichever slots that are.
+Only here is anything copied to the device and back: once a step, at its ends. All state lies by slot
+(`device_step.py`); a step has a row for each session that is ready, and a row says which slot it is. So a step costs
+what is ready, whichever slots that are. On a GPU it is the replay of a captured graph (`graph_buckets.py`).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Generator
+from dataclasses import dataclass
 from hashlib import sha256
 from mmap import mmap
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.overrides import TorchFunctionMode
 
 from streaming.audio import FRAME
 from streaming.config import Sampling
+from streaming.device_step import DeviceStep
+from streaming.graph_buckets import Bucket, Buckets, Graphs, following
 from streaming.models.faults import is_lost
 from streaming.models.llama import LlamaDecoder
-from streaming.models.mimi import STEPS, StreamingMimi
-from streaming.models.sampler import FEW, Drawing, SamplerState
-from streaming.models.slot_copy import Copying, SlotCopy, Track, put, take
+from streaming.models.mimi import StreamingMimi
+from streaming.models.sampler import FEW
+from streaming.models.slot_copy import Copying, SlotCopy, put, take
 
-_WIDTHS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-"""Numbers of rows that are captured as graphs; a step in between is filled up with rows that are nobody's."""
 _ENDLESS = 2**31
 """Frames of a stream that fills any context."""
-_LAYERS_AT_ONCE = 8
-"""Outputs of the codec's widest layer that a step holds for a row: 1.0 MB of the demo's, measured over 32 rows."""
 
 
 @dataclass(frozen=True)
@@ -52,210 +48,6 @@ class StepResult:
     codes: NDArray[np.int64]
     ended: NDArray[np.bool_]
     broken: NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class Bucket:
-    """What is static in a step: all that its shapes and its sequence of operations depend on.
-
-    width: rows that are computed. columns: entries of the decoder's ring that are looked at. listening, speaking:
-    whether any row does; neither: the encoder hears what was spoken, and that is all. few: whether ranking the few
-    likeliest tokens is enough (`sampler.FEW`). ends: whether any row's frame may not be whole. first: the first row of
-    which the encoder may hear something.
-    """
-
-    width: int
-    columns: int
-    listening: bool
-    speaking: bool
-    few: bool
-    ends: bool = True
-    first: int = 0
-
-
-def _following(width: int, first: int = 0) -> Bucket:
-    return Bucket(width, 0, listening=False, speaking=False, few=True, ends=False, first=first)
-
-
-class DeviceStep:
-    """All state of all slots, and the step over it: on the device, without a look at the host.
-
-    inputs: [S, 1920 + 3] float32, a row's pcm, how many samples of it are heard, whether it speaks, its slot.
-    outputs: [S, 1920 + Q + 2] float32, a row's pcm, codes, whether it ended, whether its numbers are finite.
-
-    hears: [S + 1] bool, by slot, whether the encoder's numbers have been finite so far.
-
-    There is one slot more than sessions, the last. Rows that only fill a bucket are that slot, and neither listen nor
-    speak: whatever they write is written there, ahead of a stream that never begins.
-    """
-
-    def __init__(
-        self,
-        codec: StreamingMimi,
-        decoder: LlamaDecoder,
-        num_slots: int,
-        context_frames: int,
-        rewind_frames: int,
-    ) -> None:
-        self.codec, self.decoder, self.context_frames = codec, decoder, context_frames
-        self.spare = num_slots
-        self.codec_state = codec.init_state(num_slots + 1, rewind_frames)
-        self.decoder_state = decoder.init_state(num_slots + 1, context_frames, rewind_frames)
-        self.sampler = SamplerState.allocate(num_slots + 1, codec.device)
-        self.hears = torch.ones(num_slots + 1, dtype=torch.bool, device=codec.device)
-        self.inputs = torch.zeros(num_slots, FRAME + 3, device=codec.device)
-        self.inputs[:, -1] = self.spare
-        self.outputs = torch.zeros(num_slots, FRAME + codec.num_codebooks + 2, device=codec.device)
-
-    def tracks(self) -> list[Track]:
-        """Return what of a slot's state a copy of it holds; the rest follows from the stream's position."""
-        books, mimi, llama = self.codec.num_codebooks, self.codec_state, self.decoder_state
-        halves = {"codec_encoder": mimi.encoder, "codec_decoder": mimi.decoder}
-        back = self.codec.config.window - 1
-        return [
-            *(Track(name, half.ring, half.contexts, STEPS, back, 0) for name, half in halves.items()),
-            Track(
-                "decoder",
-                llama.ring,
-                llama.lasts,
-                books,
-                books * (self.context_frames - 1),
-                late=1,
-                limit=books * self.decoder.codebook_size,
-            ),
-        ]
-
-    def place(self, slot: int, frames: int) -> None:
-        """Say how long a slot's stream is."""
-        for position in (self.codec_state.encoder.frames, self.codec_state.decoder.frames, self.decoder_state.frames):
-            position[slot] = frames
-
-    @torch.inference_mode()
-    def advance(self, bucket: Bucket) -> None:
-        """Run one step: read `inputs`, write `outputs`."""
-        codec, decoder, state = self.codec, self.decoder, self.decoder_state
-        batch, books = bucket.width, codec.num_codebooks
-        pcm, flags = self.inputs[:batch, :FRAME], self.inputs[:batch, FRAME:-1] > 0
-        listening, speaking, slots = flags[:, 0], flags[:, 1], self.inputs[:batch, -1].long()
-        if bucket.listening:
-            lengths = self.inputs[:batch, FRAME].long() if bucket.ends else None
-            # What stands in the other rows must not matter: a NaN would outlast its frame, masked or not.
-            latent = codec.follow(
-                torch.where(listening[:, None], pcm, 0.0), self.codec_state, listening, lengths, slots
-            )
-            codes, finite = codec.quantizer.encode(latent), latent.isfinite().all(dim=1) & self.hears[slots]
-            self.hears[slots] = finite
-        else:
-            finite = self.hears[slots]
-            codes = torch.zeros(batch, books, dtype=torch.int64, device=pcm.device)
-        ended = torch.zeros_like(speaking)
-        view = decoder.begin_frame(state, slots, self.context_frames, bucket.columns)
-        unit = decoder.last_units(state, slots)
-        if not bucket.speaking:
-            units = torch.cat((unit[:, None], decoder.units(codes)[:, :-1]), dim=1)
-            finite &= decoder.forward(units, state, view).isfinite().all(dim=(1, 2))
-        else:
-            drawing = Drawing(slots, state.frames, listening, speaking, codes, ended, finite)
-            for book in range(books):
-                hidden = decoder.forward(unit[:, None], state, view.columns(book, book + 1))
-                unit = decoder.draw(hidden[:, 0], book, self.sampler, drawing, bucket.few)
-        alive = (listening | speaking) & ~ended
-        decoder.end_frame(codes, state, slots, alive)
-        audio = codec.decode(codes, self.codec_state, alive, slots).float()
-        finite &= audio.isfinite().all(dim=1)
-        outputs = self.outputs[:batch]
-        outputs[:, :FRAME] = audio
-        outputs[:, FRAME : FRAME + books] = codes
-        outputs[:, -2], outputs[:, -1] = ended, finite
-
-    @torch.inference_mode()
-    def follow(self, first: int, width: int) -> None:
-        """Let the encoder hear what rows first .. width - 1 of the step before have spoken, those that spoke."""
-        inputs, outputs = self.inputs[first:width], self.outputs[first:width]
-        slots, spoke = inputs[:, -1].long(), (inputs[:, FRAME + 1] > 0) & (outputs[:, -2] == 0)
-        latent = self.codec.follow(outputs[:, :FRAME], self.codec_state, spoke, slots=slots)
-        self.hears[slots] &= latent.isfinite().all(dim=1) | ~spoke
-
-
-class _OnPaper(TorchFunctionMode):
-    """Makes tensors that take no memory, on PyTorch's meta device."""
-
-    def __torch_function__(
-        self,
-        function: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        given = dict(kwargs or {})
-        if "device" in given:
-            given["device"] = "meta"
-        return function(*args, **given)
-
-
-def _tensors(state: object) -> Iterator[torch.Tensor]:
-    if isinstance(state, torch.Tensor):
-        yield state
-    elif is_dataclass(state):
-        for field in fields(state):
-            yield from _tensors(getattr(state, field.name))
-
-
-def slot_bytes(codec: StreamingMimi, decoder: LlamaDecoder | None, context_tokens: int, rewind_frames: int) -> int:
-    """Return how much memory a slot takes: its state, and what a step of it holds for the moment. Takes none itself.
-
-    decoder: None for the codec alone. Raises `RuntimeError` for sizes that overflow.
-    """
-    held: tuple[object, ...]
-    with _OnPaper():
-        if decoder is None:
-            held = (codec.init_state(1, rewind_frames),)
-        else:
-            frames = decoder.context_frames(context_tokens)
-            step = DeviceStep(codec, decoder, 1, frames, rewind_frames)
-            held = (step.codec_state, step.decoder_state, step.sampler, step.inputs, step.outputs)
-    tensors = [tensor for part in held for tensor in _tensors(part)]
-    state = sum(tensor.nbytes // len(tensor) for tensor in tensors)  # there is a spare slot, too
-    return state + _LAYERS_AT_ONCE * FRAME * codec.config.num_filters * codec.activations.itemsize
-
-
-class _Graphs:
-    """A CUDA graph for each bucket, all in one pool of memory. `work` runs a bucket's step from host to host.
-
-    Blocks of a pool belong to the stream on which they were taken, so all are captured on one: the graphs, of which one
-    runs at a time, then share the memory of the largest, and cuBLAS' workspace.
-    """
-
-    def __init__(self, work: Callable[[Bucket], None], device: torch.device) -> None:
-        self._work, self._device = work, device
-        self._graphs: dict[Bucket, torch.cuda.CUDAGraph] = {}
-        self._pool = torch.cuda.graph_pool_handle()
-        self._stream = torch.cuda.Stream(device)
-
-    def capture(self, bucket: Bucket) -> None:
-        """Run the work twice, to warm up, record it, and replay it once, which loads it onto the device. No row may
-        listen or speak meanwhile.
-        """
-        with torch.cuda.device(self._device):
-            torch.cuda.synchronize()  # state may be zeroed only now, on whatever stream
-            with torch.cuda.stream(self._stream):
-                for _ in range(2):
-                    self._work(bucket)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
-                self._work(bucket)
-            torch.cuda.synchronize()
-            self._graphs[bucket] = graph
-            self.replay(bucket)
-            torch.cuda.synchronize()
-
-    def __contains__(self, bucket: Bucket) -> bool:
-        return bucket in self._graphs
-
-    def replay(self, bucket: Bucket) -> None:
-        """Start a captured step."""
-        with torch.cuda.device(self._device):
-            self._graphs[bucket].replay()
 
 
 class FrameStep:
@@ -282,17 +74,17 @@ class FrameStep:
         sizes = (context_frames, rewind_frames, codec.activations, decoder.dtype)
         self.identity = sha256(repr((codec.fingerprint, decoder.fingerprint, *sizes)).encode()).hexdigest()
         """The same for two steps between which a slot's copy can be carried."""
-        self._graphs: _Graphs | None = None
+        self._graphs: Graphs | None = None
         self._inputs, self._outputs = self._device.inputs, self._device.outputs  # the host's
         if codec.device.type == "cuda":
             self._inputs = torch.zeros(self._inputs.shape, pin_memory=True)
             self._outputs = torch.zeros(self._outputs.shape, pin_memory=True)
-            self._graphs = _Graphs(self._work, codec.device) if graphs else None
+            self._graphs = Graphs(self._work, codec.device) if graphs else None
         self._given, self._got = self._inputs.numpy(), self._outputs.numpy()
         self._nobody = np.array((0, 0, self._device.spare), np.float32)  # what follows the pcm of a row that only fills
         # Lengths of context that are captured: one, where attention reads no more than a slot holds anyway.
         lengths = () if decoder.operations.bounded else (context_frames // 4, context_frames // 2)
-        self._lengths = (*lengths, _ENDLESS)
+        self._buckets = Buckets(num_slots, {length: self._columns(length) for length in (*lengths, _ENDLESS)})
         self._unheard: Bucket | None = None  # what lets the encoder hear the step before, if it has not yet
         self._sampling = [Sampling()] * num_slots
         self._frames = np.zeros(num_slots, np.int64)  # the streams' lengths, as the host knows them
@@ -395,16 +187,8 @@ class FrameStep:
         self._frames[slot] = frames
 
     def buckets(self) -> list[Bucket]:
-        """Return all buckets that are captured, none on a CPU. The widest comes first: the others share its memory."""
-        if self._graphs is None:
-            return []
-        widths = sorted({min(width, self.num_slots) for width in _WIDTHS} | {self.num_slots}, reverse=True)
-        columns = sorted({self._columns(length) for length in self._lengths}, reverse=True)
-        kinds = [(True, False, True), (False, True, True), (True, True, True)]
-        found = [Bucket(width, held, *kind) for width in widths for held in columns for kind in kinds]
-        # Ranking all tokens is rarely asked for: at one length of context.
-        rare = [Bucket(width, columns[0], heard, True, few=False) for width in widths for heard in (False, True)]
-        return found + rare + [_following(width) for width in widths]
+        """Return all buckets that are captured, none on a CPU. The widest comes first."""
+        return [] if self._graphs is None else self._buckets.all()
 
     def warm_up(self) -> None:
         """Capture all buckets, so that no step has to. No slot's stream changes."""
@@ -436,7 +220,7 @@ class FrameStep:
         bucket = self._bucket(slots, listening, speaking, ends=bool((heard < FRAME).any()))
         self._prepare(bucket)
         if bucket.speaking:
-            self._unheard = _following(bucket.width, 0 if self._graphs is not None else int(speaking.argmax()))
+            self._unheard = following(bucket.width, 0 if self._graphs is not None else int(speaking.argmax()))
             self._prepare(self._unheard)
         self._given[:batch, :FRAME] = pcm
         self._given[:batch, FRAME:] = np.stack((listening * lengths, speaking, slots), axis=1)
@@ -512,18 +296,12 @@ class FrameStep:
         speaking: NDArray[np.bool_],
         ends: bool = True,
     ) -> Bucket:
-        """Return the smallest bucket that fits a step.
-
-        On a CPU nothing is captured, so the bucket is just as wide and long as the step. Where steps are captured, any
-        frame may end early, since looking at the lengths takes four launches only.
-        """
+        """Return the smallest bucket that fits a step: on a CPU, where nothing is captured, one of its very size."""
         few = all(0 < self._sampling[slot].top_k <= FEW for slot in slots[speaking])
-        width, longest = len(slots), int(self._frames[slots].max())
+        hears, speaks, longest = bool(listening.any()), bool(speaking.any()), int(self._frames[slots].max())
         if self._graphs is None:
-            return Bucket(width, self._columns(longest), bool(listening.any()), bool(speaking.any()), few, ends)
-        width = next((w for w in _WIDTHS if width <= w <= self.num_slots), self.num_slots)
-        columns = self._columns(next(length for length in self._lengths if longest <= length) if few else _ENDLESS)
-        return Bucket(width, columns, bool(listening.any()), bool(speaking.any()), few)
+            return Bucket(len(slots), self._columns(longest), hears, speaks, few, ends)
+        return self._buckets.smallest(len(slots), longest, listening=hears, speaking=speaks, few=few)
 
     def _columns(self, frames: int) -> int:
         return self._device.decoder.columns_for(self._device.decoder_state, frames)

@@ -15,9 +15,10 @@ from streaming.audio import FRAME_RATE
 from streaming.config import CONTEXT_TOKENS as CONTEXT_TOKENS  # these are loading's own words, too
 from streaming.config import DEMO as DEMO
 from streaming.config import LlamaConfig, MimiConfig, Sampling, not_followed, transformer_parameters
+from streaming.device_step import slot_bytes
 from streaming.engine.engine import OVERLOAD, Engine
 from streaming.errors import StreamingError, TooLargeError
-from streaming.frame_step import FrameStep, slot_bytes
+from streaming.frame_step import FrameStep
 from streaming.memory import Memory, available_memory, resident, size
 from streaming.models.checkpoint import TensorSource, locate, read_config, read_generation_config
 from streaming.models.faults import is_want_of_memory

@@ -19,7 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from streaming.config import LlamaConfig, Sampling
-from streaming.frame_step import Bucket, DeviceStep, FrameStep, _following, _Graphs
+from streaming.device_step import DeviceStep
+from streaming.frame_step import FrameStep
+from streaming.graph_buckets import Bucket, Graphs, following
 from streaming.models.llama import LlamaDecoder
 from streaming.models.mimi import StreamingMimi
 from streaming.models.operations.base import Operations
@@ -237,14 +239,14 @@ def test_every_step_of_a_gpu_finds_its_bucket_captured(
             step._sampling = [Sampling(top_k=int(k)) for k in random.choice([0, 5, 64, 65], slots)]
             bucket = step._bucket(named, listening, speaking)
             assert bucket in captured, bucket
-            assert not bucket.speaking or _following(bucket.width) in captured
+            assert not bucket.speaking or following(bucket.width) in captured
             assert bucket.width == min(b.width for b in captured if b.width >= len(named)), "wider than it has to be"
             assert (bucket.listening, bucket.speaking) == (listening.any(), speaking.any())
             ranked = [step._sampling[slot].top_k for slot in named[speaking]]
             assert bucket.few == all(0 < top_k <= 64 for top_k in ranked), "the speakers' options alone count"
             longest = int(step._frames[named].max())
             # Ranking all tokens is captured at one length.
-            length = min(length for length in step._lengths if longest <= length) if bucket.few else 10_000
+            length = min(length for length in step._buckets._columns if longest <= length) if bucket.few else 10_000
             assert bucket.columns == decoder.columns_for(step._device.decoder_state, length), "longer than it has to be"
 
 
@@ -312,7 +314,7 @@ def test_all_graphs_are_captured_on_one_stream_into_one_pool_and_replayed_once(m
         "graph": graph,
     }.items():
         monkeypatch.setattr(torch.cuda, name, stub)
-    graphs = _Graphs(lambda bucket: done.append(("work", bucket)), CUDA)
+    graphs = Graphs(lambda bucket: done.append(("work", bucket)), CUDA)
     for width in (4, 2):
         graphs.capture(Bucket(width, 8, True, False, True))
     one_capture = ["synchronize", "work", "work", "capture", "work", "synchronize", "replay", "synchronize"]

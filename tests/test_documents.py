@@ -22,8 +22,8 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from streaming import scoring
 from streaming.audio import FRAME
+from streaming.device_step import slot_bytes
 from streaming.engine.engine import Engine
-from streaming.frame_step import slot_bytes
 from streaming.loading import load_models
 from streaming.models import voice_activity
 from streaming.models.random_weights import DECODERS, random_codec, random_decoder

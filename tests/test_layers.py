@@ -24,7 +24,7 @@ LAYERS = (
         "streaming.options",
     ),
     ("streaming.models",),
-    ("streaming.frame_step",),
+    ("streaming.frame_step", "streaming.device_step", "streaming.graph_buckets"),
     ("streaming.engine",),
     ("streaming.protocol", "streaming.conversation"),
     ("streaming.server", "streaming.client"),

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from streaming import loading
+from streaming.device_step import DeviceStep, slot_bytes
 from streaming.errors import StreamingError, TooLargeError
-from streaming.frame_step import DeviceStep, slot_bytes
 from streaming.loading import check_memory, check_weights, frames_of_context, load_engine, load_models
 from streaming.memory import Memory, available_memory, size
 from streaming.models.random_weights import DECODERS
@@ -110,7 +110,8 @@ def test_a_step_of_many_takes_no_more_than_was_said() -> None:
     """What a step holds for the moment is a fifth of a slot of the demo: left out, the machine is short of it."""
     code = """
 import numpy as np
-from streaming.frame_step import FrameStep, slot_bytes
+from streaming.device_step import slot_bytes
+from streaming.frame_step import FrameStep
 from streaming.loading import load_models
 def kilobytes(name):
     return int(open("/proc/self/status").read().partition(name + ":")[2].split()[0])

@@ -9,7 +9,8 @@ import torch
 
 from streaming.benchmark import models
 from streaming.benchmark.report import Report
-from streaming.frame_step import FrameStep, slot_bytes
+from streaming.device_step import slot_bytes
+from streaming.frame_step import FrameStep
 from streaming.loading import REWIND_FRAMES, check_memory, frames_of_context
 
 
