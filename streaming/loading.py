@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +14,7 @@ import torch
 
 from streaming import config as values
 from streaming.audio import FRAME_RATE
+from streaming.command import VERSION
 from streaming.config import CONTEXT_TOKENS as CONTEXT_TOKENS  # these are loading's own words, too
 from streaming.config import DEMO as DEMO
 from streaming.config import LlamaConfig, MimiConfig, Sampling, not_followed, transformer_parameters
@@ -20,14 +23,22 @@ from streaming.engine.engine import OVERLOAD, Engine
 from streaming.errors import StreamingError, TooLargeError
 from streaming.frame_step import FrameStep
 from streaming.memory import Memory, available_memory, resident, size
-from streaming.models.checkpoint import TensorSource, locate, read_config, read_generation_config
+from streaming.models.checkpoint import (
+    TensorSource,
+    fingerprint_of_files,
+    locate,
+    read_config,
+    read_generation_config,
+)
 from streaming.models.faults import is_want_of_memory
-from streaming.models.linear import Quantize
+from streaming.models.linear import Quantize, QuantizeOption
 from streaming.models.llama import LlamaDecoder
 from streaming.models.mimi import StreamingMimi
 from streaming.models.operations.base import Operations
+from streaming.models.operations.native.library import library, processor
 from streaming.models.random_weights import CODECS, DECODERS, MIMI, random_codec, random_decoder
 from streaming.models.token_layout import TokenLayout
+from streaming.quantize_choice import KINDS, choose, measured_file, warn_if_slower
 
 _LOG = logging.getLogger(__name__)
 
@@ -50,6 +61,8 @@ _REHEARSED = {"cpu": 8, "cuda": 64}
 _REHEARSAL_S = 0.4
 _REHEARSALS = 7
 """Steps of a kind that are measured: this many, or for so long."""
+_REHEARSED_LAYERS = 3
+"""Of a decoder whose step is measured before all of it is read: more than a cache holds, and quickly rounded."""
 _MOST_SESSIONS = 512
 """What `auto` finds at most: the widest step that is captured."""
 _SHARE = 0.9
@@ -105,24 +118,26 @@ def load_models(
     codec: str | Path | None = None,
     device: str | torch.device = "auto",
     dtype: str = "auto",
-    quantize: Quantize = "none",
+    quantize: QuantizeOption = "none",
     codec_dtype: str = "float32",
     operations: Operations | None = None,
     codec_window: int | None = None,
+    context_tokens: int = CONTEXT_TOKENS,
 ) -> Models:
     """Return a decoder and its codec, from hub ids, folders, `"demo"`, or random weights (`"random:1.3b"`,
     `"random:8b"`).
 
     device: `auto` (CUDA if there is any), `cpu`, `cuda`, `cuda:N`. dtype: of the decoder; `auto` is bfloat16 on CUDA
     and float32 elsewhere, but for a decoder that the memory does not hold in float32. quantize: how the decoder's
-    layers keep their weights. codec_dtype: its codes are the prompt, and in bfloat16 some of them are others.
-    operations: of the decoder; by default, what suits the device. codec_window: see `load_codec`; random weights have
-    their own.
+    layers keep their weights; `auto` is what loses least of what is fast enough here, which a few steps of one session
+    tell whose context of `context_tokens` is full, at the first start. codec_dtype: its codes are the prompt, and in
+    bfloat16 some of them are others. operations: of the decoder; by default, what suits the device. codec_window: see
+    `load_codec`; random weights have their own.
     Raises `CheckpointError`, `HubUnreachableError`, `TokenLayoutError`; `StreamingError` for a device that is not
     there.
     """
-    if quantize not in ("none", "int8", "int4"):
-        raise StreamingError(f"quantize {quantize!r} is not supported: use none, int8, int4")
+    if quantize not in ("auto", *KINDS):
+        raise StreamingError(f"quantize {quantize!r} is not supported: use auto, none, int8, int4")
     where = pick_device(device)
     for kind in (dtype, codec_dtype):
         if kind not in DTYPES and kind != "auto":
@@ -130,30 +145,125 @@ def load_models(
     decoder_kind = DTYPES.get(dtype, torch.bfloat16 if where.type == "cuda" else torch.float32)
     codec_kind = DTYPES.get(codec_dtype, torch.float32)
     if str(model).startswith(RANDOM):
-        return _random_models(str(model), where, decoder_kind, quantize, codec_kind, operations)
+        return _random_models(str(model), where, decoder_kind, quantize, codec_kind, operations, context_tokens)
     folder, codec_folder = folders(model, codec)
     config = LlamaConfig.from_dict(read_config(folder))
-    check_weights(config, quantize, 2, where)  # in bfloat16, however they are used: no less than that
+    kinds = _fitting_kinds(config, quantize, 2, where)  # in bfloat16, however they are used: no less than that
     mimi = load_codec(codec_folder, config.num_codebooks, where, codec_kind, codec_window)
-    if dtype == "auto" and quantize == "none" and decoder_kind == torch.float32:
-        decoder_kind = _fitting(config, folder, where)
     layout = TokenLayout.load(folder, config.num_codebooks, mimi.config.codebook_size, config.vocab_size)
-    decoder = LlamaDecoder(TensorSource(folder, where, decoder_kind), config, layout, quantize, operations)
+    plain_kind = _fitting(config, where) if dtype == "auto" and decoder_kind == torch.float32 else decoder_kind
+
+    def make(shape: LlamaConfig, kept: Quantize) -> LlamaDecoder:
+        source = TensorSource(folder, where, plain_kind if kept == "none" else decoder_kind)
+        return LlamaDecoder(source, shape, layout, kept, operations)
+
+    files = (fingerprint_of_files(folder), fingerprint_of_files(codec_folder))
+    chosen = _chosen(kinds, quantize, make, config, mimi, context_tokens, repr((files, decoder_kind)))
+    if chosen == "none" and plain_kind != decoder_kind:
+        _LOG.warning(
+            "%s is kept in bfloat16: in float32 it needs %s, and less than that of memory is free. --dtype float32 "
+            "insists",
+            folder,
+            size(4 * transformer_parameters(config)),
+        )
+    decoder = make(config, chosen)
     return Models(str(model), mimi, decoder, _DEMO_NOTICE if model == DEMO else None, _published_sampling(folder))
 
 
-def _fitting(config: LlamaConfig, folder: Path, device: torch.device) -> torch.dtype:
-    """Return float32, or bfloat16 where a decoder's weights would not fit into the memory that is free."""
-    memory, needed = _memory_of(device), 4 * transformer_parameters(config)
-    if memory is None or _weights_fit(needed, memory):
-        return torch.float32
-    _LOG.warning(
-        "%s is kept in bfloat16: in float32 it needs %s, and %s of memory are free. --dtype float32 insists",
-        folder,
-        size(needed),
-        size(memory.free),
+def _fitting_kinds(
+    config: LlamaConfig, quantize: QuantizeOption, bytes_each: float, device: torch.device
+) -> list[Quantize]:
+    """Return which ways of keeping the weights are possible here and fit into the memory: the one that is asked for,
+    with a warning where it is slower than none, or those that `auto` may take. Raises `TooLargeError` where none fits.
+    """
+    if quantize != "auto":
+        check_weights(config, quantize, bytes_each, device)
+        if device.type == "cpu":
+            warn_if_slower(quantize)
+        return [quantize]
+    possible = KINDS if device.type == "cuda" or library() is not None else KINDS[:1]
+    fitting = []
+    for kind in possible:
+        try:
+            check_weights(config, kind, bytes_each, device)
+        except TooLargeError:
+            if kind == possible[-1]:
+                raise
+            _LOG.info("--quantize auto: with %s the weights do not fit into memory", kind)
+        else:
+            fitting.append(kind)
+    return fitting
+
+
+def _chosen(
+    kinds: list[Quantize],
+    quantize: QuantizeOption,
+    make: Callable[[LlamaConfig, Quantize], LlamaDecoder],
+    config: LlamaConfig,
+    codec: StreamingMimi,
+    context_tokens: int,
+    model: str,
+) -> Quantize:
+    """Return how the decoder's weights are kept: as asked for, or what is measured to be enough. model: what tells it
+    apart.
+    """
+    if quantize != "auto":
+        return quantize
+    opened = library() if codec.device.type == "cpu" else None
+    where = torch.cuda.get_device_name(codec.device) if codec.device.type == "cuda" else processor()
+    told = (
+        *(VERSION, torch.__version__, model, repr(config), repr(codec.config), str(codec.dtype), context_tokens),
+        *(where, None if opened is None else opened.native_instructions(), torch.get_num_threads()),
     )
-    return torch.bfloat16
+    return choose(
+        kinds,
+        lambda kind: _step_s(make, config, codec, kind, context_tokens),
+        _REAL_TIME_S,
+        OVERLOAD,
+        _would_help(codec.device),
+        sha256(repr(told).encode()).hexdigest(),
+        measured_file(),
+    )
+
+
+def _would_help(device: torch.device) -> str:
+    """Return what would make steps faster here, as the beginning of a sentence."""
+    if device.type == "cuda":
+        return "A smaller model or a faster GPU"
+    if library() is None:
+        return "A C compiler (Debian: apt install gcc libc6-dev), with which int8 and int4 run,"
+    cores, threads = os.cpu_count() or 1, torch.get_num_threads()
+    more = f", --threads {cores} instead of {threads}," if threads < cores else ""
+    return f"A GPU, a processor with faster memory{more} or a smaller model"
+
+
+def _step_s(
+    make: Callable[[LlamaConfig, Quantize], LlamaDecoder],
+    config: LlamaConfig,
+    codec: StreamingMimi,
+    kind: Quantize,
+    context_tokens: int,
+) -> float:
+    """Return how long a step of one session takes whose context is full, from a few of the decoder's layers."""
+    layers = min(config.num_layers, _REHEARSED_LAYERS)
+    decoder = make(replace(config, num_layers=layers), kind)
+
+    def seconds(decoder: LlamaDecoder) -> float:
+        step = FrameStep(codec, decoder, 1, frames_of_context(decoder, context_tokens), REWIND_FRAMES)
+        return _rehearsed_s(step, 1)
+
+    some = seconds(decoder)
+    if layers == config.num_layers:
+        return some
+    rest = seconds(decoder.without_layers())
+    return rest + max(0.0, some - rest) * config.num_layers / layers
+
+
+def _fitting(config: LlamaConfig, device: torch.device) -> torch.dtype:
+    """Return float32, or bfloat16 where a decoder's weights would not fit into the memory that is free."""
+    memory = _memory_of(device)
+    fits = memory is None or _weights_fit(4 * transformer_parameters(config), memory)
+    return torch.float32 if fits else torch.bfloat16
 
 
 def _published_sampling(folder: Path) -> Sampling:
@@ -168,18 +278,23 @@ def _random_models(
     name: str,
     device: torch.device,
     dtype: torch.dtype,
-    quantize: Quantize,
+    quantize: QuantizeOption,
     codec_dtype: torch.dtype,
     operations: Operations | None,
+    context_tokens: int,
 ) -> Models:
     config = DECODERS.get(name.removeprefix(RANDOM))
     if config is None:
         raise StreamingError(f"{name}: random weights come in the sizes {', '.join(DECODERS)}")
-    check_weights(config, quantize, dtype.itemsize, device)
+    kinds = _fitting_kinds(config, quantize, dtype.itemsize, device)
     shape = CODECS.get(name.removeprefix(RANDOM), MIMI)
     codec = random_codec(config.num_codebooks, device, codec_dtype, shape)
-    decoder = random_decoder(config, device, dtype, quantize, operations)
-    return Models(name, codec, decoder, _RANDOM_NOTICE, Sampling())
+
+    def make(shape: LlamaConfig, kept: Quantize) -> LlamaDecoder:
+        return random_decoder(shape, device, dtype, kept, operations)
+
+    chosen = _chosen(kinds, quantize, make, config, codec, context_tokens, repr((RANDOM, dtype)))
+    return Models(name, codec, make(config, chosen), _RANDOM_NOTICE, Sampling())
 
 
 def folders(model: str | Path = DEMO, codec: str | Path | None = None) -> tuple[Path, Path]:
@@ -215,7 +330,7 @@ def load_engine(
     *,
     device: str | torch.device = "auto",
     dtype: str = "auto",
-    quantize: Quantize = "none",
+    quantize: QuantizeOption = "none",
     max_sessions: int | Literal["auto"] = 4,
     context_tokens: int = CONTEXT_TOKENS,
     rewind_frames: int = REWIND_FRAMES,
@@ -238,7 +353,16 @@ def load_engine(
     if memory_share < 1 and (where := pick_device(device)).type == "cuda":
         torch.cuda.set_per_process_memory_fraction(memory_share, where)
     _LOG.info("loading the model %s", model)
-    models = load_models(model, codec, device, dtype, quantize, codec_dtype, codec_window=codec_window)
+    models = load_models(
+        model,
+        codec,
+        device,
+        dtype,
+        quantize,
+        codec_dtype,
+        codec_window=codec_window,
+        context_tokens=context_tokens,
+    )
     memory = _share_of(models.codec.device, memory_share)
     context_frames = frames_of_context(models.decoder, context_tokens)
     if max_sessions == "auto":
@@ -289,7 +413,7 @@ def most_sessions(
         _LOG.warning(
             "one session alone takes %.0f ms for each 80 ms of speech here: it will stutter. %s",
             1e3 * one,
-            "A GPU would help, or --quantize int4" if device.type == "cpu" else "A smaller model would help",
+            "A GPU would help, or --quantize auto" if device.type == "cpu" else "A smaller model would help",
         )
         return 1
     rows = min(rows, max(2, int(_REHEARSAL_S / one)))

@@ -71,7 +71,7 @@ def test_a_model_that_cannot_speak_in_real_time_says_so_and_what_would_help(
     """The first client found out, by the gaps in what it heard."""
     assert found(_Clock(95.0, 1.0), monkeypatch) == 1
     assert "one session alone takes 95 ms for each 80 ms of speech here" in caplog.text
-    assert "--quantize int4" in caplog.text and "GPU" in caplog.text
+    assert "--quantize auto" in caplog.text and "GPU" in caplog.text
 
 
 def test_it_is_no_more_than_fits_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,8 @@ from streaming.models.operations.native.library import library
 from streaming.models.operations.native.matrix import NativeLinear
 
 Quantize = Literal["none", "int8", "int4"]
+QuantizeOption = Literal["auto", "none", "int8", "int4"]
+"""`auto`: the one that loses least and is fast enough on this machine."""
 
 _GROUPS = (64, 32)
 """Inputs that share a scale in 4 bits. More than 64 would not fit the sums of `native/integers.h`."""

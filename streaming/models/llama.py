@@ -14,6 +14,7 @@ window's start gives them.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -135,6 +136,12 @@ class LlamaDecoder:
         self.prefix_keys, self._prefix_values = self._run_prefix(
             source.load_rows(embedding, table, torch.tensor(layout.prefix)).to(activations)
         )
+
+    def without_layers(self) -> LlamaDecoder:
+        """Return the same decoder without its layers, of the same sizes: what is left of a step is to be measured."""
+        made = copy.copy(self)
+        made._layers = []
+        return made
 
     def context_frames(self, context_tokens: int) -> int:
         """Return how many frames a context of so many tokens holds, the prefix taken off."""

@@ -66,9 +66,9 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--quantize",
-        choices=("none", "int8", "int4"),
+        choices=("auto", "none", "int8", "int4"),
         default="none",
-        help="How the decoder's weights are kept (default: none).",
+        help="How the decoder's weights are kept; auto: with the least loss that is fast enough (default: none).",
     )
     group.add_argument(
         "--codec-dtype",

@@ -33,6 +33,8 @@ _SECONDS = 120
 """Longest that the compiler may take."""
 SWITCH = "STREAMING_NATIVE"
 """The environment's variable: 0 means PyTorch's operations alone."""
+WIDENED = ("SSE2", "NEON", "plain C")
+"""Instruction sets without products of bytes, as `native_instructions` names them."""
 
 _COMPILERS = {"Linux": "Debian: apt install gcc libc6-dev", "Darwin": "xcode-select --install"}
 """How to install a compiler, by system."""
@@ -91,10 +93,10 @@ def build(target: str = NATIVE) -> ctypes.CDLL:
         _run(*compiler, "--version"),
         *flags,
         str(threads),
-        _processor(),
+        processor(),
     )
     name = f"native-{hashlib.sha256(chr(0).join(parts).encode(errors='replace')).hexdigest()[:24]}.so"
-    cache = _cache()
+    cache = cache_folder("native")
     if cache is not None and (cache / name).exists():
         try:
             return _open(cache / name)
@@ -153,8 +155,10 @@ def _libraries() -> list[Path]:
     raise _NotHereError(f"they are for Linux and macOS, this is {platform.system()}")
 
 
-def _processor() -> str:
+def processor() -> str:
     """Return a text that tells one kind of processor from another."""
+    if platform.system() == "Windows":
+        return platform.processor()
     if platform.system() == "Darwin":
         return _run("sysctl", "machdep.cpu", "hw.optional")
     with open("/proc/cpuinfo", encoding="utf-8") as file:
@@ -162,11 +166,11 @@ def _processor() -> str:
     return "\n".join(line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part")))
 
 
-def _cache() -> Path | None:
-    """A folder that is ours alone, for what lies in it is run; None where there can be none."""
+def cache_folder(name: str) -> Path | None:
+    """Return a folder that is ours alone, for what lies in it may be run; None where there can be none."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    folder = Path(base) / "streaming-continuation" / "native"
-    if not folder.is_absolute():
+    folder = Path(base) / "streaming-continuation" / name
+    if not folder.is_absolute() or platform.system() == "Windows":  # where owners are told by other means
         return None
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -175,6 +179,6 @@ def _cache() -> Path | None:
         return None
     if found.st_uid != os.getuid() or found.st_mode & 0o022:
         reason = "others could write to it" if found.st_uid == os.getuid() else "it belongs to another user"
-        _LOG.warning("%s is not used, since %s: the native operations are compiled anew", folder, reason)
+        _LOG.warning("%s is not used, since %s: what it would keep is made anew", folder, reason)
         return None
     return folder if os.access(folder, os.W_OK) else None

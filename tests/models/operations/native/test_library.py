@@ -39,7 +39,7 @@ def test_a_second_start_compiles_nothing(cache: Path, monkeypatch: pytest.Monkey
 def test_what_differs_is_compiled_anew(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pins a library of yesterday's source, or of another machine that shares this home."""
     native.library()
-    for name, value in (("_FLAGS", (*native._FLAGS, "-DANOTHER")), ("_processor", lambda: "another")):
+    for name, value in (("_FLAGS", (*native._FLAGS, "-DANOTHER")), ("processor", lambda: "another")):
         native.library.cache_clear()
         monkeypatch.setattr(native, name, value)
         assert native.library() is not None
