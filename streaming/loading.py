@@ -31,11 +31,11 @@ from streaming.models.checkpoint import (
     read_generation_config,
 )
 from streaming.models.faults import is_want_of_memory
-from streaming.models.linear import Quantize, QuantizeOption
 from streaming.models.llama import LlamaDecoder
 from streaming.models.mimi import StreamingMimi
 from streaming.models.operations.base import Operations
 from streaming.models.operations.native.library import library, processor
+from streaming.models.quantization import Quantize, QuantizeOption
 from streaming.models.random_weights import CODECS, DECODERS, MIMI, random_codec, random_decoder
 from streaming.models.token_layout import TokenLayout
 from streaming.quantize_choice import KINDS, choose, measured_file, warn_if_slower

@@ -16,9 +16,10 @@ from pathlib import Path
 
 import torch
 
-from streaming.models.linear import Dense, Linear, Quantize
+from streaming.models.linear import Dense, Linear
 from streaming.models.operations.native.library import WIDENED, cache_folder, library
 from streaming.models.operations.native.matrix import NativeLinear
+from streaming.models.quantization import Quantize
 
 _LOG = logging.getLogger(__name__)
 KINDS: tuple[Quantize, ...] = ("none", "int8", "int4")

@@ -25,10 +25,10 @@ from transformers import (
 from recipes.demo.files import unit_tokenizer
 from streaming import config
 from streaming.models.checkpoint import TensorSource, read_config
-from streaming.models.linear import Quantize
 from streaming.models.llama import LlamaDecoder
 from streaming.models.mimi import StreamingMimi
 from streaming.models.operations.base import Operations
+from streaming.models.quantization import Quantize
 from streaming.models.token_layout import AUDIO, END_OF_AUDIO, TokenLayout, unit_name
 
 FRAME = 1920

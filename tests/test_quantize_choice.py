@@ -12,8 +12,8 @@ import torch
 from streaming import loading, quantize_choice
 from streaming.errors import StreamingError, TooLargeError
 from streaming.memory import Memory
-from streaming.models.linear import Quantize
 from streaming.models.operations.native import library as native
+from streaming.models.quantization import Quantize
 from streaming.quantize_choice import KINDS, choose, product_s, warn_if_slower
 
 

@@ -24,10 +24,11 @@ from torch import Tensor
 from streaming.config import LlamaConfig
 from streaming.models.attention import FrameView, KeyValueRing, Rotary
 from streaming.models.checkpoint import TensorSource
-from streaming.models.linear import Linear, Quantize, linear, load_linear
+from streaming.models.linear import Linear, linear, load_linear
 from streaming.models.operations.base import Operations
 from streaming.models.operations.choice import pick
 from streaming.models.operations.torch import TorchOperations
+from streaming.models.quantization import Quantize
 from streaming.models.sampler import Drawing, SamplerState
 from streaming.models.token_layout import TokenLayout
 

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from streaming.config import LlamaConfig, MimiConfig, Rope
 from streaming.models.checkpoint import Fingerprint, TensorSource
-from streaming.models.linear import Quantize
 from streaming.models.llama import LlamaDecoder
 from streaming.models.mimi import StreamingMimi
 from streaming.models.operations.base import Operations
+from streaming.models.quantization import Quantize
 from streaming.models.token_layout import TokenLayout
 
 MIMI = MimiConfig(

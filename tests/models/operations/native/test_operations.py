@@ -14,11 +14,12 @@ from torch import Tensor
 from streaming.config import Rope
 from streaming.frame_step import FrameStep
 from streaming.models.attention import Rotary
-from streaming.models.linear import Dense, eight_bits, four_bits
+from streaming.models.linear import Dense
 from streaming.models.operations.native.library import library
 from streaming.models.operations.native.matrix import NativeLinear
 from streaming.models.operations.native.operations import NativeOperations
 from streaming.models.operations.torch import TorchOperations
+from streaming.models.quantization import eight_bits, four_bits
 from tests.models.operations.native.twins import int4_product, int8_product
 from tests.models.operations.triton.draws import OPTIONS, assert_same_draws, drawing, options
 from tests.models.operations.triton.rings import assert_same_ring, cleaned, poisoned_ring, scattered
