@@ -74,9 +74,29 @@ def complain(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
-def drop_output() -> None:
+def drop_output(descriptor: int = 1) -> None:
     """Forget what waits for standard output, which the interpreter would try to write once more at its end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+
+
+def end_output(status: int, program: str) -> int:
+    """Write out what waits for standard output and standard error. Return the exit status: an output that cannot be
+    written makes a failure of a success; complaints that cannot be written change nothing.
+
+    The interpreter would do it after this, and end with 120 and a message of its own.
+    """
+    try:
+        print(end="", flush=True)
+    except OSError as error:
+        drop_output()
+        if status == 0:
+            complain(f"{program}: cannot write to standard output: {error.strerror or error}")
+        status = status or 1
+    try:
+        print(end="", file=sys.stderr, flush=True)
+    except OSError:
+        drop_output(2)
+    return status
 
 
 def check_result(flag: str, path: Path | None) -> None:

@@ -4,7 +4,7 @@ installed. Signals are seen to first; everything else is imported after that.
 
 from __future__ import annotations
 
-from streaming.command import end_on_signals
+from streaming.command import end_on_signals, end_output
 
 
 def server(program: str = "streaming-server") -> int:
@@ -12,7 +12,7 @@ def server(program: str = "streaming-server") -> int:
     end_on_signals()
     from streaming.server.command import main
 
-    return main(program=program)
+    return end_output(main(program=program), program)
 
 
 def client(program: str = "streaming-client") -> int:
@@ -20,4 +20,4 @@ def client(program: str = "streaming-client") -> int:
     end_on_signals()
     from streaming.terminal.command import main
 
-    return main(program=program)
+    return end_output(main(program=program), program)

@@ -42,7 +42,8 @@ def command(
     line: Sequence[str] = (sys.executable, *arguments)
     if within:
         line = ("sh", "-c", within.format(" ".join(line)))
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("STREAMING_")}
+    ours = ("STREAMING_", "PYTHONUNBUFFERED")  # what waits in a buffer fails once more at the end
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     return subprocess.run(
         line,
         cwd=ROOT,
