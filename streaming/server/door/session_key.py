@@ -1,4 +1,4 @@
-"""The server's own secret: what it signs saved sessions with, and encrypts stored ones.
+"""The server's own secret: what it signs saved sessions with.
 
 As with tokens, it never comes from a flag, and no message repeats it.
 """
