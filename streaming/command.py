@@ -75,7 +75,9 @@ def complain(line: str) -> None:
 
 
 def drop_output(descriptor: int = 1) -> None:
-    """Forget what waits for standard output, which the interpreter would try to write once more at its end."""
+    """Forget what waits for standard output, or standard error (2): the interpreter would try to write it once more at
+    its end.
+    """
     os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
 
 
@@ -86,14 +88,14 @@ def end_output(status: int, program: str) -> int:
     The interpreter would do it after this, and end with 120 and a message of its own.
     """
     try:
-        print(end="", flush=True)
+        sys.stdout.flush()
     except OSError as error:
         drop_output()
         if status == 0:
             complain(f"{program}: cannot write to standard output: {error.strerror or error}")
         status = status or 1
     try:
-        print(end="", file=sys.stderr, flush=True)
+        sys.stderr.flush()
     except OSError:
         drop_output(2)
     return status

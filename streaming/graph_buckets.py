@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-WIDTHS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+_WIDTHS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 """Numbers of rows that are captured as graphs; a step in between is filled up with rows that are nobody's."""
 
 
@@ -47,7 +47,7 @@ class Buckets:
 
     def all(self) -> list[Bucket]:
         """Return all of them. The widest comes first: the others share its memory."""
-        widths = sorted({min(width, self._num_slots) for width in WIDTHS} | {self._num_slots}, reverse=True)
+        widths = sorted({min(width, self._num_slots) for width in _WIDTHS} | {self._num_slots}, reverse=True)
         columns = sorted(set(self._columns.values()), reverse=True)
         kinds = [(True, False, True), (False, True, True), (True, True, True)]
         found = [Bucket(width, held, *kind) for width in widths for held in columns for kind in kinds]
@@ -60,7 +60,7 @@ class Buckets:
 
         Any frame in it may end early, since looking at the lengths takes four launches only.
         """
-        width = next((w for w in WIDTHS if width <= w <= self._num_slots), self._num_slots)
+        width = next((w for w in _WIDTHS if width <= w <= self._num_slots), self._num_slots)
         length = next(length for length in self._columns if longest <= length) if few else max(self._columns)
         return Bucket(width, self._columns[length], listening, speaking, few)
 

@@ -8,14 +8,13 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
-import tempfile
 import time
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import torch
 
+from streaming.files import write_private
 from streaming.models.linear import Dense, Linear
 from streaming.models.operations.native.library import WIDENED, cache_folder, library
 from streaming.models.operations.native.matrix import NativeLinear
@@ -150,8 +149,6 @@ def _keep(file: Path | None, key: str, taken: dict[Quantize, float]) -> None:
     kept = {name: seconds for name, seconds in _read(file).items() if name != key}
     latest = dict([*kept.items(), (key, taken)][-_KEPT:])
     try:
-        with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False, encoding="utf-8") as made:
-            json.dump(latest, made)
-        os.replace(made.name, file)
+        write_private(file, json.dumps(latest).encode())
     except OSError as error:
         _LOG.warning("what --quantize auto measured could not be kept in %s: %s", file, error)
