@@ -147,6 +147,12 @@ def _add_sessions(group: argparse._ArgumentGroup) -> None:
         help="The secret that signs sessions which leave the server, 32 characters or more (or STREAMING_SESSION_KEY).",
     )
     group.add_argument(
+        "--session-store",
+        metavar="URL",
+        help="Where sessions go when the server stops or their client is away, so that any server goes on with them: "
+        "a folder, s3://…, memory:// and whatever fsspec knows.",
+    )
+    group.add_argument(
         "--drain-seconds",
         type=float,
         default=30,

@@ -26,6 +26,7 @@ from streaming.server.door.session_key import load_session_key
 from streaming.server.door.tls import load_tls
 from streaming.server.door.tokens import load_tokens
 from streaming.server.server import ServerOptions, Shutdown, run_server
+from streaming.server.session_store import SessionStore
 from streaming.server.watch import log
 
 _LOG = logging.getLogger("streaming.server")
@@ -84,6 +85,7 @@ def run(options: argparse.Namespace, program: str) -> int:
         limits = Limits(options.sessions_per_token, options.sessions_per_address)
         origins, proxies = parse_origins(options.allow_origin), parse_proxies(options.trusted_proxy)
         keeper = Gatekeeper(bind, tokens, origins, limits, proxies)
+        key = load_session_key(os.environ, options.session_key)
         served = ServerOptions(
             port=options.port,
             tls=tls,
@@ -91,7 +93,8 @@ def run(options: argparse.Namespace, program: str) -> int:
             idle_s=options.idle_seconds,
             takes=options.takes,
             allow_save=options.allow_save,
-            session_key=load_session_key(os.environ, options.session_key),
+            session_key=key,
+            store=None if options.session_store is None else SessionStore(options.session_store, key),
             resume_s=options.resume_seconds,
             drain_s=options.drain_seconds,
         )
