@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -172,6 +172,8 @@ class Talk:
         )
         if started.notice:
             self._view.event("notice", {"message": started.notice})
+        if started.suggestions and not self._file_mode:
+            self._view.event("notice", {"message": suggestion(started.suggestions)})
         self._listen()
 
     # Speech out
@@ -324,6 +326,8 @@ class Talk:
         waiting = self.meters.state == "waiting"
         if self._file_mode and (waiting or self._file_ended_s is None):
             raise ContinuationError(f"the server cannot continue this: {message}")
+        if error.in_reply_to == "interrupt":
+            return  # the server has gone by its own clock meanwhile
         self._view.event("notice", {"message": message})
         if waiting:
             self._listen()
@@ -449,3 +453,9 @@ class Talk:
 
 def _at(event: SpeechStarted | SpeechStopped) -> dict[str, object]:
     return {"turn": event.turn, "at_seconds": event.at_samples / SAMPLE_RATE}
+
+
+def suggestion(suggestions: Sequence[str]) -> str:
+    """Return what one might say, as a sentence."""
+    *some, last = (f'"{one}"' for one in suggestions)
+    return f"Try saying {', '.join(some)} or {last}." if some else f"Try saying {last}."

@@ -10,7 +10,7 @@ import { browserStorage, loadSettings, saveSettings } from "./settings.js";
 import { SoundPanel } from "./sound-panel.js";
 import { Spectrogram } from "./spectrogram.js";
 import { Talk } from "./talk.js";
-import { words } from "./words.js";
+import { suggestion, words } from "./words.js";
 
 const TAP_MS = 300; // shorter is a tap: the turn then lasts until the next one
 const POLL_MS = 5000;
@@ -348,6 +348,9 @@ function showServer() {
   $("server").dataset.state = own ? "ready" : state === "line" ? "full" : state;
   write($("server-text"), `${figures?.model || "the server"}: ${own ? "connected" : says}`);
   write($("notice"), figures?.notice ?? "");
+  const suggested = suggestion(figures?.suggestions ?? []);
+  write($("suggestion"), suggested);
+  $("suggestion").hidden = suggested === "";
 }
 
 /** Text, and a smaller rest; the page is touched only where something changed, lest screen readers say it again.

@@ -92,6 +92,7 @@ export class Talk {
   #seed = null; // the session's
   #takesKept = 0; // how many turns the server can go back to
   #takeAfter = null; // the turn that is being interrupted for another take
+  #dropped = 0; // samples of this session's speech that the server had to throw away
   #clock = null; // {frame, position}: where in the session's speech the microphone is
   #check = null; // whether the microphone gives a sound, while it is listened to
   #pressed = false; // whether a press waits for the microphone
@@ -391,7 +392,7 @@ export class Talk {
     this.#setPhase("connecting");
     await this.#audio.open();
     this.tape ??= new Tape(this.#audio.rate);
-    this.#vad = vad;
+    [this.#vad, this.#dropped] = [vad, 0];
     const { maxSeconds, silenceMs, seed: chosen } = this.#settings();
     this.#seed = seed ?? chosen ?? drawSeed();
     this.figures = { ...this.figures, seed: this.#seed };
@@ -676,7 +677,8 @@ export class Talk {
         this.#changed();
         break;
       case "input.dropped":
-        this.#told(`The server is too slow: ${seconds(event.samples)} s of what you said were lost.`, {
+        this.#dropped += event.samples;
+        this.#told(`The server is too slow: it has lost ${duration(this.#dropped)} of what you said.`, {
           rank: "warning",
           topic: "server",
         });
@@ -727,6 +729,7 @@ export class Talk {
       this.#fail(code, message);
       return;
     }
+    if (reply === "interrupt" && this.#takeAfter === null) return; // it has gone by its own clock meanwhile
     this.#told(`The server says: ${message}`, { rank: "warning" });
     const refused = code === "empty_prompt" || reply === "take" || (reply === "interrupt" && this.#takeAfter !== null);
     if (refused && this.phase === "waiting") {
@@ -759,7 +762,7 @@ export class Talk {
     if (turn !== spoken?.turn) return;
     spoken.underrunsBefore ??= underruns;
     if (underruns > this.figures.underruns) {
-      this.#told(`The sound came too late. From here on ${targetMs} ms of it are kept in reserve.`, { topic: "buffer" });
+      this.#told(`Sound came too late and left a gap. From now on ${targetMs} ms are held in reserve.`, { topic: "buffer" });
     }
     this.figures = { ...this.figures, bufferMs: (1000 * buffered) / SAMPLE_RATE, targetMs, underruns };
     this.level = level(pcm);
@@ -843,4 +846,9 @@ function compare(before, now) {
 
 function seconds(samples) {
   return (samples / SAMPLE_RATE).toFixed(1);
+}
+
+function duration(samples) {
+  const ms = Math.ceil((1000 * samples) / SAMPLE_RATE);
+  return ms < 1000 ? `${ms} ms` : `${seconds(samples)} s`;
 }

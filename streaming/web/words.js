@@ -36,7 +36,7 @@ export function words(talk, { handsFree, server, gestured }) {
       if (talk.handsFree) return says(STOP, "It goes on", "Speak to interrupt it. Wear headphones, or it hears itself.");
       return says("Interrupt", "It goes on", "Hold and talk to interrupt it.");
     case "replaying":
-      return says(handsFree ? "Listen" : HOLD, "Playing it again", "Esc stops it.");
+      return says(handsFree ? "Listen" : HOLD, "Playing it again", "Press Stop to end it.");
     case "ready":
       if (!talk.handsFree) return says(HOLD, "Your turn", "It remembers what you said and what you heard of it.");
       if (talk.microphone === "muted") return says(STOP, "Muted", "Nothing is heard until you press Unmute.");
@@ -69,11 +69,17 @@ function picked({ phase, grip, asking, place, playingFile, handsFree, microphone
   return { phase, grip, asking, place, playingFile, handsFree, microphone };
 }
 
+/** What one might say to this model, as a sentence; "" where nobody knows. */
+export function suggestion(suggestions) {
+  if (suggestions.length === 0) return "";
+  return `Try saying ${new Intl.ListFormat("en", { type: "disjunction" }).format(suggestions.map((one) => `“${one}”`))}.`;
+}
+
 /** What becomes of what the microphone hears. */
 export const MICROPHONE = {
   off: "Off",
   asking: "Asking",
-  on: "On, not heard",
-  heard: "On: you are heard",
+  on: "On, not sent",
+  heard: "You are heard",
   muted: "Muted",
 };

@@ -605,6 +605,29 @@ class TestMicrophone:
         run(test())
         assert soundfile.info(tmp_path / "out.wav").frames == 2 * 5 * FRAME, "of two prompts, a take each"
 
+    @pytest.mark.parametrize("suggestions", [(), ("one, two", "Monday", "A B C")])
+    def test_what_one_might_say_is_said_before_one_speaks(self, tmp_path: Path, suggestions: tuple[str, ...]) -> None:
+        """Who was not told what a demo recites from talked of something else, and heard it babble."""
+
+        async def test() -> None:
+            view = Witness()
+
+            async def keys() -> AsyncIterator[Key]:
+                await view.until("listening")
+                yield Key.RELEASED  # means nothing here
+
+            step = StubStep(1, rewind_frames=16)
+            with Engine(step, "stub", suggestions=suggestions) as engine, serving(engine) as server:
+                async with ContinuationClient.connect(server.url, SessionStart(max_seconds=0.2)) as client:
+                    talk = Talk(client, view, turn_taking="manual", loudspeaker=loudspeaker(), output=None, record=None)
+                    await talk.run_microphone(FakeMicrophone(), keys())
+            names = [name for name, _ in view.events]
+            told = [fields["message"] for name, fields in view.events if name == "notice"]
+            assert told == (['Try saying "one, two", "Monday" or "A B C".'] if suggestions else [])
+            assert not told or names.index("notice") < names.index("listening")
+
+        run(test())
+
     def test_a_server_without_takes_is_said_to_be(self, tmp_path: Path) -> None:
         async def test() -> None:
             view = Witness()
