@@ -46,7 +46,10 @@ function told(text, about) {
 
 let downAt = null; // when the button went down, while it is
 
-/** The button, or the space bar, goes down. timeStamp: of the event; it is handled later where opening a device holds the page. */
+/**
+ * The button, or the space bar, goes down. timeStamp: of the event; it is handled later where opening a device holds
+ * the page.
+ */
 function down({ timeStamp }) {
   if (downAt !== null) return;
   const { phase } = talk;

@@ -14,7 +14,7 @@
  * done one after another, in order.
  */
 
-import { AudioError } from "./audio.js";
+import { AudioError, loudness } from "./audio.js";
 import { ContinuationClient } from "./client.js";
 import { DEAD, DEAF, MicrophoneCheck } from "./microphone-check.js";
 import { FRAME, SAMPLE_RATE, encodeControl } from "./protocol.js";
@@ -101,8 +101,8 @@ export class Talk {
   #commands = Promise.resolve();
 
   /**
-   * audio: an `Audio`; openSocket, whyRefused: of `connection.js`; settings(): read anew for each turn; changed(): called
-   * after every change; told(text, {rank, topic}), withdrawn(topic): of `Notes`.
+   * audio: an `Audio`; openSocket, whyRefused: of `connection.js`; settings(): read anew for each turn; changed():
+   * called after every change; told(text, {rank, topic}), withdrawn(topic): of `Notes`.
    */
   constructor({ audio, openSocket, whyRefused, settings, changed, told, withdrawn }) {
     [this.#audio, this.#openSocket, this.#whyRefused] = [audio, openSocket, whyRefused];
@@ -129,7 +129,10 @@ export class Talk {
     return this.#source === "file";
   }
 
-  /** What becomes of what the microphone hears: "off", "asking", "muted", "heard" (it goes to the server), "on" (it does not). */
+  /**
+   * What becomes of what the microphone hears: "off", "asking", "muted", "heard" (it goes to the server), "on" (it does
+   * not).
+   */
   get microphone() {
     if (this.phase === "asking") return "asking";
     if (!this.#audio.hasMicrophone) return "off";
@@ -818,12 +821,10 @@ export class Talk {
   }
 }
 
-/** Loudness (RMS) from 0, at -60 dB or less, to 1 at full scale. */
-export function level(pcm) {
+function level(pcm) {
   let sum = 0;
   for (const sample of pcm) sum += sample * sample;
-  const rms = Math.sqrt(sum / Math.max(1, pcm.length)) / 32768;
-  return Math.max(0, 1 + Math.log10(Math.max(rms, 1e-6)) / 3);
+  return loudness(Math.sqrt(sum / Math.max(1, pcm.length)) / 32768);
 }
 
 function join(parts) {
