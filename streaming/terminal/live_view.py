@@ -184,7 +184,10 @@ def _line(name: str, fields: Mapping[str, Any]) -> Text | None:
         case "interrupted":
             return Text(f"turn {fields['turn']}: interrupted after {fields['heard_seconds']:.2f} s", style="dim")
         case "connection_lost":
-            return Text(f"connection lost; coming back (kept for {fields['kept_seconds']:g} s)", style="bold yellow")
+            return Text(
+                f"connection lost: trying to return (the session is kept for {fields['kept_seconds']:g} s)",
+                style="bold yellow",
+            )
         case "connection_restored":
             return Text(f"connection restored after {fields['after_ms'] / 1e3:.1f} s, nothing lost", style="green")
         case "session_lost":

@@ -240,7 +240,7 @@ async function poll() {
   asked = true;
   if (figures?.status === "ready" && ["gone", "lost", "stopping"].includes(talk.problem?.code)) {
     if (talk.problem.code === "gone") talk.dismiss();
-    told("The server is there again.", { topic: "server" });
+    told("The server is back.", { topic: "server" });
   }
   if (figures?.free && talk.problem?.code === "full") {
     talk.dismiss();

@@ -24,7 +24,7 @@ import { MACHINE, Tape, YOU } from "./tape.js";
 const LEAD_MS = 400;
 const MAX_LATENCY_MS = 500;
 const MAX_PROMPT_SAMPLES = 300 * SAMPLE_RATE; // what can be repeated
-const TOO_SHORT = "That was too short to go on from: talk for as long as you hold the button.";
+const TOO_SHORT = "That was too short to go on from. Hold the button for as long as you talk.";
 const NOTHING_YET = { firstSoundMs: null, bufferMs: null, targetMs: null, underruns: 0, stepMs: null, seed: null, topP: null };
 
 /** A continuation that was asked for or is being played. Frames are the audio clock's. */

@@ -17,7 +17,7 @@ export function words(talk, { handsFree, server, gestured }) {
   switch (phase) {
     case "asking":
       if (!talk.asking) return says("…", "Opening the microphone", "");
-      return says("…", "May it hear you?", "Your browser asks: allow the microphone. Until then nothing is heard.");
+      return says("…", "May it hear you?", "Your browser asks for the microphone: allow it. Until then nothing is heard.");
     case "connecting":
       if (!gestured) return says("…", "Click anywhere", "A browser plays no sound before the first click.");
       return says(holding(talk) ?? "Cancel", "Connecting", "What you say is kept until it can be sent.");
@@ -38,7 +38,7 @@ export function words(talk, { handsFree, server, gestured }) {
     case "replaying":
       return says(handsFree ? "Listen" : HOLD, "Playing it again", "Press Stop to end it.");
     case "ready":
-      if (!talk.handsFree) return says(HOLD, "Your turn", "It remembers what you said and what you heard of it.");
+      if (!talk.handsFree) return says(HOLD, "Your turn", "It remembers what you said, and what you heard it say.");
       if (talk.microphone === "muted") return says(STOP, "Muted", "Nothing is heard until you press Unmute.");
       return says(STOP, "Listening", "Just talk. Pause, and it goes on.");
     case "problem":

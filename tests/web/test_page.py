@@ -458,7 +458,7 @@ def test_a_proxy_that_passes_no_websockets_is_not_taken_for_a_server_that_is_gon
     open_page(page, server.live)
     with page.holding_space():
         page.wait_for_phase("problem")
-    assert page.text("#problem-title") == "No way through for speech"
+    assert page.text("#problem-title") == "Speech cannot get through"
 
 
 def test_a_token_is_asked_for_and_kept_in_this_tab_only(page: Page) -> None:
