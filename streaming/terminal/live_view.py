@@ -116,8 +116,8 @@ class LiveView:
         bars = Table.grid(padding=(0, 1))
         for column in range(3):
             bars.add_column(no_wrap=True, justify="right" if column == 2 else "left")
-        bars.add_row("you", _bar(meters.input_dbfs, width), f"{meters.input_dbfs:.0f} dB")
-        bars.add_row("machine", _bar(meters.output_dbfs, width), f"{meters.output_dbfs:.0f} dB")
+        bars.add_row("you", _bar(meters.input_dbfs, width), f"{round(meters.input_dbfs)} dB")
+        bars.add_row("machine", _bar(meters.output_dbfs, width), f"{round(meters.output_dbfs)} dB")
         figures = [
             f"sent {meters.sent_seconds:.1f} s",
             f"buffer {meters.buffer_ms:.0f} ms",
