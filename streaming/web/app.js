@@ -231,12 +231,14 @@ $("host").textContent = location.host;
 
 // The server's figures
 
-let figures = null;
+let figures = null; // of its last answer, null where it gave none
+let model = {}; // what it said last of its model: that stays where it is, whether it answers or not
 let asked = false; // whether the server has been asked
 
 async function poll() {
   if (document.hidden) return;
   figures = await health();
+  model = figures ?? model;
   asked = true;
   if (figures?.status === "ready" && ["gone", "lost", "stopping"].includes(talk.problem?.code)) {
     if (talk.problem.code === "gone") talk.dismiss();
@@ -349,9 +351,9 @@ function showServer() {
   const says = { unknown: "…", gone: "no answer", stopping: "stopping", line: "full", full: "full", ready: "ready" }[state];
   const own = ["ready", "line", "full"].includes(state) && talk.connected; // full, perhaps, by this very talk
   $("server").dataset.state = own ? "ready" : state === "line" ? "full" : state;
-  write($("server-text"), `${figures?.model || "the server"}: ${own ? "connected" : says}`);
-  write($("notice"), figures?.notice ?? "");
-  const suggested = suggestion(figures?.suggestions ?? []);
+  write($("server-text"), `${model.model || "the server"}: ${own ? "connected" : says}`);
+  write($("notice"), model.notice ?? "");
+  const suggested = suggestion(model.suggestions ?? []);
   write($("suggestion"), suggested);
   $("suggestion").hidden = suggested === "";
 }
