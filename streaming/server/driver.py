@@ -302,6 +302,7 @@ class Driver:
             seed=session.seed,
             turn=session.turn,
             notice=engine.notice,
+            suggestions=engine.suggestions,
             resume=self._resume,
             sampling=self._start.sampling,
             takes=0 if self._takes is None else self._takes.turns,
