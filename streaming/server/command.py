@@ -24,6 +24,7 @@ _OTHER_VARIABLES = (
     "STREAMING_TOKEN",  # of clients
     "STREAMING_METRICS_TOKEN",  # of benchmarks
     "STREAMING_NATIVE",
+    "STREAMING_WITHOUT_KERNELS",
     "STREAMING_DEMO_ROOT",  # of the recipe
     "STREAMING_LONG_SESSION_MINUTES",  # of a test
 )
