@@ -138,6 +138,12 @@ def _add_sessions(group: argparse._ArgumentGroup) -> None:
         help="Of how many of its latest turns a session can make another take (default: 4; 0: of none).",
     )
     group.add_argument(
+        "--session-store",
+        metavar="URL",
+        help="Where sessions go when the server stops or their client is away, so that any server goes on with them: "
+        "a folder, s3://…, memory:// and whatever fsspec knows.",
+    )
+    group.add_argument(
         "--drain-seconds",
         type=float,
         default=30,
