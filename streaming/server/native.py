@@ -18,7 +18,7 @@ from websockets.protocol import State
 from streaming.conversation.conversation import Received
 from streaming.conversation.ends import MOVED, refusal
 from streaming.conversation.outbox import Echo, Reply, Saved
-from streaming.conversation.takes import TakesMemory
+from streaming.conversation.takes import Takes, TakesMemory
 from streaming.engine.engine import Engine
 from streaming.errors import ProtocolError, StreamingError
 from streaming.protocol import messages
@@ -486,7 +486,7 @@ class NativeService:
             self._idle_s,
             resume,
             observer=observer,
-            takes=self._takes if start.takes else None,
+            takes=Takes(self._takes) if start.takes and self._takes.turns else None,
             saved=saved,
             saves=self._saved.allowed,
         )

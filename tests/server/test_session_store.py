@@ -1,4 +1,4 @@
-"""Sessions that outlive their server: a store that servers share, and clients that come back to whichever they reach."""
+"""Sessions that outlive their server: a store that servers share, and clients that come back to any of them."""
 
 from __future__ import annotations
 
