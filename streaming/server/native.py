@@ -426,7 +426,7 @@ class NativeService:
             self._idle_s,
             resume,
             observer=observer,
-            takes=self._takes if talk.books.start.takes else None,
+            takes=Takes(self._takes) if talk.books.start.takes and self._takes.turns else None,
             saves=self._saved.allowed,
             down=found.down,
         )
