@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streaming.audio import FRAME, FRAME_RATE
-from streaming.config import Sampling
+from streaming.config import OVERLOAD, Sampling
 from streaming.engine.blocking import Session, changed
 from streaming.engine.events import StepAudio
 from streaming.engine.histogram import Counts, Histogram
@@ -35,10 +35,6 @@ _TIMED_STEPS = 1000
 _RECENT_STEPS = 25
 _RECENT_S = 5.0
 """Steps before that say nothing of the sessions that there are now."""
-OVERLOAD = 0.8
-"""Steps that take this share of a frame's 80 ms leave no room for another session: the rest is for sockets, and for
-other programs.
-"""
 _ENGINE_FAILED = "the engine has failed; its log says why"
 """Clients are told so, too: what exactly went wrong is none of their business."""
 _HOPELESS_STEPS = 3

@@ -24,6 +24,7 @@ _OTHER_VARIABLES = (
     "STREAMING_TOKEN",  # of clients
     "STREAMING_METRICS_TOKEN",  # of benchmarks
     "STREAMING_NATIVE",
+    "STREAMING_WITHOUT_KERNELS",
     "STREAMING_DEMO_ROOT",  # of the recipe
     "STREAMING_LONG_SESSION_MINUTES",  # of a test
 )
@@ -139,6 +140,12 @@ def _add_sessions(group: argparse._ArgumentGroup) -> None:
         default=4,
         metavar="N",
         help="For how many of its latest turns a session can make another take (default: 4; 0: for none).",
+    )
+    group.add_argument(
+        "--session-store",
+        metavar="URL",
+        help="Where sessions go when the server stops or their client is away, so that any server goes on with them: "
+        "a folder, s3://…, memory:// and whatever fsspec knows.",
     )
     group.add_argument(
         "--drain-seconds",

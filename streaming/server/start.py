@@ -26,6 +26,7 @@ from streaming.server.door.session_key import SessionKeyError, load_session_key
 from streaming.server.door.tls import load_tls
 from streaming.server.door.tokens import load_tokens
 from streaming.server.server import ServerOptions, Shutdown, run_server
+from streaming.server.session_store import SessionStore
 from streaming.server.watch import log
 
 _LOG = logging.getLogger("streaming.server")
@@ -87,6 +88,7 @@ def run(options: argparse.Namespace, program: str) -> int:
             takes=options.takes,
             allow_save=options.allow_save,
             session_key=key,
+            store=None if options.session_store is None else SessionStore(options.session_store, key),
             resume_s=options.resume_seconds,
             drain_s=options.drain_seconds,
         )
