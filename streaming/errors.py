@@ -37,7 +37,7 @@ class TokenLayoutError(CheckpointError):
 
 
 class TooLargeError(StreamingError):
-    """What was asked for does not fit into the memory that there is."""
+    """There is too little memory for what was asked for."""
 
     code = "too_large"
 

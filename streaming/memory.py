@@ -1,4 +1,4 @@
-"""How much memory there is, with the limit of a container where this process runs in one."""
+"""Find how much memory there is, with the limit of a container where this process runs in one."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ from streaming.models.likelihood import OutputLayer, clip_losses, encode_recordi
 from streaming.options import count, positive
 
 MAX_SECONDS = 20.0
-"""Of a clip; the rest is not looked at. As published."""
+"""Seconds of a clip that are scored, as published. The rest is not looked at."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def _beginning(path: str, max_seconds: float) -> NDArray[np.float32]:
 
 @dataclass(frozen=True)
 class Pairs:
-    """What a benchmark makes of pairs. accuracy: share whose positive is likelier, a tie counting half (SALMon);
+    """A benchmark's result over pairs. accuracy: share whose positive is likelier, a tie counting half (SALMon);
     semantic_accuracy: the same by `Score.semantic`.
     """
 

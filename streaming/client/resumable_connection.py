@@ -79,7 +79,7 @@ class ResumableConnection:
     ) -> None:
         self.started = started
         self.sent_bytes = self.received_bytes = 0
-        """Of all messages so far, without what sockets add."""
+        """The bytes of all messages so far, without what sockets add."""
         self._manual = start.turn_taking == "manual"
         self._opus = (OpusSender(WHOLE_FRAMES), OpusReceiver()) if started.codec == "opus" else None
         self._address, self._socket = address, socket

@@ -48,15 +48,15 @@ from streaming.protocol import messages
 from streaming.protocol.messages import AudioMessage, ClientMessage, Message, SamplingOptions, UnknownTypeError
 
 MAX_UNSENT = 64
-"""No message is handled while so many replies wait: who asks and never reads is not listened to."""
+"""Replies that may wait. While more do, no message of the client is handled."""
 HEARD_TIMEOUT_S = 0.5
-"""How long a client may take to say what was heard, when a voice interrupts or an OpenAI response is cancelled."""
+"""A client has this long to say what was heard, when a voice interrupts or an OpenAI response is cancelled."""
 _LAGGING_FRAMES = events.QUEUED_FRAMES // 2
 _LAGGING_INTERVAL_S = 1.0
 
 
 class Observer(Protocol):
-    """Who counts what happens in a session."""
+    """An observer that counts what happens in a session."""
 
     def said(self, reply: Message | AudioMessage) -> None: ...
     def heard(self) -> None: ...
@@ -65,7 +65,7 @@ class Observer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class HeardByClock:
-    """The client has not said what it heard of this turn, which was interrupted: the clock says it."""
+    """A stand-in for a client that has not said what it heard of an interrupted turn: the clock says it."""
 
     type: ClassVar[str] = str(messages.Interrupt.__struct_config__.tag)
     """The message that it stands for."""
@@ -74,7 +74,7 @@ class HeardByClock:
 
 
 Received = ClientMessage | AudioMessage | ProtocolError | Echo | HeardByClock
-"""What a dialect makes of what a client sent; what is wrong with it is a `ProtocolError` in its place."""
+"""A client's message as a dialect has decoded it, or the `ProtocolError` that stands in its place."""
 
 
 class Conversation:
@@ -135,7 +135,7 @@ class Conversation:
 
     @property
     def calm(self) -> bool:
-        """Whether the engine has all that it was told: nothing waits for room, and no answer makes more commands."""
+        """Return whether the engine has all it was told: nothing waits for room, and no answer makes more commands."""
         interrupting = self._taker is not None and self._taker.state is turn_taking.TurnState.INTERRUPTING
         return not self._engine.waiting and not (interrupting and self._heard_due is None)
 
@@ -173,12 +173,12 @@ class Conversation:
 
     @property
     def ready(self) -> bool:
-        """Whether the next message may be given."""
+        """Return whether the next message may be given."""
         return not self._engine.waiting and len(self._outbox) < MAX_UNSENT
 
     @property
     def hears_voice(self) -> bool:
-        """Whether audio has to come with probabilities of speech."""
+        """Return whether audio has to come with probabilities of speech."""
         return self._taker is not None
 
     def deadline(self, now: float) -> float:

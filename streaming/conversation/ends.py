@@ -1,4 +1,4 @@
-"""How sessions end, and why some do not begin: what the client is told, and with which code its socket closes."""
+"""The ends of sessions, and the refusals of others: what the client is told, and the code that closes its socket."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from streaming.protocol.close_codes import CloseCode, close_reason
 _RETRY_AFTER_S = 1.0
 
 GONE = End(None, CloseCode.NORMAL, "")
-"""The client has left, and can be told nothing."""
+"""The end of a session whose client has left and can be told nothing."""
 CLIENT_LEFT = End(messages.SessionClosed(reason="client"), CloseCode.NORMAL, "")
-"""The client said goodbye."""
+"""The end of a session whose client said goodbye."""
 INTERNAL = End(
     messages.Error(code="internal", message="the server failed; this is its fault, try again", fatal=True),
     CloseCode.INTERNAL_ERROR,

@@ -16,7 +16,7 @@ from streaming.config import Sampling
 FEW = 64
 """Tokens that need ranking for a `top_k` of at most so many."""
 LEAST_TEMPERATURE = 1e-4
-"""As good as greedy, and far from overflow."""
+"""The least temperature above 0. It is as good as greedy, and far from overflow."""
 WHOLE = 2.0**36
 """Chances are whole multiples of 1 / WHOLE of the likeliest token's. Sums of whole numbers are the same in any order,
 so a draw is the same on every device; and they stay exact in float64 for 2**16 tokens.
@@ -52,7 +52,7 @@ class SamplerState:
 
 @dataclass(frozen=True)
 class Drawing:
-    """What the draws of one frame read and write, for B rows; all [B] but `frames` and `codes`.
+    """The tensors that the draws of one frame read and write, for B rows; all [B] but `frames` and `codes`.
 
     slots: int64, the slot of each row; frames: [S] int64, every slot's position; listening, speaking: bool. Written in
     place: codes [B, Q] int64, which hold the codec's where a row listens; ended: bool, where a speaking row drew

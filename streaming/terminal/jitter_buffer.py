@@ -62,12 +62,12 @@ class JitterBuffer:
 
     @property
     def played_samples(self) -> int:
-        """How far into the turn the loudspeaker is: what was pulled, less what the device still holds."""
+        """Return how far into the turn the loudspeaker is: what was pulled, less what the device still holds."""
         return self._played
 
     @property
     def pulled_samples(self) -> int:
-        """How far into the turn `pull` is."""
+        """Return how far into the turn `pull` is."""
         return self._left
 
     @property
