@@ -15,7 +15,7 @@ class StreamingError(Exception):
 
     code: ClassVar[str] = "internal"
     passes: ClassVar[bool] = False
-    """Whether the same request may succeed a moment later."""
+    """True if the same request may succeed a moment later."""
 
 
 class CheckpointError(StreamingError):

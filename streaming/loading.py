@@ -1,4 +1,4 @@
-"""From a model's name to a codec, a frame step and an engine: where the layers are put together."""
+"""Make a codec, a frame step and an engine from a model's name: here the layers are put together."""
 
 from __future__ import annotations
 

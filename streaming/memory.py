@@ -10,7 +10,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Memory:
-    """In bytes. total: what this process could have if it were alone. free: what it can have now."""
+    """Memory in bytes. total: what this process could have if it were alone. free: what it can have now."""
 
     total: int
     free: int

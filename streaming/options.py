@@ -126,7 +126,7 @@ class OptionParser(argparse.ArgumentParser):
                 self.error(f"there is no option for {name}" + (f": did you mean {near[0]}?" if near else ""))
 
     def _nothing(self) -> argparse.Namespace:
-        """So that what is given differs from what is a default; no flag's value is None."""
+        """Return options without defaults, to tell what is given from what is a default; no flag's value is None."""
         return argparse.Namespace(**{action.dest: None for action in _sources(self)})
 
     def _take_file(self, given: argparse.Namespace, actions: Sequence[argparse.Action], path: Path) -> None:

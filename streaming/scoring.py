@@ -1,4 +1,4 @@
-"""How likely a model finds recorded speech: negative log-likelihood a token, what spoken-language benchmarks compare.
+"""Measure how likely a model finds recorded speech: the negative log-likelihood a token, which benchmarks compare.
 
 The tokens are those of the published evaluation (`eval/` of github.com/llm-jp/llama-mimi): `<bos><audio>`, the codes
 of at most 20 s, `</audio>`; the softmax is over the whole vocabulary. Left out is the likelihood of `<audio>` itself,
@@ -183,7 +183,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _show(pairs: list[tuple[str, Path, Path]], scores: list[Score], path: Path | None) -> None:
-    """On standard output, and in the file where one is asked for."""
+    """Write the result to standard output, and to the file where one is asked for."""
     tasks: dict[str, Pairs] = {}
     lines: list[str] = []
     for task in dict.fromkeys(task for task, _, _ in pairs):

@@ -34,11 +34,11 @@ _PUBLISHED = Sampling()
 _TIMED_STEPS = 1000
 _RECENT_STEPS = 25
 _RECENT_S = 5.0
-"""Steps before that say nothing of the sessions that there are now."""
+"""Older steps say nothing of the sessions that there are now."""
 _ENGINE_FAILED = "the engine has failed; its log says why"
 """Clients are told so, too: what exactly went wrong is none of their business."""
 _HOPELESS_STEPS = 3
-"""So many failed steps in a row, and the engine gives up."""
+"""The engine gives up after so many failed steps in a row."""
 _BOOKS = "books"
 """The session's own books, among what a saved session says."""
 _CHORES_S = 0.002

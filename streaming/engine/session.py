@@ -224,9 +224,9 @@ class EngineSession:
         self._error: StreamingError | None = None  # what ended it
         self._state = State.LISTENING
         self.awake = True
-        """Whether the engine has to look at it: it was told something, or has more to do. The engine clears this."""
+        """True if the engine has to look at it: it was told something, or has more to do. The engine clears this."""
         self.unclean = True
-        """Whether something of an earlier stream may be in the slot: no command takes effect before `make_clean`."""
+        """True if something of an earlier stream may be in the slot: no command takes effect before `make_clean`."""
         self._commands: deque[_Command] = deque()
         self._queued_frames = 0
         self._heard_any = False

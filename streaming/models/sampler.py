@@ -104,7 +104,7 @@ def sample(logits: Tensor, state: SamplerState, number: Tensor, few: bool = Fals
 
 
 def _draw(logits: Tensor, state: SamplerState, chosen: Tensor, order: Tensor) -> Tensor:
-    """From the likeliest tokens. chosen: [B] in [0, 1); order: [B, ranks] of these tokens. Returns [B] int64."""
+    """Draw from the likeliest tokens. chosen: [B] in [0, 1); order: [B, ranks] of these tokens. Returns [B] int64."""
     ranks = order.shape[1]
     temperature, top_k = state.temperature[:, None], state.top_k[:, None]
     ranked = logits.gather(-1, order).double()

@@ -83,7 +83,7 @@ class JitterBuffer:
         return self._complete and self._buffered == 0 and self._played == self._left
 
     def push(self, pcm: Pcm16) -> None:
-        """More of the continuation, int16 [n]."""
+        """Add more of the continuation, int16 [n]."""
         assert pcm.dtype == np.int16
         assert not self._complete
         if len(pcm):
