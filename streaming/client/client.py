@@ -110,12 +110,12 @@ Event = (
     | ConnectionLost
     | ConnectionRestored
 )
-"""What `events` yields: audio, and the server's messages as `messages.py` has them."""
+"""The items that `events` yields: audio, and the server's messages as `messages.py` has them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """What pings tell. All times in ms; None before the first answer.
+    """The clocks and delays that pings tell. All times in ms; None before the first answer.
 
     rtt_ms: the latest round trip; best_rtt_ms: the shortest; offset_ms: the server's clock minus this one's
     (`time.monotonic`), from the shortest round trip, true to half of it.
@@ -201,7 +201,7 @@ class ContinuationClient:
 
     def __init__(self, connection: ResumableConnection, start: SessionStart) -> None:
         self.started = connection.started
-        """What the server said of itself and the session."""
+        """Return what the server said of itself and the session."""
         self.clock = Clock()
         """Round trip and clock offset, measured every second."""
         self.stale_samples = 0

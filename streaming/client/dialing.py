@@ -60,7 +60,7 @@ class SessionLostError(ContinuationError):
 
 @dataclass(frozen=True, slots=True)
 class ServerAddress:
-    """Where the server is, and the token that it wants to see."""
+    """A server's address, and the token that it wants to see."""
 
     url: str
     host: str

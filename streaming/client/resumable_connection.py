@@ -61,7 +61,7 @@ class ConnectionLost:
     """The connection broke without a word. What is sent now is kept, and the next `receive` tries to come back."""
 
     seconds: float
-    """For how long the server keeps the session."""
+    """Return for how long the server keeps the session."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class ResumableConnection:
     ) -> None:
         self.started = started
         self.sent_bytes = self.received_bytes = 0
-        """Of all messages so far, without what sockets add."""
+        """The bytes of all messages so far, without what sockets add."""
         self._manual = start.turn_taking == "manual"
         self._opus = (OpusSender(WHOLE_FRAMES), OpusReceiver()) if started.codec == "opus" else None
         self._address, self._socket = address, socket

@@ -49,15 +49,15 @@ from streaming.protocol import messages
 from streaming.protocol.messages import AudioMessage, ClientMessage, Message, SamplingOptions, UnknownTypeError
 
 MAX_UNSENT = 64
-"""No message is handled while so many replies wait: who asks and never reads is not listened to."""
+"""Replies that may wait. While more do, no message of the client is handled."""
 HEARD_TIMEOUT_S = 0.5
-"""How long a client may take to say what was heard, when a voice interrupts or an OpenAI response is cancelled."""
+"""A client has this long to say what was heard, when a voice interrupts or an OpenAI response is cancelled."""
 _LAGGING_FRAMES = events.QUEUED_FRAMES // 2
 _LAGGING_INTERVAL_S = 1.0
 
 
 class Observer(Protocol):
-    """Who counts what happens in a session."""
+    """An observer that counts what happens in a session."""
 
     def said(self, reply: Message | AudioMessage) -> None: ...
     def heard(self) -> None: ...
@@ -66,7 +66,7 @@ class Observer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class HeardByClock:
-    """The client has not said what it heard of this turn, which was interrupted: the clock says it."""
+    """A stand-in for a client that has not said what it heard of an interrupted turn: the clock says it."""
 
     type: ClassVar[str] = str(messages.Interrupt.__struct_config__.tag)
     """The message that it stands for."""
@@ -76,8 +76,8 @@ class HeardByClock:
 
 @dataclass(frozen=True, slots=True)
 class HeardNothing:
-    """The client heard nothing of this turn, or wants it unsaid: all of it is taken back, and a `speak` to which
-    nothing was said since is another take of the same prompt.
+    """A client's word that it heard nothing of this turn, or wants it unsaid. All of it is taken back, and a `speak`
+    without new input is another take of the same prompt.
     """
 
     type: ClassVar[str] = HeardByClock.type
@@ -86,7 +86,7 @@ class HeardNothing:
 
 
 Received = ClientMessage | AudioMessage | ProtocolError | Echo | HeardByClock | HeardNothing
-"""What a dialect makes of what a client sent; what is wrong with it is a `ProtocolError` in its place."""
+"""A client's message as a dialect has decoded it, or the `ProtocolError` that stands in its place."""
 
 
 class Conversation:
@@ -149,7 +149,7 @@ class Conversation:
 
     @property
     def calm(self) -> bool:
-        """Whether the engine has all that it was told: nothing waits for room, and no answer makes more commands."""
+        """Return whether the engine has all it was told: nothing waits for room, and no answer makes more commands."""
         interrupting = self._taker is not None and self._taker.state is turn_taking.TurnState.INTERRUPTING
         answered = self._taking_back is None and not (interrupting and self._heard_due is None)
         return answered and not self._engine.waiting
@@ -190,12 +190,12 @@ class Conversation:
 
     @property
     def ready(self) -> bool:
-        """Whether the next message may be given."""
+        """Return whether the next message may be given."""
         return not self._engine.waiting and self._taking_back is None and len(self._outbox) < MAX_UNSENT
 
     @property
     def hears_voice(self) -> bool:
-        """Whether audio has to come with probabilities of speech."""
+        """Return whether audio has to come with probabilities of speech."""
         return self._taker is not None
 
     def deadline(self, now: float) -> float:

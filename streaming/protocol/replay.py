@@ -1,4 +1,4 @@
-"""What two peers that may lose each other count and keep, so that nothing is lost or doubled once they meet again.
+"""Count and keep messages between two peers that may lose each other, so that none is lost or doubled afterwards.
 
 Each side counts the session's messages that it receives, says so now and then, and keeps what it sent until the other
 has it. At most `WINDOW` messages are on their way at a time, so that what is kept is always enough. Both sides use it.
@@ -58,7 +58,7 @@ class ReplayBook:
         self._acknowledged = received
 
     def after(self, received: int) -> str | bytes | None:
-        """Return what was sent after so many, the next one, or None if they were all."""
+        """Return the message that was sent after so many, or None if there is none."""
         index = received - self._acknowledged
         return self._kept[index] if index < len(self._kept) else None
 

@@ -1,4 +1,4 @@
-"""Runs one conversation in the event loop: its slot, its messages, the engine's events, voice activity, timers.
+"""Run one conversation in the event loop: its slot, its messages, the engine's events, voice activity, timers.
 
 Everything is called in the loop, so nothing here needs a lock. At most `_UNHANDLED` messages wait for the conversation;
 after that `room` waits, the socket is not read, and TCP holds the client back.

@@ -53,9 +53,10 @@ _PUT_DOWN_S = 10.0
 """How long it may take to put a session into the store; it goes on here otherwise."""
 _LAST_REPLY_S = 1.0
 _OPUS_MESSAGES_PER_S = 400
-"""Each may cost 0.3 ms of the event loop: 48 times what a client needs, and an eighth of what all have."""
+"""Opus messages a second that are read of one client. Each may cost 0.3 ms of the event loop: this is 48 times what a
+client needs, and an eighth of the loop's time."""
 _OPUS_LEAD_MS = 160
-"""The least with Opus: the end of a frame comes with the next one, so that one alone is never played to its end."""
+"""The least lead with Opus: a frame's end comes with the next one, so one frame alone is never played to its end."""
 
 
 class UnsupportedProtocolError(StreamingError):
@@ -325,7 +326,7 @@ class NativeSession(ServerSession):
             returned.cancel()
 
     async def resume(self, socket: ServerConnection, asked: SessionResume) -> None:
-        """Goes on at this socket, whatever socket it has had so far; returns when that is over."""
+        """Go on at this socket, whatever socket the session has had so far. Return when the socket is done."""
         assert self._book is not None
         self._book.acknowledge(asked.received)
         self._driver.expect_replay(asked.position)

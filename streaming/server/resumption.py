@@ -1,4 +1,4 @@
-"""Who may come back to which session: resume tokens, and the sessions that they lead to."""
+"""Resume tokens, and the sessions that they lead back to."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ from streaming.server.watch.observer import Observer
 
 _LOG = logging.getLogger(__name__)
 _POLL_S = 0.5
-"""How often it is looked whether the engine still runs and every token is still valid."""
+"""The server checks this often whether the engine still runs and every token is still valid."""
 _GOODBYE_S = 2.0
 _BACKLOG = 1024
 """Connections that the kernel holds until they are accepted. A client that comes when it is full waits for a second."""
@@ -76,7 +76,7 @@ class ServerOptions:
 
 
 class Shutdown:
-    """How the server is told to stop: `request` lets running turns finish, a second `request` does not."""
+    """The order to stop: `request` lets running turns finish, a second `request` does not."""
 
     def __init__(self) -> None:
         self.requested, self.at_once = asyncio.Event(), asyncio.Event()
