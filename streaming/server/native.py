@@ -296,6 +296,8 @@ class NativeSession(ServerSession):
                 down = await self._driver.put_down()
                 said += await self._encoded(self._driver.unsent())
                 said += await self._native.end_stream()
+                if self._keeper is not None:
+                    await self._keeper.quiet()
                 if down is not None:
                     await store.put(name, down, self._book.state(), self._codec, _digest_of(self.visitor))
                     stored = True

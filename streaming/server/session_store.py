@@ -8,7 +8,8 @@ has expired when this server has seen it for so long.
 
     sessions/NAME      a session that its server has put down
     claims/NAME        a server is taking it up
-    turns/NAME.MARK    the last finished turn of a session that the server MARK has; empty before there is one
+    turns/NAME.MARK    the last finished turn of a session that the server MARK has, - once that has put it down; empty
+                       before there is one
     owners/MARK        the server MARK lives
     lost/NAME.MARK     another server has taken it up from there: MARK was taken for dead
 """
@@ -18,6 +19,7 @@ from __future__ import annotations
 import re
 import secrets
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 
 from streaming.errors import SnapshotError, StreamingError
@@ -30,6 +32,7 @@ DEAD_S = 6.0
 """A server that has not for so long is dead."""
 _FOLDERS = ("sessions", "claims", "turns", "owners", "lost")
 _MARK = re.compile(r"[0-9a-f]{8}")
+_NOBODY = "-"
 
 __all__ = ["SessionLostError", "SessionMovingError", "SessionStore", "StoreError", "StoredSession"]
 
@@ -82,6 +85,8 @@ class SessionStore:
             if self._files.exists(f"lost/{name}.{self.mark}"):  # looked for last: who writes it reads the entry then
                 self._files.remove(f"sessions/{name}")
                 raise SessionLostError("this server was taken for dead, and another has the session")
+            with suppress(FileNotFoundError):
+                self._files.move(f"turns/{name}.{self.mark}", f"turns/{name}.{_NOBODY}")
 
         await self._files.call(put)
 
@@ -184,7 +189,7 @@ class SessionStore:
 
     def _owners(self, name: str) -> list[str]:
         found = (file.removeprefix(f"{name}.") for file in self._files.list("turns") if file.startswith(f"{name}."))
-        return [mark for mark in found if _MARK.fullmatch(mark)]
+        return [mark for mark in found if mark == _NOBODY or _MARK.fullmatch(mark)]
 
     def _lives(self, mark: str) -> bool:
         if not _MARK.fullmatch(mark):

@@ -42,11 +42,15 @@ class TurnKeeper:
         self._copied = down
         self._look()
 
+    async def quiet(self) -> None:
+        """Wait until no turn is on its way."""
+        if self._putting is not None:
+            await asyncio.gather(self._putting, return_exceptions=True)
+
     async def leave(self, *, forget: bool) -> None:
         """Put no more turns there, and delete the last one unless another server goes on with the session."""
         self._over = True
-        if self._putting is not None:
-            await asyncio.gather(self._putting, return_exceptions=True)
+        await self.quiet()
         if forget:
             try:
                 await self._store.forget_turn(self._name)
