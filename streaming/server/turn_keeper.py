@@ -45,7 +45,7 @@ class TurnKeeper:
     async def quiet(self) -> None:
         """Wait until no turn is on its way."""
         if self._putting is not None:
-            await asyncio.gather(self._putting, return_exceptions=True)
+            await asyncio.wait((self._putting,))
 
     async def leave(self, *, forget: bool) -> None:
         """Put no more turns there, and delete the last one unless another server goes on with the session."""
