@@ -22,7 +22,7 @@ from streaming.conversation.conversation import Conversation, Observer, Received
 from streaming.conversation.ends import GONE, INTERNAL, fatal, refusal, revoked, stopped
 from streaming.conversation.outbox import End, Outbox, Reply
 from streaming.conversation.settings import filled, sampling_of
-from streaming.conversation.takes import TakesMemory
+from streaming.conversation.takes import Takes
 from streaming.engine import events
 from streaming.engine.engine import Engine
 from streaming.engine.session import EngineSession
@@ -60,7 +60,7 @@ class Driver:
         *,
         observer: SessionObserver,
         sent_is_heard: bool = False,
-        takes: TakesMemory | None = None,
+        takes: Takes | None = None,
         saved: SessionSnapshot | None = None,
         saves: bool = False,
         down: PutDown | None = None,
@@ -307,6 +307,7 @@ class Driver:
             seed=session.seed,
             turn=session.turn,
             notice=engine.notice,
+            suggestions=engine.suggestions,
             resume=self._resume,
             sampling=self._start.sampling,
             takes=0 if self._takes is None else self._takes.turns,

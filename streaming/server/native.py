@@ -19,7 +19,7 @@ from websockets.protocol import State
 from streaming.conversation.conversation import Received
 from streaming.conversation.ends import MOVED, refusal
 from streaming.conversation.outbox import Echo, Reply, Saved
-from streaming.conversation.takes import TakesMemory
+from streaming.conversation.takes import Takes, TakesMemory
 from streaming.engine.engine import Engine
 from streaming.errors import ProtocolError, StreamingError
 from streaming.protocol import messages
@@ -464,7 +464,7 @@ class NativeService:
             self._idle_s,
             resume,
             observer=observer,
-            takes=self._takes if talk.books.start.takes else None,
+            takes=Takes(self._takes) if talk.books.start.takes and self._takes.turns else None,
             saves=self._saved.allowed,
             down=found.down,
             turn_ended=None if keeper is None else keeper.copied,
@@ -527,7 +527,7 @@ class NativeService:
             self._idle_s,
             resume,
             observer=observer,
-            takes=self._takes if start.takes else None,
+            takes=Takes(self._takes) if start.takes and self._takes.turns else None,
             saved=saved,
             saves=self._saved.allowed,
             turn_ended=None if keeper is None else keeper.copied,

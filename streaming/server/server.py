@@ -110,6 +110,7 @@ async def run_server(
     observer = Observer(Metrics(health))
     sessions = Sessions(keeper, observer, running)
     endpoints = HttpEndpoints(keeper, health, observer)
+    takes = TakesMemory(options.takes)
     services: dict[str, Callable[[ServerConnection, Visitor], Awaitable[None]]] = {
         PATH: NativeService(
             engine,
@@ -117,11 +118,11 @@ async def run_server(
             sessions,
             options.idle_s,
             options.resume_s,
-            TakesMemory(options.takes),
+            takes,
             SavedSessions(engine, options.session_key if options.allow_save else None),
             options.store,
         ),
-        REALTIME_PATH: RealtimeService(engine, admission, sessions, options.idle_s),
+        REALTIME_PATH: RealtimeService(engine, admission, sessions, options.idle_s, takes),
         LIVE_PATH: LiveService(engine, admission, sessions, options.idle_s),
     }
 
