@@ -23,11 +23,13 @@ from streaming.errors import StreamingError, TooLargeError
 from streaming.frame_step import FrameStep
 from streaming.memory import Memory, available_memory, resident, size
 from streaming.models.checkpoint import (
+    ModelNotice,
     TensorSource,
     fingerprint_of_files,
     locate,
     read_config,
     read_generation_config,
+    read_notice,
 )
 from streaming.models.faults import is_want_of_memory
 from streaming.models.llama import LlamaDecoder
@@ -46,10 +48,9 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 
 _DEMO_FOLDER = Path(__file__).parent / "demo" / "voice"
-_DEMO_NOTICE = "The demo model is small: it babbles in the pitch of the voice that it hears, and says no words."
 RANDOM = "random:"
 """Before the name of a size: full-size weights made in memory, so that speed needs no download."""
-_RANDOM_NOTICE = "the weights are random: what it says is noise, at a real model's pace"
+_RANDOM_NOTICE = ModelNotice("The weights are random: what it says is noise, at a real model's pace.")
 DEFAULT_CODEC = "kyutai/mimi"
 DTYPES = {name: getattr(torch, name) for name in values.DTYPES}
 MAX_CODEC_WINDOW = 4096
@@ -67,14 +68,14 @@ connections, graphs, and whoever else is there."""
 
 @dataclass(frozen=True)
 class Models:
-    """A codec and a decoder that belong together, a sentence to show about them, if there is one, and how tokens are
-    drawn unless somebody says otherwise.
+    """A codec and a decoder that belong together, what a person is told of them, and how tokens are drawn unless
+    somebody says otherwise.
     """
 
     name: str
     codec: StreamingMimi
     decoder: LlamaDecoder
-    notice: str | None
+    notice: ModelNotice
     sampling: Sampling
 
 
@@ -142,7 +143,7 @@ def load_models(
     if str(model).startswith(RANDOM):
         return _random_models(str(model), where, decoder_kind, quantize, codec_kind, operations, context_tokens)
     folder, codec_folder = folders(model, codec)
-    config = LlamaConfig.from_dict(read_config(folder))
+    config, notice = LlamaConfig.from_dict(read_config(folder)), read_notice(folder)
     kinds = _fitting_kinds(config, quantize, 2, where)  # in bfloat16, however they are used: no less than that
     mimi = load_codec(codec_folder, config.num_codebooks, where, codec_kind, codec_window)
     layout = TokenLayout.load(folder, config.num_codebooks, mimi.config.codebook_size, config.vocab_size)
@@ -162,7 +163,7 @@ def load_models(
             size(4 * transformer_parameters(config)),
         )
     decoder = make(config, chosen)
-    return Models(str(model), mimi, decoder, _DEMO_NOTICE if model == DEMO else None, _published_sampling(folder))
+    return Models(str(model), mimi, decoder, notice, _published_sampling(folder))
 
 
 def _fitting_kinds(
@@ -383,7 +384,14 @@ def load_engine(
     decoder = models.decoder
     dtype_name = str(decoder.dtype).removeprefix("torch.")
     return Engine(
-        step, models.name, models.notice, str(decoder.device), dtype_name, models.sampling, operations=step.operations
+        step,
+        models.name,
+        models.notice.notice,
+        str(decoder.device),
+        dtype_name,
+        models.sampling,
+        operations=step.operations,
+        suggestions=models.notice.suggestions,
     )
 
 

@@ -21,6 +21,7 @@ from streaming.engine.engine import Engine
 from streaming.protocol.messages import SessionStart
 from streaming.server.door.bind import check_bind
 from streaming.server.door.gatekeeper import Gatekeeper
+from streaming.server.door.session_key import SessionKey
 from streaming.server.door.tokens import Tokens
 from tests.engine.stub_step import StubStep
 from tests.server.live_server import LiveServer, client, run, serving
@@ -54,6 +55,7 @@ def command(example: str) -> list[str]:
 
 def run_example(example: str, *arguments: object, token: str | None = None) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("STREAMING_")}
+    environment["PYTHONPATH"] = str(EXAMPLES.parent)
     return subprocess.run(
         [*command(example), *map(str, arguments)],
         env=environment | ({} if token is None else {"STREAMING_TOKEN": token}),
@@ -76,7 +78,12 @@ def server() -> Iterator[LiveServer]:
     tokens = Tokens.from_text(f"ann:{TOKEN}")
     keeper = Gatekeeper(check_bind("127.0.0.1", tokens, tls=False, insecure_plaintext=False), tokens)
     same_seed = mock.patch("streaming.server.driver.secrets.randbits", return_value=7)
-    with same_seed, Engine(StubStep(2, context_frames=256), "stub") as engine, serving(engine, keeper) as live:
+    saving = {"allow_save": True, "session_key": SessionKey("k" * 32)}
+    with (
+        same_seed,
+        Engine(StubStep(2, context_frames=256), "stub") as engine,
+        serving(engine, keeper, **saving) as live,
+    ):
         yield live
 
 
@@ -140,3 +147,56 @@ def test_an_example_is_short(example: str) -> None:
     lines = (EXAMPLES / example).read_text(encoding="utf-8").splitlines()
     assert len(lines) < 40
     assert max(map(len, lines)) <= 120
+
+
+def test_the_example_of_takes_has_three_and_the_conversation_goes_on(
+    server: LiveServer, said: NDArray[np.int16], tmp_path: Path
+) -> None:
+    """Pins takes that are the same, a first one that is not the one kept, and a saved conversation that begins anew."""
+    folder = tmp_path / "talk"
+    takes = []
+    for turn in (1, 4):
+        done = run_example("three_takes.py", PROMPT, folder, server.url, token=TOKEN)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.startswith(f"Three takes of turn {turn} are in {folder}; the conversation is in ")
+        takes += [samples(folder / f"take-{number}.wav") for number in (1, 2, 3)]
+    assert np.array_equal(takes[0], said)
+    assert len({take.tobytes() for take in takes}) == 6
+    assert (folder / "talk.session").stat().st_mode & 0o077 == 0, "it holds a voice"
+
+
+def test_the_example_of_takes_ends_with_a_sentence(server: LiveServer, tmp_path: Path) -> None:
+    """Pins tracebacks for what a newcomer gets wrong, and half a file."""
+    folder, damaged = tmp_path / "talk", tmp_path / "damaged"
+    damaged.mkdir()
+    (damaged / "talk.session").write_bytes(bytes(1000))
+    silent = tmp_path / "silent.wav"
+    with wave.open(str(silent), "wb") as file:
+        file.setparams((1, 2, 24_000, 0, "NONE", ""))
+    for source, target, url, token, words in (
+        (tmp_path / "none.wav", folder, server.url, TOKEN, "none.wav"),
+        (PROMPT, PROMPT, server.url, TOKEN, "exists"),  # no folder
+        (PROMPT, folder, server.url, None, "token"),
+        (silent, folder, server.url, TOKEN, "no audio"),
+        (PROMPT, damaged, server.url, TOKEN, "bad_snapshot"),
+        (PROMPT, folder, "ws://127.0.0.1:9", TOKEN, "127.0.0.1:9"),
+    ):
+        done = run_example("three_takes.py", source, target, url, token=token)
+        assert done.returncode == 1
+        assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+        assert words in done.stderr
+        assert not list(folder.glob("*.wav"))
+    assert "three_takes.py IN FOLDER [URL]" in run_example("three_takes.py").stderr
+
+
+@pytest.mark.parametrize("takes", [0, 3])
+def test_the_example_of_takes_says_what_the_server_does_not_do(takes: int, tmp_path: Path) -> None:
+    """Pins a wait for takes that never come."""
+    with Engine(StubStep(1, context_frames=256), "stub") as engine, serving(engine, takes=takes) as live:
+        done = run_example("three_takes.py", PROMPT, tmp_path, live.url)
+    if takes:
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "; this server saves no conversations." in done.stdout
+    else:
+        assert (done.returncode, done.stdout) == (1, "")
+        assert "`--takes 3`" in done.stderr

@@ -68,7 +68,7 @@ class TurnTakerBooks(_Books, frozen=True, kw_only=True):
 class ConversationBooks(_Books, frozen=True, kw_only=True):
     """start: what the client asked for, its sampling filled. sampling, max_seconds, vad: of the next turn. applied: how
     the engine draws now. cut: what was sent of turns that were interrupted and are not done. heard_due_s: how long the
-    client has left to say what it heard.
+    client has left to say what it heard. unsaid: a turn of which nothing is to be left, and how many frames are.
     """
 
     version: Literal[1] = 1
@@ -86,6 +86,7 @@ class ConversationBooks(_Books, frozen=True, kw_only=True):
     tip: NonNegative
     cut: dict[Turn, NonNegative]
     heard_due_s: _Wait | None
+    unsaid: tuple[Turn, NonNegative] | None
 
     @property
     def speaking(self) -> bool:
@@ -103,6 +104,7 @@ class ConversationBooks(_Books, frozen=True, kw_only=True):
             and self.tip < self.turn + speaking
             and (playback is None or playback.turn <= self.turn)
             and len(self.cut) <= _MAX_CUT_TURNS
+            and (self.unsaid is None or self.unsaid[0] < self.turn)
             and (self.heard_due_s is None or (taker is not None and playback is not None))
         )
         if taker is not None:
@@ -135,6 +137,7 @@ class ConversationBooks(_Books, frozen=True, kw_only=True):
             applied=applied,
             cut={},
             heard_due_s=None,
+            unsaid=None,
         )
 
 
@@ -157,6 +160,7 @@ def first_books(start: SessionStart, turn: int, prompt_frames: int) -> Conversat
         tip=turn - 1,
         cut={},
         heard_due_s=None,
+        unsaid=None,
     )
 
 

@@ -34,7 +34,7 @@ from streaming.conversation.pacing import frames_in, lead_frames
 from streaming.conversation.playback import Playback
 from streaming.conversation.prompt import Prompt
 from streaming.conversation.settings import Settings, sampling_of
-from streaming.conversation.takes import Takes, TakesMemory
+from streaming.conversation.takes import Takes
 from streaming.engine import events
 from streaming.errors import (
     EmptyPromptError,
@@ -43,6 +43,7 @@ from streaming.errors import (
     SavingUnavailableError,
     SessionError,
     StreamingError,
+    TakeGoneError,
 )
 from streaming.protocol import messages
 from streaming.protocol.messages import AudioMessage, ClientMessage, Message, SamplingOptions, UnknownTypeError
@@ -73,7 +74,18 @@ class HeardByClock:
     turn: int
 
 
-Received = ClientMessage | AudioMessage | ProtocolError | Echo | HeardByClock
+@dataclass(frozen=True, slots=True)
+class HeardNothing:
+    """The client heard nothing of this turn, or wants it unsaid: all of it is taken back, and a `speak` to which
+    nothing was said since is another take of the same prompt.
+    """
+
+    type: ClassVar[str] = HeardByClock.type
+
+    turn: int
+
+
+Received = ClientMessage | AudioMessage | ProtocolError | Echo | HeardByClock | HeardNothing
 """What a dialect makes of what a client sent; what is wrong with it is a `ProtocolError` in its place."""
 
 
@@ -82,10 +94,10 @@ class Conversation:
 
     start: what the client asked for, its sampling filled. usual: how it is filled in later messages, with the session's
     seed. rewind_frames: how far an interruption can reach back. idle_s: a client that does nothing for so long is told
-    goodbye. sent_is_heard: a client that plays whatever it is sent, and never says what it heard. takes: where turns
-    are kept to be gone on from anew, if this client may. books: of the conversation that this one goes on with, whose
-    client is told nothing of that; its takes are gone. saves: whether this client may have the session. `end` is set
-    once the session is over; it is the last reply, too.
+    goodbye. sent_is_heard: a client that plays whatever it is sent, and never says what it heard. takes: of which turns
+    another take can be had, if this client may. books: of the conversation that this one goes on with, whose client is
+    told nothing of that; its takes are gone. saves: whether this client may have the session. `end` is set once the
+    session is over; it is the last reply, too.
     """
 
     def __init__(
@@ -100,7 +112,7 @@ class Conversation:
         observer: Observer,
         now: float,
         sent_is_heard: bool = False,
-        takes: TakesMemory | None = None,
+        takes: Takes | None = None,
         books: ConversationBooks | None = None,
         saves: bool = False,
     ) -> None:
@@ -118,12 +130,14 @@ class Conversation:
         self._patient_until = 0  # the position up to which no input is dropped
         self._lagging_told_at = -math.inf
         self._taker = turn_taking.TurnTaker(start.vad) if start.turn_taking == "vad" else None
-        self._takes = None if takes is None or not takes.turns else Takes(takes)
+        self._takes = takes
         self._tip = 0  # the turn at whose end the stream is, or was before this prompt
         # Output
         self._playback: Playback | None = None  # of the turn that is being spoken and played, or was last
         self._cut: dict[int, int] = {}  # samples that were sent of turns that were interrupted and are not done yet
         self._heard_due: float | None = None  # a voice interrupted; by then the client should say what it heard
+        self._taking_back: int | None = None  # a turn of which nothing is to be kept; the engine has not answered yet
+        self._unsaid: tuple[int, int] | None = None  # such a turn, and how many frames of it could not be taken back
         self._keeps: deque[Callable[[Any], None]] = deque()  # who waits for a snapshot, in order
         self._saves = saves
         self._draining = False
@@ -137,7 +151,8 @@ class Conversation:
     def calm(self) -> bool:
         """Whether the engine has all that it was told: nothing waits for room, and no answer makes more commands."""
         interrupting = self._taker is not None and self._taker.state is turn_taking.TurnState.INTERRUPTING
-        return not self._engine.waiting and not (interrupting and self._heard_due is None)
+        answered = self._taking_back is None and not (interrupting and self._heard_due is None)
+        return answered and not self._engine.waiting
 
     def books(self, now: float) -> ConversationBooks:
         """Return all that another conversation needs to go on with this one, its engine's session and replies apart.
@@ -161,12 +176,14 @@ class Conversation:
             tip=self._tip,
             cut=dict(self._cut),
             heard_due_s=None if self._heard_due is None else max(0.0, self._heard_due - now),
+            unsaid=self._unsaid,
         )
 
     def _go_on_with(self, books: ConversationBooks, now: float) -> None:
         self._applied, self._prompt = books.applied, Prompt(books.prompt)
         self._position, self._patient_until = books.position, books.patient_until
         self._turn, self._tip, self._cut = books.turn, books.tip, dict(books.cut)
+        self._unsaid = books.unsaid
         self._taker = None if books.taker is None else turn_taking.TurnTaker.of(books.taker, books.vad)
         self._playback = None if books.playback is None else Playback.of(books.playback, now)
         self._heard_due = None if books.heard_due_s is None else now + books.heard_due_s
@@ -174,7 +191,7 @@ class Conversation:
     @property
     def ready(self) -> bool:
         """Whether the next message may be given."""
-        return not self._engine.waiting and len(self._outbox) < MAX_UNSENT
+        return not self._engine.waiting and self._taking_back is None and len(self._outbox) < MAX_UNSENT
 
     @property
     def hears_voice(self) -> bool:
@@ -212,7 +229,7 @@ class Conversation:
         except (ProtocolError, PromptTooLongError) as error:
             self.finish(fatal(error))
         except SessionError as error:
-            kind = received.type if isinstance(received, Message | HeardByClock) else None
+            kind = received.type if isinstance(received, Message | HeardByClock | HeardNothing) else None
             self._say(error_message(error, in_reply_to=kind))
         except StreamingError as error:
             self.finish(fatal(error))
@@ -280,6 +297,8 @@ class Conversation:
             case events.TurnDone():
                 self._turn_done(event, now)
             case events.Interrupted(turn, kept):
+                if turn == self._taking_back:
+                    kept = self._took_back(turn, kept)
                 self._say(messages.Interrupted(turn=turn, kept_samples=kept * FRAME))
                 if self._taker is not None and self._playback is not None and turn == self._playback.turn:
                     self._heard_due = None
@@ -331,7 +350,13 @@ class Conversation:
                 self._interrupt(self._playback_of(turn), heard, now)
             case HeardByClock(turn):
                 playback = self._playback_of(turn)
-                self._interrupt(playback, playback.played_samples(now), now)
+                played = playback.played_samples(now)
+                if played < FRAME:
+                    self._take_back(playback, now)
+                else:
+                    self._interrupt(playback, played, now)
+            case HeardNothing(turn):
+                self._take_back(self._playback_of(turn), now)
             case messages.Ping(id=number, client_time_ms=sent):
                 self._say(messages.Pong(id=number, client_time_ms=sent, server_time_ms=1e3 * now))
             case messages.SessionUpdate():
@@ -454,6 +479,17 @@ class Conversation:
         self._stop_playing()
         settings = self._settings
         options = settings.sampling if sampling is None else settings.filled(sampling)
+        if self._unsaid is not None and not self._prompt.samples:
+            turn, left = self._unsaid
+            if self._takes is not None and turn in self._takes:
+                self._take(turn, max_seconds, sampling, now)
+                return
+            if left:
+                raise TakeGoneError(
+                    f"{left} frames of what was said could not be taken back, and the end of the prompt is not kept: "
+                    "say something first"
+                )
+            options = self._another_sampling(sampling)
         self._continue(settings.max_seconds if max_seconds is None else max_seconds, options, now)
         if self._taker is not None:
             self._act(self._taker.speak(), now)
@@ -479,6 +515,7 @@ class Conversation:
         self._playback = Playback(self._turn)
         self._prompt.begin()
         self._tip = self._turn
+        self._unsaid = None
 
     def _stop_playing(self) -> None:
         """Take what is still being played for heard. Raises `SessionError` while a voice interrupts."""
@@ -495,16 +532,22 @@ class Conversation:
         takes, settings = self._may_go_back(), self._settings
         mark = takes.prompt(turn)
         self._drop_prompt()
-        own = settings.sampling if sampling is None else settings.filled(sampling)
-        if sampling is None or sampling.seed is None:
-            assert own.seed is not None
-            own = structs.replace(own, seed=(own.seed + self._turn) % 2**63)  # or it would say the same again
+        own = self._another_sampling(sampling)
         self._engine.go_back(mark)
         self._say(messages.TakeStarted(turn=self._turn, of=turn, sampling=own))
         self._give_up(takes.keep_prompt(self._turn, mark))
         self._go(settings.max_seconds if max_seconds is None else max_seconds, own)
         if self._taker is not None:
             self._act(self._taker.speak(), now)
+
+    def _another_sampling(self, sampling: SamplingOptions | None) -> SamplingOptions:
+        """Return how a take is drawn: with a seed of its own unless it was given one. It would say the same again."""
+        settings = self._settings
+        own = settings.sampling if sampling is None else settings.filled(sampling)
+        if sampling is None or sampling.seed is None:
+            assert own.seed is not None
+            own = structs.replace(own, seed=(own.seed + self._turn) % 2**63)
+        return own
 
     def _keep_take(self, turn: int, now: float) -> None:
         """Go on from the end of a turn, whatever was said after it."""
@@ -556,6 +599,22 @@ class Conversation:
             self._cut[turn] = playback.sent_samples
         self._engine.interrupt(turn, heard)
         self._turn_is_over(turn)
+
+    def _take_back(self, playback: Playback, now: float) -> None:
+        """Speak no more of this turn, and keep nothing of it: no message is handled until it is known what is left."""
+        self._taking_back = playback.turn
+        self._interrupt(playback, 0, now)
+
+    def _took_back(self, turn: int, kept: int) -> int:
+        """Go back to the end of the turn's prompt if that many frames were left. Return how many are left then."""
+        self._taking_back = None
+        if self._prompt.frames:  # too late: what was said next follows them
+            return kept
+        if kept and self._takes is not None and turn in self._takes:
+            self._engine.go_back(self._takes.prompt(turn))
+            kept = 0
+        self._unsaid = turn, kept
+        return kept
 
     def _turn_done(self, done: events.TurnDone, now: float) -> None:
         self._say(

@@ -11,6 +11,8 @@ _RETRY_AFTER_S = 1.0
 
 GONE = End(None, CloseCode.NORMAL, "")
 """The client has left, and can be told nothing."""
+MOVED = End(None, CloseCode.NORMAL, "the session goes on at another server")
+"""The session is in the store, and its client comes back to whichever server it reaches."""
 CLIENT_LEFT = End(messages.SessionClosed(reason="client"), CloseCode.NORMAL, "")
 """The client said goodbye."""
 INTERNAL = End(

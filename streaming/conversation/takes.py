@@ -28,13 +28,22 @@ class TakesMemory:
 
 
 class Takes:
-    """One session's turns that can be gone back to; the oldest are given up first."""
+    """One session's turns that can be gone back to; the oldest are given up first.
 
-    def __init__(self, memory: TakesMemory) -> None:
-        self._memory = memory
+    turns: how many there are at most, at most those that the memory allows; None: as many. ends: whether one can return
+    to the end of a continuation, too.
+    """
+
+    def __init__(self, memory: TakesMemory, turns: int | None = None, *, ends: bool = True) -> None:
+        self.turns = memory.turns if turns is None else min(turns, memory.turns)
+        self._memory, self._wants_ends = memory, ends
         self._prompts: dict[int, str] = {}  # the mark at the end of each turn's prompt
         self._ends: dict[int, str] = {}  # and of its continuation
         self._held_bytes = 0
+
+    def __contains__(self, turn: int) -> bool:
+        """Return whether the end of a turn's prompt is kept."""
+        return turn in self._prompts
 
     def prompt(self, turn: int) -> str:
         """Return the mark at the end of a turn's prompt. Raises `TakeGoneError`."""
@@ -46,12 +55,12 @@ class Takes:
 
     def wants_end(self, turn: int) -> bool:
         """Return whether the end of a turn is to be kept, and is not yet."""
-        return turn in self._prompts and turn not in self._ends
+        return self._wants_ends and turn in self._prompts and turn not in self._ends
 
     def keep_prompt(self, turn: int, mark: str) -> Iterator[str]:
         """Keep the end of a turn's prompt by this mark. Return the marks that are to be given up for it."""
         self._prompts[turn] = mark
-        return self._beyond(self._memory.turns)
+        return self._beyond(self.turns)
 
     def keep_end(self, turn: int, mark: str) -> None:
         """Keep the end of a turn's continuation by this mark."""

@@ -90,8 +90,9 @@ class _Plan:
 class Engine:
     """Runs `step` for its sessions until closed. `streaming.load_engine` makes one.
 
-    model, notice, device, dtype, operations: what is said of the step, to clients and operators. sampling: how sessions
-    draw that do not say how; its seed is not looked at. hung_s: a step that takes longer ends the engine.
+    model, notice, device, dtype, operations: what is said of the step, to clients and operators; suggestions: what a
+    person might say to it. sampling: how sessions draw that do not say how; its seed is not looked at. hung_s: a step
+    that takes longer ends the engine.
     """
 
     def __init__(
@@ -104,9 +105,10 @@ class Engine:
         sampling: Sampling = _PUBLISHED,
         operations: str = "",
         hung_s: float = _HUNG_S,
+        suggestions: tuple[str, ...] = (),
     ) -> None:
         self.model, self.notice, self.device, self.dtype, self.operations = model, notice, device, dtype, operations
-        self.sampling = sampling
+        self.sampling, self.suggestions = sampling, suggestions
         self._step = step
         self._pool = SlotPool(step.num_slots)
         self._changed = threading.Condition()

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streaming.audio import SPEECH_WINDOW
-from streaming.errors import StreamingError
+from streaming.errors import SnapshotError, StreamingError
 
 Pcm = npt.NDArray[np.float32]
 
@@ -108,6 +108,8 @@ def _resampling_taps(taps_per_phase: int = 32, cutoff_hz: float = 7_000.0) -> Pc
 _TAPS = _resampling_taps()
 _TAIL_SAMPLES = len(_TAPS) - 2
 """Inputs that the next outputs still need."""
+_STATE_SIZES = (2 * 128, MODEL_CONTEXT_SAMPLES, _TAIL_SAMPLES)
+MAX_STREAM_BYTES = 4 * (sum(_STATE_SIZES) + SPEECH_WINDOW - 1)
 # [256, 33]: which inputs each pair of outputs is made of (a gather is 4 times as fast as a strided view here)
 _ROWS = np.arange(0, SPEECH_WINDOW, 3)[:, None] + np.arange(len(_TAPS))
 
@@ -119,6 +121,22 @@ class SpeechStream:
         self.state = model.init_state()
         self.tail: Pcm = np.zeros(_TAIL_SAMPLES, np.float32)  # of the resampler
         self._pending: Pcm = np.zeros(0, np.float32)  # less than a window
+
+    def to_bytes(self) -> bytes:
+        """Return all of this, float32."""
+        parts = (self.state.lstm.ravel(), self.state.context.ravel(), self.tail, self._pending)
+        return np.concatenate(parts).astype("<f4").tobytes()
+
+    def restore(self, data: bytes) -> None:
+        """Take over what `to_bytes` returned. Raises `SnapshotError` for anything else."""
+        sizes = np.cumsum(_STATE_SIZES)
+        if len(data) % 4 or not 4 * sizes[-1] <= len(data) <= MAX_STREAM_BYTES:
+            raise SnapshotError("what voice activity remembers is damaged: it has another length")
+        values = np.frombuffer(data, "<f4").astype(np.float32)
+        if not np.isfinite(values).all():
+            raise SnapshotError("what voice activity remembers is damaged: its numbers are not finite")
+        lstm, context, self.tail, self._pending = np.split(values, sizes)
+        self.state.lstm[:], self.state.context[:] = lstm.reshape(2, 1, 128), context
 
     def push(self, pcm: Pcm) -> Pcm:
         """Return the windows that these samples complete, [n, 768]. pcm: [any length] float32 at 24 kHz."""

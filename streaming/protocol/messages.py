@@ -231,6 +231,7 @@ class SessionStarted(Message, tag="session.started", frozen=True):
     seed: int
     turn: int
     notice: str | None = None
+    suggestions: tuple[str, ...] = ()
     resume: Resumption | None = None
     codec: Codec = "pcm16"
     sampling: SamplingOptions = SamplingOptions()

@@ -120,9 +120,10 @@ class OpusSender:
 class OpusReceiver:
     """One direction's decoder: messages in, the PCM that they stand for out. Raises `OpusMissingError`."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, midway: bool = False) -> None:
+        """midway: a stream may be going on, whose beginning another decoder had: a moment of it sounds different."""
         self._next: Decoder | None = Decoder()  # as in `OpusSender`
-        self._decoder: Decoder | None = None
+        self._decoder: Decoder | None = Decoder() if midway else None
 
     def push(self, message: OpusMessage) -> AudioMessage:
         """Return exactly `message.samples` samples. Raises `ProtocolError`, before anything large is decoded."""

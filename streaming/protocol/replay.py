@@ -7,6 +7,7 @@ has it. At most `WINDOW` messages are on their way at a time, so that what is ke
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 
 from streaming.errors import ProtocolError
 from streaming.protocol.messages import Ack
@@ -19,11 +20,17 @@ ACK_EVERY = 64
 class ReplayBook:
     """One side's book of what it received and sent."""
 
-    def __init__(self) -> None:
-        self.received = 0
-        self._answered = 0  # what of it the other side knows to have arrived
-        self._acknowledged = 0
-        self._kept: deque[str | bytes] = deque()  # sent after what was acknowledged
+    def __init__(
+        self, received: int = 0, answered: int = 0, acknowledged: int = 0, kept: Sequence[str | bytes] = ()
+    ) -> None:
+        self.received = received
+        self._answered = answered  # what of it the other side knows to have arrived
+        self._acknowledged = acknowledged
+        self._kept: deque[str | bytes] = deque(kept)  # sent after what was acknowledged
+
+    def state(self) -> tuple[int, int, int, list[str | bytes]]:
+        """Return what another book needs to go on with this one."""
+        return self.received, self._answered, self._acknowledged, list(self._kept)
 
     def receive(self) -> Ack | None:
         """Count a message that has come and will be handled. Return the answer when one is due."""

@@ -22,7 +22,7 @@ from streaming.conversation.conversation import Conversation, Observer, Received
 from streaming.conversation.ends import GONE, INTERNAL, fatal, refusal, revoked, stopped
 from streaming.conversation.outbox import End, Outbox, Reply
 from streaming.conversation.settings import filled, sampling_of
-from streaming.conversation.takes import TakesMemory
+from streaming.conversation.takes import Takes
 from streaming.engine import events
 from streaming.engine.engine import Engine
 from streaming.engine.session import EngineSession
@@ -32,6 +32,7 @@ from streaming.models.voice_activity import SpeechStream
 from streaming.protocol import messages
 from streaming.protocol.messages import AudioMessage, Message, SessionStart, SessionUpdate
 from streaming.server.admission import Admission, StoppingError
+from streaming.server.kept_session import PutDown
 from streaming.server.voice_activity import VoiceActivity
 from streaming.server.watch.observer import SessionObserver
 
@@ -44,7 +45,8 @@ class Driver:
     """Runs one session. `run` returns when the session is over and its slot is free; its last reply is an `End`.
 
     resume: where the client may come back after its connection was lost, as it is told. sent_is_heard, takes, saves:
-    see `Conversation`. saved: of a session that this one goes on with.
+    see `Conversation`. saved: what a client had of a session that this one goes on with. down: the session that this
+    one is, and whose client is told nothing of it.
     """
 
     def __init__(
@@ -58,9 +60,10 @@ class Driver:
         *,
         observer: SessionObserver,
         sent_is_heard: bool = False,
-        takes: TakesMemory | None = None,
+        takes: Takes | None = None,
         saved: SessionSnapshot | None = None,
         saves: bool = False,
+        down: PutDown | None = None,
     ) -> None:
         usual = engine.sampling if saved is None else saved.books.sampling
         seed = start.sampling.seed
@@ -71,7 +74,8 @@ class Driver:
         self._engine, self._admission, self._voices = engine, admission, voices
         self._idle_s, self._resume, self._sent_is_heard = idle_s, resume, sent_is_heard
         self._observer, self._takes = observer, takes
-        self._saved, self._saves = saved, saves
+        self._saved, self._saves, self._down = saved, saves, down
+        self._id = secrets.token_hex(8) if down is None else down.session
         self._loop = asyncio.get_running_loop()
         self._outbox = Outbox()
         self._conversation: Conversation | None = None  # once there is a slot
@@ -83,11 +87,18 @@ class Driver:
         self._early_end: End | None = None
         self._over, self._may_read, self._may_write = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._draining = False
+        self._begins: asyncio.Future[bool] = self._loop.create_future()
+        # To be put down
+        self._mute = False  # no socket is to take a reply
+        self._putting: asyncio.Future[PutDown | None] | None = None
+        self._held = False  # until somebody goes on with it, here or elsewhere
+        self._unsent: list[Reply] = []
 
     async def run(self) -> None:
         """Wait for a slot, and serve the session until it is over."""
         try:
-            if self._start.turn_taking == "vad":
+            vad = self._start.turn_taking == "vad" if self._down is None else self._down.books.taker is not None
+            if vad:
                 await self._voices.load()
             end = await self._converse(await self._wait_for_slot())
         except StreamingError as error:
@@ -97,6 +108,8 @@ class Driver:
             end = INTERNAL
         self._observer.ended(end)
         self._over.set()
+        if not self._begins.done():
+            self._begins.set_result(False)
         if self._conversation is None or self._conversation.end is None:
             self._outbox.put(end)
         self._may_read.set()
@@ -115,9 +128,17 @@ class Driver:
         self._inbox.append(received)
         self._interact(None)
 
-    async def next_reply(self) -> Reply:
-        """Return the next reply. It counts as sent from here on. Nothing is lost when this is cancelled."""
-        while (reply := self._outbox.take()) is None:
+    async def begins(self) -> bool:
+        """Wait for a slot. Return whether there is one; if not, the reply says why."""
+        return await asyncio.shield(self._begins)
+
+    async def next_reply(self) -> Reply | None:
+        """Return the next reply, None where no socket is to take any. It counts as sent from here on. Nothing is lost
+        when this is cancelled.
+        """
+        while self._mute or (reply := self._outbox.take()) is None:
+            if self._mute:
+                return None
             self._may_write.clear()
             await self._may_write.wait()
         if self._conversation is not None:
@@ -137,11 +158,72 @@ class Driver:
         if self._conversation is not None:
             self._conversation.expect_replay(position_samples)
 
+    # From whoever puts it down
+
+    def mute(self) -> None:
+        """Give no more replies to the socket: the session is about to be put down."""
+        self._mute = True
+        self._may_write.set()
+
+    async def put_down(self) -> PutDown | None:
+        """Bring the session to a moment from which another can go on with it, hold it there and return it.
+
+        Nobody may have its socket meanwhile; what it has to say is in `unsent`. Then call `leave`, or `go_on`. Returns
+        None where it is over, or has not begun.
+        """
+        if self._conversation is None or self._conversation.end is not None:
+            return None
+        self._putting = self._loop.create_future()
+        try:
+            self._interact(None)
+            return await self._putting
+        finally:
+            self._putting = None
+
+    def unsent(self) -> list[Reply]:
+        """Return what was said and no socket has taken; it counts as sent."""
+        unsent, self._unsent = self._unsent, []
+        return unsent
+
+    def go_on(self) -> None:
+        """Go on as if nothing had been: the session could not be put down."""
+        self._mute = self._held = False
+        self._interact(None)
+
+    def _look_for_rest(self, putting: asyncio.Future[PutDown | None], conversation: Conversation) -> None:
+        """Ask for a snapshot as soon as nothing of what the client said waits."""
+        if conversation.end is not None:
+            putting.set_result(None)
+            return
+        self._take_unsent(conversation)
+        self._handle_messages(conversation)
+        if conversation.end is None and not (self._held or self._inbox or self._asked) and conversation.calm:
+            self._held = True
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+            conversation.keep(lambda snapshot: self._kept(putting, conversation, snapshot))
+
+    def _take_unsent(self, conversation: Conversation) -> None:
+        while conversation.end is None and (reply := self._outbox.take()) is not None:
+            if isinstance(reply, AudioMessage):
+                conversation.sent(reply.turn, self._loop.time())
+            self._unsent.append(reply)
+
+    def _kept(
+        self, putting: asyncio.Future[PutDown | None], conversation: Conversation, snapshot: SessionSnapshot
+    ) -> None:
+        if putting.done():
+            return  # nobody waits for it any more
+        self._take_unsent(conversation)
+        speech = None if self._stream is None else self._stream.to_bytes()
+        putting.set_result(PutDown(self._id, snapshot, conversation.books(self._loop.time()), speech))
+
     # From the server
 
-    def leave(self) -> None:
+    def leave(self, end: End = GONE) -> None:
         """End the session because its client is gone for good: nothing that it said matters any more."""
-        self._finish(GONE)
+        self._finish(end)
         self._outbox.clear()
 
     def drain(self) -> None:
@@ -176,10 +258,11 @@ class Driver:
             self._outbox.put(queued)
             self._may_write.set()
 
-        slides = self._start.overflow == "slide"
-        slot = asyncio.create_task(
-            self._admission.attach(self._happened, sampling_of(self._start.sampling), slides, waiting, self._saved)
-        )
+        slides, sampling, snapshot = self._start.overflow == "slide", sampling_of(self._start.sampling), self._saved
+        if self._down is not None:
+            snapshot = self._down.snapshot
+            sampling = snapshot.books.sampling
+        slot = asyncio.create_task(self._admission.attach(self._happened, sampling, slides, waiting, snapshot))
         over = asyncio.create_task(self._over.wait())
         try:
             await asyncio.wait((slot, over), return_when=asyncio.FIRST_COMPLETED)
@@ -195,6 +278,7 @@ class Driver:
             if self._early_end is not None:
                 return self._early_end
             conversation = self._begin(session)
+            self._begins.set_result(True)
             await self._over.wait()
             assert conversation.end is not None
             return conversation.end
@@ -205,9 +289,9 @@ class Driver:
             self._admission.released()
 
     def _begin(self, session: EngineSession) -> Conversation:
-        engine = self._engine
+        engine, down = self._engine, self._down
         started = messages.SessionStarted(
-            session=secrets.token_hex(8),
+            session=self._id,
             protocol=messages.PROTOCOL_VERSION,
             model=engine.model,
             num_codebooks=engine.num_codebooks,
@@ -218,15 +302,19 @@ class Driver:
             seed=session.seed,
             turn=session.turn,
             notice=engine.notice,
+            suggestions=engine.suggestions,
             resume=self._resume,
             sampling=self._start.sampling,
             takes=0 if self._takes is None else self._takes.turns,
             saves=self._saves,
         )
-        self._observer.said(started)
-        self._outbox.put(started)
+        if down is None:
+            self._observer.said(started)
+            self._outbox.put(started)
+        else:
+            self._observer.moved_here(self._id)
         observer: Observer = self._observer
-        books, saved = None, self._saved
+        books, saved = None if down is None else down.books, self._saved
         if saved is not None:
             books = first_books(self._start, saved.books.turn, saved.books.prompt_frames)
         conversation = Conversation(
@@ -245,6 +333,8 @@ class Driver:
         )
         if conversation.hears_voice:
             self._stream = self._voices.stream()
+            if down is not None and down.speech is not None:
+                self._stream.restore(down.speech)
         self._conversation = conversation
         while self._early:
             conversation.happened(self._early.popleft(), self._loop.time())
@@ -275,15 +365,17 @@ class Driver:
         if conversation.end is not None:
             self._over.set()
             self._inbox.clear()
-        else:
+        elif not self._held:
             self._set_timer(conversation)
+        if self._putting is not None and not self._putting.done():
+            self._look_for_rest(self._putting, conversation)
         if len(self._inbox) < _UNHANDLED:
             self._may_read.set()
         if len(self._outbox):
             self._may_write.set()
 
     def _handle_messages(self, conversation: Conversation) -> None:
-        while self._inbox and not self._asked and conversation.ready and conversation.end is None:
+        while self._inbox and not (self._asked or self._held) and conversation.ready and conversation.end is None:
             received = self._inbox.popleft()
             if isinstance(received, AudioMessage) and self._stream is not None:
                 self._judge(received, self._stream)

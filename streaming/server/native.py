@@ -5,17 +5,20 @@ connection was lost.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from msgspec import structs
 from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
+from websockets.protocol import State
 
 from streaming.conversation.conversation import Received
-from streaming.conversation.ends import refusal
-from streaming.conversation.outbox import Echo, Saved
-from streaming.conversation.takes import TakesMemory
+from streaming.conversation.ends import MOVED, refusal
+from streaming.conversation.outbox import Echo, Reply, Saved
+from streaming.conversation.takes import Takes, TakesMemory
 from streaming.engine.engine import Engine
 from streaming.errors import ProtocolError, StreamingError
 from streaming.protocol import messages
@@ -25,22 +28,30 @@ from streaming.protocol.messages import (
     Codec,
     Message,
     SessionResume,
+    SessionResumed,
     SessionStart,
     SessionStarted,
     TurnDone,
 )
 from streaming.protocol.opus import OpusReceiver, OpusSender, opus_available
 from streaming.protocol.replay import WINDOW, ReplayBook
-from streaming.server.admission import Admission
+from streaming.server.admission import Admission, StoppingError
 from streaming.server.door.gatekeeper import Visitor
 from streaming.server.driver import Driver
-from streaming.server.resumption import ResumableSessions
+from streaming.server.kept_session import Talk
+from streaming.server.resumption import ResumableSessions, SessionElsewhereError, SessionExpiredError
 from streaming.server.saved_sessions import SavedSessions
 from streaming.server.session_socket import MESSAGES_PER_S, SessionSocket
+from streaming.server.session_store import SessionStore
 from streaming.server.sessions import ServerSession, Sessions
+from streaming.server.stored_sessions import FoundSession, StoredSessions
 from streaming.server.watch.observer import SessionObserver
 
+_LOG = logging.getLogger(__name__)
 _START_TIMEOUT_S = 10.0
+_PUT_DOWN_S = 10.0
+"""How long it may take to put a session into the store; it goes on here otherwise."""
+_LAST_REPLY_S = 1.0
 _OPUS_MESSAGES_PER_S = 400
 """Each may cost 0.3 ms of the event loop: 48 times what a client needs, and an eighth of what all have."""
 _OPUS_LEAD_MS = 160
@@ -56,8 +67,8 @@ class UnsupportedProtocolError(StreamingError):
 class NativeDialect:
     """The conversation's own words.
 
-    book: of a session that can be resumed, None for others. saved: who makes a file of a session. answer: sends a
-    message of the connection's own.
+    book: of a session that can be resumed, None for others. saved: who makes a file of a session. midway: the
+    client may be in the middle of a stream of Opus. answer: sends a message of the connection's own.
 
     What Opus remembers of the stream outlives a socket, as the messages that are kept do: encoded once, sent again as
     they are.
@@ -69,9 +80,11 @@ class NativeDialect:
         book: ReplayBook | None,
         codec: Codec = "pcm16",
         saved: SavedSessions | None = None,
+        *,
+        midway: bool = False,
     ) -> None:
         self._answer, self._book, self._codec, self._saved = answer, book, codec, saved
-        self._opus = (OpusSender(), OpusReceiver()) if codec == "opus" else None
+        self._opus = (OpusSender(), OpusReceiver(midway=midway)) if codec == "opus" else None
 
     def decode(self, data: str | bytes) -> Sequence[Received]:
         try:
@@ -127,6 +140,18 @@ class NativeDialect:
             self._kept(reply, await encoding)
             raise
 
+    async def end_stream(self) -> Sequence[str | bytes]:
+        """Return what is left of the stream of Opus that is being sent, which is over: another encoder goes on."""
+        if self._opus is None:
+            return []
+        said: list[str | bytes] = [
+            messages.encode_audio(message) for message in await asyncio.to_thread(self._opus[0].flush)
+        ]
+        if self._book is not None:
+            for data in said:
+                self._book.send(data)
+        return said
+
     def _kept(self, reply: Message | AudioMessage, said: list[str | bytes]) -> list[str | bytes]:
         """Return what is said, after it was kept for a client that comes back."""
         if self._book is not None and reply.counted:
@@ -149,7 +174,11 @@ class _Return:
 
 
 class NativeSession(ServerSession):
-    """A session and the sockets that it has, one at a time. resume: None for one that ends with its socket."""
+    """A session and the sockets that it has, one at a time.
+
+    resume: None for one that ends with its socket. token: what its client comes back with. store: where it is put when
+    its client or this server leaves, None for nowhere. moved: what it was in the store, and how its client came back.
+    """
 
     def __init__(
         self,
@@ -160,19 +189,39 @@ class NativeSession(ServerSession):
         codec: Codec,
         observer: SessionObserver,
         saved: SavedSessions | None = None,
+        token: str = "",
+        store: StoredSessions | None = None,
+        moved: tuple[Talk, SessionResume] | None = None,
     ) -> None:
         self._observer = observer
         self._resume_s = None if resume is None else resume.seconds
-        self._book = None if resume is None else ReplayBook()
-        super().__init__(driver, NativeDialect(driver.answer, self._book, codec, saved), visitor, socket)
+        self._book = None if resume is None else ReplayBook() if moved is None else moved[0].book()
+        self._native = NativeDialect(driver.answer, self._book, codec, saved, midway=moved is not None)
+        super().__init__(driver, self._native, visitor, socket)
+        self._codec, self._token, self._store, self._moved = codec, token, store, moved
+        self._leaving = False  # the server stops, and the session is to be put into the store
+        self._deaf: asyncio.TimerHandle | None = None
         self._messages_per_s = _OPUS_MESSAGES_PER_S if codec == "opus" else MESSAGES_PER_S
         self._returned: asyncio.Queue[_Return] = asyncio.Queue()
 
     async def _serve(self, driving: asyncio.Task[None]) -> None:
         first: list[str | bytes] = []
         done: asyncio.Event | None = None
+        if self._moved is not None:
+            first = await self._come_back(*self._moved)
         try:
             while not await self._session_socket().run(first):
+                if self._deaf is not None:
+                    self._deaf.cancel()
+                if self._store is not None and self._may_be_put_down:
+                    put_down, first = await self._put_down(self._store)
+                    if put_down:
+                        break
+                    if self._leaving:
+                        self._leaving, self._store = False, None
+                        self._driver.drain()
+                    if self._socket.state is State.OPEN:
+                        continue
                 if done is not None:
                     done.set()
                 returned = await self._wait_for_client(driving)
@@ -186,6 +235,76 @@ class NativeSession(ServerSession):
         finally:
             if done is not None:
                 done.set()
+
+    # The store
+
+    def drain(self) -> None:
+        """Put the session into the store, where there is one: the server will stop. Otherwise end it with its turn."""
+        if self._store is None or self._book is None or self.away:
+            super().drain()
+            return
+        self._leaving = True
+        self._driver.mute()
+        # A client that does not even take the reply that is being sent is cut; it comes back for it.
+        self._deaf = asyncio.get_running_loop().call_later(_LAST_REPLY_S, self.abort)
+
+    @property
+    def _may_be_put_down(self) -> bool:
+        """Whether the client will come back for it: the connection was not closed in form, or is there."""
+        closed = self._socket.protocol.close_rcvd or self._socket.protocol.close_sent
+        return self._book is not None and not closed and (self._leaving or self._book.received > 0)
+
+    async def _come_back(self, talk: Talk, asked: SessionResume) -> list[str | bytes]:
+        """Return what the client that the session has come here with is told first, once there is a slot."""
+        assert self._book is not None
+        self._book.acknowledge(asked.received)
+        if not await self._driver.begins():
+            return []  # it is told why
+        self._driver.expect_replay(asked.position)
+        self._observer.resumed()
+        return [messages.encode(SessionResumed(received=self._book.received)), *self._book.unanswered()]
+
+    async def _put_down(self, store: StoredSessions) -> tuple[bool, list[str | bytes]]:
+        """Put the session into the store, and let the connection go. Return whether that is done and, if not, what was
+        said meanwhile.
+        """
+        assert self._book is not None
+        self._driver.mute()
+        said: list[str | bytes] = []
+        name, stored = store.name_of(self._token), False
+        try:
+            async with asyncio.timeout(_PUT_DOWN_S):
+                down = await self._driver.put_down()
+                said += await self._encoded(self._driver.unsent())
+                said += await self._native.end_stream()
+                if down is not None:
+                    holder = self.visitor.holder
+                    digest = None if holder is None else holder.digest
+                    await store.put(name, down, self._book, self._codec, digest)
+                    stored = True
+        except TimeoutError:
+            _LOG.warning("a session could not be put into the session store: it took too long")
+        except StreamingError as error:
+            _LOG.warning("a session could not be put into the session store: %s", error)
+        if stored and self._returned.empty():
+            self._leaving = False
+            store.moved(self._token)
+            self._driver.leave(MOVED)
+            self._socket.transport.abort()
+            return True, []
+        if stored:  # and its client is here already
+            with suppress(StreamingError):
+                await store.delete(name)
+        said += await self._encoded(self._driver.unsent())
+        self._driver.go_on()
+        return False, said
+
+    async def _encoded(self, replies: Sequence[Reply]) -> list[str | bytes]:
+        said: list[str | bytes] = []
+        for reply in replies:
+            if isinstance(reply, Message | AudioMessage):
+                said += await self._native.encode(reply)
+        return said
 
     def _session_socket(self) -> SessionSocket:
         return SessionSocket(self._socket, self._driver, self._dialect, self._messages_per_s)
@@ -230,10 +349,14 @@ class NativeService:
         resume_s: float,
         takes: TakesMemory,
         saved: SavedSessions,
+        store: SessionStore | None,
     ) -> None:
         self._engine, self._admission, self._sessions = engine, admission, sessions
         self._idle_s, self._resume_s, self._takes, self._saved = idle_s, resume_s, takes, saved
         self._resumable: ResumableSessions[NativeSession] = ResumableSessions()
+        self._store = (
+            None if store is None else StoredSessions(store, engine, self._resumable.remove, self._resumable.is_own)
+        )
 
     async def __call__(self, socket: ServerConnection, visitor: Visitor) -> None:
         """Serve one socket."""
@@ -241,18 +364,100 @@ class NativeService:
             try:
                 first = await _first_message(socket)
                 if isinstance(first, SessionResume):
-                    await self._resumable.find(first.token, visitor).resume(socket, first)
-                    return
+                    session = await self._find(first.token, visitor)
+                    if isinstance(session, NativeSession):
+                        await session.resume(socket, first)
+                        return
             except ConnectionClosed:
                 return
             except StreamingError as error:
                 await self._sessions.dismiss(socket, refusal(error), _say)
                 return
         with self._sessions.keeper.session(visitor) as too_many:
-            if too_many is None:
+            if too_many is None and isinstance(first, SessionStart):
                 await self._start(socket, visitor, first)
                 return
+            if isinstance(first, SessionResume):
+                assert not isinstance(session, NativeSession)
+                if too_many is None:
+                    await self._go_on(socket, visitor, first, session)
+                    return
+                await self._give_back(session.name)
+        assert too_many is not None
         await self._sessions.turn_away(socket, too_many, _say)
+
+    async def _find(self, token: str, visitor: Visitor) -> NativeSession | FoundSession:
+        """Return the session to come back to, which runs here or comes from the store. Raises `SessionExpiredError`,
+        and `SessionElsewhereError` where there is no store; `StoreError`, `SessionMovingError`, `SnapshotError`,
+        `StoppingError`.
+        """
+        try:
+            return self._resumable.find(token, visitor)
+        except (SessionElsewhereError, SessionExpiredError):
+            if self._store is None:
+                raise
+        if self._admission.stopping:
+            raise StoppingError("the server is about to stop; another one has this session, or will")
+        return await self._store.find(token, None if visitor.holder is None else visitor.holder.digest)
+
+    async def _give_back(self, name: str) -> None:
+        assert self._store is not None
+        with suppress(StreamingError):
+            await self._store.give_back(name)
+
+    async def _go_on(
+        self, socket: ServerConnection, visitor: Visitor, asked: SessionResume, found: FoundSession
+    ) -> None:
+        """Serve a session that was in the store."""
+        assert self._store is not None
+        talk, observer = found.talk, self._sessions.observer.session(visitor.name)
+        try:
+            talk.book().acknowledge(asked.received)
+        except ProtocolError as error:
+            await self._give_back(found.name)
+            await self._sessions.dismiss(socket, refusal(error), _say)
+            return
+        resume = messages.Resumption(token=asked.token, seconds=self._resume_s, window=WINDOW)
+        driver = Driver(
+            self._engine,
+            self._admission,
+            self._sessions.voices,
+            talk.books.start,
+            self._idle_s,
+            resume,
+            observer=observer,
+            takes=Takes(self._takes) if talk.books.start.takes and self._takes.turns else None,
+            saves=self._saved.allowed,
+            down=found.down,
+        )
+        session = NativeSession(
+            driver,
+            visitor,
+            socket,
+            resume,
+            talk.codec,
+            observer,
+            self._saved,
+            asked.token,
+            self._store,
+            (talk, asked),
+        )
+        self._resumable.add(asked.token, session)
+        settling = asyncio.create_task(self._settle(driver, found.name))
+        try:
+            await self._sessions.run(session)
+        finally:
+            self._resumable.remove(asked.token)
+            await settling
+
+    async def _settle(self, driver: Driver, name: str) -> None:
+        """Delete what was in the store once the session runs here, or give it back."""
+        assert self._store is not None
+        if not await driver.begins():
+            await self._give_back(name)
+            return
+        with suppress(StreamingError):  # then the claim stays, nobody else takes it, and it expires
+            await self._store.delete(name)
 
     async def _start(self, socket: ServerConnection, visitor: Visitor, start: SessionStart) -> None:
         saved = None
@@ -281,11 +486,11 @@ class NativeService:
             self._idle_s,
             resume,
             observer=observer,
-            takes=self._takes if start.takes else None,
+            takes=Takes(self._takes) if start.takes and self._takes.turns else None,
             saved=saved,
             saves=self._saved.allowed,
         )
-        session = NativeSession(driver, visitor, socket, resume, codec, observer, self._saved)
+        session = NativeSession(driver, visitor, socket, resume, codec, observer, self._saved, token, self._store)
         if resume is not None:
             self._resumable.add(token, session)
         try:

@@ -39,6 +39,10 @@ class ResumableSessions(Generic[Resumed]):
         """Return a token that no session has yet."""
         return f"{self._mark}.{secrets.token_urlsafe(24)}"
 
+    def is_own(self, token: str) -> bool:
+        """Return whether a token is of this server, since it was started."""
+        return token.partition(".")[0] == self._mark
+
     def add(self, token: str, session: Resumed) -> None:
         """Let `token` lead to this session from here on."""
         self._sessions[_digest(token)] = session
@@ -55,7 +59,7 @@ class ResumableSessions(Generic[Resumed]):
         session = self._sessions.get(_digest(token))
         if session is not None and session.visitor.holder == visitor.holder:
             return session
-        if token.partition(".")[0] != self._mark:
+        if not self.is_own(token):
             raise SessionElsewhereError(
                 "this session belongs to another server, or to one that was restarted; start a new one"
             )

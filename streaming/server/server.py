@@ -29,6 +29,7 @@ from streaming.server.native import NativeService
 from streaming.server.openai import LIVE_PATH, REALTIME_PATH
 from streaming.server.openai.service import LiveService, RealtimeService
 from streaming.server.saved_sessions import SavedSessions
+from streaming.server.session_store import SessionStore, StoreError
 from streaming.server.sessions import ServerSession, Sessions
 from streaming.server.watch.health import Health
 from streaming.server.watch.log import event
@@ -57,6 +58,7 @@ class ServerOptions:
     that sends nothing for twice as long, or reads nothing while something waits for it, is cut. handshake_s: how long a
     connection may take to become a WebSocket. takes: of how many of its latest turns a session keeps what another take
     of it needs, 0 for none. allow_save: whether clients may have their sessions, signed with session_key.
+    store: where sessions go when this server stops or their client is away, None for nowhere.
     """
 
     port: int = 8765
@@ -70,6 +72,7 @@ class ServerOptions:
     takes: int = 4
     allow_save: bool = False
     session_key: SessionKey | None = None
+    store: SessionStore | None = None
 
 
 class Shutdown:
@@ -107,6 +110,7 @@ async def run_server(
     observer = Observer(Metrics(health))
     sessions = Sessions(keeper, observer, running)
     endpoints = HttpEndpoints(keeper, health, observer)
+    takes = TakesMemory(options.takes)
     services: dict[str, Callable[[ServerConnection, Visitor], Awaitable[None]]] = {
         PATH: NativeService(
             engine,
@@ -114,10 +118,11 @@ async def run_server(
             sessions,
             options.idle_s,
             options.resume_s,
-            TakesMemory(options.takes),
+            takes,
             SavedSessions(engine, options.session_key if options.allow_save else None),
+            options.store,
         ),
-        REALTIME_PATH: RealtimeService(engine, admission, sessions, options.idle_s),
+        REALTIME_PATH: RealtimeService(engine, admission, sessions, options.idle_s, takes),
         LIVE_PATH: LiveService(engine, admission, sessions, options.idle_s),
     }
 
@@ -182,6 +187,7 @@ async def run_server(
             slots=engine.stats().slots,
             context_s=round(engine.context_frames / FRAME_RATE, 2),
         )
+        sweeping = None if options.store is None else asyncio.create_task(_sweep(options.store, 2 * options.resume_s))
         while not shutdown.requested.is_set() and engine.failure is None:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_POLL_S):
@@ -201,4 +207,15 @@ async def run_server(
         sessions.abort()
         drained.cancel()
         hurry.cancel()
+        if sweeping is not None:
+            sweeping.cancel()
     event(_LOG, logging.INFO, "server.stopped")
+
+
+async def _sweep(store: SessionStore, keep_s: float) -> None:
+    """Delete what nobody has come back to, for as long as the server runs."""
+    loop = asyncio.get_running_loop()
+    while True:
+        with suppress(StoreError):  # another time
+            await store.sweep(keep_s, loop.time())
+        await asyncio.sleep(max(_POLL_S, min(keep_s / 4, 60.0)))

@@ -50,7 +50,9 @@ class SessionSocket:
         self._read_one = asyncio.Event()
 
     async def run(self, first: Sequence[str | bytes] = ()) -> bool:
-        """Move messages, `first` before all others. Return whether the session has come to its end."""
+        """Move messages, `first` before all others. Return whether the session has come to its end; if not, the socket
+        is lost, or the session is to be put down.
+        """
         writing = asyncio.create_task(self._write(first))
         tasks = (writing, asyncio.create_task(self._read()), asyncio.create_task(self._socket.wait_closed()))
         try:
@@ -89,6 +91,8 @@ class SessionSocket:
                     self._socket.transport.abort()
                     return False
                 reply = await self._driver.next_reply()
+                if reply is None:
+                    return False
                 if isinstance(reply, End):
                     for data in () if reply.message is None else await self._dialect.encode(reply.message):
                         await self._socket.send(data)

@@ -26,6 +26,7 @@ from streaming.server.door.session_key import SessionKeyError, load_session_key
 from streaming.server.door.tls import load_tls
 from streaming.server.door.tokens import load_tokens
 from streaming.server.server import ServerOptions, Shutdown, run_server
+from streaming.server.session_store import SessionStore
 from streaming.server.watch import log
 
 _LOG = logging.getLogger("streaming.server")
@@ -43,7 +44,7 @@ def introduce(engine: Engine) -> None:
     """Tell the person at the terminal what was loaded; the log has it in `server.started`."""
     shape = f"{engine.num_codebooks} codebooks, {engine.context_frames / FRAME_RATE:.1f} s of context"
     complain(f"{engine.model}: {shape}, {engine.stats().slots} slots")
-    complain(f"it runs on {engine.device} in {engine.dtype}, with operations in {engine.operations}")
+    complain(f"it runs on {engine.device} in {engine.dtype}, with {engine.operations} operations")
     if engine.notice:
         complain(f"note: {engine.notice}")
 
@@ -87,6 +88,7 @@ def run(options: argparse.Namespace, program: str) -> int:
             takes=options.takes,
             allow_save=options.allow_save,
             session_key=key,
+            store=None if options.session_store is None else SessionStore(options.session_store, key),
             resume_s=options.resume_seconds,
             drain_s=options.drain_seconds,
         )

@@ -19,10 +19,10 @@ const ABNORMAL = 1006; // no close frame came: the connection broke
 const UNCOUNTED = new Set(["pong", "ack", "session.queued", "session.resumed", "session.refused"]);
 
 /**
- * One session's client. onEvent(event) gets the server's messages as they are, {type: "audio", turn, position, pcm} for binary
- * ones; {type: "lost", seconds} when the connection broke and the server keeps the session for so long, {type: "restored",
- * afterMs} when it goes on; and at the end exactly one {type: "disconnected", opened, code, reason}; opened: whether there
- * ever was a connection.
+ * One session's client. onEvent(event) gets the server's messages as they are, {type: "audio", turn, position, pcm} for
+ * binary ones; {type: "lost", seconds} when the connection broke and the server keeps the session for so long, {type:
+ * "restored", afterMs} when it goes on; and at the end exactly one {type: "disconnected", opened, code, reason};
+ * opened: whether there ever was a connection.
  */
 export class ContinuationClient {
   /** The turn that speech belongs to. */

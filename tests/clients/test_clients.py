@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from streaming.audio import FRAME
 from streaming.engine.engine import Engine
 from tests.clients.install import PYTHON
 from tests.engine.stub_step import StubStep
@@ -26,7 +27,7 @@ from tests.server.openai.client import kinds, said_by
 
 ROOT = Path(__file__).parents[2]
 RECIPES = re.findall(r"```python\n(.*?)```", (ROOT / "docs/openai.md").read_text(encoding="utf-8"), re.DOTALL)
-NAMES = ["openai", "pipecat", "livekit", "live"]
+NAMES = ["openai", "takes", "pipecat", "livekit", "live"]
 CLIENT = Path(os.environ.get("OPENAI_CLIENTS_PYTHON", PYTHON))
 
 pytestmark = pytest.mark.skipif(
@@ -63,12 +64,17 @@ def run_client(server: LiveServer, program: str, folder: Path) -> str:
 def test_the_documentation_has_a_recipe_for_each() -> None:
     assert len(RECIPES) == len(NAMES)
     for recipe, word in zip(
-        RECIPES, ["client.realtime", "OpenAIRealtimeLLMService", "livekit", "client.live"], strict=True
+        RECIPES,
+        ["client.realtime", "item.delete", "OpenAIRealtimeLLMService", "livekit", "client.live"],
+        strict=True,
     ):
         assert word in recipe
 
 
-@pytest.mark.parametrize(("name", "recipe"), list(zip(NAMES, RECIPES, strict=True)), ids=NAMES)
+ONE_TURN = [(name, recipe) for name, recipe in zip(NAMES, RECIPES, strict=True) if name != "takes"]
+
+
+@pytest.mark.parametrize(("name", "recipe"), ONE_TURN, ids=[name for name, _ in ONE_TURN])
 def test_a_recipe_records_what_the_model_said(
     server: LiveServer, step: StubStep, tmp_path: Path, name: str, recipe: str
 ) -> None:
@@ -83,6 +89,20 @@ def test_a_recipe_records_what_the_model_said(
     assert heard == (said[: len(heard)] if name == "live" else said)
     prompt = kinds(step.streams[0]).partition("s")[0]
     assert 40 <= len(prompt) <= 56, "3.36 s of speech, and perhaps silence after it"
+
+
+def test_the_recipe_for_takes_has_three_continuations_of_one_prompt(
+    server: LiveServer, step: StubStep, tmp_path: Path
+) -> None:
+    """The `openai` package deletes each response: the next was the same, or followed what was left of it."""
+    run_client(server, RECIPES[NAMES.index("takes")], tmp_path)
+    takes = []
+    for number in (1, 2, 3):
+        with wave.open(str(tmp_path / f"take-{number}.wav")) as file:
+            takes.append(file.readframes(file.getnframes()))
+    assert [len(take) for take in takes] == [2 * 25 * FRAME] * 3, "100 tokens"
+    assert len(set(takes)) == 3
+    assert re.fullmatch("h{40,56}(s{25})?", kinds(step.streams[0])), "the last may be deleted by now, too"
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=NAMES)

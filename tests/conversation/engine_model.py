@@ -14,7 +14,7 @@ from streaming.config import Sampling
 from streaming.conversation.conversation import Conversation, Received
 from streaming.conversation.outbox import Outbox, Reply
 from streaming.conversation.settings import filled
-from streaming.conversation.takes import TakesMemory
+from streaming.conversation.takes import Takes, TakesMemory
 from streaming.engine.events import (
     QUEUED_FRAMES,
     Event,
@@ -54,7 +54,7 @@ class EngineModel:
         self.released = 0
         self.marks: set[str] = set()
         self.mark_bytes = 1000
-        self.reach = 1_000  # frames that a clear can take back
+        self.reach = 1_000  # frames that a clear or an interruption can take back
         self._held: dict[str, int] = {}  # frames of the prompt at each mark
         self._commands: deque[tuple[Any, ...]] = deque()
         self._queued = 0
@@ -145,9 +145,12 @@ class EngineModel:
                     last = self._turn if self._speaking else self._turn - 1
                     kept = 0
                     if turn == last:
-                        kept = min(self._spoken, heard_samples // FRAME)
-                    if turn == last and self._speaking:
-                        self._stop("interrupted")
+                        kept = min(self._spoken, max(heard_samples // FRAME, self._spoken - self.reach))
+                        if self._prompt and not self._speaking:
+                            kept = self._spoken
+                        if self._speaking:
+                            self._stop("interrupted")
+                        self._spoken = kept
                     self.events.append(Interrupted(turn, kept))
                 case ("mark", name):
                     self._held[name] = self._prompt
@@ -230,7 +233,7 @@ class Talk:
             observer=self.counts,
             now=self.now,
             sent_is_heard=sent_is_heard,
-            takes=takes,
+            takes=None if takes is None else Takes(takes),
         )
         self.position = 0
 

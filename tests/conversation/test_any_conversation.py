@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from streaming.audio import FRAME
-from streaming.conversation.conversation import HeardByClock, Received
+from streaming.conversation.conversation import HeardByClock, HeardNothing, Received
 from streaming.conversation.outbox import End, Reply
+from streaming.conversation.takes import TakesMemory
 from streaming.engine.events import QUEUED_FRAMES
 from streaming.protocol import messages
 from streaming.protocol.messages import AudioMessage, Interrupted, TurnDone, TurnSpeaking, VadOptions
@@ -36,6 +37,7 @@ WORDS: st.SearchStrategy[Received] = st.one_of(
     st.builds(messages.Speak, turn=TURNS, max_seconds=SECONDS, sampling=SAMPLINGS),
     st.builds(messages.Interrupt, turn=TURNS, heard_samples=SAMPLES),
     st.builds(HeardByClock, TURNS),
+    st.builds(HeardNothing, TURNS),
     st.builds(messages.Played, turn=TURNS, samples=SAMPLES),
     st.builds(messages.InputClear, keep_samples=SAMPLES),
     st.builds(
@@ -74,8 +76,11 @@ ACTS = st.one_of(
 class Checked(Talk):
     """A conversation whose replies and deadlines are looked at as they come."""
 
-    def __init__(self, start: dict[str, object], room: int, sent_is_heard: bool) -> None:
-        super().__init__(engine=EngineModel(room=room, length=9), sent_is_heard=sent_is_heard, **start)
+    def __init__(self, start: dict[str, object], room: int, sent_is_heard: bool, takes: int = 0) -> None:
+        memory = TakesMemory(takes) if takes else None
+        engine = EngineModel(room=room, length=9)
+        engine.reach = 3
+        super().__init__(engine=engine, sent_is_heard=sent_is_heard, takes=memory, **start)
         self.taken: list[Reply] = []
         self.interrupted: dict[int, int] = {}  # by turn: how many replies were taken before the client said so
 
@@ -111,11 +116,11 @@ class Checked(Talk):
     def speak_up(self, word: object) -> None:
         if not self.conversation.ready or self.conversation.end is not None:
             return
-        if isinstance(word, messages.Interrupt | HeardByClock | messages.Played) and word.turn == 0:
+        if isinstance(word, messages.Interrupt | HeardByClock | HeardNothing | messages.Played) and word.turn == 0:
             word = replace(word, turn=max(1, self.turns()))
         errors = self.errors()
         self.conversation.receive(word, self.now)  # type: ignore[arg-type]
-        if isinstance(word, messages.Interrupt | HeardByClock) and self.errors() == errors:
+        if isinstance(word, messages.Interrupt | HeardByClock | HeardNothing) and self.errors() == errors:
             self.interrupted.setdefault(word.turn, len(self.taken))
 
     def turns(self) -> int:
@@ -133,7 +138,9 @@ class Checked(Talk):
 
 
 def replace(word: Any, **changes: Any) -> Any:
-    return dataclasses.replace(word, **changes) if isinstance(word, HeardByClock) else structs.replace(word, **changes)
+    if isinstance(word, HeardByClock | HeardNothing):
+        return dataclasses.replace(word, **changes)
+    return structs.replace(word, **changes)
 
 
 def check_replies(talk: Checked) -> None:
@@ -177,13 +184,14 @@ def check_input(talk: Checked) -> None:
     start=STARTS,
     room=st.sampled_from([1, 3, QUEUED_FRAMES]),
     sent_is_heard=st.booleans(),
+    takes=st.sampled_from([0, 1]),
     acts=st.lists(ACTS, max_size=30),
 )
 def test_any_conversation_keeps_its_promises(
-    start: dict[str, object], room: int, sent_is_heard: bool, acts: list[tuple[str, object]]
+    start: dict[str, object], room: int, sent_is_heard: bool, takes: int, acts: list[tuple[str, object]]
 ) -> None:
     """Commands are legal (the engine's model asserts it), turns follow each other, audio is whole, time goes on."""
-    talk = Checked(start, room, sent_is_heard)
+    talk = Checked(start, room, sent_is_heard, takes)
     for kind, what in acts:
         talk.act(kind, what)
     talk.finish()

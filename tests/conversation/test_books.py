@@ -85,6 +85,7 @@ def books() -> ConversationBooks:
         {"tip": 7},
         {"playback": None},
         {"heard_due_s": 1.0},
+        {"unsaid": (1, 5)},
         {"applied": SamplingOptions()},
         {"cut": dict.fromkeys(range(1, 2000), 5)},
     ],

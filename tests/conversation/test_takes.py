@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 
 from streaming.audio import FRAME
+from streaming.conversation.conversation import HeardByClock, HeardNothing
 from streaming.conversation.takes import Takes, TakesMemory
 from streaming.errors import TakeGoneError
 from streaming.protocol import messages
 from streaming.protocol.messages import InputClear, Interrupt, SamplingOptions, SessionClose, Take, TakeKeep, TakeKept
 from tests.conversation.engine_model import EngineModel, Talk
-from tests.conversation.test_conversation import NO, SAID, VAD, speaking, the_error
+from tests.conversation.test_conversation import NO, SAID, SPEAK, VAD, interrupted, speaking, the_error
 
 
 def talk_with_takes(memory: TakesMemory | None = None, **start: Any) -> Talk:
@@ -208,3 +209,104 @@ def test_takes_of_one_prompt_share_its_mark() -> None:
     assert list(takes.keep_prompt(4, "prompt 4")) == ["prompt 1"]
     with pytest.raises(TakeGoneError):
         takes.prompt(2)
+
+
+def answered(reach: int, takes: TakesMemory | None) -> Talk:
+    """A client was answered three frames to two of its own. reach: how many can be rewound."""
+    talk = Talk(engine=EngineModel(length=3), takes=takes)
+    talk.engine.reach = reach
+    talk.turn(2)
+    talk.replies()
+    talk.wait(1.0)
+    talk.engine.log.clear()
+    return talk
+
+
+@pytest.mark.parametrize("reach", [1, 3])
+def test_what_nobody_heard_is_said_otherwise_the_next_time(reach: int) -> None:
+    """OpenAI's clients delete a response and ask for another: it was the same again, or followed what was left of the
+    first one.
+    """
+    talk = answered(reach, TakesMemory(1))
+    talk.say(HeardNothing(1))
+    assert not talk.conversation.ready, "nobody knows yet what is left"
+    talk.step()
+    talk.say(SPEAK)
+    talk.step()
+    back = ("go_back", "prompt 1")
+    commands = [command for command in talk.engine.log if command[0] not in ("configure", "mark", "unmark")]
+    assert commands == [("interrupt", 1, 0), *([back] if reach < 3 else []), back, ("speak", 250, 5)]
+    (configure,) = (command for command in talk.engine.log if command[0] == "configure")
+    assert configure[1].seed == 9
+    cut, started, *told = talk.told()
+    assert cut == interrupted(1, 0)
+    assert (started.turn, started.of) == (2, 1)
+    assert told == [speaking(2, 2), "audio 3", (2, "end", 3)]
+
+
+def test_what_is_said_next_follows_the_prompt_of_what_nobody_heard() -> None:
+    """Pins a continuation that stays in the stream because nobody asked for another one."""
+    talk = answered(1, TakesMemory(1))
+    talk.say(HeardNothing(1))
+    talk.step()
+    talk.turn()
+    kinds = [command[0] for command in talk.engine.log if command[0] not in ("mark", "unmark")]
+    assert kinds[:3] == ["interrupt", "go_back", "listen"]
+    assert "configure" not in kinds, "drawn as ever: it is another prompt"
+    assert talk.told()[-1] == (2, "end", 3)
+
+
+def test_without_takes_there_is_another_one_of_what_could_be_taken_back() -> None:
+    """Pins `--takes 0` that gives the same response again, or one that follows half of the first."""
+    talk = answered(3, None)
+    talk.say(HeardNothing(1))
+    talk.step()
+    talk.say(SPEAK)
+    talk.step()
+    assert [command[1].seed for command in talk.engine.log if command[0] == "configure"] == [9]
+    assert talk.told()[-1] == (2, "end", 3)
+    talk = answered(1, None)
+    talk.say(HeardNothing(1))
+    talk.step()
+    assert talk.told() == [interrupted(1, 2)]
+    for _ in range(2):
+        talk.say(SPEAK)
+        assert the_error(talk) == ("take_gone", "speak")
+    talk.turn()
+    assert talk.told()[-1] == (2, "end", 3)
+
+
+def test_a_turn_whose_next_prompt_has_begun_stays() -> None:
+    """Pins speech that is thrown away with the response before it, which cannot be taken back any more."""
+    talk = answered(3, TakesMemory(1))
+    talk.hear()
+    talk.step()
+    talk.say(HeardNothing(1))
+    talk.step()
+    talk.say(SPEAK)
+    talk.step()
+    assert not [command for command in talk.engine.log if command[0] in ("go_back", "configure")]
+    assert talk.told() == [interrupted(1, 3), speaking(2, 1), "audio 3", (2, "end", 3)]
+
+
+def test_a_turn_that_was_stopped_before_its_first_frame_was_played_is_unsaid() -> None:
+    """By the clock as by the client's word. Pins a response that is cancelled at once and comes again."""
+    talk = Talk(engine=EngineModel(), takes=TakesMemory(1))
+    talk.turn()
+    talk.replies()
+    talk.say(HeardByClock(1))
+    talk.step()
+    talk.say(SPEAK)
+    talk.step()
+    assert [command[1].seed for command in talk.engine.log if command[0] == "configure"] == [9]
+    assert speaking(2, 1) in talk.told()
+
+
+def test_a_session_may_keep_fewer_turns_than_the_server_allows_and_no_ends() -> None:
+    """Pins memory that every OpenAI session would hold for what no client of it can ask for."""
+    takes = Takes(TakesMemory(4), 1, ends=False)
+    assert list(takes.keep_prompt(1, "prompt 1")) == []
+    assert not takes.wants_end(1)
+    assert list(takes.keep_prompt(2, "prompt 2")) == ["prompt 1"]
+    assert (1 in takes, 2 in takes) == (False, True)
+    assert Takes(TakesMemory(2), 5).turns == 2

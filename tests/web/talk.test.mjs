@@ -699,6 +699,24 @@ test("another take goes on from the same words with another seed, and the one th
   assert.deepEqual(talk.takes, [], "other words have takes of their own");
 });
 
+test("nobody is told of an interruption that the server has got over by its own clock", async () => {
+  // On a machine that was too slow a person read "turn 1 is not being spoken, nor was it last".
+  const { talk, notes, socket } = await spoken();
+  socket.say({ type: "error", code: "bad_state", message: "over", fatal: false, in_reply_to: "interrupt" });
+  assert.deepEqual([talk.phase, notes], ["waiting", []]);
+});
+
+test("what a slow server has lost is told in one sum, and never as nothing", async () => {
+  // It said that 0.0 s were lost.
+  const { about, socket } = await spoken();
+  const lost = (samples) => {
+    socket.say({ type: "input.dropped", turn: 1, samples });
+    return about.shown.text;
+  };
+  assert.equal(lost(960), "The server is too slow: it has lost 40 ms of what you said.");
+  assert.equal(lost(48_000), "The server is too slow: it has lost 2.0 s of what you said.");
+});
+
 test("a take that the server cannot give leaves the talk as it is", async () => {
   const { about, audio, talk, socket } = await withTakes();
   socket.say({ type: "turn.done", turn: 1, reason: "end", samples: 2 * FRAME, mean_step_ms: 9 });

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-from streaming.conversation.conversation import HEARD_TIMEOUT_S, HeardByClock
+from streaming.audio import FRAME
+from streaming.conversation.conversation import HEARD_TIMEOUT_S, HeardByClock, HeardNothing
 from streaming.protocol import messages
 from streaming.server.openai.realtime_events import ServerEvent
 from streaming.server.openai.realtime_response import Response
@@ -39,10 +40,13 @@ class Interruptions:
         self._turn, self._until = response.turn, self._clock() + HEARD_TIMEOUT_S
         return self._interrupt(response, ALL_SENT)
 
-    def cut(self, response: Response, heard_samples: int, then: ServerEvent) -> messages.Interrupt:
+    def cut(self, response: Response, heard_samples: int, then: ServerEvent) -> messages.Interrupt | HeardNothing:
         """Cut a response to what was heard. then: what is said once that is done."""
         response.speaking = False
         self._turn = None
+        if heard_samples < FRAME:
+            self._answers.append([then])
+            return HeardNothing(response.turn)
         return self._interrupt(response, heard_samples, then)
 
     def cut_by_clock(self) -> list[HeardByClock]:

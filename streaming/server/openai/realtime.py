@@ -242,6 +242,8 @@ class RealtimeDialect:
                 return self._speech_stopped(at)
             case messages.InputCleared(kept_samples=kept):
                 return self._cleared(kept)
+            case messages.TakeStarted():
+                self._responses.take_started()
             case messages.TurnSpeaking():
                 return self._responses.turn_speaking(reply, self._options)
             case messages.TurnDone():

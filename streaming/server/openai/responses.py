@@ -50,6 +50,7 @@ class Responses:
         self._accepted: deque[Asked] = deque()
         self._turns = 0  # responses so far, which is also the number of the last one's turn
         self._stream_frames = 0  # what the model has heard and said before this turn
+        self._prompt_frames = 0  # of which this turn's prompt
         self._spoken = (0, 0)  # the last turn, and how many frames of it the context keeps
 
     @property
@@ -88,7 +89,7 @@ class Responses:
                 return self._begin(asked, options)
             self._accepted.append(asked)
             return []
-        if refusal.code == "empty_prompt":
+        if refusal.code in ("empty_prompt", "take_gone"):
             failure = events.Failure(type="invalid_request_error", code=refusal.code, message=refusal.message)
             return self.fail(asked.metadata, failure, options)
         error = EventError("conversation_already_has_active_response", refusal.message)
@@ -119,7 +120,12 @@ class Responses:
         if self.open is not None and self.open.turn == speaking.turn:
             self.open.prompt_frames, self.open.cached_frames = prompt, self._stream_frames
         self._stream_frames += prompt
+        self._prompt_frames = prompt
         return said
+
+    def take_started(self) -> None:
+        """Note that the conversation goes on anew from the last prompt, of which nothing that followed was kept."""
+        self._stream_frames -= self._prompt_frames
 
     def audio(self, audio: AudioMessage) -> list[ServerEvent]:
         """Return how audio is told; of a response that was cancelled it is not."""

@@ -12,6 +12,7 @@ from websockets.frames import CloseCode
 
 from streaming.audio import FRAME_RATE
 from streaming.conversation.outbox import End
+from streaming.conversation.takes import Takes, TakesMemory
 from streaming.engine.engine import Engine
 from streaming.protocol import messages
 from streaming.server.admission import Admission
@@ -48,8 +49,9 @@ class OpenAIService:
         speaking: Callable[[Driver], Dialect],
         *,
         sent_is_heard: bool = False,
+        takes: Takes | None = None,
     ) -> None:
-        """Serve a session. speaking: its dialect; sent_is_heard: see `Conversation`."""
+        """Serve a session. speaking: its dialect; sent_is_heard, takes: see `Conversation`."""
         driver = Driver(
             self._engine,
             self._admission,
@@ -58,6 +60,7 @@ class OpenAIService:
             self._idle_s,
             observer=self._sessions.observer.session(visitor.name),
             sent_is_heard=sent_is_heard,
+            takes=takes,
         )
         dialect = speaking(driver)
         with self._sessions.keeper.session(visitor) as too_many:
@@ -68,7 +71,13 @@ class OpenAIService:
 
 
 class RealtimeService(OpenAIService):
-    """`/v1/realtime`: the session begins with the connection."""
+    """`/v1/realtime`: the session begins with the connection. takes: what those of all sessions hold."""
+
+    def __init__(
+        self, engine: Engine, admission: Admission, sessions: Sessions, idle_s: float, takes: TakesMemory
+    ) -> None:
+        super().__init__(engine, admission, sessions, idle_s)
+        self._takes = takes
 
     async def __call__(self, socket: ServerConnection, visitor: Visitor) -> None:
         """Serve one socket."""
@@ -81,6 +90,7 @@ class RealtimeService(OpenAIService):
             visitor,
             session_start(model, self._lead_ms),
             lambda driver: realtime.RealtimeDialect(model, driver.give, clock),
+            takes=Takes(self._takes, 1, ends=False) if self._takes.turns else None,
         )
 
 

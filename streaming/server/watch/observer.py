@@ -13,6 +13,7 @@ from collections import deque
 from http import HTTPStatus
 
 from streaming.audio import FRAME_RATE, SAMPLE_RATE
+from streaming.conversation.ends import MOVED
 from streaming.conversation.outbox import End
 from streaming.protocol import messages
 from streaming.protocol.messages import AudioMessage, Message
@@ -93,6 +94,12 @@ class SessionObserver:
                 self._metrics.opened.inc()
                 self._event("session.opened", holder=self._holder)
 
+    def moved_here(self, session: str) -> None:
+        """Note that a session goes on here that another server had, or this one before its client was away."""
+        self._id, self._began_at = session, time.monotonic()
+        self._metrics.opened.inc()
+        self._event("session.moved_here", holder=self._holder)
+
     def heard(self) -> None:
         """Count a frame of the client's speech that was heard."""
         self._heard_frames += 1
@@ -169,4 +176,4 @@ def _reason(end: End) -> str:
             return reason
         case messages.Error(code=code) | messages.SessionRefused(code=code):
             return code
-    return "left"
+    return "moved" if end is MOVED else "left"

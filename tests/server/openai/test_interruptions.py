@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from streaming.conversation.conversation import HEARD_TIMEOUT_S, HeardByClock
+import pytest
+
+from streaming.audio import FRAME
+from streaming.conversation.conversation import HEARD_TIMEOUT_S, HeardByClock, HeardNothing
 from streaming.protocol.messages import Interrupt
 from streaming.server.openai.formats import PCM, FormatEncoder
 from streaming.server.openai.interruptions import ALL_SENT, Interruptions
@@ -29,7 +32,7 @@ def test_a_cancelled_response_is_cut_when_the_client_says_what_it_heard() -> Non
     assert interruptions.cancel(cancelled) == Interrupt(turn=3, heard_samples=ALL_SENT)
     assert not cancelled.speaking
     assert interruptions.unsaid
-    assert interruptions.cut(cancelled, 240, TRUNCATED) == Interrupt(turn=3, heard_samples=240)
+    assert interruptions.cut(cancelled, 2_400, TRUNCATED) == Interrupt(turn=3, heard_samples=2_400)
     assert not interruptions.unsaid
     assert [interruptions.answered(), interruptions.answered()] == [[], [TRUNCATED]]
 
@@ -54,5 +57,13 @@ def test_an_answer_that_nobody_waits_for_says_nothing() -> None:
     """A voice's interruption is answered, too, and took the next client's answer."""
     interruptions = Interruptions(Clock())
     assert interruptions.answered() == []
-    interruptions.cut(response(1), 0, TRUNCATED)
+    interruptions.cut(response(1), 2_400, TRUNCATED)
+    assert interruptions.answered() == [TRUNCATED]
+
+
+@pytest.mark.parametrize("heard_samples", [0, FRAME - 1])
+def test_a_response_of_which_no_frame_was_heard_is_taken_back(heard_samples: int) -> None:
+    """Cut like any other, its beginning stayed where it was longer than what can be rewound."""
+    interruptions = Interruptions(Clock())
+    assert interruptions.cut(response(2), heard_samples, TRUNCATED) == HeardNothing(2)
     assert interruptions.answered() == [TRUNCATED]

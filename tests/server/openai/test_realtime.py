@@ -172,6 +172,126 @@ def test_usage_counts_what_a_truncation_left_in_the_context(server: LiveServer) 
     run(scenario())
 
 
+@pytest.mark.parametrize("unsaid", ["deleted", "truncated to nothing"])
+def test_another_take_of_what_was_unsaid(unsaid: str) -> None:
+    """However long it was: another response went on from what could not be rewound, and, where all could, said the same
+    again, since its seed was the same.
+    """
+    step = StubStep(1, rewind_frames=4)
+
+    async def scenario(url: str) -> list[bytes]:
+        async with realtime(url, MANUAL) as session:
+            await session.append(SPEECH)
+            said, used = [], []
+            for _ in range(3):
+                await session.send("response.create", response={"max_output_tokens": 6 * Q})
+                response = (await session.until("response.done"))["response"]
+                said.append(session.audio[response["id"]])
+                used.append(response["usage"]["input_tokens"])
+                item = {"item_id": response["output"][0]["id"]}
+                if unsaid == "deleted":
+                    await session.send("conversation.item.delete", **item)
+                else:
+                    await session.send("conversation.item.truncate", content_index=0, audio_end_ms=0, **item)
+            assert used == [3 * Q] * 3, "the prompt alone"
+            await session.append(SPEECH[:FRAME])
+            await session.send("response.create", response={"max_output_tokens": Q})
+            await session.until("response.done")
+            return said
+
+    with Engine(step, "stub") as engine, serving(engine) as live:
+        said = run(scenario(live.url))
+    assert len(set(said)) == 3
+    assert kinds(step.streams[0]) == "hhh" + "h" + "s", "what is said next follows what is left"
+
+
+def test_a_take_of_a_seed_is_that_seeds() -> None:
+    """Pins a seed that is asked for and not had: a take can be had again."""
+    step = StubStep(1)
+
+    async def scenario(url: str) -> list[bytes]:
+        async with realtime(url, MANUAL) as session:
+            await session.append(SPEECH)
+            said = []
+            for seed in ("5", "6", "5"):
+                wanted = {"max_output_tokens": 2 * Q, "metadata": {"seed": seed}}
+                await session.send("response.create", response=wanted)
+                response = (await session.until("response.done"))["response"]
+                said.append(session.audio[response["id"]])
+                await session.send("conversation.item.delete", item_id=response["output"][0]["id"])
+            return said
+
+    with Engine(step, "stub") as engine, serving(engine) as live:
+        first, second, third = run(scenario(live.url))
+    assert first == third != second
+
+
+def test_a_response_that_is_deleted_while_it_is_spoken_is_taken_anew(server: LiveServer, step: StubStep) -> None:
+    """All at once, as a client does that asks for another in a hurry."""
+
+    async def scenario() -> None:
+        async with realtime(server.url, MANUAL) as session:
+            await session.append(SPEECH)
+            await session.send("response.create")
+            item_id = (await session.deltas(8))["item_id"]
+            await session.send("conversation.item.delete", item_id=item_id)
+            await session.send("response.create", response={"max_output_tokens": 2 * Q})
+            cancelled = (await session.until("response.done"))["response"]
+            taken = (await session.until("response.done"))["response"]
+            assert (cancelled["status"], taken["status"]) == ("cancelled", "incomplete")
+            assert session.audio[taken["id"]] != session.audio[cancelled["id"]][: 4 * FRAME]
+            assert "conversation.item.deleted" in session.types()
+
+    run(scenario())
+    assert kinds(step.streams[0]) == "hhhss"
+
+
+def test_a_take_that_is_not_kept_fails_in_words_and_the_session_goes_on() -> None:
+    """With `--takes 0`. An `error` would end pipecat's session."""
+    step = StubStep(1, rewind_frames=4)
+
+    async def scenario(url: str) -> None:
+        async with realtime(url, MANUAL) as session:
+            await session.append(SPEECH)
+            await session.send("response.create", response={"max_output_tokens": 6 * Q})
+            item_id = (await session.until("response.done"))["response"]["output"][0]["id"]
+            await session.send("conversation.item.delete", item_id=item_id)
+            await session.send("response.create", response={"metadata": {"a": "b"}})
+            failed = (await session.until("response.done"))["response"]
+            error = failed["status_details"]["error"]
+            assert (failed["status"], failed["metadata"]) == ("failed", {"a": "b"})
+            assert (error["type"], error["code"]) == ("invalid_request_error", "take_gone")
+            await session.append(SPEECH[:FRAME])
+            await session.send("response.create", response={"max_output_tokens": Q})
+            assert (await session.until("response.done"))["response"]["status"] == "incomplete"
+
+    with Engine(step, "stub") as engine, serving(engine, takes=0) as live:
+        run(scenario(live.url))
+    assert kinds(step.streams[0]) == "hhh" + "ss" + "h" + "s"
+
+
+def test_a_voice_that_interrupts_before_anything_was_heard_follows_what_it_said_before(
+    server: LiveServer, step: StubStep
+) -> None:
+    """And is answered as ever: only a response that follows nothing new is a take."""
+
+    async def scenario() -> None:
+        async with realtime(server.url) as session:
+            detection = {"type": "server_vad", "silence_duration_ms": 200}
+            await session.update({"audio": {"input": {"turn_detection": detection}}})
+            await session.append(*[LOUD] * 4, *[QUIET] * 4)
+            item_id = (await session.deltas(8))["item_id"]
+            await session.append(*[LOUD] * 4)
+            await session.until("input_audio_buffer.speech_started")
+            await session.send("conversation.item.truncate", item_id=item_id, content_index=0, audio_end_ms=0)
+            await session.until("conversation.item.truncated")
+            await session.append(*[LOUD] * 2, *[QUIET] * 4)
+            await session.deltas(1)
+
+    run(scenario())
+    assert set(kinds(step.streams[0]).rstrip("s")) == {"h"}
+
+
 def test_what_is_said_over_a_long_response_is_kept_for_half_a_minute(server: LiveServer, step: StubStep) -> None:
     """A client that talks on while it is spoken to filled the server's memory."""
     second, most = 24_000, MAX_HELD_SAMPLES // FRAME

@@ -1,0 +1,83 @@
+"""A session of the native protocol as bytes: what its engine, its conversation and its connection know."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import msgspec
+
+from streaming.conversation.books import ConversationBooks
+from streaming.engine.engine import Engine
+from streaming.engine.snapshot import SessionSnapshot
+from streaming.errors import SnapshotError
+from streaming.models.voice_activity import MAX_STREAM_BYTES
+from streaming.protocol.messages import Codec, NonNegative
+from streaming.protocol.replay import ReplayBook
+
+_TALK = "talk"
+_MAX_KEPT = 1024
+
+
+class Talk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What stands beside the engine's snapshot. session: its id. holder: the digest of the access token that opened it.
+    speech: what voice activity remembers. received, answered, acknowledged: the counts of messages; kept: those that
+    were sent and not acknowledged, and whether they are text.
+    """
+
+    version: Literal[1] = 1
+    session: Annotated[str, msgspec.Meta(max_length=64)]
+    holder: Annotated[bytes, msgspec.Meta(max_length=64)] | None
+    codec: Codec
+    books: ConversationBooks
+    speech: Annotated[bytes, msgspec.Meta(max_length=MAX_STREAM_BYTES)] | None
+    received: NonNegative
+    answered: NonNegative
+    acknowledged: NonNegative
+    kept: Annotated[list[tuple[bool, bytes]], msgspec.Meta(max_length=_MAX_KEPT)]
+
+    def book(self) -> ReplayBook:
+        """Return the connection's own book."""
+        kept = [data.decode() if text else data for text, data in self.kept]
+        return ReplayBook(self.received, self.answered, self.acknowledged, kept)
+
+
+@dataclass(frozen=True)
+class PutDown:
+    """A session as it was at one moment, without its connection."""
+
+    session: str
+    snapshot: SessionSnapshot
+    books: ConversationBooks
+    speech: bytes | None
+
+
+def pack(engine: Engine, down: PutDown, book: ReplayBook, codec: Codec, holder: bytes | None) -> bytes:
+    """Return a session as bytes. It takes as long as some megabytes take."""
+    received, answered, acknowledged, kept = book.state()
+    talk = Talk(
+        session=down.session,
+        holder=holder,
+        codec=codec,
+        books=down.books,
+        speech=down.speech,
+        received=received,
+        answered=answered,
+        acknowledged=acknowledged,
+        kept=[(isinstance(data, str), data.encode() if isinstance(data, str) else data) for data in kept],
+    )
+    return engine.pack(down.snapshot, {_TALK: msgspec.json.encode(talk).decode()})
+
+
+def unpack(engine: Engine, data: bytes) -> tuple[PutDown, Talk]:
+    """Return what `pack` was given. Raises `SnapshotError`."""
+    snapshot, said = engine.unpack(data)
+    try:
+        talk = msgspec.json.decode(said.get(_TALK, ""), type=Talk)
+        talk.book()
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        raise SnapshotError(f"this is no stored session: {error}") from None
+    talk.books.check(snapshot.books.turn, snapshot.books.speaking)
+    if not talk.answered <= talk.received:
+        raise SnapshotError("the stored session is damaged: its counts contradict each other")
+    return PutDown(talk.session, snapshot, talk.books, talk.speech), talk

@@ -1,0 +1,245 @@
+"""Sessions that outlive their server: a store that servers share, and clients that come back to any of them."""
+
+from __future__ import annotations
+
+import asyncio
+import stat
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from streaming.audio import FRAME
+from streaming.client.client import Audio, ContinuationClient
+from streaming.client.dialing import ServerAddress
+from streaming.client.resumable_connection import ConnectionLost, ConnectionRestored
+from streaming.engine.engine import Engine
+from streaming.errors import SnapshotError
+from streaming.protocol.messages import SamplingOptions, SessionStart, TurnDone
+from streaming.server.door.session_key import SessionKey
+from streaming.server.session_store import SessionMovingError, SessionStore, StoreError
+from tests.engine.stub_step import StubStep
+from tests.server.live_server import LiveServer, run, serving
+
+KEY, OTHER_KEY = SessionKey("k" * 32), SessionKey("o" * 32)
+SPEECH = (np.arange(20 * FRAME) % 251).astype(np.int16)
+FRAMES = 30
+
+
+def entries(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+@contextmanager
+def server(store: SessionStore | None, delay_s: float = 0.004) -> Iterator[LiveServer]:
+    with ExitStack() as stack:
+        step = StubStep(2, rewind_frames=16, delay_s=lambda: delay_s)
+        engine = stack.enter_context(Engine(step, "stub"))
+        yield stack.enter_context(serving(engine, store=store, resume_s=20.0, drain_s=20.0))
+
+
+class Roaming:
+    """A client whose address leads to whichever server is said."""
+
+    def __init__(self, session: ContinuationClient) -> None:
+        self.session, self.pieces, self.lost, self.restored = session, [np.zeros(0, np.int16)], 0, 0
+
+    def goes_to(self, url: str) -> None:
+        self.session._connection._address = ServerAddress.parse(url, None)
+
+    async def until(self, samples: int = 10**9) -> bool:
+        """Take what the server says until the turn is done, or so much has come. Return whether it is done."""
+        async for event in self.session.events():
+            match event:
+                case Audio(pcm=pcm):
+                    self.pieces.append(pcm)
+                case ConnectionLost():
+                    self.lost += 1
+                case ConnectionRestored():
+                    self.restored += 1
+                case TurnDone():
+                    return True
+            if sum(map(len, self.pieces)) >= samples:
+                return False
+        raise AssertionError
+
+    def heard(self) -> bytes:
+        return np.concatenate(self.pieces).tobytes()
+
+
+def start(pace: str, **more: object) -> SessionStart:
+    options = {"pace": pace, "max_seconds": FRAMES / 12.5, "resume": True, "sampling": SamplingOptions(seed=5), **more}
+    return SessionStart(**options)  # type: ignore[arg-type]
+
+
+async def whole(url: str, pace: str) -> bytes:
+    """What a session says that never moves."""
+    async with ContinuationClient.connect(url, start(pace)) as session:
+        stayed = Roaming(session)
+        await session.send(SPEECH)
+        await session.speak()
+        await stayed.until()
+        await session.send(SPEECH[:FRAME])
+        await session.speak()
+        await stayed.until()
+        return stayed.heard()
+
+
+@pytest.mark.parametrize(("pace", "key"), [("fast", None), ("fast", KEY), ("realtime", KEY)])
+@pytest.mark.parametrize("when", ["listening", "half a frame", "speaking", "between turns"])
+def test_a_session_goes_on_at_another_server_without_a_lost_or_doubled_sample(
+    tmp_path: Path, pace: str, when: str, key: SessionKey | None
+) -> None:
+    """Pins a rolling restart that cuts conversations, at any moment of one."""
+
+    async def talk(one: LiveServer, other: LiveServer) -> None:
+        stayed = await whole(other.url, pace)
+        async with ContinuationClient.connect(one.url, start(pace)) as session:
+            went = Roaming(session)
+            went.goes_to(other.url)
+            cut = {"listening": 10 * FRAME, "half a frame": 10 * FRAME + 700}.get(when, len(SPEECH))
+            await session.send(SPEECH[:cut])
+            if when in ("listening", "half a frame"):
+                one.stop()
+                await session.send(SPEECH[cut:])
+                await session.speak()
+            elif when == "speaking":
+                await session.speak()
+                assert not await went.until(7 * FRAME)
+                one.stop()
+            else:
+                await session.speak()
+                await went.until()
+                one.stop()
+            if when != "between turns":
+                await went.until()
+            await session.send(SPEECH[:FRAME])
+            await session.speak()
+            await went.until()
+            assert went.heard() == stayed
+            assert went.lost == went.restored == 1
+        assert not entries(tmp_path), "what was taken is still there"
+
+    with server(SessionStore(str(tmp_path), key)) as one, server(SessionStore(str(tmp_path), key)) as other:
+        run(talk(one, other))
+
+
+def test_a_session_whose_connection_breaks_is_found_at_any_server(tmp_path: Path) -> None:
+    """Pins `session_elsewhere` where the balancer chooses another server."""
+
+    async def talk(one: LiveServer, other: LiveServer) -> None:
+        stayed = await whole(other.url, "fast")
+        async with ContinuationClient.connect(one.url, start("fast")) as session:
+            went = Roaming(session)
+            await session.send(SPEECH)
+            await session.speak()
+            for place in (other, one, one, other):
+                went.goes_to(place.url)
+                await went.until(sum(map(len, went.pieces)) + 5 * FRAME)
+                session._connection._socket.transport.abort()
+            await went.until()
+            await session.send(SPEECH[:FRAME])
+            await session.speak()
+            await went.until()
+            assert went.heard() == stayed
+
+    with server(SessionStore(str(tmp_path), KEY)) as one, server(SessionStore(str(tmp_path), KEY)) as other:
+        run(talk(one, other))
+
+
+class Broken(SessionStore):
+    """A store that is full, or that hangs."""
+
+    def __init__(self, folder: Path, hangs: bool) -> None:
+        super().__init__(str(folder), None)
+        self.hangs = hangs
+
+    async def put(self, name: str, data: bytes) -> None:
+        if self.hangs:
+            await asyncio.sleep(10**6)
+        raise StoreError("the session store failed: no space left")
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+def test_a_store_that_fails_loses_no_session(tmp_path: Path, hangs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pins a full disk that cuts every conversation, when the server was only told to stop."""
+    monkeypatch.setattr("streaming.server.native._PUT_DOWN_S", 0.5)
+
+    async def talk(one: LiveServer) -> None:
+        async with ContinuationClient.connect(one.url, start("realtime", max_seconds=2)) as session:
+            went = Roaming(session)
+            await session.send(SPEECH)
+            await session.speak()
+            await went.until(5 * FRAME)
+            one.stop()
+            assert await went.until()
+            assert len(went.heard()) == 2 * 25 * FRAME and not went.lost
+
+    with server(Broken(tmp_path, hangs)) as one:
+        run(talk(one))
+
+
+def test_one_of_two_servers_gets_a_session_and_the_claim_can_be_given_back(tmp_path: Path) -> None:
+    """Pins a conversation that goes on twice."""
+
+    async def test() -> None:
+        one, other = SessionStore(str(tmp_path), KEY), SessionStore(str(tmp_path), KEY)
+        await one.put("n" * 64, b"session")
+        taken = await asyncio.gather(one.take("n" * 64), other.take("n" * 64), return_exceptions=True)
+        assert sorted(type(each).__name__ for each in taken) == ["SessionMovingError", "StoredSession"]
+        await one.give_back("n" * 64)
+        assert (await other.take("n" * 64)).data == b"session"  # type: ignore[union-attr]
+        with pytest.raises(SessionMovingError):
+            await one.take("n" * 64)
+        await other.delete("n" * 64)
+        assert await one.take("n" * 64) is None and not entries(tmp_path)
+
+    run(test())
+
+
+def test_entries_are_private_encrypted_and_bound_to_their_name(tmp_path: Path) -> None:
+    """Pins voices that whoever reads the disk can hear, and an entry that is passed off as another's."""
+
+    async def test() -> None:
+        store = SessionStore(str(tmp_path), KEY)
+        await store.put("a" * 64, b"voice" * 100)
+        assert stat.S_IMODE((tmp_path / "sessions").stat().st_mode) == 0o700
+        (file,) = entries(tmp_path)
+        assert b"voice" not in file.read_bytes()
+        (tmp_path / "sessions" / ("b" * 64)).write_bytes(file.read_bytes())
+        (tmp_path / "sessions" / ("c" * 64)).write_bytes(b"x")
+        for name in ("b" * 64, "c" * 64):
+            with pytest.raises(SnapshotError):
+                await store.take(name)
+        with pytest.raises(SnapshotError):
+            await SessionStore(str(tmp_path), OTHER_KEY).take("a" * 64)
+        assert (await store.take("a" * 64)).data == b"voice" * 100  # type: ignore[union-attr]
+
+    run(test())
+
+
+def test_what_nobody_comes_back_to_expires(tmp_path: Path) -> None:
+    """Pins voices that are kept for ever, and an entry that goes although it was renewed."""
+
+    async def test() -> None:
+        store = SessionStore(str(tmp_path), None)
+        await store.put("a" * 64, b"1")
+        await store.put("b" * 64, b"1")
+        await store.sweep(60, 0)
+        await store.put("b" * 64, b"22")
+        await store.sweep(60, 59)
+        assert len(entries(tmp_path)) == 2
+        await store.sweep(60, 61)
+        assert [path.name[0] for path in entries(tmp_path)] == ["b"]
+
+    run(test())
+
+
+def test_a_store_that_cannot_be_is_told_in_a_sentence(tmp_path: Path) -> None:
+    """Pins a traceback at the start, and a server that runs without the store it was given."""
+    (tmp_path / "file").write_text("")
+    for url in (str(tmp_path / "file"), "nosuch://place"):
+        with pytest.raises(StoreError, match="session store"):
+            SessionStore(url, None)
