@@ -34,6 +34,7 @@ from streaming.protocol.replay import WINDOW, ReplayBook
 from streaming.server.admission import Admission
 from streaming.server.door.gatekeeper import Visitor
 from streaming.server.driver import Driver
+from streaming.server.opus_threads import OpusThreads
 from streaming.server.resumption import ResumableSessions
 from streaming.server.saved_sessions import SavedSessions
 from streaming.server.session_socket import MESSAGES_PER_S, SessionSocket
@@ -57,7 +58,7 @@ class NativeDialect:
     """The conversation's own words.
 
     book: of a session that can be resumed, None for others. saved: who makes a file of a session. answer: sends a
-    message of the connection's own.
+    message of the connection's own. threads: for Opus.
 
     What Opus remembers of the stream outlives a socket, as the messages that are kept do: encoded once, sent again as
     they are.
@@ -69,9 +70,11 @@ class NativeDialect:
         book: ReplayBook | None,
         codec: Codec = "pcm16",
         saved: SavedSessions | None = None,
+        threads: OpusThreads | None = None,
     ) -> None:
         self._answer, self._book, self._codec, self._saved = answer, book, codec, saved
         self._opus = (OpusSender(), OpusReceiver()) if codec == "opus" else None
+        self._threads = threads
 
     def decode(self, data: str | bytes) -> Sequence[Received]:
         try:
@@ -120,12 +123,15 @@ class NativeDialect:
             encoded: list[str | bytes] = [messages.encode_audio(message) for message in found]
             return encoded if isinstance(reply, AudioMessage) else [*encoded, messages.encode(reply)]
 
-        encoding = asyncio.get_running_loop().run_in_executor(None, said)
+        assert self._threads is not None
+        work = self._threads.start(said)
         try:
-            return self._kept(reply, await asyncio.shield(encoding))
+            await work.finished.wait()
         except asyncio.CancelledError:
-            self._kept(reply, await encoding)
+            await work.finished.wait()
+            self._kept(reply, work.result())
             raise
+        return self._kept(reply, work.result())
 
     def _kept(self, reply: Message | AudioMessage, said: list[str | bytes]) -> list[str | bytes]:
         """Return what is said, after it was kept for a client that comes back."""
@@ -160,11 +166,12 @@ class NativeSession(ServerSession):
         codec: Codec,
         observer: SessionObserver,
         saved: SavedSessions | None = None,
+        threads: OpusThreads | None = None,
     ) -> None:
         self._observer = observer
         self._resume_s = None if resume is None else resume.seconds
         self._book = None if resume is None else ReplayBook()
-        super().__init__(driver, NativeDialect(driver.answer, self._book, codec, saved), visitor, socket)
+        super().__init__(driver, NativeDialect(driver.answer, self._book, codec, saved, threads), visitor, socket)
         self._messages_per_s = _OPUS_MESSAGES_PER_S if codec == "opus" else MESSAGES_PER_S
         self._returned: asyncio.Queue[_Return] = asyncio.Queue()
 
@@ -234,6 +241,7 @@ class NativeService:
         self._engine, self._admission, self._sessions = engine, admission, sessions
         self._idle_s, self._resume_s, self._takes, self._saved = idle_s, resume_s, takes, saved
         self._resumable: ResumableSessions[NativeSession] = ResumableSessions()
+        self._threads = OpusThreads()
 
     async def __call__(self, socket: ServerConnection, visitor: Visitor) -> None:
         """Serve one socket."""
@@ -285,7 +293,7 @@ class NativeService:
             saved=saved,
             saves=self._saved.allowed,
         )
-        session = NativeSession(driver, visitor, socket, resume, codec, observer, self._saved)
+        session = NativeSession(driver, visitor, socket, resume, codec, observer, self._saved, self._threads)
         if resume is not None:
             self._resumable.add(token, session)
         try:
