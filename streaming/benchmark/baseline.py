@@ -31,26 +31,19 @@ from streaming.audio import FRAME, SAMPLE_RATE, RecordingResampler
 from streaming.benchmark import llama_cpp, machine
 from streaming.benchmark.report import Report
 from streaming.config import LlamaConfig
-from streaming.loading import DEMO, DTYPES, folders, load_codec, load_engine, pick_device
+from streaming.loading import DTYPES, folders, load_codec, load_engine, pick_device
 from streaming.models.checkpoint import TensorSource, read_config
 from streaming.models.llama import LlamaDecoder
 from streaming.models.random_weights import DECODERS, MIMI, codes_layout
 from streaming.models.token_layout import TokenLayout
-from streaming.options import count, positive
+from streaming.options import add_models, count, positive
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--model", default=DEMO, metavar="demo|HUB_ID|DIR", help="The Llama-Mimi checkpoint (default: demo)."
-    )
-    parser.add_argument(
-        "--codec", metavar="HUB_ID|DIR", help="The Mimi checkpoint (default: kyutai/mimi, or the demo's)."
-    )
+    add_models(parser, tuple(DTYPES), "bfloat16", "both decoders compute")
     parser.add_argument(
         "--random", choices=(*DECODERS, "mimi"), help="Measure random weights of the full size instead of --model."
     )
-    parser.add_argument("--device", default="auto", help="Where it runs: auto, cpu or cuda[:N] (default: auto).")
-    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="The type that both decoders compute in.")
     parser.add_argument(
         "--quantize", choices=("none", "int8", "int4"), default="none", help="How our decoder's weights are kept."
     )

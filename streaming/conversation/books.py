@@ -124,8 +124,8 @@ class ConversationBooks(_Books, frozen=True, kw_only=True):
             samples_of(taker.recent)
 
     def at_rest(self, turn: int) -> ConversationBooks:
-        """Return the books of the same conversation between two turns, with the settings that it has: nothing is said in
-        this turn, nothing is played, and the input goes on at whatever position it comes next.
+        """Return the books of the same conversation between two turns, with the settings that it has: nothing is said
+        in this turn, nothing is played, and the input goes on at whatever position it comes next.
         """
         return structs.replace(
             self,

@@ -39,6 +39,7 @@ from streaming.protocol.replay import WINDOW, ReplayBook
 from streaming.server.admission import Admission, StoppingError
 from streaming.server.door.gatekeeper import Visitor
 from streaming.server.driver import Driver
+from streaming.server.opus_threads import OpusThreads
 from streaming.server.resumption import ResumableSessions, SessionElsewhereError, SessionExpiredError
 from streaming.server.saved_sessions import SavedSessions
 from streaming.server.session_socket import MESSAGES_PER_S, SessionSocket
@@ -71,7 +72,7 @@ class NativeDialect:
 
     book: of a session that can be resumed, None for others. saved: who makes a file of a session. midway: the
     client may be in the middle of a stream of Opus. keeper: who is told of the end of turns. answer: sends a message of
-    the connection's own.
+    the connection's own. threads: for Opus.
 
     What Opus remembers of the stream outlives a socket, as the messages that are kept do: encoded once, sent again as
     they are.
@@ -86,9 +87,11 @@ class NativeDialect:
         *,
         midway: bool = False,
         keeper: TurnKeeper | None = None,
+        threads: OpusThreads | None = None,
     ) -> None:
         self._answer, self._book, self._codec, self._saved, self._keeper = answer, book, codec, saved, keeper
         self._opus = (OpusSender(), OpusReceiver(midway=midway)) if codec == "opus" else None
+        self._threads = threads
 
     def decode(self, data: str | bytes) -> Sequence[Received]:
         try:
@@ -137,12 +140,15 @@ class NativeDialect:
             encoded: list[str | bytes] = [messages.encode_audio(message) for message in found]
             return encoded if isinstance(reply, AudioMessage) else [*encoded, messages.encode(reply)]
 
-        encoding = asyncio.get_running_loop().run_in_executor(None, said)
+        assert self._threads is not None
+        work = self._threads.start(said)
         try:
-            return self._kept(reply, await asyncio.shield(encoding))
+            await work.finished.wait()
         except asyncio.CancelledError:
-            self._kept(reply, await encoding)
+            await work.finished.wait()
+            self._kept(reply, work.result())
             raise
+        return self._kept(reply, work.result())
 
     async def end_stream(self) -> Sequence[str | bytes]:
         """Return what is left of the stream of Opus that is being sent, which is over: another encoder goes on."""
@@ -199,12 +205,15 @@ class NativeSession(ServerSession):
         store: StoredSessions | None = None,
         moved: Moved | None = None,
         keeper: TurnKeeper | None = None,
+        threads: OpusThreads | None = None,
     ) -> None:
         self._observer = observer
         self._resume_s = None if resume is None else resume.seconds
         self._book = None if resume is None else ReplayBook() if moved is None else moved.book
         midway = moved is not None and moved.turn is None
-        self._native = NativeDialect(driver.answer, self._book, codec, saved, midway=midway, keeper=keeper)
+        self._native = NativeDialect(
+            driver.answer, self._book, codec, saved, midway=midway, keeper=keeper, threads=threads
+        )
         super().__init__(driver, self._native, visitor, socket)
         self._codec, self._token, self._store, self._moved = codec, token, store, moved
         self._keeper = keeper
@@ -382,6 +391,7 @@ class NativeService:
         self._store = (
             None if store is None else StoredSessions(store, engine, self._resumable.remove, self._resumable.is_own)
         )
+        self._threads = OpusThreads()
 
     async def __call__(self, socket: ServerConnection, visitor: Visitor) -> None:
         """Serve one socket."""
@@ -482,6 +492,7 @@ class NativeService:
             self._store,
             moved,
             keeper,
+            self._threads,
         )
         self._resumable.add(asked.token, session)
         settling = asyncio.create_task(self._settle(driver, found))
@@ -534,7 +545,17 @@ class NativeService:
             turn_ended=None if keeper is None else keeper.copied,
         )
         session = NativeSession(
-            driver, visitor, socket, resume, codec, observer, self._saved, token, self._store, keeper=keeper
+            driver,
+            visitor,
+            socket,
+            resume,
+            codec,
+            observer,
+            self._saved,
+            token,
+            self._store,
+            keeper=keeper,
+            threads=self._threads,
         )
         if resume is not None:
             self._resumable.add(token, session)
