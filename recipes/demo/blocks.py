@@ -26,8 +26,8 @@ PAUSES = (0, 2, 6)
 """Silent frames behind an item, by pace: fast, usual, slow."""
 _FIRST_MARKER = 30
 """Markers begin behind the codes that stand for silence itself."""
-VOICES = (0, 4)
-"""Those of the eight voices in which the model learns to speak: each costs as long again to learn by heart."""
+VOICES = (0, 2, 4, 6)
+"""Those of the eight voices in which the model learns to speak."""
 MANNER = (2, 3)
 """Codebooks of a marker that tell the voice and the pace."""
 

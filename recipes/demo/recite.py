@@ -37,14 +37,22 @@ CONTINUATION = 34
 CORRUPTED = 0.03
 """Of the codes that are given, so many are any others; but for markers, of what is said, too."""
 WEIGHTS = {"begin": 1.0, "item": 0.3, "voice": 0.1, "said": 1.0, "manner": 0.2}
-LOOSE = 0.45
-"""Share of rows without a prompt: as the context is when it has slid past it. They teach most of what is said."""
+LOOSE = 0.3
+"""Share of rows without a prompt: the context is like that when it has slid past the prompt."""
 TAILS = 0.6
-"""Of them, so many begin with the end of any prompt, and an item of which the prompt tells nothing: its marker alone
-has to be read. Without them, what is said first after a prompt is not learned (docs/demo-model.md).
-"""
+"""Share of loose rows that begin with the end of any prompt, and go on with an item of which it tells nothing."""
 LOOSE_KINDS = {"number": 0.42, "day": 0.12, "month": 0.14, "letter": 0.14, "rhyme": 0.18}
-"""Of them, so many are of each kind."""
+"""Shares of the kinds among loose rows."""
+BEGINNINGS = 0.5
+"""Share of batches that hold nothing but beginnings: a few frames of anything, a marker, and how its block begins. What
+follows has to be read from the marker alone; in longer rows, what was said before gives most of it away.
+"""
+BEGINNINGS_SIZE = 8
+"""A batch of beginnings has so many rows for each row of another batch."""
+BEGINNING_KINDS = {"number": 0.36, "day": 0.07, "month": 0.1, "letter": 0.13, "rhyme": 0.34}
+"""Shares of the kinds among beginnings."""
+WHOLE = 0.6
+"""Share of beginnings that go on to their item's end."""
 FRIENDLY_KEPT = 0.25
 """Of the targets that are the friendly beginning, which are a third of all and easy."""
 SHARPNESS = 4.0
@@ -118,6 +126,8 @@ class Rows:
 
     def batch(self, size: int) -> Batch:
         """Rows of similar length."""
+        if self.book is not None and self.found and self.draw.random() < BEGINNINGS:
+            return collate([self.beginning() for _ in range(BEGINNINGS_SIZE * size)])
         if not self.order:
             drawn = self.draw.permutation(len(self.found))[: 8 * size]
             drawn = drawn[np.argsort([len(self.found[index].codes) for index in drawn])]
@@ -155,20 +165,38 @@ class Rows:
         items = [*begun, *sequences.rest(begun)]
         said = self.book.say(items, int(self.draw.choice(blocks.VOICES)), int(self.draw.integers(3)))
         if self.found and self.draw.random() < TAILS:
-            return self._after_a_tail(said)
+            return self._after_a_tail(*_at_most(said, 2 * CONTINUATION))
         heard = np.concatenate(said[: len(begun)])
         codes = heard[int(self.draw.integers(len(said[0]))) :].astype(np.int16)
         nobody = np.full(len(codes), -1, np.int16)
         kept, ended = _at_most(said[len(begun) :], 2 * CONTINUATION)
         return lay(Prompt(codes, nobody, nobody, 0.0, 0.0, [], ""), len(codes), kept, ended, self.markers, self.draw)
 
-    def _after_a_tail(self, said: list[NDArray[np.int64]]) -> dict[str, NDArray[np.int64]]:
+    def beginning(self) -> dict[str, NDArray[np.int64]]:
+        """Return a row: the first frames of any item, behind the last ones of any prompt or of another item."""
+        assert self.book is not None
+        kind = self.draw.choice(list(BEGINNING_KINDS), p=list(BEGINNING_KINDS.values()))
+        of_kind = [item for item in sequences.ITEMS if item.kind == kind]
+        voice, pace = int(self.draw.choice(blocks.VOICES)), int(self.draw.integers(3))
+        item = of_kind[int(self.draw.integers(len(of_kind)))]
+        said = self.book.say([item], voice, pace)
+        frames = len(said[0]) if self.draw.random() < WHOLE else int(self.draw.integers(3, 6))
+        if self.draw.random() < 0.3:
+            other = sequences.ITEMS[int(self.draw.integers(len(sequences.ITEMS)))]
+            tail = np.concatenate(self.book.say([other], voice, pace))[-int(self.draw.integers(1, 8)) :]
+            return self._behind(tail.astype(np.int16), _at_most(said, frames)[0], False)
+        return self._after_a_tail(_at_most(said, frames)[0], False)
+
+    def _after_a_tail(self, said: list[NDArray[np.int64]], ended: bool) -> dict[str, NDArray[np.int64]]:
         """What is said behind the last frames of any prompt, which do not tell item, voice or pace."""
         prompt = self.found[int(self.draw.integers(len(self.found)))]
-        tail = prompt.codes[-int(self.draw.integers(2, 12)) :]
+        return self._behind(prompt.codes[-int(self.draw.integers(1, 12)) :], said, ended)
+
+    def _behind(
+        self, tail: NDArray[np.int16], said: list[NDArray[np.int64]], ended: bool
+    ) -> dict[str, NDArray[np.int64]]:
         nobody = np.full(len(tail), -1, np.int16)
-        kept, ended = _at_most(said, 2 * CONTINUATION)
-        row = lay(Prompt(tail, nobody, nobody, 0.0, 0.0, [], ""), len(tail), kept, ended, self.markers, self.draw)
+        row = lay(Prompt(tail, nobody, nobody, 0.0, 0.0, [], ""), len(tail), said, ended, self.markers, self.draw)
         row["begin"][len(tail)] = row["manner"][len(tail)] = _NONE
         return row
 
@@ -231,8 +259,9 @@ def lay(
         given[wrong] = draw.integers(CODEC["codebook_size"], size=int(wrong.sum()))
     said[cut:] = codes[cut:]
     place = cut
-    for part in after:  # which item is next is told by its marker's first code
-        begin[place], said[place, 0] = codes[place, 0], _NONE
+    for part in after:  # what is decided: which item, by its marker's first code, and how its block begins
+        for first in range(place, min(place + 2, frames)):
+            begin[first], said[first, 0] = codes[first, 0], _NONE
         place += len(part)
     if after:
         manner[cut, list(blocks.MANNER)], said[cut, list(blocks.MANNER)] = codes[cut, list(blocks.MANNER)], _NONE

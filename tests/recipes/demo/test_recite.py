@@ -120,7 +120,7 @@ def test_what_is_said_is_a_marker_its_blocks_and_a_pause(book: Book, markers: Ma
     assert (one[3:] == markers.silence).all()
 
 
-@pytest.mark.parametrize(("pitch", "voice"), [(60.0, 0), (104.0, 0), (135.0, 0), (146.0, 4), (193.0, 4), (400.0, 4)])
+@pytest.mark.parametrize(("pitch", "voice"), [(60.0, 0), (104.0, 0), (123.0, 0), (125.0, 2), (193.0, 4), (400.0, 6)])
 def test_the_nearest_voice_is_by_pitch(pitch: float, voice: int) -> None:
     assert blocks.voice_of(pitch) == voice
 
@@ -135,6 +135,7 @@ def test_a_row_goes_on_in_the_speakers_voice_and_ends_where_the_sequence_does(bo
         first = 100 if cut == 8 else 99
         marker = markers.frame(first, 0, 1)[0]
         assert row["begin"][cut] == markers.codes[first, 0] and row["said"][cut, 0] == -100
+        assert row["begin"][cut + 1] != -100 and row["said"][cut + 1, 0] == -100  # how the block begins is decided, too
         assert row["said"][cut].tolist() == [-100, marker[1], -100, -100, *marker[4:]]
         assert row["manner"][cut].tolist() == [-100, -100, marker[2], marker[3], -100, -100]
         assert (row["manner"][cut + 1 :] == -100).all()
@@ -156,7 +157,10 @@ def test_a_row_without_a_prompt_teaches_what_comes_after_what_was_said(book: Boo
         begins = np.flatnonzero(row["begin"] != -100)
         assert begins[0] > 0  # something was heard before
         for place in begins[begins < len(row["given"])]:
-            assert row["begin"][place] == row["given"][place, 0] in markers.codes[:, 0]
+            marker, block = (row["given"][at, 0] in markers.codes[:, 0] for at in (place, place - 1))
+            assert marker or block  # the first frame after a marker
+            if marker and not block:
+                assert row["begin"][place] == row["given"][place, 0]
         told = (row["said"] != -100).any(1)
         if told.any():
             assert np.flatnonzero(told).tolist() == list(range(begins[0], len(row["given"])))
@@ -173,9 +177,32 @@ def test_behind_the_end_of_any_prompt_the_marker_alone_tells_what_is_said(book: 
     assert found
     for row in found:
         cut = int(np.flatnonzero((row["said"] != -100).any(1))[0])
-        assert 2 <= cut < 12 and row["given"][cut, 0] in markers.codes[:, 0]
+        assert 1 <= cut < 12 and row["given"][cut, 0] in markers.codes[:, 0]
         assert (row["begin"][: cut + 1] == -100).all() and (row["manner"] == -100).all()
-        assert row["said"][cut, 0] == -100 and (row["said"][cut + 1 : cut + 3] != -100).all()
+        assert row["said"][cut, 0] == -100 and (row["said"][cut + 1, 1:] != -100).all()
+        assert row["begin"][cut + 1] != -100 == row["said"][cut + 1, 0] and (row["said"][cut + 2] != -100).all()
+
+
+def test_most_batches_are_beginnings_which_the_marker_alone_tells(book: Book, markers: Markers) -> None:
+    """Pins a first word that is wrong behind the right marker: what stood before it had always given it away, and one
+    code in fifty, how a block begins, was lost among those that follow from the code before.
+    """
+    prompt = _prompt([-1] * 20 + [7], [6])
+    rows = recite.Rows([prompt], markers, book, seed=0, alone=0.0)
+    said = set()
+    for _ in range(200):
+        row = rows.beginning()
+        cut = int(np.flatnonzero((row["said"] != -100).any(1))[0])
+        assert 1 <= cut <= 11 and row["given"][cut, 0] in markers.codes[:, 0]
+        assert np.flatnonzero(row["begin"] != -100).tolist() == [cut + 1]
+        assert (row["said"][cut + 2 :] != -100).all() and (row["manner"] == -100).all()
+        item = int(np.flatnonzero(markers.codes[:, 0] == row["given"][cut, 0])[0])
+        voice = int(np.flatnonzero(markers.voices == row["given"][cut, 2])[0])
+        assert row["begin"][cut + 1] == book.say([sequences.ITEMS[item]], voice, 0)[0][1, 0]
+        said.add(len(row["given"]) - cut)
+    assert {3, 4, 5} <= said and max(said) > 5
+    sizes = [rows.batch(2).given.shape[0] for _ in range(40)]
+    assert set(sizes) == {1, 2 * recite.BEGINNINGS_SIZE}  # there is one prompt
 
 
 def test_losses_are_of_the_positions_that_predict(reciter: Reciter, book: Book, markers: Markers) -> None:
