@@ -32,9 +32,9 @@ FRAME_RATE = 12.5
 SPEECH_WINDOW = 768
 """Samples whose probability of speech is judged at a time: 32 ms."""
 FRAME_MS = 1000 * FRAME / SAMPLE_RATE
-"""How long a frame lasts: what a step has time for."""
+"""The length of a frame, which is the time for a step."""
 SILENCE_DBFS = -96.0
-"""What `level_dbfs` says of silence: the floor of 16 bits."""
+"""The level of silence by `level_dbfs`: the floor of 16 bits."""
 
 Pcm16 = NDArray[np.int16]
 Samples = NDArray[np.float32]
@@ -112,7 +112,7 @@ class Framer(Generic[S]):
 
 
 _LEAST_RATE, _MOST_RATE = 1_000, 768_000
-"""Of files: at 1 Hz a file of 8 KB would become an hour of speech, 400 MB."""
+"""The least rate of files. At 1 Hz a file of 8 KB would become an hour of speech, 400 MB."""
 
 
 class Resampler:
@@ -141,7 +141,7 @@ class Resampler:
         return self._run(samples, last=False)
 
     def flush(self) -> Samples:
-        """What is still held back, float32 [m]. The resampler is then as new."""
+        """Return what is still held back, float32 [m]. The resampler is then as new."""
         rest = self._run(np.zeros(0, np.float32), last=True)
         if self._stream is not None:
             self._stream.clear()
@@ -184,7 +184,7 @@ class RecordingResampler:
         self.clear()
 
     def clear(self) -> None:
-        """As new."""
+        """Make the resampler as new."""
         self._held = np.zeros(self._width)  # from what the next output needs on
         self._held_from = 0  # where that is, counted from `width` samples before the recording
         self._given = self._made = 0
@@ -271,7 +271,7 @@ class AudioReader:
 
     @property
     def sixteen_bits(self) -> bool:
-        """Whether 16 bits hold all that `blocks` gives: 24 kHz mono in such a format."""
+        """Return whether 16 bits hold all that `blocks` gives: 24 kHz mono in such a format."""
         file = self._file
         return (file.samplerate, file.channels, file.subtype) == (SAMPLE_RATE, 1, "PCM_16")
 

@@ -1,4 +1,4 @@
-"""What the commands share: what signals do before a command handles them, and what becomes of lines for the terminal.
+"""Parts that the commands share: what signals do before a command handles them, and the lines for the terminal.
 
 It imports nothing that takes time: a command calls `end_on_signals` before its other imports.
 """
@@ -16,9 +16,9 @@ from pathlib import Path
 from streaming.errors import StreamingError
 
 VERSION = "0.1.0"
-"""Of the package; pyproject.toml takes it from here."""
+"""The package's version, which pyproject.toml takes from here."""
 STARTING = "starting ..."
-"""What a command says before it does anything that takes time."""
+"""The line that a command prints before it does anything that takes time."""
 INTERRUPTED, TERMINATED = 130, 143
 """Exit statuses after Ctrl-C and after SIGTERM, as shells have them: 128 and the signal's number."""
 

@@ -11,9 +11,9 @@ from streaming.errors import CheckpointError
 DEMO = "demo"
 """The model that comes with the package."""
 CONTEXT_TOKENS = 1024
-"""What the released models were trained on: 20.4 s of Q = 4."""
+"""The context that the released models were trained on: 20.4 s of Q = 4."""
 DTYPES = ("float32", "bfloat16")
-"""By name: what a model computes in."""
+"""The types that a model computes in, by name."""
 OVERLOAD = 0.8
 """Steps that take this share of a frame's 80 ms leave no room for another session: the rest is for sockets, and for
 other programs.
@@ -242,7 +242,7 @@ def _rope(raw: Mapping[str, Any]) -> Rope:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a session draws its tokens.
+    """Options of how a session draws its tokens.
 
     temperature: 0 is greedy. top_k: 0 is off. top_p: 1 is off. The defaults are the published script's, for a
     checkpoint that adds nothing to them; see `Sampling.published`.
@@ -266,9 +266,10 @@ class Sampling:
 
     @staticmethod
     def published(raw: Mapping[str, Any]) -> Sampling:
-        """As the published script draws. raw: the checkpoint's `generation_config.json`, from which `generate` takes
-        what the script leaves open; the script names the temperature and top-k. Raises `CheckpointError` for a top-p
-        that is none.
+        """Return the options with which the published script draws. The script names the temperature and top-k.
+
+        raw: the checkpoint's `generation_config.json`, from which `generate` takes what the script leaves open.
+        Raises `CheckpointError` for a top-p that is none.
         """
         top_p = raw.get("top_p")
         top_p = 1.0 if top_p is None else top_p
@@ -293,11 +294,11 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
     "exponential_decay_length_penalty": (),
     "num_beams": (1,),
 }
-"""What else `generate` would do to the logits if a `generation_config.json` asks for it, with the values that do
+"""Other changes that `generate` makes to the logits if a `generation_config.json` asks for them, with values that do
 nothing.
 """
 
 
 def not_followed(raw: Mapping[str, Any]) -> list[str]:
-    """What a `generation_config.json` asks for that the sampler does not have."""
+    """Return what a `generation_config.json` asks for that the sampler does not have."""
     return [name for name, neutral in _NEUTRAL.items() if raw.get(name) is not None and raw[name] not in neutral]

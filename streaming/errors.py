@@ -15,7 +15,7 @@ class StreamingError(Exception):
 
     code: ClassVar[str] = "internal"
     passes: ClassVar[bool] = False
-    """Whether the same request may succeed a moment later."""
+    """True if the same request may succeed a moment later."""
 
 
 class CheckpointError(StreamingError):
@@ -37,7 +37,7 @@ class TokenLayoutError(CheckpointError):
 
 
 class TooLargeError(StreamingError):
-    """What was asked for does not fit into the memory that there is."""
+    """There is too little memory for what was asked for."""
 
     code = "too_large"
 

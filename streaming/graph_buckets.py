@@ -13,7 +13,7 @@ _WIDTHS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
 @dataclass(frozen=True)
 class Bucket:
-    """What is static in a step: all that its shapes and its sequence of operations depend on.
+    """The static part of a step: all that its shapes and its sequence of operations depend on.
 
     width: rows that are computed. columns: entries of the decoder's ring that are looked at. listening, speaking:
     whether any row does; neither: the encoder hears what was spoken, and that is all. few: whether ranking the few

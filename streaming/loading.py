@@ -1,4 +1,4 @@
-"""From a model's name to a codec, a frame step and an engine: where the layers are put together."""
+"""Make a codec, a frame step and an engine from a model's name: here the layers are put together."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ DTYPES = {name: getattr(torch, name) for name in values.DTYPES}
 MAX_CODEC_WINDOW = 4096
 """Steps of 40 ms: 164 s, eight times what the released models remember."""
 REWIND_FRAMES = 16
-"""How far back an interruption can cut: 1.28 s, three times the default lead."""
+"""An interruption can cut back so many frames: 1.28 s, three times the default lead."""
 _LEAST_CONTEXT_FRAMES = 2
 """The frame that is made, and one to go on from: a session with fewer would hear nothing."""
 _REHEARSED_LAYERS = 3
-"""Of a decoder whose step is measured before all of it is read: more than a cache holds, and quickly rounded."""
+"""Layers of a decoder whose step is measured before the rest is read: more than a cache holds, and quickly rounded."""
 _SHARE = 0.9
 """A decoder's weights, and then the slots, take at most so much of the memory that is free: the rest is for loading,
 connections, graphs, and whoever else is there."""
@@ -294,7 +294,7 @@ def _random_models(
 
 
 def folders(model: str | Path = DEMO, codec: str | Path | None = None) -> tuple[Path, Path]:
-    """Where a decoder's files and its codec's are; those of a hub id are downloaded once.
+    """Find the files of a decoder and of its codec. Those of a hub id are downloaded once.
 
     Raises `CheckpointError`, `HubUnreachableError`.
     """

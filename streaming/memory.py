@@ -1,4 +1,4 @@
-"""How much memory there is, with the limit of a container where this process runs in one."""
+"""Find how much memory there is, with the limit of a container where this process runs in one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Memory:
-    """In bytes. total: what this process could have if it were alone. free: what it can have now."""
+    """Memory in bytes. total: what this process could have if it were alone. free: what it can have now."""
 
     total: int
     free: int

@@ -13,7 +13,7 @@ from streaming.models.mimi import StreamingMimi
 _LOG = logging.getLogger(__name__)
 _REAL_TIME_S = 1 / FRAME_RATE
 _MOST = 512
-"""What is found at most: the widest step that is captured."""
+"""The most sessions that are found: the widest step that is captured."""
 _REHEARSED = {"cpu": 8, "cuda": 64}
 """Sessions in the wider of the two steps that are measured."""
 _REHEARSAL_S = 0.4

@@ -23,7 +23,7 @@ _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 _SERVICE_LINK = re.compile(
     r"\w+_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)=.*|\w+_PORT=\w+://.*"
 )
-"""What Kubernetes puts into every pod beside a service whose name begins with ours."""
+"""Variables that Kubernetes sets in every pod beside a service whose name begins with ours."""
 _HOW = (
     "Each flag can also be a key of the TOML file that --config names (max-sessions = 8), or an environment variable "
     f"({PREFIX}MAX_SESSIONS=8; lists with commas). A flag comes before a variable, and a variable before the file."
@@ -126,7 +126,7 @@ class OptionParser(argparse.ArgumentParser):
                 self.error(f"there is no option for {name}" + (f": did you mean {near[0]}?" if near else ""))
 
     def _nothing(self) -> argparse.Namespace:
-        """So that what is given differs from what is a default; no flag's value is None."""
+        """Return options without defaults, to tell what is given from what is a default; no flag's value is None."""
         return argparse.Namespace(**{action.dest: None for action in _sources(self)})
 
     def _take_file(self, given: argparse.Namespace, actions: Sequence[argparse.Action], path: Path) -> None:
@@ -145,7 +145,7 @@ class OptionParser(argparse.ArgumentParser):
                 self._set(given, known[key], value, f"{path}, {key}")
 
     def _set(self, given: argparse.Namespace, action: argparse.Action, value: Any, source: str) -> None:
-        """As if it had been a flag, so that types, choices and messages are the same."""
+        """Parse a value as if it had been a flag, so that types, choices and messages are the same."""
         self._source = source
         if action.nargs == 0:  # a switch, which as a flag can only be on
             text = str(value).lower()
@@ -195,7 +195,7 @@ def positive(text: str) -> float:
 
 
 def _sources(parser: argparse.ArgumentParser) -> list[argparse.Action]:
-    """What has a value, which asking for help or for the version has not."""
+    """Return the flags that have a value, which `--help` and `--version` have not."""
     return [action for action in parser._actions if action.dest not in ("help", "version")]
 
 

@@ -22,7 +22,7 @@ from streaming.models.quantization import Quantize
 
 _LOG = logging.getLogger(__name__)
 KINDS: tuple[Quantize, ...] = ("none", "int8", "int4")
-"""From the one that loses least on."""
+"""The kinds, from the one that loses least on."""
 _KEPT = 64
 """Models and machines that the file remembers, the latest ones."""
 _SHAPE = (8192, 2048)

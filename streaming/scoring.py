@@ -1,4 +1,4 @@
-"""How likely a model finds recorded speech: negative log-likelihood a token, what spoken-language benchmarks compare.
+"""Measure how likely a model finds recorded speech: the negative log-likelihood a token, which benchmarks compare.
 
 The tokens are those of the published evaluation (`eval/` of github.com/llm-jp/llama-mimi): `<bos><audio>`, the codes
 of at most 20 s, `</audio>`; the softmax is over the whole vocabulary. Left out is the likelihood of `<audio>` itself,
@@ -27,7 +27,7 @@ from streaming.models.likelihood import OutputLayer, clip_losses, encode_recordi
 from streaming.options import count, positive
 
 MAX_SECONDS = 20.0
-"""Of a clip; the rest is not looked at. As published."""
+"""Seconds of a clip that are scored, as published. The rest is not looked at."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def _beginning(path: str, max_seconds: float) -> NDArray[np.float32]:
 
 @dataclass(frozen=True)
 class Pairs:
-    """What a benchmark makes of pairs. accuracy: share whose positive is likelier, a tie counting half (SALMon);
+    """A benchmark's result over pairs. accuracy: share whose positive is likelier, a tie counting half (SALMon);
     semantic_accuracy: the same by `Score.semantic`.
     """
 
@@ -183,7 +183,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _show(pairs: list[tuple[str, Path, Path]], scores: list[Score], path: Path | None) -> None:
-    """On standard output, and in the file where one is asked for."""
+    """Write the result to standard output, and to the file where one is asked for."""
     tasks: dict[str, Pairs] = {}
     lines: list[str] = []
     for task in dict.fromkeys(task for task, _, _ in pairs):

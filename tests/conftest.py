@@ -1,45 +1,73 @@
-"""Tiny random checkpoints, each written once a session, and the settings that make runs repeat themselves."""
+"""Tiny random checkpoints, each written once a session, and the settings that make runs repeat themselves.
+
+torch and transformers take eleven seconds of processor time to import, so they are imported where tests are collected:
+not in the process that only hands out tests to others.
+"""
 
 from __future__ import annotations
 
+import collections
+import functools
 import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub: no test may reach for the network
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
 import pytest
-import torch
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton, which reads it once
-
 from hypothesis import settings
-from transformers.utils import logging
 
-from streaming.models.llama import LlamaDecoder
-from streaming.models.mimi import StreamingMimi
-from streaming.models.operations.native.library import SWITCH, library
-from tests.reference import load_codec, load_decoder, write_codec, write_decoder
+if TYPE_CHECKING:
+    from streaming.models.llama import LlamaDecoder
+    from streaming.models.mimi import StreamingMimi
+
+LONGEST = ("test_long_session.py", "test_stages.py", "test_compiles.py", "test_churn.py")
+"""Files of a test or two, of half a minute and more."""
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job; what tests start would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
-logging.disable_progress_bar()
-torch.set_num_threads(1)  # such tiny products lose by sharing
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
 
+def pytest_collectstart() -> None:
+    _prepare()
+
+
+@functools.cache
+def _prepare() -> None:
+    """Set up the libraries that take long to import, before the first file of tests is imported."""
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton, which reads it once
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    torch.set_num_threads(1)  # such tiny products lose by sharing
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let what takes longest begin first: a long file that begins last is waited for by all other processes."""
+    sizes = collections.Counter(item.path for item in items)
+    items.sort(key=lambda item: (item.path.name not in LONGEST, -sizes[item.path], item.path))
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
+    import torch
+
     torch.manual_seed(0)
 
 
 @pytest.fixture
 def without_native(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What is loaded in this test runs in PyTorch alone, as where there is no compiler."""
+    from streaming.models.operations.native.library import SWITCH, library
+
     monkeypatch.setenv(SWITCH, "0")
     library.cache_clear()
     yield
@@ -51,6 +79,8 @@ def codec_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., 
     """`codec_checkpoint(**overrides)`: the folder of a tiny Mimi, see `tests.reference.write_codec`. Not to be
     changed.
     """
+    from tests.reference import write_codec
+
     return _once(write_codec, tmp_path_factory.mktemp("codecs"))
 
 
@@ -59,6 +89,8 @@ def decoder_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[...
     """`decoder_checkpoint(**overrides)`: the folder of a tiny Llama, see `tests.reference.write_decoder`. Not to be
     changed.
     """
+    from tests.reference import write_decoder
+
     return _once(write_decoder, tmp_path_factory.mktemp("decoders"))
 
 
@@ -77,12 +109,16 @@ def decoder_dir(decoder_checkpoint: Callable[..., Path]) -> Path:
 @pytest.fixture(scope="session")
 def codec(codec_dir: Path) -> StreamingMimi:
     """The first 4 codebooks of `codec_dir`."""
+    from tests.reference import load_codec
+
     return load_codec(codec_dir)
 
 
 @pytest.fixture(scope="session")
 def decoder(decoder_dir: Path) -> LlamaDecoder:
     """`decoder_dir`, loaded."""
+    from tests.reference import load_decoder
+
     return load_decoder(decoder_dir)
 
 

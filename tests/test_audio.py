@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 import wave
 from pathlib import Path
@@ -132,11 +133,14 @@ class TestResampler:
         np.testing.assert_array_equal(first, second)
 
 
+@functools.lru_cache(maxsize=1)  # a table of taps may take 60 MB, and seconds
+def _resample(rate: int) -> torchaudio.transforms.Resample:
+    return torchaudio.transforms.Resample(rate, SAMPLE_RATE)
+
+
 def torchaudios(samples: NDArray[np.float32], rate: int) -> NDArray[np.float32]:
     """As the published script resamples."""
-    resampled: NDArray[np.float32] = torchaudio.transforms.Resample(rate, SAMPLE_RATE)(
-        torch.from_numpy(samples)
-    ).numpy()
+    resampled: NDArray[np.float32] = _resample(rate)(torch.from_numpy(samples)).numpy()
     return resampled
 
 

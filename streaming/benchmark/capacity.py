@@ -1,4 +1,4 @@
-"""How many sessions a server carries at once: the most with no underrun, no lost speech, and steps (p99) under 80 ms.
+"""Find the most sessions that a server carries at once: no underrun, no lost speech, steps (p99) under 80 ms.
 
 One session more, and somebody would hear a gap. What answers at the address may be one server or many.
 """

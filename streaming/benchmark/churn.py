@@ -1,4 +1,4 @@
-"""How many sessions a second a server opens and closes, and what one costs: the handshake, TLS if there is, a slot, and
+"""Measure how many sessions a second a server opens and closes, and what one costs: handshake, TLS if any, slot and
 goodbye. What comes back all at once after a failure comes through this.
 """
 

@@ -1,4 +1,4 @@
-"""What a run's records come to: one row of figures, and the verdict on it."""
+"""Sum up a run's records: one row of figures, and the verdict on it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long listeners wait, and what they miss, at given loads: over real WebSockets, measured where they listen.
+"""Measure how long listeners wait, and what they miss, at given loads: over real WebSockets, where they listen.
 
 The load is open: who speaks when is fixed in advance, and a slow server delays nobody but itself.
 """

@@ -25,7 +25,7 @@ TIMED_OUT, LET_GO = 124, 125
 _SET_DEATH_SIGNAL, _SET_SUBREAPER = 1, 36  # linux/prctl.h
 _LOOK_S = 0.05
 _GRACE_S = 5.0
-"""From SIGTERM to SIGKILL."""
+"""The time from SIGTERM to SIGKILL."""
 _ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -1,4 +1,4 @@
-"""What the likelihood measurements share: their flags, their speech, and how two runs are compared."""
+"""Parts that the likelihood measurements share: their flags, their speech, and how two runs are compared."""
 
 from __future__ import annotations
 

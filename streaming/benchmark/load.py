@@ -31,7 +31,7 @@ from streaming.terminal.jitter_buffer import START_MS, JitterBuffer
 from streaming.terminal.loudspeaker import SimulatedLoudspeaker
 
 _TICK_S = 0.04
-"""How often playback is reported: twice in the 80 ms that the protocol allows."""
+"""The interval in which playback is reported: half of the 80 ms that the protocol allows."""
 _FAST_PIECE = SAMPLE_RATE // 2
 
 
@@ -320,7 +320,7 @@ class _Session:
 async def run_sessions(
     job: Job, speech: Pcm16, begins_s: float, stop: asyncio.Event, emit: Callable[[Record], None]
 ) -> None:
-    """All of the job's sessions, at their times, until they are done or `stop` is set."""
+    """Run all of the job's sessions, at their times, until they are done or `stop` is set."""
     sessions = [asyncio.create_task(_Session(job, plan, speech, begins_s, emit).run()) for plan in job.sessions]
     stopping = asyncio.create_task(stop.wait())
     everybody = asyncio.gather(*sessions)

@@ -1,4 +1,4 @@
-"""What a machine can do at most, measured in the same run as what it does: reading memory and multiplying matrices."""
+"""Measure what a machine can do at most, in the same run as what it does: reading memory, multiplying matrices."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from streaming.command import OutputError, check_result
 
 ROOT = Path(__file__).resolve().parents[2]
 GPU_TESTS = ("tests/test_gpu.py", "tests/models/operations/triton")
-"""All tests that need a GPU. They import nothing that only the wire needs: a machine with a GPU may lack it."""
+"""The files of all tests that need a GPU. They import nothing that only the wire needs, which a machine may lack."""
 LIVE = ("websockets", "msgspec", "soundfile", "soxr", "rich", "prometheus_client")
 """The packages that a server and the clients that measure it import."""
 _PACKAGES = ("torch", "transformers", "triton", "moshi", "websockets", "numpy")

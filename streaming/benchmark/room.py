@@ -1,4 +1,4 @@
-"""What a server of so many sessions takes of its device's memory, and how long its graphs take to capture."""
+"""Measure how much of its device's memory a server of so many sessions takes, and how long its graphs take."""
 
 from __future__ import annotations
 

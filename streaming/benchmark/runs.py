@@ -1,4 +1,4 @@
-"""What the measurements of a server under load share: their flags, the server, and one run under one load."""
+"""Parts that the measurements of a server under load share: their flags, the server, one run under one load."""
 
 from __future__ import annotations
 

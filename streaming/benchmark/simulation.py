@@ -418,7 +418,7 @@ class _Fleet:
         self.at(self.now + self.of.drain_s, self.stopped, replica)
 
     def turn_over(self, session: int) -> None:
-        """Its last turn here; the conversation goes on elsewhere."""
+        """Do its last turn here; the conversation goes on elsewhere."""
         replica = self.place[session][1]
         if session in self.seated[replica] and self.closed[replica]:
             self.move(session, 0.2 + self.random.random())

@@ -1,4 +1,4 @@
-"""What it costs to let the context slide, in likelihood, against feeding the window anew for every frame.
+"""Measure what it costs to let the context slide, in likelihood, against feeding the window anew for every frame.
 
 The engine keeps the keys and values that a token got when it was new, although what it was computed from has since left
 the window. Feeding the window anew is the only exact way, and hundreds of times the work.

@@ -1,4 +1,4 @@
-"""Whether the kernels run and agree: the same frames by plain operations, by kernels, and on a GPU by captured graphs.
+"""Tell whether the kernels run and agree: the same frames by plain operations, kernels, and on a GPU captured graphs.
 
 It fails, and says why, if either model did not get the kernels, or if they say something else than plain PyTorch; then
 each kernel is left out in turn, to find the one that is wrong.

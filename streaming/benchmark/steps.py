@@ -1,4 +1,4 @@
-"""How long a step takes by the sessions in it: measured (from a file of `step --json`), or computed from a roofline.
+"""Tell how long a step of so many sessions takes: measured (a file of `step --json`), or computed from a roofline.
 
 The two are kept apart: what was computed says so in its name.
 """
@@ -76,7 +76,7 @@ class StepCurve:
 
 
 def measured(path: Path, run: str | None = None) -> StepCurve:
-    """From `step --json`, or from a run of that in a file of `results`. Raises `StepsError`."""
+    """Read `step --json`, or a run of that in a file of `results`. Raises `StepsError`."""
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
         if run is not None and run not in report["runs"]:

@@ -1,4 +1,4 @@
-"""What the codec's encoder should have heard when a person speaks again.
+"""Compare what the codec's encoder may have heard when a person speaks again.
 
 Each trial is a conversation: a prompt, a continuation of it, a second prompt, and how that really went on. The
 decoder's context is the same in all cases; only the encoder's state at the second prompt differs, and with it that

@@ -1,4 +1,4 @@
-"""What a machine is and has: its device, its driver, the packages that matter here."""
+"""List what a machine has: its device, its driver, the packages that matter here."""
 
 from __future__ import annotations
 

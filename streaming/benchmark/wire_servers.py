@@ -179,7 +179,7 @@ async def serve_bare() -> None:
 
 
 _without_lock: deque[float] = deque()
-"""What each call took that needs no interpreter's lock: any thread may add to it."""
+"""Times of the calls that need no interpreter's lock. Any thread may add to them."""
 
 
 def _timed(function: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What a piece of work must at least read and multiply, noted from its own operations while it runs once."""
+"""Note what a piece of work must at least read and multiply, from its own operations while it runs once."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _VIEWS = (
 
 
 _PRODUCTS = ("linear_pointwise", "int8pack_mm", "int4pack_mm")
-"""Those that torch's counter of operations does not know."""
+"""Operations that torch's own counter does not know."""
 
 
 @dataclass(frozen=True)

@@ -110,12 +110,12 @@ Event = (
     | ConnectionLost
     | ConnectionRestored
 )
-"""What `events` yields: audio, and the server's messages as `messages.py` has them."""
+"""The items that `events` yields: audio, and the server's messages as `messages.py` has them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """What pings tell. All times in ms; None before the first answer.
+    """The clocks and delays that pings tell. All times in ms; None before the first answer.
 
     rtt_ms: the latest round trip; best_rtt_ms: the shortest; offset_ms: the server's clock minus this one's
     (`time.monotonic`), from the shortest round trip, true to half of it.
@@ -201,7 +201,7 @@ class ContinuationClient:
 
     def __init__(self, connection: ResumableConnection, start: SessionStart) -> None:
         self.started = connection.started
-        """What the server said of itself and the session."""
+        """Return what the server said of itself and the session."""
         self.clock = Clock()
         """Round trip and clock offset, measured every second."""
         self.stale_samples = 0
@@ -431,8 +431,17 @@ class ContinuationClient:
             case ConnectionLost() | ConnectionRestored():
                 if self._saving is not None:
                     self._saving.fail("the connection broke while the session was being saved")
+                if isinstance(message, ConnectionRestored) and message.turn is not None:
+                    self._go_back(message.turn)
                 return message
         return self._on_control(message)
+
+    def _go_back(self, turn: int) -> None:
+        """Forget what is lost: this turn is open, and nothing is said in it."""
+        self._turn, self._dropped_turn = min(self._turn, turn), min(self._dropped_turn, turn - 1)
+        self._reported, self._spoken_at_samples = (0, 0, 0), self._sent_samples
+        for later in [each for each in self._meters if each >= turn]:
+            del self._meters[later]
 
     def _on_audio(self, message: AudioMessage) -> Audio | None:
         now = time.monotonic()

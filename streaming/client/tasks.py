@@ -1,4 +1,4 @@
-"""What a client's coroutines wait for: a time, and each other's end."""
+"""Wait in a client's coroutines: for a time, and for each other's end."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What a session does, pure: turns, playback, turn taking by voice."""
+"""The course of a session, pure: turns, playback, turn taking by voice."""

@@ -19,7 +19,7 @@ from streaming.protocol.messages import LOUDEST, NonNegative, SamplingOptions, S
 
 _MAX_CUT_TURNS = 1024
 _MAX_HELD_SAMPLES = 240_000
-"""More than is ever kept for a voice that interrupts: 10 s."""
+"""The most audio that books may hold for a voice that interrupts: 10 s, more than is ever kept."""
 _Wait = Annotated[float, msgspec.Meta(ge=0, le=1e6)]
 _Samples = Annotated[bytes, msgspec.Meta(max_length=4 * _MAX_HELD_SAMPLES)]
 
@@ -29,7 +29,7 @@ class _Books(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class PromptBooks(_Books, frozen=True, kw_only=True):
-    """What was said in this turn. begun: float32, the beginning of the next frame."""
+    """The input of this turn. begun: float32, the beginning of the next frame."""
 
     frames: NonNegative
     speech_from: NonNegative
@@ -37,7 +37,7 @@ class PromptBooks(_Books, frozen=True, kw_only=True):
 
 
 class PlaybackBooks(_Books, frozen=True, kw_only=True):
-    """A turn at its listener. ends_in_s: when what was sent will have been played, if it is played as it comes."""
+    """One turn at its listener. ends_in_s: when what was sent will have been played, if it is played as it comes."""
 
     turn: Turn
     frames: NonNegative | None
@@ -49,7 +49,7 @@ class PlaybackBooks(_Books, frozen=True, kw_only=True):
 
 
 class TurnTakerBooks(_Books, frozen=True, kw_only=True):
-    """Who speaks. detected, agreed, active, speaking, since: where the search for the edges of speech is.
+    """The state of turn taking. detected, agreed, active, speaking, since: where the search for the edges of speech is.
 
     recent: float32, the end of the input; handed_out: what comes before is not handed out again.
     """
@@ -68,7 +68,8 @@ class TurnTakerBooks(_Books, frozen=True, kw_only=True):
 class ConversationBooks(_Books, frozen=True, kw_only=True):
     """start: what the client asked for, its sampling filled. sampling, max_seconds, vad: of the next turn. applied: how
     the engine draws now. cut: what was sent of turns that were interrupted and are not done. heard_due_s: how long the
-    client has left to say what it heard. unsaid: a turn of which nothing is to be left, and how many frames are.
+    client has left to say what it heard. anew: the input goes on at whatever position it comes next. unsaid: a turn of
+    which nothing is to be left, and how many frames are.
     """
 
     version: Literal[1] = 1
@@ -77,6 +78,7 @@ class ConversationBooks(_Books, frozen=True, kw_only=True):
     max_seconds: Seconds
     vad: VadOptions
     applied: SamplingOptions
+    anew: bool = False
     prompt: PromptBooks
     taker: TurnTakerBooks | None
     playback: PlaybackBooks | None
@@ -90,7 +92,7 @@ class ConversationBooks(_Books, frozen=True, kw_only=True):
 
     @property
     def speaking(self) -> bool:
-        """Whether this turn is being spoken."""
+        """Return whether this turn is being spoken."""
         return self.playback is not None and self.playback.turn == self.turn
 
     def check(self, turn: int, speaking: bool) -> None:
@@ -121,20 +123,19 @@ class ConversationBooks(_Books, frozen=True, kw_only=True):
         if taker is not None:
             samples_of(taker.recent)
 
-    def at_rest(self, position: int, turn: int, applied: SamplingOptions) -> ConversationBooks:
-        """Return those of the same conversation between two turns, with the settings that it has: nothing is said in
-        this turn, and nothing is played. position: samples of input so far; applied: how the engine draws.
+    def at_rest(self, turn: int) -> ConversationBooks:
+        """Return the books of the same conversation between two turns, with the settings that it has: nothing is said in
+        this turn, nothing is played, and the input goes on at whatever position it comes next.
         """
         return structs.replace(
             self,
             prompt=PromptBooks(frames=0, speech_from=0, begun=b""),
-            taker=None if self.taker is None else _quiet(position),
+            anew=True,
+            taker=None if self.taker is None else _quiet(self.position),
             playback=None,
-            position=position,
-            patient_until=position,
+            patient_until=self.position,
             turn=turn,
             tip=turn - 1,
-            applied=applied,
             cut={},
             heard_due_s=None,
             unsaid=None,
@@ -142,7 +143,7 @@ class ConversationBooks(_Books, frozen=True, kw_only=True):
 
 
 def first_books(start: SessionStart, turn: int, prompt_frames: int) -> ConversationBooks:
-    """Return those of a conversation that begins in this turn, of which so much was heard before. start: what its
+    """Return the books of a conversation that begins in this turn, of which so much was heard before. start: what its
     client asked for, its sampling filled.
     """
     return ConversationBooks(
@@ -165,7 +166,7 @@ def first_books(start: SessionStart, turn: int, prompt_frames: int) -> Conversat
 
 
 def _quiet(position: int) -> TurnTakerBooks:
-    """Return those of a session in which nobody speaks, and nothing was heard before this position."""
+    """Return the books of a session in which nobody speaks and nothing was heard before this position."""
     return TurnTakerBooks(
         state="idle",
         detected=position,
@@ -185,7 +186,7 @@ def bytes_of(samples: NDArray[np.float32]) -> bytes:
 
 
 def samples_of(data: bytes) -> NDArray[np.float32]:
-    """Return what `bytes_of` was given. Raises `SnapshotError` for what are no samples of speech."""
+    """Return the samples that `bytes_of` was given. Raises `SnapshotError` for what are no samples of speech."""
     if len(data) % 4:
         raise SnapshotError("the saved conversation is damaged: its audio ends within a sample")
     samples = np.frombuffer(data, "<f4").astype(np.float32)

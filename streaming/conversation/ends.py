@@ -1,4 +1,4 @@
-"""How sessions end, and why some do not begin: what the client is told, and with which code its socket closes."""
+"""The ends of sessions, and the refusals of others: what the client is told, and the code that closes its socket."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from streaming.protocol.close_codes import CloseCode, close_reason
 _RETRY_AFTER_S = 1.0
 
 GONE = End(None, CloseCode.NORMAL, "")
-"""The client has left, and can be told nothing."""
+"""The end of a session whose client has left and can be told nothing."""
 MOVED = End(None, CloseCode.NORMAL, "the session goes on at another server")
-"""The session is in the store, and its client comes back to whichever server it reaches."""
+"""The end here of a session that is in the store. Its client comes back to whichever server it reaches."""
 CLIENT_LEFT = End(messages.SessionClosed(reason="client"), CloseCode.NORMAL, "")
-"""The client said goodbye."""
+"""The end of a session whose client said goodbye."""
 INTERNAL = End(
     messages.Error(code="internal", message="the server failed; this is its fault, try again", fatal=True),
     CloseCode.INTERNAL_ERROR,

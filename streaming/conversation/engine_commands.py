@@ -1,4 +1,4 @@
-"""What a conversation commands the engine's session, in order; a frame waits until the engine has room for it."""
+"""A conversation's commands to the engine's session, in order. A frame waits until the engine has room for it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class EngineCommands:
 
     @property
     def waiting(self) -> bool:
-        """Whether something waits for room."""
+        """Return whether something waits for room."""
         return bool(self._waiting)
 
     def listen(self, frame: NDArray[np.float32], *, patient: bool) -> bool:
@@ -94,7 +94,7 @@ class EngineCommands:
         self._engine.release(turn, frames)
 
     def heard(self) -> None:
-        """The engine has heard a frame: there is room for another."""
+        """Note that the engine has heard a frame, so that there is room for another."""
         self.behind_frames -= 1
         self._go_on()
 

@@ -1,4 +1,4 @@
-"""What a session has to say and its socket has not taken yet."""
+"""The replies that a session's socket has not taken yet."""
 
 from __future__ import annotations
 

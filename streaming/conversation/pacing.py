@@ -1,4 +1,4 @@
-"""How far the server may lead: how many frames of a continuation may be ahead of what its listener has played."""
+"""The server's lead: how many frames of a continuation may be ahead of what its listener has played."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from streaming.audio import FRAME_RATE
 from streaming.protocol.messages import SessionStart
 
 FAST_LEAD_FRAMES = 16
-"""How many frames may wait for the socket at fast pace."""
+"""Most frames that may wait for the socket at fast pace."""
 
 
 def frames_in(seconds: float) -> int:

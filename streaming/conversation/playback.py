@@ -1,5 +1,5 @@
-"""How much of a continuation its listener has heard: by the client's word or, for a client that never says, by the
-clock. It is the only clock of what was played.
+"""Follow how much of a continuation its listener has heard: by the client's word or, if it never says, by the clock.
+This is the only clock of what was played.
 
 The time is passed in, in seconds of any monotonic clock.
 """

@@ -1,4 +1,4 @@
-"""What was said in this turn so far: whole frames that were handed out, and the beginning of the next one."""
+"""The input of a turn so far: whole frames that were handed out, and the beginning of the next one."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ class Prompt:
             self._framer.push(samples_of(books.begun))
 
     def books(self) -> PromptBooks:
-        """Return all of this."""
+        """Return these books."""
         begun = self._framer.flush()
         self._framer.push(begun)
         return PromptBooks(frames=self.frames, speech_from=self.speech_from, begun=bytes_of(begun))
 
     @property
     def samples(self) -> int:
-        """All that was said, in samples."""
+        """Return how much was said, in samples."""
         return self.frames * FRAME + self._framer.pending_samples
 
     def push(self, pcm: Pcm) -> Samples:

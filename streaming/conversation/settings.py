@@ -27,7 +27,7 @@ def sampling_of(options: SamplingOptions) -> Sampling:
 
 
 class Settings:
-    """What holds from the next turn on.
+    """The settings that hold from the next turn on.
 
     start: what the client asked for, its sampling filled, or what has become of that since. usual: the model's
     sampling, with the session's seed.

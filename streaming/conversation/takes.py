@@ -12,13 +12,15 @@ from collections.abc import Iterator
 from streaming.errors import TakeGoneError
 
 SESSION_BYTES = 256 << 20
-"""What the marks of one session may hold: four windows of a 1.3B model."""
+"""Most bytes that the marks of one session may hold: four windows of a 1.3B model."""
 SERVER_BYTES = 2 << 30
-"""What the marks of all sessions may hold together."""
+"""Most bytes that the marks of all sessions may hold together."""
 
 
 class TakesMemory:
-    """What the marks of all sessions hold. turns: how many of its latest turns a session keeps; 0: there are no takes.
+    """The bytes that the marks of all sessions hold.
+
+    turns: how many of its latest turns a session keeps; 0: there are no takes.
     session_bytes, server_bytes: what the marks of one session, and of all, may hold.
     """
 
@@ -76,7 +78,7 @@ class Takes:
         return iter(())
 
     def clear(self) -> None:
-        """The session is over, and what it held is free."""
+        """Give up all marks: the session is over."""
         self._memory.held_bytes -= self._held_bytes
         self._held_bytes = 0
         self._prompts.clear()

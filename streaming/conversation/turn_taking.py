@@ -1,4 +1,4 @@
-"""Who speaks when: voice activity in a session's input, and the policy that turns it into actions.
+"""Decide who speaks when: voice activity in a session's input, and the policy that turns it into actions.
 
 Two parts: the edges of speech (`SpeechDetector`) and the policy (`TurnTaker`). Probabilities of speech come in, one for
 each window of 32 ms. There are no threads and no clocks here: time is the position in the session's input, in samples
@@ -27,7 +27,7 @@ MAX_HELD_MS = 5_000  # audio held after a barge-in; past this the oldest is drop
 
 
 class TurnOptions(Protocol):
-    """How speech is told from silence, and whether it may interrupt. The protocol's `VadOptions` serves as it is.
+    """Options: how speech is told from silence, and whether it may interrupt. The protocol's `VadOptions` serves, too.
 
     threshold: the probability at which a window is speech, between 0 and 1.
     silence_ms: this much silence ends the speech; it is counted in whole windows of 32 ms, rounded up.
@@ -61,7 +61,7 @@ class SpeechEdge:
 
 
 class SpeechDetector:
-    """Finds where speech begins and ends: a trigger with hysteresis, then a minimum length for either change.
+    """Find where speech begins and ends: a trigger with hysteresis, then a minimum length for either change.
 
     Windows of 768 samples follow each other from `position` on. `speaking` tells the present state, `since_samples`
     where it began.

@@ -23,13 +23,13 @@ from streaming.errors import EngineStoppedError, SessionError
 from streaming.files import write_private
 
 LEAD_FRAMES = 4
-"""How far the engine works ahead of whoever iterates."""
+"""The engine works so many frames ahead of whoever iterates."""
 _LOUDEST = 1000.0
 """60 dB over full scale is no loud speech, but samples in another unit, and a model's numbers do not survive 1e30."""
 
 
 class Host(Protocol):
-    """What a session needs of its engine. `streaming.engine.engine.Engine` is the real one."""
+    """An engine, as far as a session needs it. `streaming.engine.engine.Engine` is the real one."""
 
     def attach(
         self,

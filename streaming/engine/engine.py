@@ -34,15 +34,15 @@ _PUBLISHED = Sampling()
 _TIMED_STEPS = 1000
 _RECENT_STEPS = 25
 _RECENT_S = 5.0
-"""Steps before that say nothing of the sessions that there are now."""
+"""Older steps say nothing of the sessions that there are now."""
 _ENGINE_FAILED = "the engine has failed; its log says why"
 """Clients are told so, too: what exactly went wrong is none of their business."""
 _HOPELESS_STEPS = 3
-"""So many failed steps in a row, and the engine gives up."""
+"""The engine gives up after so many failed steps in a row."""
 _BOOKS = "books"
 """The session's own books, among what a saved session says."""
 _CHORES_S = 0.002
-"""How long copying may hold up the next step, and one piece: 8 ms, a tenth of a frame, are never to be reached."""
+"""Copying may hold up the next step for so long and one piece more: less than 8 ms together, a tenth of a frame."""
 _HUNG_S = 60.0
 """A step that takes so long will not return: a GPU's fault can leave a replay waiting for ever. The slowest that was
 measured, 8B on two cores, takes two seconds.
@@ -56,7 +56,7 @@ _STEP_BOUNDS_S = tuple(
 
 @dataclass(frozen=True)
 class EngineStats:
-    """What an engine has done. sessions: open ones. steps: run so far. step_ms_p50, step_ms_p99: over the last
+    """An engine's figures. sessions: open ones. steps: run so far. step_ms_p50, step_ms_p99: over the last
     thousand, None before the first. step_seconds: of all of them. steps_failed: not among the others. frames_heard,
     frames_spoken: so far.
     """
@@ -147,12 +147,12 @@ class Engine:
 
     @property
     def failure(self) -> Exception | None:
-        """What ended the engine, if something did."""
+        """Return what ended the engine, or None."""
         return self._failure
 
     @property
     def hung(self) -> bool:
-        """Whether a step does not return: then the process cannot end in order either."""
+        """Return whether a step does not return: then the process cannot end in order either."""
         return isinstance(self._failure, StepHungError)
 
     @property

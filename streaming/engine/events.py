@@ -1,4 +1,4 @@
-"""What a session tells its owner, in order, from the engine's thread."""
+"""The events that a session tells its owner, in order, from the engine's thread."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ QUEUED_FRAMES = 25
 
 
 class StepAudio:
-    """What a step's speaking rows said: float32 [B, 1920] and, converted for all of them at once, int16 [B, 1920]."""
+    """The audio of a step's speaking rows: float32 [B, 1920] and, converted for all rows at once, int16 [B, 1920]."""
 
     def __init__(self, pcm: NDArray[np.float32]) -> None:
         self.pcm = pcm

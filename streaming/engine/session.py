@@ -43,7 +43,7 @@ from streaming.errors import EmptyPromptError, EngineStoppedError, PromptTooLong
 _LOG = logging.getLogger(__name__)
 
 OnEvent = Callable[[Event], None]
-"""What a session's owner has called with each of its events."""
+"""A function of the session's owner, called with each event."""
 
 
 class StepResult(Protocol):
@@ -172,9 +172,9 @@ class _Keep:
 
 _Command = _Listen | _Speak | _Interrupt | _ClearInput | _Configure | _SetMark | _DropMark | _GoBack | _Keep
 _AT_ANY_TIME = _Interrupt | _Configure | _DropMark | _Keep
-"""What takes effect while the session speaks, too."""
+"""Commands that take effect while the session speaks, too."""
 _ONWARD = _Listen | _Speak | _Configure
-"""What may take effect while a mark is being copied: it takes nothing back, and copies nothing."""
+"""Commands that may take effect while a mark is being copied: they take nothing back, and copy nothing."""
 
 
 @dataclass(slots=True)
@@ -191,7 +191,7 @@ class _Mark:
 
 @dataclass(slots=True)
 class _Chore:
-    """What the engine's thread does for a session in pieces, between steps. done: called at the end, with the copy
+    """Work that the engine's thread does for a session in pieces, between steps. done: called at the end, with the copy
     that it made. longest: how long the stream may get meanwhile.
     """
 
@@ -224,9 +224,9 @@ class EngineSession:
         self._error: StreamingError | None = None  # what ended it
         self._state = State.LISTENING
         self.awake = True
-        """Whether the engine has to look at it: it was told something, or has more to do. The engine clears this."""
+        """True if the engine has to look at it: it was told something, or has more to do. The engine clears this."""
         self.unclean = True
-        """Whether something of an earlier stream may be in the slot: no command takes effect before `make_clean`."""
+        """True if something of an earlier stream may be in the slot: no command takes effect before `make_clean`."""
         self._commands: deque[_Command] = deque()
         self._queued_frames = 0
         self._heard_any = False
@@ -475,7 +475,7 @@ class EngineSession:
 
     @property
     def works(self) -> bool:
-        """Whether `work` has something to do."""
+        """Return whether `work` has something to do."""
         return self._chore is not None and not self.unclean and self._state is not State.CLOSED
 
     def work(self) -> None:
@@ -496,7 +496,7 @@ class EngineSession:
 
     @property
     def may_speak(self) -> bool:
-        """Whether a frame of the continuation is due."""
+        """Return whether a frame of the continuation is due."""
         return self._due and self._may_advance
 
     @property

@@ -1,4 +1,4 @@
-"""Who owns which slot. Any free one is as good as any other."""
+"""The owners of the slots. Any free slot is as good as any other."""
 
 from __future__ import annotations
 

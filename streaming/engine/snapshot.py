@@ -15,7 +15,7 @@ Milliseconds = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
 
 
 class Books(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a session knows of its stream. Nothing waits: all that it was told has happened.
+    """A session's own knowledge of its stream. Nothing waits: all that it was told has happened.
 
     turn: from 1. prompt_frames: heard in this turn. spoken: frames kept of the continuation in this turn or, while
     listening, in the last; spoken_before: of the one before. released: how many of them the listener has had.

@@ -144,7 +144,7 @@ class KeyValueRing:
 
 @dataclass(frozen=True)
 class FrameView:
-    """What the Q sub-steps of one frame have in common, for B rows.
+    """The values that the Q sub-steps of one frame share, for B rows.
 
     slots: [B] int64, the slot that each row is. position: [B, Q] of the tokens to be fed; start: the oldest position in
     the window, [B, 1], or [B, Q] where windows begin per token; cos, sin: [B, 1, Q, D]. index: [B, Q], where they go;

@@ -91,7 +91,7 @@ def read_generation_config(folder: Path) -> Mapping[str, Any]:
 
 @dataclass(frozen=True)
 class ModelNotice:
-    """What a person is told of a model before talking to it.
+    """Notes about a model for a person who is about to talk to it.
 
     notice: a sentence that says what it does, or None. suggestions: what one might say to it, a few words each.
     """

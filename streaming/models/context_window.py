@@ -1,4 +1,4 @@
-"""Where the window slides: which tokens of a stream the decoder still sees.
+"""The window over a stream: where it slides, and which tokens the decoder still sees.
 
 A stream is the prefix `<bos><audio>`, then a token a codebook, frame by frame. Of these the decoder sees the prefix and
 the newest `context_frames` frames. Once the window is full, every frame pushes the oldest one out. The prefix's keys

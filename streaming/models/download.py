@@ -1,4 +1,4 @@
-"""What of a hub repository is not in the cache yet: how much it is, and how much has come while it is fetched."""
+"""Find what of a hub repository is not in the cache yet, and how much of it has come while it is fetched."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an error of PyTorch, cuBLAS or Triton means: memory that ran out, a device that is lost, or something else.
+"""Tell what an error of PyTorch, cuBLAS or Triton means: memory that ran out, a device that is lost, or something else.
 
 CUDA's errors stay: after a kernel that failed, every call of the process fails. PyTorch raises `AcceleratorError` for
 its own calls, but a plain `RuntimeError` for what cuBLAS, cuDNN and Triton's launcher report.

@@ -30,7 +30,7 @@ class Linear(Protocol):
 
 
 def linear(weight: Tensor, quantize: Quantize = "none", bias: Tensor | None = None) -> Linear:
-    """From a weight [N, K] and a bias [N] on the device where they will be used. Only what is kept whole has a bias.
+    """Make a map from a weight [N, K] and a bias [N], which lie where they will be used. Integers take no bias.
 
     Raises `StreamingError` where a CPU lacks what multiplies integers, `CheckpointError` for a weight whose inputs
     cannot be put into groups.

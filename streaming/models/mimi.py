@@ -27,7 +27,7 @@ STEPS = 2
 
 @dataclass
 class HalfState:
-    """What one half of the codec remembers of each slot's stream.
+    """The memory of one half of the codec, for each slot's stream.
 
     frames: [S] int64, the stream's position; the only clock. contexts: [S, depth, N], the convolutions' contexts after
     each of the last frames, at index frame % depth, so that a stream can be rewound by lowering its position.

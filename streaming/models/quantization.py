@@ -1,4 +1,4 @@
-"""How weights are rounded to 8 and to 4 bits, on every device alike."""
+"""Round weights to 8 and to 4 bits, on every device alike."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ TINY_MIMI = replace(
 """Shapes of no released model, for whatever is to be tried quickly; the codebooks are the released ones' in number."""
 DECODERS = {"1.3b": LLAMA_MIMI_1_3B, "8b": LLAMA_MIMI_8B, "tiny": TINY}
 CODECS = {"tiny": TINY_MIMI}
-"""Of decoders whose codec is not Mimi as it was released."""
+"""The codecs of those decoders whose codec is not Mimi as it was released."""
 
 
 class RandomSource(TensorSource):

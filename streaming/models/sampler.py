@@ -16,7 +16,7 @@ from streaming.config import Sampling
 FEW = 64
 """Tokens that need ranking for a `top_k` of at most so many."""
 LEAST_TEMPERATURE = 1e-4
-"""As good as greedy, and far from overflow."""
+"""The least temperature above 0. It is as good as greedy, and far from overflow."""
 WHOLE = 2.0**36
 """Chances are whole multiples of 1 / WHOLE of the likeliest token's. Sums of whole numbers are the same in any order,
 so a draw is the same on every device; and they stay exact in float64 for 2**16 tokens.
@@ -52,7 +52,7 @@ class SamplerState:
 
 @dataclass(frozen=True)
 class Drawing:
-    """What the draws of one frame read and write, for B rows; all [B] but `frames` and `codes`.
+    """The tensors that the draws of one frame read and write, for B rows; all [B] but `frames` and `codes`.
 
     slots: int64, the slot of each row; frames: [S] int64, every slot's position; listening, speaking: bool. Written in
     place: codes [B, Q] int64, which hold the codec's where a row listens; ended: bool, where a speaking row drew
@@ -104,7 +104,7 @@ def sample(logits: Tensor, state: SamplerState, number: Tensor, few: bool = Fals
 
 
 def _draw(logits: Tensor, state: SamplerState, chosen: Tensor, order: Tensor) -> Tensor:
-    """From the likeliest tokens. chosen: [B] in [0, 1); order: [B, ranks] of these tokens. Returns [B] int64."""
+    """Draw from the likeliest tokens. chosen: [B] in [0, 1); order: [B, ranks] of these tokens. Returns [B] int64."""
     ranks = order.shape[1]
     temperature, top_k = state.temperature[:, None], state.top_k[:, None]
     ranked = logits.gather(-1, order).double()

@@ -47,7 +47,7 @@ class CausalConv1d:
     def load(
         source: TensorSource, name: str, shape: Shape, stride: int = 1, dilation: int = 1, bias: bool = True
     ) -> CausalConv1d:
-        """From a `Conv1d` on disk, weight `shape` = [C_out, C_in, kernel]."""
+        """Make one from a `Conv1d` on disk, weight `shape` = [C_out, C_in, kernel]."""
         out, channels, kernel = shape
         weight = source.load(f"{name}.conv.weight", shape).permute(0, 2, 1).reshape(out, kernel * channels)
         product = linear(weight, bias=source.load(f"{name}.conv.bias", (out,)) if bias else None)
@@ -55,7 +55,7 @@ class CausalConv1d:
 
     @staticmethod
     def load_transposed(source: TensorSource, name: str, shape: Shape, stride: int) -> CausalConv1d:
-        """From a `ConvTranspose1d` on disk, weight `shape` = [C_in, C_out, kernel], trimmed on the right.
+        """Make one from a `ConvTranspose1d` on disk, weight `shape` = [C_in, C_out, kernel], trimmed on the right.
 
         Output t * stride + r is the sum over i of x[t - i] @ W[:, :, i * stride + r], so input step t - i needs the
         taps from i * stride: a causal convolution of ceil(kernel / stride) taps and stride * C_out outputs.
@@ -149,7 +149,7 @@ class SeaNet:
         return SeaNet(tuple(layers))
 
     def convolutions(self) -> Iterator[CausalConv1d]:
-        """All convolutions, in the order in which their contexts are given and returned."""
+        """Return all convolutions, in the order in which their contexts are given and returned."""
         for layer in self.layers:
             if isinstance(layer, ResidualBlock):
                 yield layer.first

@@ -20,7 +20,7 @@ from torch import Tensor
 from streaming.models.attention import KeyValueRing
 
 _BLOCK_BYTES = 1 << 20
-"""Of a piece, keys and values together: about a quarter of a millisecond, on a CPU and on a GPU."""
+"""Bytes of a piece, keys and values together: about a quarter of a millisecond, on a CPU and on a GPU."""
 _BLOCK_POSITIONS = 64
 
 
@@ -110,7 +110,7 @@ class TrackCopy:
 
 @dataclass(frozen=True)
 class SlotCopy:
-    """What a slot held when its stream was `frames` long, in the host's memory. It is never written to.
+    """A copy of a slot, made when its stream was `frames` long, in the host's memory. It is never written to.
 
     identity: of the models and sizes of the state that it is a part of. reach: how many frames the copy can be rewound.
     tracks: by name.

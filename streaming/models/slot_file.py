@@ -34,7 +34,7 @@ _Size = Annotated[int, msgspec.Meta(ge=0, le=_MAX_FRAMES)]
 
 
 class _Stream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the header says of the stream. identity: of the models and sizes that it belongs to."""
+    """The stream as the header describes it. identity: of the models and sizes that it belongs to."""
 
     version: int
     identity: str

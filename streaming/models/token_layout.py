@@ -22,7 +22,7 @@ from streaming.models.checkpoint import holds_numbers
 
 AUDIO, END_OF_AUDIO = "<audio>", "</audio>"
 _PLAIN_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
-"""Of `transformers`, which do what `tokenizer.json` says."""
+"""Tokenizer classes of `transformers` that do what `tokenizer.json` says and no more."""
 _CHANGES = frozenset(
     {"add_bos_token", "add_eos_token", "auto_map", "extra_special_tokens", "additional_special_tokens"}
 )

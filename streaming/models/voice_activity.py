@@ -33,7 +33,7 @@ class VoiceActivityUnavailableError(StreamingError):
 
 @dataclass(frozen=True, slots=True)
 class VadState:
-    """What the model remembers of B streams, written in place."""
+    """The model's memory of B streams, written in place."""
 
     lstm: Pcm  # [2, B, 128], the layout of the model's file
     context: Pcm  # [B, 64], the end of the window before

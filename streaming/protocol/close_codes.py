@@ -1,11 +1,11 @@
-"""How a WebSocket of this project closes (RFC 6455, section 7.4.1)."""
+"""The codes with which a WebSocket of this project closes (RFC 6455, section 7.4.1)."""
 
 from __future__ import annotations
 
 from enum import IntEnum
 
 MAX_REASON_BYTES = 123
-"""Of UTF-8: a control frame holds 125 bytes, and the code takes two of them (RFC 6455, section 5.5)."""
+"""Most bytes of a reason in UTF-8: a control frame holds 125, and the code takes two (RFC 6455, section 5.5)."""
 
 
 class CloseCode(IntEnum):

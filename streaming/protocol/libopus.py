@@ -1,4 +1,4 @@
-"""libopus itself, through ctypes: packets without a container, and the interpreter's lock is free while it works.
+"""Call libopus itself, through ctypes: packets have no container, and the interpreter's lock is free meanwhile.
 
 The library is the one in the package `opuslib-next-bundled`, of which nothing else is used, or else the system's.
 Signatures and constants: https://opus-codec.org/docs/opus_api-1.5/, `opus_encoder` and `opus_decoder`.
@@ -19,9 +19,9 @@ from streaming.audio import SAMPLE_RATE, Pcm16
 from streaming.errors import StreamingError
 
 COMPLEXITY = 6
-"""The least that PESQ does not tell from 10: 4.32 after both, and 4.27 after 5 (13 clips, 34,000 bits a second)."""
+"""The least complexity that PESQ does not tell from 10: 4.32 and 4.31, and 4.27 with 5 (13 clips, 34,000 bits/s)."""
 BITS_PER_S = 34_000
-"""At most, on average: a voice takes 29,000, as with `sphn` before, and PESQ finds as little of it missing."""
+"""Bits a second, at most, on average. A voice takes 29,000 of them."""
 
 _FILES = ("libopus.so", "libopus.dylib", "opus.dll")
 _APPLICATION_VOIP = 2048
@@ -85,7 +85,7 @@ def _checked(library: ctypes.CDLL, result: int) -> int:
 
 
 class Encoder:
-    """Encodes one stream of 24 kHz mono. Raises `OpusMissingError`."""
+    """An encoder of one stream of 24 kHz mono. Raises `OpusMissingError`."""
 
     def __init__(self) -> None:
         self._library, error = _library(), ctypes.c_int()
@@ -104,7 +104,7 @@ class Encoder:
 
 
 class Decoder:
-    """Decodes one stream to 24 kHz mono. Raises `OpusMissingError`."""
+    """A decoder of one stream to 24 kHz mono. Raises `OpusMissingError`."""
 
     def __init__(self) -> None:
         self._library, error = _library(), ctypes.c_int()

@@ -41,7 +41,7 @@ NonNegative = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Turn = Annotated[int, msgspec.Meta(ge=1, le=2**32 - 1)]
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=3600)]
 Codec = Literal["pcm16", "opus", "float32"]
-"""How audio is carried, in both directions; `float32` is that of a client alone, whose server answers in PCM16."""
+"""The codecs of audio, in both directions. Only a client sends `float32`; the server then answers in PCM16."""
 
 
 class UnknownTypeError(ProtocolError):
@@ -65,13 +65,14 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False, ta
 
     @property
     def type(self) -> str:
-        """As on the wire."""
+        """Return the type as it is on the wire."""
         return str(self.__struct_config__.tag)
 
 
 class SamplingOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How tokens are drawn. Temperature 0 is greedy; `top_k` 0 and `top_p` 1 switch those filters off. From a client
-    None leaves a setting open: it is then the model's; a server says all of them.
+    """Options of drawing tokens. Temperature 0 is greedy; `top_k` 0 and `top_p` 1 switch those filters off.
+
+    None from a client leaves a setting to the model; a server says all of them.
     """
 
     temperature: Annotated[float, msgspec.Meta(ge=0, le=10)] | None = None
@@ -174,7 +175,7 @@ class Ping(Message, tag="ping", frozen=True):
 
 
 class Ack(Message, tag="ack", frozen=True):
-    """So many counted messages have arrived. Both sides say it."""
+    """An acknowledgement, by either side: so many counted messages have arrived."""
 
     received: NonNegative
 
@@ -182,7 +183,7 @@ class Ack(Message, tag="ack", frozen=True):
 
 
 class SessionSave(Message, tag="session.save", frozen=True):
-    """Give me the session, so that it can be gone on with another day."""
+    """A request for the session as a file, to go on with it another day."""
 
     counted = False
 
@@ -212,7 +213,7 @@ ClientMessage = (
 
 
 class Resumption(msgspec.Struct, frozen=True, kw_only=True):
-    """How to come back after the connection was lost."""
+    """The means to come back after the connection was lost."""
 
     token: str
     seconds: float
@@ -242,7 +243,10 @@ class SessionStarted(Message, tag="session.started", frozen=True):
 
 
 class SessionResumed(Message, tag="session.resumed", frozen=True):
+    """turn: the open one, where the session went back to the end of the turn before; None where nothing is lost."""
+
     received: int
+    turn: int | None = None
 
     counted = False
 

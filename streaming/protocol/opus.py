@@ -17,7 +17,7 @@ from streaming.protocol.messages import MAX_OPUS_SAMPLES, AudioMessage, OpusMess
 PACKET_SAMPLES = 960
 """40 ms, so that two packets are a frame."""
 LOOKAHEAD_SAMPLES = 156
-"""By how much what libopus decodes lags behind what was encoded: 6.5 ms."""
+"""The delay of what libopus decodes behind what was encoded: 6.5 ms."""
 WHOLE_FRAMES = PACKET_SAMPLES - LOOKAHEAD_SAMPLES
 """Silence before a stream so that its packets end where frames of 80 ms do, and a frame is there 6.5 ms after it was
 said instead of 40."""
@@ -25,7 +25,7 @@ said instead of 40."""
 _FRAME_SAMPLES = tuple(
     SAMPLE_RATE * tenths // 10_000 for tenths in (*(100, 200, 400, 600) * 3, *(100, 200) * 2, *(25, 50, 100, 200) * 4)
 )
-"""Of a packet's frames, by its configuration: RFC 6716, section 3.1, table 2."""
+"""The length of a packet's frames, by its configuration: RFC 6716, section 3.1, table 2."""
 
 
 def opus_available() -> bool:

@@ -15,7 +15,7 @@ from streaming.errors import EngineFullError, StreamingError
 from streaming.server.engine_events import EngineEvents
 
 _LOOK_AGAIN_S = 0.5
-"""How often those in line look whether the machine has caught up; a slot that becomes free wakes them at once."""
+"""Those in line look this often whether the machine has caught up. A slot that becomes free wakes them at once."""
 
 
 class OverloadedError(EngineFullError):
@@ -43,7 +43,7 @@ class Admission:
 
     @property
     def waiting(self) -> int:
-        """How many stand in line."""
+        """Return how many stand in line."""
         return len(self._line)
 
     def stop(self) -> None:

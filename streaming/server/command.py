@@ -14,10 +14,10 @@ from streaming.config import CONTEXT_TOKENS, DEMO, DTYPES
 from streaming.options import OptionParser, add_about, count_or_auto
 
 PROGRAM = "server.py"
-"""What the command is called where nobody says otherwise."""
+"""The command's name where nobody gives another."""
 _DESCRIPTION = "Serve continuations of speech: speech comes in over WebSockets, and goes on in the same voice."
 _VARIABLES = {"tokens": "STREAMING_TOKENS_FILE", "session-key": "STREAMING_SESSION_KEY_FILE"}
-"""Of flags that name a file with secrets: the variable of the flag's own name holds what no flag may."""
+"""The flags that name a file with secrets. The variable of the same name holds the secrets themselves."""
 _OTHER_VARIABLES = (
     "STREAMING_TOKENS",
     "STREAMING_SESSION_KEY",
@@ -28,9 +28,9 @@ _OTHER_VARIABLES = (
     "STREAMING_DEMO_ROOT",  # of the recipe
     "STREAMING_LONG_SESSION_MINUTES",  # of a test
 )
-"""In the environment, and of no flag."""
+"""Variables that no flag stands for."""
 _LEAST_THREADS_LIMIT = 64
-"""So many threads can be had everywhere, though more than cores only wait for each other."""
+"""So many threads may be asked for on any machine. More threads than cores only wait for each other."""
 
 
 def parse(
@@ -237,7 +237,7 @@ def _add_process(group: argparse._ArgumentGroup) -> None:
 
 
 def _check(parser: OptionParser, options: argparse.Namespace, environment: Mapping[str, str]) -> None:
-    """What flags must be, and be to each other."""
+    """Check the flags, alone and together."""
     if not 0 <= options.port <= 65535:
         parser.error(f"--port is {options.port}, must be from 0 to 65535")
     most_threads = max(os.cpu_count() or 1, _LEAST_THREADS_LIMIT)

@@ -20,7 +20,7 @@ from websockets.protocol import SEND_EOF, State
 _READ_BYTES = 4096
 """Most bytes handled at once: a frame of audio (3,864 bytes), or 680 empty pings (30 ms)."""
 _MAX_UNREAD_BYTES = 2**18
-"""What may wait for a peer that asks and does not read."""
+"""The most that may wait for a peer that asks and does not read."""
 
 
 class Connection(ServerConnection, asyncio.BufferedProtocol):

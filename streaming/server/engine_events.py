@@ -1,4 +1,4 @@
-"""What the engine's thread has for the event loop."""
+"""Events on their way from the engine's thread to the event loop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the port answers to plain HTTP: who may not come in, the page, health, metrics, and a pointer to the protocol
+"""Answer plain HTTP at the port: who may not come in, the page, health, metrics, and a pointer to the protocol
 for the rest.
 """
 

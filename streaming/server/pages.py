@@ -23,7 +23,7 @@ CONTENT_TYPES = {
     ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
 }
-"""What of the folder is served; other files are not."""
+"""The kinds of file that are served. Others in the folder are not."""
 HEADERS = {
     "Cache-Control": "no-cache",  # kept, and asked after each time: a new server has its new page at once
     "Content-Security-Policy": (

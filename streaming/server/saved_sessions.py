@@ -14,7 +14,7 @@ from streaming.protocol.messages import SavedPiece, SessionSaved
 from streaming.server.door.session_key import SIGNATURE_BYTES, SessionKey
 
 _AT_ONCE = 2
-"""Files that are being taken in: each is held in memory until its signature can be looked at."""
+"""Most files that are taken in at a time. Each is held in memory until its signature can be checked."""
 _TIMEOUT_S = 60.0
 
 

@@ -16,7 +16,7 @@ from streaming.protocol.messages import AudioMessage, Message
 from streaming.server.driver import Driver
 
 MESSAGES_PER_S = 2000
-"""A client that sends faster is read more slowly: handling messages takes the event loop's time from the others."""
+"""Messages a second that are read of one client: handling them takes the event loop's time from the others."""
 
 _READY_TIMEOUT_S = 20.0
 """A client that reads and does not acknowledge is cut off; if it comes back it says what it has."""
@@ -27,7 +27,7 @@ class Dialect(Protocol):
 
     @property
     def ready(self) -> bool:
-        """Whether one more reply may be encoded. If not, it will be once the client has said something."""
+        """Return whether one more reply may be encoded. If not, it will be once the client has said something."""
 
     def decode(self, data: str | bytes) -> Sequence[Received]:
         """Return what a client said. What is wrong with it is a `ProtocolError` in its place, not raised."""

@@ -16,7 +16,7 @@ _TOGETHER_S = 0.01
 time is judged together. It is a third of a window, and little beside the silence that ends speech.
 """
 Judged = Callable[[Sequence[float] | Exception], None]
-"""Gets the probabilities of speech, one a window, or what went wrong."""
+"""A function that is given the probabilities of speech, one a window, or what went wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class VoiceActivity:
 
     @property
     def loaded(self) -> bool:
-        """Whether `stream` and `judge` may be called."""
+        """Return whether `stream` and `judge` may be called."""
         return self._model is not None
 
     async def load(self) -> None:

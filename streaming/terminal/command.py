@@ -18,7 +18,7 @@ from streaming.config import DEMO
 from streaming.options import add_about, number, refuse_empty
 
 PROGRAM = "client.py"
-"""What the command is called where nobody says otherwise."""
+"""The command's name where nobody gives another."""
 _DESCRIPTION = (
     "Speak, or stream a file, and hear it go on in the same voice. In the microphone mode Enter ends your turn, or "
     "interrupts the machine."
@@ -173,7 +173,7 @@ def _add_devices(group: argparse._ArgumentGroup) -> None:
 
 
 def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """What flags must be to each other."""
+    """Check the flags together."""
     if options.url is not None and (options.model is not None or options.codec is not None):
         parser.error(
             "--model and --codec are for a server of the client's own; the server at --url has its model already"

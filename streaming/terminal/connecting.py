@@ -34,7 +34,7 @@ AGAIN_S = (0.0, 0.5, 1.0, 2.0, 4.0)
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """Where it is, and what lets us in."""
+    """A server's address, and what lets us in."""
 
     url: str
     token: str | None

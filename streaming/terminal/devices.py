@@ -25,7 +25,7 @@ from streaming.terminal.jitter_buffer import START_MS, JitterBuffer
 from streaming.terminal.loudspeaker import MAX_HEARD_BLOCKS, LoudspeakerState
 
 PIECE_MS = 20
-"""How much the microphone hands over at a time."""
+"""The microphone hands over so much at a time."""
 MAX_CAPTURED_PIECES = 100
 """Pieces that wait for the event loop, 2 s. Past it the oldest are dropped and counted: late speech helps nobody."""
 SPEAKER_BLOCK_MS = 10
@@ -191,7 +191,7 @@ class Microphone:
 
     @property
     def dropped_ms(self) -> float:
-        """What was captured and not fetched in time, all in all."""
+        """Return how much was captured and not fetched in time, all in all."""
         return 1000 * self._dropped_samples / self.rate
 
     async def pieces(self) -> AsyncIterator[Pcm16]:

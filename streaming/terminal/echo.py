@@ -18,13 +18,13 @@ from streaming.audio import SAMPLE_RATE, Pcm16, Resampler, to_float, to_int16
 from streaming.errors import DeviceError
 
 BLOCK = SAMPLE_RATE // 100
-"""What the module takes at a time: 10 ms."""
+"""Samples that the module takes at a time: 10 ms."""
 MAX_PLAYED_BLOCKS = 200
 """Blocks of the loudspeaker that wait for the microphone, 2 s; past it the oldest are of no use."""
 ECHO_TAIL_S = 0.4
-"""For how long a room answers after the loudspeaker has fallen silent."""
+"""A room answers for so long after the loudspeaker has fallen silent."""
 _MAX_DELAY_MS = 500
-"""What the module takes for possible."""
+"""The longest delay that the module takes for possible."""
 _AUDIBLE = 16
 """Samples below this, -66 dBFS, make no echo."""
 _FADE_IN = np.arange(1, BLOCK + 1) / BLOCK

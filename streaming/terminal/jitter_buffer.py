@@ -62,12 +62,12 @@ class JitterBuffer:
 
     @property
     def played_samples(self) -> int:
-        """How far into the turn the loudspeaker is: what was pulled, less what the device still holds."""
+        """Return how far into the turn the loudspeaker is: what was pulled, less what the device still holds."""
         return self._played
 
     @property
     def pulled_samples(self) -> int:
-        """How far into the turn `pull` is."""
+        """Return how far into the turn `pull` is."""
         return self._left
 
     @property
@@ -83,7 +83,7 @@ class JitterBuffer:
         return self._complete and self._buffered == 0 and self._played == self._left
 
     def push(self, pcm: Pcm16) -> None:
-        """More of the continuation, int16 [n]."""
+        """Add more of the continuation, int16 [n]."""
         assert pcm.dtype == np.int16
         assert not self._complete
         if len(pcm):

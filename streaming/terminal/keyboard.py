@@ -37,7 +37,7 @@ _ENTER, _SPACE = 13, 32
 
 
 class Key(enum.Enum):
-    """What happened on the keyboard."""
+    """An event of the keyboard."""
 
     ENTER = "enter"
     SPACE = "space"
@@ -51,7 +51,7 @@ _KEYS = {_ENTER: Key.ENTER, _SPACE: Key.SPACE, ord("t"): Key.TAKE, ord("T"): Key
 
 
 class KeyParser:
-    """What a terminal or a pipe sends, as keys. Pure, but for the clock that it is given.
+    """Read keys from what a terminal or a pipe sends. Pure, but for the clock that it is given.
 
     steady: a key that is held is one key. Without it, every byte is one.
     """

@@ -22,17 +22,17 @@ from streaming.terminal.view import Meters, TurnReport
 
 _METER_WIDTH = 40
 _METER_ROOM = 19
-"""What a meter's line takes besides the meter."""
+"""Columns that a meter's line takes besides the meter."""
 _METER_FLOOR_DBFS = -60.0
 _COLOURS = {"listening": "green", "talking": "green", "ready": "cyan", "waiting": "yellow", "speaking": "magenta"}
 _REFRESHES_PER_S = 10.0
 _TELL_SECONDS_S = 1.0
-"""What takes less is not worth a figure."""
+"""A stage that takes less is not worth a figure."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Doing:
-    """What is being done, since when, and how much of it is done."""
+    """A stage: what is being done, since when, and how much of it is done."""
 
     message: str
     since_s: float
@@ -190,6 +190,9 @@ def _line(name: str, fields: Mapping[str, Any]) -> Text | None:
             )
         case "connection_restored":
             return Text(f"connection restored after {fields['after_ms'] / 1e3:.1f} s, nothing lost", style="green")
+        case "went_back":
+            lost = f"the server died; another goes on: what was said since turn {fields['turn']} began is lost"
+            return Text(lost, style="bold yellow")
         case "session_lost":
             return Text(str(fields["message"]), style="bold red")
         case "saved":

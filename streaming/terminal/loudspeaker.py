@@ -1,4 +1,4 @@
-"""Where a continuation is played: what every loudspeaker can do, and the simulated one that file mode listens with."""
+"""The loudspeaker that a continuation is played on, and the simulated one that file mode listens with."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MAX_HEARD_BLOCKS = 1_024
 
 @dataclass(frozen=True, slots=True)
 class LoudspeakerState:
-    """How far playback is in the current turn.
+    """The progress of playback in the current turn.
 
     played_samples: at 24 kHz, what has left the loudspeaker. buffered_ms: what waits. underruns: in this turn.
     audible_s: when the turn's first sample left, by `time.monotonic`; None before. drained: all of the turn has left.
@@ -36,7 +36,7 @@ class Loudspeaker(Protocol):
     """Plays one turn after another. All methods are for the event loop's thread."""
 
     def play(self, pcm: Pcm16) -> None:
-        """More of the turn's continuation, int16 [n] at 24 kHz."""
+        """Add more of the turn's continuation, int16 [n] at 24 kHz."""
 
     def complete(self) -> None:
         """The turn has no more audio: play to its end."""

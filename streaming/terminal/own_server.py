@@ -26,18 +26,18 @@ _LAST_LINES = 20
 _LISTENING = re.compile(r"listening on (wss?://\S+)")
 _PACKAGE = Path(__file__).parents[1]
 _START = "import sys; sys.path.insert(0, sys.argv.pop(1)); from streaming.entry import server; sys.exit(server())"
-"""By its place: the package need not be installed, and the folder that this is run in may hold another of its name."""
+"""The package by its place: it need not be installed, and the current folder may hold another of its name."""
 _LOGGED = re.compile(r"\S+Z (?P<level>[A-Z]+) (?P<message>.*)")
 _LOGGER = re.compile(r" logger=\S+$")
 _DOWNLOADED = re.compile(r"([\d.]+) (\w+) of ([\d.]+) (\w+) downloaded")
 _UNITS = {"bytes": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
 _TOLD_LATER = "note: "
-"""What the server says of its model; `session.started` says it too."""
+"""The server's line about its model, which `session.started` repeats."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServerLine:
-    """What a server that starts says: that it does something, how much of it is done if it tells, or a warning."""
+    """A line of a server that starts: what it does, how much of it is done if it tells, or a warning."""
 
     message: str
     share: float | None = None

@@ -10,7 +10,7 @@ import numpy as np
 from streaming.audio import SAMPLE_RATE, Pcm16, WavWriter
 
 MAX_SKEW_SAMPLES = 5 * SAMPLE_RATE
-"""How far one side may run ahead of the other. Past it the other gets silence, so that neither side piles up."""
+"""One side may run so far ahead of the other. Past it the other gets silence, so that neither side piles up."""
 
 
 class Recording:
@@ -25,12 +25,12 @@ class Recording:
         self._heard = np.zeros(0, np.int16)
 
     def sent(self, pcm: Pcm16) -> None:
-        """More of the left side, int16 [n]."""
+        """Add more of the left side, int16 [n]."""
         self._sent = np.concatenate([self._sent, pcm])
         self._drain(self._common())
 
     def heard(self, pcm: Pcm16) -> None:
-        """More of the right side, int16 [n]."""
+        """Add more of the right side, int16 [n]."""
         self._heard = np.concatenate([self._heard, pcm])
         self._drain(self._common())
 

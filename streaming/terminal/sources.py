@@ -13,7 +13,7 @@ from streaming.client.tasks import sleep_until
 PIECE_SAMPLES = SAMPLE_RATE // 50
 """20 ms, what a microphone hands over at a time."""
 FAST_PIECE_SAMPLES = SAMPLE_RATE // 2
-"""Where nobody waits for a piece, fewer messages are better."""
+"""The length of a piece that nobody waits for: fewer messages are better."""
 
 
 async def file_pieces(reader: AudioReader, *, realtime: bool) -> AsyncIterator[Samples]:

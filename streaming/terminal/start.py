@@ -1,4 +1,4 @@
-"""What the client does with its options: streams a file or converses, and keeps and sums up what came."""
+"""Do what the client's options say: stream a file or converse, and keep and sum up what came."""
 
 from __future__ import annotations
 

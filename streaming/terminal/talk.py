@@ -37,17 +37,17 @@ from streaming.terminal.sources import silence_pieces
 from streaming.terminal.view import Meters, TurnReport, View
 
 TICK_S = 0.04
-"""How often playback is looked at, reported and shown: twice in the 80 ms that the protocol allows."""
+"""The interval in which playback is looked at, reported and shown: half of the 80 ms that the protocol allows."""
 STALL_S = 120.0
 """A continuation that was asked for and says nothing for this long is given up."""
 AWAY_PIECE_SAMPLES = SAMPLE_RATE * 4 // 10
 """What is said while the connection is away waits in pieces of 0.4 s: 256 of them, all that a session keeps, are 100 s.
 After that the microphone drops its oldest."""
 BEHIND_S = 1.5
-"""For how long a server that says it lags is taken to; it says so once a second."""
+"""A server is taken to lag for so long after it said so, which it does once a second."""
 RATE_INTERVAL_S = 1.0
 VAD_PATIENCE_S = 10.0
-"""How long a file's silence is held out after its end for the server to hear that speech ended."""
+"""The silence that follows a file's end, so that the server hears that speech has ended."""
 
 DEAD_SAMPLES = 3 * SAMPLE_RATE // 2
 """A microphone that has given nothing for so long is told of, once: any real one has more noise than `DEAD_PEAK`."""
@@ -77,7 +77,7 @@ class SpeechSource(Protocol):
 
     @property
     def dropped_ms(self) -> float:
-        """What was lost before it could be sent."""
+        """Return how much was lost before it could be sent."""
 
     def pieces(self) -> AsyncIterator[Pcm16]:
         """int16 [n] at 24 kHz, in real time."""
@@ -318,11 +318,26 @@ class Talk:
                 self._away_until_s = time.monotonic() + seconds
                 self._lost_at_samples = self._client.sent_samples
                 self._view.event("connection_lost", {"kept_seconds": seconds})
-            case ConnectionRestored(after_ms=after):
+            case ConnectionRestored(after_ms=after, turn=turn):
                 self._away_until_s = None
-                self._view.event("connection_restored", {"after_ms": after})
+                if turn is None:
+                    self._view.event("connection_restored", {"after_ms": after})
+                else:
+                    self._go_back(turn, after)
             case Audio() | TurnDone() | Interrupted() | SessionUpdated():
                 pass  # the rest of a turn that is over here
+
+    def _go_back(self, turn: int, after_ms: float) -> None:
+        """Say that what was said and heard in this turn is lost, and listen again unless the one before still plays."""
+        if self._file_mode:
+            raise ContinuationError("the server died, and what was said to it is lost: start again")
+        self._view.event("went_back", {"turn": turn, "after_ms": after_ms})
+        self._unsaid.clear()
+        spoken = self._spoken
+        if spoken is not None and spoken.turn >= turn:
+            if self._loudspeaker is not None:
+                self._keep(spoken, self._loudspeaker.stop())
+            self._listen()
 
     def _on_speaking(self, event: TurnSpeaking) -> None:
         if self._spoken is None or self._spoken.turn != event.turn:

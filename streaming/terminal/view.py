@@ -1,4 +1,4 @@
-"""What a person sees: a live view on a terminal, JSON lines everywhere else.
+"""Show a person what happens: a live view on a terminal, JSON lines everywhere else.
 
 JSON mode prints one object a line on standard output, told apart by `event`:
 
@@ -18,6 +18,7 @@ JSON mode prints one object a line on standard output, told apart by `event`:
 | `input_dropped` | `ms`: so much of what was said the server had to throw away |
 | `connection_lost` | `kept_seconds`: for how long the server keeps the session; the client tries to come back |
 | `connection_restored` | `after_ms`: nothing was lost |
+| `went_back` | `turn`, `after_ms`: the server died; this turn is open again, and what was said in it is lost |
 | `session_lost` | `message`: the server no longer has the session; the microphone mode begins a new one |
 | `saved` | `file`, `bytes`: the conversation is kept, for `--load` |
 | `levels` | once a second: the fields of `Meters` |
@@ -48,7 +49,7 @@ class NoViewError(StreamingError):
 
 @dataclass(slots=True)
 class Meters:
-    """What is shown continuously; the talk writes it, the view reads it.
+    """The state that is shown continuously; the talk writes it, the view reads it.
 
     state: `listening`, or with push-to-talk `ready` (nobody talks) and `talking`; `waiting` for the continuation;
     `speaking`. away_seconds: None while connected, otherwise for how much longer the server keeps the session, 0 where
@@ -133,7 +134,7 @@ class View(Protocol):
         """One of the events above."""
 
     def progress(self, message: str, share: float | None = None) -> None:
-        """What is being done before there is a session, and how much of it is done, from 0 to 1, if that is known."""
+        """Show what is being done before there is a session, and how much of it, from 0 to 1, if that is known."""
 
     def show(self, meters: Meters) -> None:
         """The present levels; called some 25 times a second."""

@@ -22,7 +22,7 @@ class Operations(ABC):
     name: str
     """The name of these operations, for people who run or measure them."""
     bounded = False
-    """Whether attention reads no more than a slot holds. If so, a step is not told how many entries to look at."""
+    """True if attention reads no more than a slot holds. Then a step is not told how many entries to look at."""
     activations: torch.dtype | None = None
     """The type of what is passed between the matrices; None: the type in which the weights are kept."""
 

@@ -1,1 +1,1 @@
-"""Who may come in: where the server listens, origins, limits, tokens, handshakes."""
+"""The door: where the server listens, and who may come in by origin, limit, token and handshake."""

@@ -1,4 +1,4 @@
-"""Where the server may listen: on loopback as it is, elsewhere only with tokens and TLS."""
+"""Check where the server may listen: on loopback as it is, elsewhere only with tokens and TLS."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class AddressError(StreamingError):
 
 @dataclass(frozen=True, slots=True)
 class Bind:
-    """Where to listen: these addresses and not the name, which might mean others by then.
+    """The addresses to listen on. The name is not used again, since it might mean others by then.
 
     loopback: nobody outside this machine can connect; tls: the server itself speaks TLS.
     """

@@ -12,9 +12,9 @@ from websockets.typing import Subprotocol
 from streaming.server.door.refusals import UNAUTHORIZED, Refusal, bad_request
 
 SUBPROTOCOLS = ("continue.v1", "realtime")
-"""What the server may answer. A browser fails a connection whose offer is met with silence."""
+"""The subprotocols that the server may answer with. A browser fails a connection whose offer gets no answer."""
 _TOKEN_PREFIXES = ("bearer.", "openai-insecure-api-key.")
-"""How a browser, which cannot set headers, offers a token as a subprotocol: ours, and that of OpenAI's pages."""
+"""Prefixes of subprotocols in which a browser, which cannot set headers, offers a token: ours, and OpenAI's."""
 _TOKEN_PARAMETERS = frozenset(
     ("token", "access_token", "auth_token", "bearer", "auth", "authorization", "key", "api_key", "apikey", "api-key")
 )

@@ -1,4 +1,4 @@
-"""Who may come in: what a request has to show before a session begins.
+"""Decide who may come in: what a request has to show before a session begins.
 
 Pure but for the token file's own looks: headers, addresses and times come in, a `Visitor` or a `Refusal` goes out.
 """
@@ -47,7 +47,7 @@ class Visitor:
 
 
 class Gatekeeper:
-    """Decides on requests. One for each server; used from one thread.
+    """The one judge of a server's requests, used from one thread.
 
     tokens: None where none are asked for. proxies: whose word on their clients' addresses is believed. `now` is in
     seconds, of one monotonic clock.

@@ -1,4 +1,4 @@
-"""How much one peer may have: its limits, what a peer is counted under, and the counts of what it has."""
+"""Limits on one peer: how much it may have, what it is counted under, and the counts of what it has."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from streaming.server.token_buckets import TokenBuckets
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much one peer may have. An address is an IPv4 address, or the /64 that an IPv6 host has to itself.
+    """The most that one peer may have. An address is an IPv4 address, or the /64 that an IPv6 host has to itself.
 
     connections_per_s, connection_burst: a token bucket per address, for every connection, page loads included.
     addresses: how many of them are remembered; the one not seen for longest goes first.

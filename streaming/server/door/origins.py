@@ -47,7 +47,7 @@ class Host:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a page comes from (RFC 6454). The port is that of the scheme where none was given."""
+    """An origin: where a page comes from (RFC 6454). The port is that of the scheme where none was given."""
 
     scheme: str
     host: str

@@ -1,4 +1,4 @@
-"""Whose request it is: the peer's, or that of whoever stands behind a proxy that the operator trusts."""
+"""Find whose request it is: the peer's, or that of a client behind a proxy that the operator trusts."""
 
 from __future__ import annotations
 

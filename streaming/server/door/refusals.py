@@ -25,12 +25,12 @@ class Refusal:
 
     @property
     def body(self) -> str:
-        """One line of text: the code, a colon, the message."""
+        """Return one line of text: the code, a colon, the message."""
         return f"{self.code}: {self.message}\n"
 
     @property
     def headers(self) -> dict[str, str]:
-        """To be set on the answer."""
+        """Return the headers to set on the answer."""
         headers = {"Cache-Control": "no-store"}
         if self.status is HTTPStatus.UNAUTHORIZED:
             headers["WWW-Authenticate"] = 'Bearer realm="streaming"'  # RFC 6750, section 3

@@ -27,7 +27,7 @@ ENVIRONMENT = "STREAMING_TOKENS"
 MIN_TOKEN_CHARACTERS = 16
 MAX_TOKEN_CHARACTERS = 256
 MAX_TOKENS = 1_000
-"""All are compared with every token presented; a thousand take 0.1 ms."""
+"""Most tokens there may be. Each token presented is compared with all of them; a thousand take 0.1 ms."""
 MAX_FILE_BYTES = 1 << 19
 LOOK_INTERVAL_S = 1.0
 
@@ -45,7 +45,7 @@ class TokensError(StreamingError):
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """Whose token it was. name: for limits, metrics and logs; digest: SHA-256 of the token."""
+    """The holder of a token. name: for limits, metrics and logs; digest: SHA-256 of the token."""
 
     name: str
     digest: bytes = field(repr=False)
@@ -84,12 +84,12 @@ class Tokens:
 
     @classmethod
     def from_text(cls, text: str) -> Self:
-        """`name:token`, separated by commas or newlines. Raises `TokensError`."""
+        """Read `name:token`, separated by commas or newlines. Raises `TokensError`."""
         return cls(_usable(re.split(r"[,\n]", text), f"{ENVIRONMENT}, entry"))
 
     @classmethod
     def from_file(cls, path: Path, now: float) -> Self:
-        """One `name:token` a line; blank lines and those that begin with `#` are skipped. Raises `TokensError`.
+        """Read one `name:token` a line; blank lines and those that begin with `#` are skipped. Raises `TokensError`.
 
         now: of the clock that `check` will be given, in seconds. A file that others may read gets a warning.
         """
@@ -181,7 +181,7 @@ def _read(path: Path) -> list[str]:
 
 
 def _look_into(path: Path, held: tuple[Holder, ...]) -> tuple[tuple[Holder, ...], str | None]:
-    """What counts of a file that may have changed, given what counted before, and what to say of it.
+    """Return which entries of a changed file count, given those that counted before, and what to say of the file.
 
     Raises `_ExhaustedError`.
     """
@@ -213,7 +213,7 @@ def _usable(lines: Iterable[str], where: str) -> tuple[Holder, ...]:
 
 
 def _parse(lines: Iterable[str]) -> tuple[tuple[Holder, ...], tuple[int, str] | None]:
-    """All lines that are entries by themselves, and the first problem: the number of its line, and what is wrong."""
+    """Return all lines that are entries by themselves, and the first problem: its line's number, and what is wrong."""
     holders: list[Holder] = []
     names: dict[str, int] = {}
     digests: dict[bytes, int] = {}

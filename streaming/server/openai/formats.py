@@ -78,7 +78,7 @@ class FormatDecoder:
         return self._resampled(pcm)
 
     def flush(self) -> Pcm16:
-        """What the resampler still holds back."""
+        """Return what the resampler still holds back."""
         return to_int16(self._resampler.flush())
 
     def _resampled(self, pcm: Pcm16) -> Pcm16:
@@ -99,7 +99,7 @@ class FormatEncoder:
         return self._coded(pcm)
 
     def flush(self) -> bytes:
-        """What the resampler still holds back."""
+        """Return what the resampler still holds back."""
         return self._coded(to_int16(self._resampler.flush()))
 
     def _coded(self, pcm: Pcm16) -> bytes:

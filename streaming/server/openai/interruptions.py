@@ -1,4 +1,4 @@
-"""What is cut of a Realtime response: at the client's word or, if a cancelled one is never truncated, by the clock."""
+"""Cut a Realtime response: at the client's word or, if a cancelled one is never truncated, by the clock."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from streaming.server.openai.realtime_events import ServerEvent
 from streaming.server.openai.realtime_response import Response
 
 ALL_SENT = 2**63 - 1
-"""Heard of a response: whatever was sent of it."""
+"""A number of heard samples that stands for all that was sent."""
 
 
 class Interruptions:
@@ -26,12 +26,12 @@ class Interruptions:
 
     @property
     def unsaid(self) -> bool:
-        """Whether a response was cancelled, and what was heard of it may still be said."""
+        """Return whether a response was cancelled, and what was heard of it may still be said."""
         return self._turn is not None
 
     @property
     def overdue(self) -> bool:
-        """Whether the client has had its time to say so."""
+        """Return whether the client has had its time to say so."""
         return self.unsaid and self._clock() >= self._until
 
     def cancel(self, response: Response) -> messages.Interrupt:

@@ -14,7 +14,7 @@ from streaming.server.openai.realtime_response import new_id
 
 MAX_ITEMS = 256
 MAX_ITEM_BYTES = 2**14
-"""Of these items, and bytes of their content, `conversation.item.retrieve` knows."""
+"""The most items, and bytes of their content, that `conversation.item.retrieve` knows."""
 
 
 class Items:

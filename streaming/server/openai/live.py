@@ -42,11 +42,11 @@ from streaming.server.openai.live_events import (
 from streaming.server.openai.realtime_options import Model
 
 LEAD_MS = 240
-"""What is sent ahead of playback is played even when a voice interrupts it."""
+"""The lead over playback. It is small, since what was sent is played even when a voice interrupts it."""
 _LIFETIME_S = 3600
-"""What clients are told that a session may last. Ours has no end."""
+"""The length of a session that clients are told. Ours has no end."""
 _USAGE_SAMPLES = 5 * SAMPLE_RATE
-"""How much is spoken between two reports of it."""
+"""Speech between two reports of usage."""
 
 
 def native_start(model: Model, lead_ms: int) -> messages.SessionStart:

@@ -1,4 +1,4 @@
-"""What a client says in OpenAI's Realtime protocol (GA), as far as a model without words takes part in it.
+"""The client's events of OpenAI's Realtime protocol (GA), as far as a model without words takes part in it.
 
 Fields that are not used here are not named: whatever a client says in them is read over, as the protocol's own clients
 send much that is meant for other models. Source: the types of the `openai` package, version 3.54 (`types/realtime`).
@@ -15,9 +15,9 @@ from streaming.protocol.messages import type_of
 from streaming.server.openai.realtime_events import EventError, Limit
 
 MAX_AUDIO_BYTES = 15 * 2**20
-"""In one `input_audio_buffer.append`."""
+"""Most audio in one `input_audio_buffer.append`, in bytes."""
 MAX_EVENT_BYTES = MAX_AUDIO_BYTES * 4 // 3 + 2**16
-"""Largest event that is read: that much in base64, and its frame."""
+"""The largest event that is read: that much audio in base64, and what surrounds it."""
 
 
 class ClientEvent(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
@@ -134,7 +134,7 @@ class ItemRetrieve(ClientEvent, kw_only=True, tag="conversation.item.retrieve", 
 
 
 class OutputClear(ClientEvent, kw_only=True, tag="output_audio_buffer.clear", frozen=True):
-    """For WebRTC; means nothing here."""
+    """An event for WebRTC, which means nothing here."""
 
 
 AnyClientEvent = (

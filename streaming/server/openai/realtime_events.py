@@ -1,4 +1,4 @@
-"""What a server says in OpenAI's Realtime protocol (GA), as far as a model without words takes part in it: values.
+"""The server's events of OpenAI's Realtime protocol (GA), as far as a model without words takes part in it: values.
 
 Source: the types of the `openai` package, version 3.54 (`types/realtime`). `realtime_client_events` has the other way.
 """
@@ -38,7 +38,7 @@ class SessionUpdated(ServerEvent, kw_only=True, tag="session.updated"):
 
 
 class SessionQueued(ServerEvent, kw_only=True, tag="session.queued"):
-    """Not OpenAI's: the place in line, where the server lets clients wait for a slot."""
+    """The place in line, where the server lets clients wait for a slot. OpenAI has no such event."""
 
     place: int
 
@@ -63,7 +63,7 @@ class Cleared(ServerEvent, kw_only=True, tag="input_audio_buffer.cleared"):
 
 
 class Part(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """Of an item's content, without its audio."""
+    """A part of an item's content, without its audio."""
 
     type: str
     text: str | None = None

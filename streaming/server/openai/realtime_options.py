@@ -15,13 +15,13 @@ from streaming.server.openai.realtime_events import EventError, Limit
 
 _MAX_FRAMES = 45_000  # an hour
 _SILENCE_MS = {"low": 1000, "medium": 500, "auto": 500, "high": 300}
-"""What an eagerness of `semantic_vad` means to a detector that knows only silence."""
+"""The silence, in ms, that an eagerness of `semantic_vad` means to a detector that knows only silence."""
 _SERVER_VAD = asked.TurnDetection()
 
 
 @dataclass(frozen=True)
 class Model:
-    """What the dialect has to know of the engine. name: as the client asked for it."""
+    """The facts about the engine that the dialect needs. name: as the client asked for it."""
 
     name: str
     num_codebooks: int
@@ -48,7 +48,7 @@ class Options:
     temperature: float | None = None
 
     def vad(self) -> VadOptions:
-        """The voice activity options as the conversation has them, held to what it allows."""
+        """Return the voice activity options as the conversation has them, held to what it allows."""
         detection = self.detection or asked.TurnDetection()
         threshold = 0.5 if detection.threshold is None else detection.threshold
         prefix = 300 if detection.prefix_padding_ms is None else detection.prefix_padding_ms
@@ -65,7 +65,7 @@ class Options:
 
     @property
     def responds(self) -> bool:
-        """Whether a response follows the end of speech unasked."""
+        """Return whether a response follows the end of speech unasked."""
         return self.detection is not None and self.detection.create_response is not False
 
     def updated(self, update: asked.SessionOption) -> Options:
@@ -111,7 +111,7 @@ class Options:
         return SamplingOptions(temperature=drawn, seed=int(seed[:20]) if seeded else None)
 
     def session(self, session_id: str, model: Model) -> dict[str, Any]:
-        """What is so, which is not always what was asked for: there are no words, so no instructions and no tools."""
+        """Return the session as it is. It may differ from what was asked for: it has no instructions and no tools."""
         vad = self.vad()
         detection: dict[str, Any] | None = None
         if self.detection is not None:

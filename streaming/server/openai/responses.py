@@ -55,12 +55,12 @@ class Responses:
 
     @property
     def awaited(self) -> bool:
-        """Whether one that was asked for has not begun."""
+        """Return whether one that was asked for has not begun."""
         return bool(self._asked or self._accepted)
 
     @property
     def busy(self) -> bool:
-        """Whether one is being spoken, or will be."""
+        """Return whether one is being spoken, or will be."""
         return self.awaited or (self.open is not None and self.open.speaking)
 
     def speaking(self, response_id: str | None) -> Response | None:

@@ -28,14 +28,14 @@ _START_TIMEOUT_S = 10.0
 
 
 class OpenAIService:
-    """What the services of both protocols have in common."""
+    """The base of both protocols' services."""
 
     def __init__(self, engine: Engine, admission: Admission, sessions: Sessions, idle_s: float) -> None:
         self._engine, self._admission, self._sessions, self._idle_s = engine, admission, sessions, idle_s
 
     @property
     def _lead_ms(self) -> int:
-        """Half of what can be rewound: the other half is for clients that play late, and say so later still."""
+        """Return half of what can be rewound. The other half is for clients that play late, and report later still."""
         return min(max(round(1000 * (self._engine.rewind_frames // 2) / FRAME_RATE), 80), 10_000)
 
     def _model(self, name: str | None) -> Model:

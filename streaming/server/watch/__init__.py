@@ -1,1 +1,1 @@
-"""What an operator sees: health, metrics, the log."""
+"""The operator's view: health, metrics, the log."""

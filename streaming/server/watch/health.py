@@ -1,4 +1,4 @@
-"""What a server says of its state: whether it lives, whether a new session would get in, and what room is left."""
+"""A server's state: whether it lives, whether a new session would get in, and what room is left."""
 
 from __future__ import annotations
 
@@ -35,24 +35,24 @@ class Health:
 
     @property
     def live(self) -> bool:
-        """The engine has not failed. A server that lets its last turns finish lives."""
+        """Return whether the engine works. A server that lets its last turns finish lives."""
         return self.engine.failure is None
 
     @property
     def running(self) -> bool:
-        """It lives and was not told to stop."""
+        """Return whether the server lives and was not told to stop."""
         return self.live and not self.admission.stopping
 
     @property
     def ready(self) -> bool:
-        """Whether a session that came now would get a slot, or a place in line."""
+        """Return whether a session that came now would get a slot, or a place in line."""
         stats = self.engine.stats()
         free = stats.sessions < stats.slots and not self.engine.overloaded and not self.admission.waiting
         return self.running and (free or self.admission.waiting < self.admission.queue)
 
     @property
     def away(self) -> int:
-        """How many sessions wait for their client to come back."""
+        """Return how many sessions wait for their client to come back."""
         return sum(session.away for session in self.sessions)
 
     def fine(self, path: str) -> bool:

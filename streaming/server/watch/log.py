@@ -20,7 +20,7 @@ Value = str | int | float | None
 
 _QUIET_LINES, _QUIET_PER_S = 600, 10.0
 _LOUD_LINES, _LOUD_PER_S = 10, 0.2
-"""So many lines of a kind at once, then so many a second; of warnings and errors fewer: a flood makes those."""
+"""Lines of one kind that are written at once, and then each second. A flood makes warnings, so they have fewer."""
 _KINDS = 1_000
 
 
@@ -44,7 +44,7 @@ def configure(form: Format, level: str) -> None:
 
 
 class Throttle(logging.Filter):
-    """Lets so many lines of a kind through: of the same logger, text before formatting, and code.
+    """A filter that lets so many lines of a kind through: of the same logger, text before formatting, and code.
 
     The next line that is let through says how many were not. Metrics count all of them.
     """

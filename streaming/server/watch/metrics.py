@@ -84,7 +84,7 @@ class Metrics:
 
 
 class _Readings(Collector):
-    """Figures that others keep: they are read when somebody asks, and cost nothing in between."""
+    """Figures that others keep, read when somebody asks."""
 
     def __init__(self, health: Health) -> None:
         self._health = health

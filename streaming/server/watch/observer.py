@@ -1,4 +1,4 @@
-"""What is worth counting and logging: a server and its sessions as an operator sees them.
+"""Count and log what happens to a server and its sessions, as an operator sees them.
 
 A session is observed by what it tells its client in the native protocol's messages, the same for every dialect.
 Everything is called in the event loop.
@@ -105,7 +105,7 @@ class SessionObserver:
         self._heard_frames += 1
 
     def played(self, turn: int, underruns: int, sent_frames: int) -> None:
-        """The client reports its underruns of this turn so far: no more are believed than it was sent frames."""
+        """Count the underruns that the client reports of this turn so far, at most one for each frame it was sent."""
         before = self._reported[1] if self._reported[0] == turn else 0
         reported = max(before, min(underruns, sent_frames))
         self._reported = turn, reported

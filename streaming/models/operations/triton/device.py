@@ -1,4 +1,4 @@
-"""Where a launch goes, and whether it may begin before the one in front of it has ended."""
+"""The device of a launch, and whether the launch may begin before the one in front of it has ended."""
 
 from collections.abc import Callable
 from functools import cache, wraps

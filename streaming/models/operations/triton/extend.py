@@ -1,4 +1,4 @@
-"""What a convolution reads, in one launch: its context, the ELU of what is new, zeros where the stream has ended."""
+"""Join what a convolution reads, in one launch: its context, the ELU of what is new, zeros past a stream's end."""
 
 import torch
 import triton

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -96,14 +97,17 @@ def test_a_folder_that_others_can_write_to_is_not_trusted(cache: Path, caplog: p
     assert "others could write to it" in caplog.text
 
 
-def test_a_home_that_cannot_be_written_to_costs_a_compilation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_home_that_cannot_be_written_to_costs_a_compilation(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As in a container with a read-only file system; nothing is left behind in the temporary folder."""
     (tmp_path / "tmp").mkdir()
     (tmp_path / "file").touch()
-    code = "import torch\nfrom streaming.models.operations.native.library import library\nassert library() is not None"
-    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "file"), "TMPDIR": str(tmp_path / "tmp")}
-    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    assert native.library() is not None
     assert not list((tmp_path / "tmp").iterdir())
+    assert not cache.exists()
 
 
 @pytest.mark.parametrize(
@@ -210,7 +214,7 @@ def test_each_processor_gets_its_own_instructions(
     if platform.machine() != "x86_64" or shutil.which(compiler) is None:
         pytest.skip("another family of processors, or no such compiler")
     made = tmp_path / "kernels.s"
-    flags = (*native._FLAGS, "-O1", *target.split())  # a third of the time, and the same choices
+    flags = (*native._FLAGS, "-O0", *target.split())  # a quarter of the time, and the same choices
     subprocess.run([compiler, *flags, "-S", str(native._SOURCE), "-o", str(made)], check=True)
     code = made.read_text()
     assert f'"{says}"' in code and re.search(has, code) and lacks not in code
