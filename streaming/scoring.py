@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from streaming.audio import FRAME, SAMPLE_RATE, read_audio
 from streaming.command import INTERRUPTED, check_result, complain, raise_on_interrupt, say, write_result
 from streaming.errors import StreamingError
-from streaming.loading import DEMO, DTYPES, folders, load_models
+from streaming.loading import DEMO, folders, load_models
 from streaming.models.likelihood import OutputLayer, clip_losses, encode_recordings
-from streaming.options import count, positive
+from streaming.options import add_models, count, positive
 
 MAX_SECONDS = 20.0
 """Seconds of a clip that are scored, as published. The rest is not looked at."""
@@ -139,16 +139,7 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="CSV",
         help="Compare pairs: the columns positive and negative (paths from the CSV's folder) and, if need be, task.",
     )
-    parser.add_argument(
-        "--model", default=DEMO, metavar="demo|HUB_ID|DIR", help="The Llama-Mimi checkpoint (default: demo)."
-    )
-    parser.add_argument(
-        "--codec", metavar="HUB_ID|DIR", help="The Mimi checkpoint (default: kyutai/mimi, or the demo's)."
-    )
-    parser.add_argument("--device", default="auto", help="Where it runs: auto, cpu or cuda[:N] (default: auto).")
-    parser.add_argument(
-        "--dtype", choices=("auto", *DTYPES), default="auto", help="The type that the decoder computes in."
-    )
+    add_models(parser)
     parser.add_argument("--batch", type=count, default=8, metavar="N", help="How many clips are scored at a time.")
     parser.add_argument(
         "--max-seconds", type=positive, default=MAX_SECONDS, metavar="S", help="How much of a clip is scored."

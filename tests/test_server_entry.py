@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from streaming.audio import FRAME
 from streaming.protocol import messages
@@ -99,6 +101,39 @@ def test_a_terminated_server_finishes_its_turns_and_its_port_can_be_had_at_once(
             again.send_signal(signal.SIGINT)
             again.send_signal(signal.SIGINT)
             assert again.wait(60) == 0
+
+
+def test_two_servers_with_a_share_each_speak_at_once_on_one_machine() -> None:
+    """What docs/gpu.md tells to start: both have their own weights and slots, and say the same. A share that is
+    too small is told before anything is made.
+    """
+
+    async def turn(url: str) -> tuple[str, NDArray[np.int16]]:
+        sampling = messages.SamplingOptions(temperature=0.0)
+        async with client(url, SessionStart(pace="fast", max_seconds=0.4, sampling=sampling)) as session:
+            await session.hear(SPEECH)
+            await session.send(messages.Speak(turn=1))
+            done = await session.expect(messages.TurnDone)
+            return done.reason, session.spoken()
+
+    async def both(*urls: str) -> list[tuple[str, NDArray[np.int16]]]:
+        return await asyncio.gather(*(turn(url) for url in urls))
+
+    flags = ("--port", "0", "--device", "cpu", "--memory-share", "0.45", "--max-sessions", "2")
+    with _server(*flags) as (_, one), _server(*flags) as (_, other):
+        (reason, said), (other_reason, other_said) = run(both(one, other))
+    assert reason == other_reason == "max_seconds"
+    assert len(said) == 5 * FRAME
+    assert np.array_equal(said, other_said)
+    refused = subprocess.run(
+        [sys.executable, "server.py", *flags[:4], "--memory-share", "0.001"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert refused.returncode == 1
+    assert "free: one alone needs" in refused.stderr
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])

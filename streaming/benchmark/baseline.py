@@ -31,26 +31,19 @@ from streaming.audio import FRAME, SAMPLE_RATE, RecordingResampler
 from streaming.benchmark import llama_cpp, machine
 from streaming.benchmark.report import Report
 from streaming.config import LlamaConfig
-from streaming.loading import DEMO, DTYPES, folders, load_codec, load_engine, pick_device
+from streaming.loading import DTYPES, folders, load_codec, load_engine, pick_device
 from streaming.models.checkpoint import TensorSource, read_config
 from streaming.models.llama import LlamaDecoder
 from streaming.models.random_weights import DECODERS, MIMI, codes_layout
 from streaming.models.token_layout import TokenLayout
-from streaming.options import count, positive
+from streaming.options import add_models, count, positive
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--model", default=DEMO, metavar="demo|HUB_ID|DIR", help="The Llama-Mimi checkpoint (default: demo)."
-    )
-    parser.add_argument(
-        "--codec", metavar="HUB_ID|DIR", help="The Mimi checkpoint (default: kyutai/mimi, or the demo's)."
-    )
+    add_models(parser, tuple(DTYPES), "bfloat16", "both decoders compute")
     parser.add_argument(
         "--random", choices=(*DECODERS, "mimi"), help="Measure random weights of the full size instead of --model."
     )
-    parser.add_argument("--device", default="auto", help="Where it runs: auto, cpu or cuda[:N] (default: auto).")
-    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="The type that both decoders compute in.")
     parser.add_argument(
         "--quantize", choices=("none", "int8", "int4"), default="none", help="How our decoder's weights are kept."
     )
@@ -65,13 +58,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def measure(options: argparse.Namespace) -> Report:
     """`baseline`: see the module. Raises as loading does."""
-    device = pick_device(options.device)
+    device, ours = pick_device(options.device), dict[str, str]()
     with _checkpoints(options) as (model, codec):
         with torch.inference_mode():
-            rows = _rows("ms a frame", _codecs(codec, device, DTYPES[options.codec_dtype]), device, options.seconds, 1)
+            contest = _codecs(codec, device, DTYPES[options.codec_dtype], ours)
+            rows = _rows("ms a frame", contest, device, options.seconds, 1)
             if model is not None:
                 size = int(read_config(codec).get("codebook_size", MIMI.codebook_size))
-                with _decoders(model, size, options, device) as (contest, tokens):
+                with _decoders(model, size, options, device, ours) as (contest, tokens):
                     rows += _rows("ms a token", contest, device, options.seconds, tokens)
         if model is not None and options.random is None and importlib.util.find_spec("torchaudio") is not None:
             with _files(model, codec, options, device) as contest:
@@ -79,6 +73,7 @@ def measure(options: argparse.Namespace) -> Report:
     facts: dict[str, str | int | float] = {
         "model": options.model if options.random is None else f"random {options.random}",
         "device": machine.name_of(device),
+        **ours,
         "decoders": options.dtype,
         "ours": options.quantize,
         "our codec": options.codec_dtype,
@@ -201,10 +196,11 @@ def _files(model: Path, codec: Path, options: argparse.Namespace, device: torch.
         yield {"file, in and out": {"streaming": session, "transformers": script}}
 
 
-def _codecs(folder: Path, device: torch.device, dtype: torch.dtype) -> Contest:
-    """One frame in and one frame out; the others' in float32."""
+def _codecs(folder: Path, device: torch.device, dtype: torch.dtype, facts: dict[str, str]) -> Contest:
+    """One frame in and one frame out; the others' in float32. facts: to which is added which operations run here."""
     books = min(4, int(read_config(folder).get("num_quantizers", 32)))
     ours = load_codec(folder, books, device, dtype)
+    facts["codec's operations"] = ours.operations.name
     theirs: Any = transformers.MimiModel.from_pretrained(folder)
     theirs.to(device).eval()
     state, active = ours.init_state(1), torch.ones(1, dtype=torch.bool, device=device)
@@ -248,14 +244,15 @@ def _moshi(pcm: Tensor, codes: Tensor, device: torch.device) -> tuple[Callable[[
 
 @contextmanager
 def _decoders(
-    folder: Path, size: int, options: argparse.Namespace, device: torch.device
+    folder: Path, size: int, options: argparse.Namespace, device: torch.device, facts: dict[str, str]
 ) -> Iterator[tuple[Contest, int]]:
-    """Greedy speech, whole frames of it, and how many tokens that is."""
+    """Greedy speech, whole frames of it, and how many tokens that is. facts: as for `_codecs`."""
     dtype, raw = DTYPES[options.dtype], read_config(folder)
     config = LlamaConfig.from_dict(raw)
     random = options.random is not None
     layout = codes_layout(config) if random else TokenLayout.load(folder, config.num_codebooks, size, config.vocab_size)
     ours = LlamaDecoder(TensorSource(folder, device, dtype), config, layout, options.quantize)
+    facts["decoder's operations"] = ours.operations.name
     theirs: Any = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=dtype)
     theirs.to(device).eval()
     books, frames = config.num_codebooks, -(-options.tokens // config.num_codebooks)

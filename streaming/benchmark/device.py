@@ -189,7 +189,7 @@ def _measure(items: Sequence[Item], path: Path, until: float, environment: Mappi
             blamed = _BLAMED.findall(record.get("said", ""))[-1:]
             if blamed and blamed[0] != environment.get(WITHOUT):
                 environment = {**environment, WITHOUT: blamed[0]}
-                waiting.appendleft(replace(item, name=f"{item.name} without {blamed[0]}"))
+                waiting.appendleft(replace(item, name=f"{item.name.split()[0]} without {blamed[0]}"))
             else:
                 stopped = f"{item.name} {record['outcome']}"
     return rows

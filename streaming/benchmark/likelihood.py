@@ -11,25 +11,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from streaming.audio import FRAME, read_audio
-from streaming.loading import DEMO, DTYPES
 from streaming.models.likelihood import feed
 from streaming.models.llama import LlamaDecoder
-from streaming.options import count
+from streaming.options import add_models, count
 
 PROMPT = Path(__file__).resolve().parents[2] / "examples" / "prompt.wav"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--model", default=DEMO, metavar="demo|HUB_ID|DIR", help="The Llama-Mimi checkpoint (default: demo)."
-    )
-    parser.add_argument(
-        "--codec", metavar="HUB_ID|DIR", help="The Mimi checkpoint (default: kyutai/mimi, or the demo's)."
-    )
-    parser.add_argument("--device", default="auto", help="Where it runs: auto, cpu or cuda[:N] (default: auto).")
-    parser.add_argument(
-        "--dtype", choices=("auto", *DTYPES), default="auto", help="The type that the decoder computes in."
-    )
+    add_models(parser)
     parser.add_argument(
         "--input", type=Path, default=PROMPT, metavar="WAV", help="The speech, which is repeated if it is too short."
     )

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from streaming.benchmark import machine
 from streaming.config import CONTEXT_TOKENS
-from streaming.loading import DEMO, DTYPES, RANDOM, load_models
+from streaming.loading import RANDOM, load_models
 from streaming.models.llama import LlamaDecoder
 from streaming.models.mimi import StreamingMimi
 from streaming.models.random_weights import DECODERS
-from streaming.options import count
+from streaming.options import add_models, count
 
 
 @dataclass(frozen=True)
@@ -37,17 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser, *slots: int, sizes: Collectio
     """slots: how many sessions there are unless told otherwise; none: the measurement does not ask, or asks itself.
     sizes: of random weights.
     """
-    parser.add_argument(
-        "--model", default=DEMO, metavar="demo|HUB_ID|DIR", help="The Llama-Mimi checkpoint (default: demo)."
-    )
-    parser.add_argument(
-        "--codec", metavar="HUB_ID|DIR", help="The Mimi checkpoint (default: kyutai/mimi, or the demo's)."
-    )
+    add_models(parser)
     parser.add_argument("--random", choices=sizes, help="Measure random weights, made in memory, instead of --model.")
-    parser.add_argument("--device", default="auto", help="Where it runs: auto, cpu or cuda[:N] (default: auto).")
-    parser.add_argument(
-        "--dtype", choices=("auto", *DTYPES), default="auto", help="The type that the decoder computes in."
-    )
     parser.add_argument(
         "--quantize", choices=("none", "int8", "int4"), default="none", help="How the decoder's weights are kept."
     )

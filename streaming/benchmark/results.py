@@ -77,9 +77,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", nargs="+", metavar="NAME", default=[], help="Only the runs whose names begin so.")
     parser.add_argument("--list", action="store_true", help="List the runs, without running them.")
     parser.add_argument(
-        "--folder", type=Path, default=ROOT / "docs" / "results", metavar="DIR", help="Where the file of results is."
+        "--folder",
+        type=Path,
+        default=_default_folder(),
+        metavar="DIR",
+        help="Where the file of results is (default: the repository's docs/results, or without one results).",
     )
     parser.add_argument("--timeout", type=positive, default=600.0, metavar="S", help="How long a run may take.")
+
+
+def _default_folder() -> Path:
+    """Return the repository's folder of results; beside an installed package there is none, so it is one here."""
+    return ROOT / "docs" / "results" if (ROOT / "pyproject.toml").is_file() else Path("results")
 
 
 def measure(options: argparse.Namespace) -> Report:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import re
 import ssl
 from contextlib import suppress
@@ -38,6 +40,7 @@ _TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]+", re.ASCII)  # RFC 6750, section 2.1
 _REFUSAL = re.compile(r"([a-z_]{1,40}): ([ -~]{1,300})\n?", re.ASCII)
 _MAX_REFUSAL_BYTES = 1_000
 _LOOKS = f"it looks like ws://HOST:PORT{PATH}, http://HOST:PORT or HOST:PORT"
+_ERRNO = re.compile(r"\[Errno (\d+)\]")
 _DIGITS = re.compile(r"[0-9]{1,6}", re.ASCII)
 
 
@@ -111,9 +114,8 @@ async def dial(address: ServerAddress, timeout_s: float) -> ClientConnection:
     except (InvalidURI, ValueError) as error:
         raise ContinuationError(f"{url}: not a server's address ({error}); {_LOOKS}") from None
     except OSError as error:
-        reason, tls = error.strerror or str(error) or "connection lost", url.startswith("wss:")
-        question = "is the server running, and with TLS?" if tls else "is the server running?"
-        raise ContinuationError(f"nothing answers at {url} ({reason}); {question}") from None
+        question = "is the server running, and with TLS?" if url.startswith("wss:") else "is the server running?"
+        raise ContinuationError(f"nothing answers at {url} ({_reason(error)}); {question}") from None
     except WebSocketException as error:
         raise ContinuationError(f"{url} does not speak WebSocket ({error})") from None
 
@@ -123,6 +125,15 @@ class _Connect(connect_socket):
 
     def process_redirect(self, exc: Exception) -> Exception | str:
         return exc
+
+
+def _reason(error: OSError) -> str:
+    """Return what the system says of it. asyncio has words of its own, which name a call and a tuple; where a name has
+    several addresses, one behind the other.
+    """
+    several = _ERRNO.search(str(error))
+    number = error.errno or (int(several[1]) if several else 0)
+    return os.strerror(number) if number in errno.errorcode else error.strerror or str(error) or "connection lost"
 
 
 def _refused(response: Response, url: str, token: str | None) -> ContinuationError:

@@ -26,8 +26,8 @@ BITS_PER_S = 34_000
 _FILES = ("libopus.so", "libopus.dylib", "opus.dll")
 _APPLICATION_VOIP = 2048
 _SET_BITRATE, _SET_COMPLEXITY = 4002, 4010
-_MAX_PACKET_BYTES = 1_275 * 3 + 7
-"""The largest packet of 40 or 60 ms (RFC 6716, section 3.2.1)."""
+_MAX_PACKET_BYTES = 1_275 * 6 + 14
+"""More than any packet of 120 ms takes: six frames, each with its length (RFC 6716, section 3.2.5)."""
 
 
 class OpusMissingError(StreamingError):
@@ -69,7 +69,7 @@ def _library() -> ctypes.CDLL:
     library.opus_decoder_create.argtypes = (number, number, pointer)
     library.opus_encoder_create.restype = library.opus_decoder_create.restype = pointer
     library.opus_encoder_ctl.argtypes = (pointer, number)  # and what the request takes
-    library.opus_encode.argtypes = (pointer, pointer, number, data, ctypes.c_int32)
+    library.opus_encode.argtypes = (pointer, data, number, data, ctypes.c_int32)
     library.opus_decode.argtypes = (pointer, data, ctypes.c_int32, pointer, number, number)
     for destroy in (library.opus_encoder_destroy, library.opus_decoder_destroy):
         destroy.argtypes, destroy.restype = (pointer,), None
@@ -98,8 +98,8 @@ class Encoder:
 
     def encode(self, pcm: Pcm16) -> bytes:
         """Return the packet of these samples, [n] int16, of as many ms as a packet may have. Raises `LibopusError`."""
-        pcm = np.ascontiguousarray(pcm, np.int16)
-        size = self._library.opus_encode(self._state, pcm.ctypes.data, len(pcm), self._packet, _MAX_PACKET_BYTES)
+        assert pcm.dtype == np.int16
+        size = self._library.opus_encode(self._state, pcm.tobytes(), len(pcm), self._packet, _MAX_PACKET_BYTES)
         return ctypes.string_at(self._packet, _checked(self._library, size))
 
 
@@ -112,12 +112,12 @@ class Decoder:
         _checked(self._library, error.value)
         weakref.finalize(self, self._library.opus_decoder_destroy, self._state)
 
-    def decode(self, packet: bytes, samples: int) -> Pcm16:
-        """Return the samples of a packet, int16 [`samples` or fewer]. Raises `LibopusError` where it holds more.
+    def decode(self, packet: bytes, pcm: Pcm16) -> int:
+        """Write the samples of a packet to the beginning of `pcm`, int16, contiguous. Return how many there are.
 
-        An empty packet would be concealed as a lost one: it is not for this.
+        Raises `LibopusError` where there are more than `pcm` holds. An empty packet would be concealed as a lost one:
+        it is not for this.
         """
-        assert packet
-        pcm = np.empty(samples, np.int16)
-        found = self._library.opus_decode(self._state, packet, len(packet), pcm.ctypes.data, samples, 0)
-        return pcm[: _checked(self._library, found)]
+        assert packet and pcm.dtype == np.int16 and pcm.flags.c_contiguous
+        found = self._library.opus_decode(self._state, packet, len(packet), pcm.ctypes.data, len(pcm), 0)
+        return _checked(self._library, found)

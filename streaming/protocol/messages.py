@@ -243,7 +243,10 @@ class SessionStarted(Message, tag="session.started", frozen=True):
 
 
 class SessionResumed(Message, tag="session.resumed", frozen=True):
+    """turn: the open one, where the session went back to the end of the turn before; None where nothing is lost."""
+
     received: int
+    turn: int | None = None
 
     counted = False
 

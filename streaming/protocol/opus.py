@@ -15,7 +15,7 @@ from streaming.protocol.libopus import Decoder, Encoder, LibopusError, library_p
 from streaming.protocol.messages import MAX_OPUS_SAMPLES, AudioMessage, OpusMessage
 
 PACKET_SAMPLES = 960
-"""40 ms, so that two packets are a frame."""
+"""40 ms, so that two of them are a frame. Where as much waits, one packet holds both: it is one call of libopus."""
 LOOKAHEAD_SAMPLES = 156
 """The delay of what libopus decodes behind what was encoded: 6.5 ms."""
 WHOLE_FRAMES = PACKET_SAMPLES - LOOKAHEAD_SAMPLES
@@ -63,6 +63,7 @@ class OpusSender:
         self._encoder: Encoder | None = None
         self._rest = np.zeros(0, np.int16)  # less than a packet
         self._packets: list[bytes] = []  # that hold nothing but what will be skipped
+        self._waiting = 0  # samples, which these packets decode to
         self._skip = 0  # decoded samples to come that are none of the stream's
         self._sent = 0  # the position after what was sent
         self._given = 0  # and after what was pushed
@@ -93,27 +94,30 @@ class OpusSender:
 
     def _encode(self, pcm: Pcm16) -> list[OpusMessage]:
         assert self._encoder is not None
-        self._rest = np.concatenate([self._rest, pcm])
-        messages = []
-        while len(self._rest) >= PACKET_SAMPLES:
-            block, self._rest = self._rest[:PACKET_SAMPLES], self._rest[PACKET_SAMPLES:]
-            self._packets.append(self._encoder.encode(block))
-            more = len(self._rest) >= PACKET_SAMPLES
-            if len(self._packets) == MAX_OPUS_SAMPLES // PACKET_SAMPLES or not more:
+        if len(self._rest):
+            pcm = np.concatenate([self._rest, pcm])
+        messages: list[OpusMessage] = []
+        at, end = 0, len(pcm) - len(pcm) % PACKET_SAMPLES
+        while at < end:
+            block = pcm[at : min(at + 2 * PACKET_SAMPLES, end)]
+            if self._waiting + len(block) > MAX_OPUS_SAMPLES:
                 messages += self._message()
-        return messages
+            self._packets.append(self._encoder.encode(block))
+            self._waiting += len(block)
+            at += len(block)
+        self._rest = pcm[end:]
+        return messages + self._message()
 
     def _message(self) -> list[OpusMessage]:
         """Return a message of the packets that there are, unless none of their samples are the stream's."""
-        decoded = PACKET_SAMPLES * len(self._packets)
-        samples = min(decoded - self._skip, self._given - self._sent)
+        samples = min(self._waiting - self._skip, self._given - self._sent)
         if samples <= 0:
             return []
         message = OpusMessage(
             self._turn, self._sent, fresh=self._fresh, skip=self._skip, samples=samples, packets=tuple(self._packets)
         )
         self._sent += samples
-        self._packets, self._skip, self._fresh = [], 0, False
+        self._packets, self._waiting, self._skip, self._fresh = [], 0, 0, False
         return [message]
 
 
@@ -138,17 +142,17 @@ class OpusReceiver:
             self._decoder, self._next = self._next or Decoder(), None
         elif self._decoder is None:
             raise ProtocolError("the first Opus message must begin a stream")
-        decoder = self._decoder
-        decoded = [_decode(decoder, packet, length) for packet, length in zip(message.packets, lengths, strict=True)]
-        pcm = np.concatenate([np.zeros(0, np.int16), *decoded])[message.skip :][: message.samples]
-        return AudioMessage(message.turn, message.position_samples, pcm)
+        pcm, at = np.empty(sum(lengths), np.int16), 0
+        for packet, length in zip(message.packets, lengths, strict=True):
+            _decode(self._decoder, packet, pcm[at : at + length])
+            at += length
+        return AudioMessage(message.turn, message.position_samples, pcm[message.skip :][: message.samples])
 
 
-def _decode(decoder: Decoder, packet: bytes, samples: int) -> Pcm16:
+def _decode(decoder: Decoder, packet: bytes, pcm: Pcm16) -> None:
     try:
-        decoded = decoder.decode(packet, samples)
+        found = decoder.decode(packet, pcm)
     except LibopusError as error:
         raise ProtocolError(f"an Opus packet that cannot be decoded: {error}") from None
-    if len(decoded) != samples:
-        raise ProtocolError(f"an Opus packet of {samples} samples decodes to {len(decoded)}")
-    return decoded
+    if found != len(pcm):
+        raise ProtocolError(f"an Opus packet of {len(pcm)} samples decodes to {found}")

@@ -12,7 +12,7 @@ from streaming.engine.engine import Engine
 from streaming.engine.session import EngineSession, OnEvent
 from streaming.engine.snapshot import SessionSnapshot
 from streaming.errors import EngineFullError, StreamingError
-from streaming.server.engine_events import EngineEvents
+from streaming.server.loop_calls import LoopCalls
 
 _LOOK_AGAIN_S = 0.5
 """Those in line look this often whether the machine has caught up. A slot that becomes free wakes them at once."""
@@ -38,7 +38,7 @@ class Admission:
         self._engine, self.queue = engine, queue
         self._line: deque[Callable[[int], None]] = deque()
         self._changed = asyncio.Event()
-        self._events: EngineEvents | None = None
+        self._events: LoopCalls | None = None
         self.stopping = False
 
     @property
@@ -107,5 +107,5 @@ class Admission:
         if self._engine.overloaded:
             raise OverloadedError("the machine cannot keep up with the sessions that it has; try again later")
         if self._events is None:
-            self._events = EngineEvents()
+            self._events = LoopCalls()
         return self._engine.attach(partial(self._events.put, on_event), sampling, slides, snapshot)

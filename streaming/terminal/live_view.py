@@ -190,6 +190,9 @@ def _line(name: str, fields: Mapping[str, Any]) -> Text | None:
             )
         case "connection_restored":
             return Text(f"connection restored after {fields['after_ms'] / 1e3:.1f} s, nothing lost", style="green")
+        case "went_back":
+            lost = f"the server died; another goes on: what was said since turn {fields['turn']} began is lost"
+            return Text(lost, style="bold yellow")
         case "session_lost":
             return Text(str(fields["message"]), style="bold red")
         case "saved":

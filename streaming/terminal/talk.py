@@ -318,11 +318,26 @@ class Talk:
                 self._away_until_s = time.monotonic() + seconds
                 self._lost_at_samples = self._client.sent_samples
                 self._view.event("connection_lost", {"kept_seconds": seconds})
-            case ConnectionRestored(after_ms=after):
+            case ConnectionRestored(after_ms=after, turn=turn):
                 self._away_until_s = None
-                self._view.event("connection_restored", {"after_ms": after})
+                if turn is None:
+                    self._view.event("connection_restored", {"after_ms": after})
+                else:
+                    self._go_back(turn, after)
             case Audio() | TurnDone() | Interrupted() | SessionUpdated():
                 pass  # the rest of a turn that is over here
+
+    def _go_back(self, turn: int, after_ms: float) -> None:
+        """Say that what was said and heard in this turn is lost, and listen again unless the one before still plays."""
+        if self._file_mode:
+            raise ContinuationError("the server died, and what was said to it is lost: start again")
+        self._view.event("went_back", {"turn": turn, "after_ms": after_ms})
+        self._unsaid.clear()
+        spoken = self._spoken
+        if spoken is not None and spoken.turn >= turn:
+            if self._loudspeaker is not None:
+                self._keep(spoken, self._loudspeaker.stop())
+            self._listen()
 
     def _on_speaking(self, event: TurnSpeaking) -> None:
         if self._spoken is None or self._spoken.turn != event.turn:

@@ -695,6 +695,10 @@ export class Talk {
         break;
       case "restored":
         this.away = false;
+        if (event.turn !== null) {
+          this.#goBack(event.turn);
+          break;
+        }
         this.#told(`The connection broke and was restored after ${(event.afterMs / 1000).toFixed(1)} s: nothing is lost.`, {
           topic: "connection",
         });
@@ -704,6 +708,24 @@ export class Talk {
         this.#onDisconnected(event);
         break;
     }
+  }
+
+  /** The server died, and another one goes on: nothing of this turn is there any more. */
+  async #goBack(turn) {
+    this.#told("The server failed, and another one goes on. What was said since its last answer is lost.", {
+      rank: "warning",
+      topic: "connection",
+    });
+    this.#takeAfter = null;
+    const [session, spoken] = [this.#session, this.#spoken];
+    if (spoken !== null && spoken.turn >= turn) {
+      this.#spoken = null;
+      const heard = (await this.#audio.stopPlayback()) ?? spoken.reported;
+      if (session !== this.#session) return;
+      this.#remember(spoken, heard);
+      this.#setPhase(this.#vad ? "talking" : "ready");
+    }
+    this.#changed();
   }
 
   async #waitInLine() {

@@ -22,3 +22,5 @@ def test_both_sides_do_both_halves_of_the_codec_and_the_decoder(codec_dir: Path,
     tasks = ("codec, in", "codec, out", "decoder", "file, in and out")
     assert rows >= {(task, side) for task in tasks for side in sides}
     assert all(float(row["ms"]) > 0 for row in report.rows)
+    for model in ("codec", "decoder"):
+        assert report.facts[f"{model}'s operations"] in ("native", "PyTorch")

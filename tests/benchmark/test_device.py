@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -82,6 +83,34 @@ def test_nothing_is_measured_after_a_smoke_test_that_failed(tmp_path: Path, monk
     assert "no such device" in _runs(tmp_path)["smoke"]["said"]
 
 
+def test_everything_is_measured_without_the_kernel_that_is_to_blame(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One kernel that said something wrong ended all of a lent quarter of an hour."""
+    items = (_item("smoke", "blames", decides=True), _item("after", "good"))
+    monkeypatch.setattr(device, "plan", lambda size: items)
+    report = measure(_options(tmp_path))
+    assert {row["item"]: row["outcome"] for row in report.rows} == {
+        "smoke": "failed with status 1",
+        "smoke without draw": "failed with status 1",
+        "smoke without draw,gate": "ok",
+        "after": "ok",
+    }
+    assert _runs(tmp_path)["after"]["report"]["facts"] == {"deed": "good", "without": "draw,gate"}
+
+
+def test_a_smoke_test_that_blames_the_same_kernel_again_ends_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pins a command that runs the same item until its time is over."""
+    items = (_item("smoke", "blames always", decides=True), _item("after", "good"))
+    monkeypatch.setattr(device, "plan", lambda size: items)
+    outcomes = [row["outcome"] for row in measure(_options(tmp_path)).rows]
+    assert outcomes[:2] == ["failed with status 1"] * 2
+    assert str(outcomes[2]).startswith("skipped: smoke without draw failed")
+    assert len(outcomes) == 3
+
+
 def test_the_time_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An item gets what is left, and is not begun for less than a few seconds."""
     items = (_item("hangs", "hangs", 600.0), _item("good", "good"))
@@ -143,8 +172,8 @@ def test_every_measurement_runs_where_the_wire_s_packages_are_not() -> None:
     """All of them failed at their imports for want of msgspec, which engines need and models do not: the whole of a
     lent quarter of an hour would have gone by with nothing measured.
     """
-    command = [sys.executable, "-m", "tests.bare", "tests.benchmark.dry_run"]
-    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    command, environment = [sys.executable, "-m", "tests.bare", "tests.benchmark.dry_run"], {"OMP_NUM_THREADS": "1"}
+    ran = subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr[-3000:]
     told = [line.split(": ")[:2] for line in ran.stdout.splitlines()]
     assert [name for name, _ in told] == [item.name for item in plan("tiny") if not item.needs]

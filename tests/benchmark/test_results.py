@@ -82,6 +82,15 @@ def _state(process: int) -> str:
     return Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
 
 
+def test_an_installed_package_writes_no_results_among_other_packages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From an installed package they went to site-packages/docs/results, where nobody looks for them."""
+    assert parse(["results"]).folder == Path(__file__).parents[2] / "docs" / "results"
+    monkeypatch.setattr(results, "ROOT", tmp_path)
+    assert parse(["results"]).folder == Path("results")
+
+
 @pytest.mark.parametrize("known", ["CPU_RUNS", "CUDA_RUNS"])
 def test_every_command_is_one_that_there_is(known: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A flag that was renamed would be noticed on a machine that is lent for minutes."""

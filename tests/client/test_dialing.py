@@ -56,7 +56,8 @@ class TestOpening:
     @pytest.mark.parametrize(
         ("url", "reason"),
         [
-            ("ws://127.0.0.1:9", "nothing answers at"),
+            ("ws://127.0.0.1:9", r"nothing answers at ws://127\.0\.0\.1:9/v1/continue \(Connection refused\); is"),
+            ("ws://localhost:9", r"nothing answers at ws://localhost:9/v1/continue \(Connection refused\); is"),
             ("ftp://127.0.0.1:9", "not a server's address; it looks like"),
             ("127.0.0.1:many", "not a server's address"),
             ("ws://127.0.0.1:99999", "not a server's address"),

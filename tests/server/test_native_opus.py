@@ -18,6 +18,7 @@ from streaming.protocol.messages import AudioMessage, OpusMessage, SessionStart,
 from streaming.protocol.opus import OpusSender, opus_available
 from streaming.protocol.replay import ReplayBook
 from streaming.server.native import NativeDialect
+from streaming.server.opus_threads import OpusThreads
 from tests.engine.stub_step import StubResult, StubStep
 from tests.server.live_server import LiveServer, client, run, serving
 
@@ -229,7 +230,7 @@ def test_what_is_being_encoded_when_the_connection_breaks_is_kept_for_the_return
 
     async def scenario() -> None:
         book = ReplayBook()
-        dialect = NativeDialect(lambda message: None, book, "opus")
+        dialect = NativeDialect(lambda message: None, book, "opus", threads=OpusThreads())
         frames = [AudioMessage(1, at, SPEECH[:FRAME]) for at in (0, FRAME)]
         lost = asyncio.create_task(dialect.encode(frames[0]))
         await asyncio.sleep(0)

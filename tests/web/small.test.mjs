@@ -1,6 +1,7 @@
 // Settings, spectra and what a person is told.
 
 import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
 import test from "node:test";
 
 import { DEAD, DEAF, MicrophoneCheck } from "../../streaming/web/microphone-check.js";
@@ -83,6 +84,19 @@ test("a microphone is silent when it gave nothing for a while, and never after a
     assert.equal(check.take(Int16Array.of(floor + 1)), true);
     assert.equal(check.take(new Int16Array(90_000)), false);
     assert.equal(check.silent, false);
+  }
+});
+
+test("quiet speech is speech, and what is quieter than -60 dB is none", () => {
+  // Real speech has pauses and quiet sounds: only its loudest sample of a second and a half is looked at.
+  const file = readFileSync(new URL("../../examples/prompt.wav", import.meta.url));
+  const pcm = new Int16Array(file.buffer.slice(file.byteOffset + 44, file.byteOffset + 44 + 2 * 96_000));
+  const peak = pcm.reduce((most, sample) => Math.max(most, Math.abs(sample)), 0);
+  for (const [db, silent] of [[-30, false], [-55, false], [-58, false], [-62, true], [-80, true]]) {
+    const check = new MicrophoneCheck(DEAF);
+    const scale = (32_768 * 10 ** (db / 20)) / peak;
+    for (let at = 0; at < pcm.length; at += 480) check.take(pcm.subarray(at, at + 480).map((sample) => Math.round(sample * scale)));
+    assert.equal(check.silent, silent, `${db} dB`);
   }
 });
 

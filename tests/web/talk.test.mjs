@@ -584,6 +584,29 @@ test("a connection that is lost, one to a server that stops, and one that never 
   }
 });
 
+test("when a server died in a turn, the turn ends, what is lost is told, and one can talk again", async () => {
+  const { audio, talk, sockets, notes } = begin();
+  await talk.press();
+  sockets[0].open();
+  sockets[0].say({ type: "session.started", turn: 1, notice: null, resume: { token: "x", seconds: 30, window: 256 } });
+  audio.talk(400);
+  await talk.letGo();
+  sockets[0].say({ type: "turn.speaking", turn: 1 });
+  sockets[0].speak(1, 0, FRAME);
+  sockets[0].end(1006);
+  await new Promise((resolve) => setTimeout(resolve, 50));
+  sockets[1].open();
+  sockets[1].say({ type: "session.resumed", received: 0, turn: 1 });
+  await settled();
+  assert.deepEqual([talk.phase, talk.away, talk.problem], ["ready", false, null]);
+  assert.match(notes.at(-1), /another one goes on/);
+  await talk.press();
+  audio.talk(400);
+  await talk.letGo();
+  assert.deepEqual([talk.phase, sockets[1].said().at(-1).turn], ["waiting", 1]);
+  talk.end?.();
+});
+
 test("what was said before the connection was lost can be said again", async () => {
   const { audio, talk, sockets, socket, start } = await spoken();
   audio.play(FRAME);

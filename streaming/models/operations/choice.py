@@ -76,17 +76,18 @@ def _pick(
                 _finish(device)  # so that the faults of the kernel before are seen as its own
                 kernel = following
             _finish(device)
-        except torch.AcceleratorError as error:  # the device is lost to this process: nothing else can be tried in it
-            names = ",".join(sorted(without | {kernel}))
-            raise StreamingError(
-                f"{error}\nthe kernel {kernel} broke the device; {WITHOUT}={names} leaves it out"
-            ) from error
+        except torch.AcceleratorError as error:
+            raise _broken(kernel, without, error) from error
         except torch.OutOfMemoryError:
             raise
         # No C compiler, a compiler that fails on this GPU, a launch that asks for more than it has.
         except (TritonError, RuntimeError, OSError, subprocess.SubprocessError) as error:
             if kernel in without or kernel not in KERNELS:
                 raise
+            try:
+                _finish(device)
+            except torch.AcceleratorError as lost:  # Triton's launcher tells its faults in its own words
+                raise _broken(kernel, without, lost) from error
             told = " ".join(str(error).split())[:500]
             _LOG.warning("%s without the Triton kernel %s, slower: %s", doing, kernel, told)
             without |= {kernel}
@@ -103,6 +104,12 @@ def _left_out() -> frozenset[str]:
     if unknown := sorted(names - set(KERNELS)):
         raise StreamingError(f"{WITHOUT}: there is no kernel {', '.join(unknown)}; there are {', '.join(KERNELS)}, all")
     return names
+
+
+def _broken(kernel: str, without: frozenset[str], error: Exception) -> StreamingError:
+    """What is said of a device that is lost to this process, so that nothing else can be tried in it."""
+    names = ",".join(sorted(without | {kernel}))
+    return StreamingError(f"{error}\nthe kernel {kernel} broke the device; {WITHOUT}={names} leaves it out")
 
 
 def _finish(device: torch.device) -> None:

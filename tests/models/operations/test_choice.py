@@ -14,6 +14,7 @@ from triton.compiler.errors import CompilationError
 from triton.runtime.errors import OutOfResources
 
 from streaming.errors import StreamingError
+from streaming.models.operations import choice
 from streaming.models.operations.choice import pick, pick_for_codec
 from streaming.models.operations.native.library import library
 from streaming.models.operations.native.operations import NativeOperations
@@ -159,6 +160,26 @@ def test_a_kernel_that_breaks_the_device_is_named_with_the_way_out(monkeypatch: 
     monkeypatch.setattr(fused, "attend", broken)
     monkeypatch.setenv(WITHOUT, "draw")
     with pytest.raises(StreamingError, match=f"illegal memory.*\n.*attend broke.*{WITHOUT}=attend,draw leaves it out"):
+        pick(CONFIG, CUDA, torch.bfloat16)
+
+
+def test_a_device_that_a_launch_has_broken_is_not_taken_for_a_kernel_that_does_not_compile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Triton's launcher says RuntimeError for both; the kernel after it would have been blamed."""
+    lost = []
+
+    def broken(*_: object, **__: object) -> None:
+        lost.append(torch.AcceleratorError("an illegal memory access was encountered"))
+        raise RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered")
+
+    def finish(device: torch.device) -> None:
+        if lost:
+            raise lost[0]
+
+    monkeypatch.setattr(fused, "gate", broken)
+    monkeypatch.setattr(choice, "_finish", finish)
+    with pytest.raises(StreamingError, match="the kernel gate broke the device"):
         pick(CONFIG, CUDA, torch.bfloat16)
 
 

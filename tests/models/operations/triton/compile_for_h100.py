@@ -1,7 +1,7 @@
 """Compiles every kernel as a 1.3B decoder launches it, down to an H100's machine code, and prints one line for each.
 
-A line has module, function, bytes of machine code, asynchronous copies, and how many loads come before it waits for the
-launch in front, -1 if it does not wait.
+A line has module, function, bytes of machine code, asynchronous copies, how many loads come before it waits for the
+launch in front, -1 if it does not wait, a thread's registers, what it keeps outside them, in bytes, and instructions.
 
 No GPU is needed: launches are turned into compilations, and the tensors have no memory. Run by `test_compiles.py`, in a
 process of its own, because the interpreter replaces the compiler for a whole process.
@@ -9,10 +9,15 @@ process of its own, because the interpreter replaces the compiler for a whole pr
 
 from __future__ import annotations
 
+import re
+import subprocess
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime import JITFunction, driver
 
@@ -47,7 +52,22 @@ def _compile(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> 
     code = made.asm["ptx"]
     before, waits, _ = code.partition("griddepcontrol.wait")
     found = (len(made.asm["cubin"]), code.count("cp.async.c"), before.count("ld.global") if waits else -1)
-    print(self.fn.__module__.rpartition(".")[2], self.fn.__name__, *found)
+    print(self.fn.__module__.rpartition(".")[2], self.fn.__name__, *found, *_dumped(made.asm["cubin"]), flush=True)
+
+
+def _dumped(cubin: bytes) -> tuple[int, int, int]:
+    """Return a thread's registers, the bytes of its stack and local memory, and how many instructions there are."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        Path(file.name).write_bytes(cubin)
+        told = subprocess.run(
+            [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", "--dump-sass", file.name],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+    (used,) = re.findall(r"REG:(\d+) STACK:(\d+) .*?LOCAL:(\d+)", told)
+    registers, stack, local = map(int, used)
+    return registers, stack + local, len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?!NOP)", told, re.MULTILINE))
 
 
 def _empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
@@ -82,7 +102,7 @@ if __name__ == "__main__":
     for steps, channels, outputs, kernel, stride, dilation in ((1926, 1, 64, 7, 1, 1), (1922, 128, 256, 10, 5, 1)):
         frame, weight = _empty(64, steps, channels, dtype=exact), _empty(outputs, kernel * channels, dtype=exact)
         windows._init_fn(frame, weight, None, _empty(outputs, dtype=exact), kernel, stride, dilation)
-    eight = _empty(3072, hidden, dtype=torch.int8)
+    eight, gates = (_empty(count, hidden, dtype=torch.int8) for count in (3072, 2 * config.intermediate_size))
     windows._init_fn(_empty(64, 1, hidden), eight, _empty(3072), None, 1, 1, 1)
     for activate, lengths in ((False, None), (True, None), (True, _empty(slots, dtype=whole))):
         context, frame = _empty(slots, 6, 64, dtype=exact), _empty(slots, 1920, 64, dtype=exact)
@@ -97,6 +117,7 @@ if __name__ == "__main__":
         matvec._init_fn(x, x, weight, _empty(2 * inner, hidden), None, config.norm_eps, True)
         matvec._init_fn(_empty(rows, 1, inner), None, None, _empty(hidden, inner), None, 0.0, False)
         matvec._init_fn(x, x, weight, eight, _empty(3072), config.norm_eps, False)
+        matvec._init_fn(x, x, weight, gates, _empty(2 * inner), config.norm_eps, True)
     flags = _empty(slots, 2, dtype=torch.bool)
     draw._init_fn(
         _empty(slots, 2049),

@@ -64,3 +64,22 @@ def test_a_step_on_kernels_says_what_a_plain_step_says(
     )
     assert_same_steps(fused, plain, ["ll", "sl", "ss"] if device.type == "cpu" else ["ll", "sl", "ss", "-s"] * 8)
     assert [fused.frames(slot) for slot in (0, 1)] == [plain.frames(slot) for slot in (0, 1)]
+
+
+@pytest.mark.parametrize("kernel", ["attend", "begin_frame", "norm", "matvec"])
+def test_a_decoder_without_one_of_its_kernels_says_the_same(
+    device: torch.device, decoder_dir: Path, kernel: str
+) -> None:
+    """Pins masks that nobody makes, because attention is a kernel's or was: what one kernel leaves to another."""
+    fused, plain = (
+        load_decoder(decoder_dir, device=device, operations=each)
+        for each in (TritonOperations(without={kernel}), TorchOperations())
+    )
+    states = [fused.init_state(2, 2, 1), plain.init_state(2, 2, 1)]
+    slots, active = torch.tensor([1], device=device), torch.ones(1, dtype=torch.bool, device=device)
+    for frame in codes(3, 1, 4).to(device):
+        ours, wanted = (
+            feed(decoder, state, frame, active, 2, False, plain.columns_for(states[1], 100), slots)
+            for decoder, state in zip((fused, plain), states, strict=True)
+        )
+        assert_near(ours, wanted)

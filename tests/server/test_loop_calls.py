@@ -1,4 +1,4 @@
-"""Events on their way from the engine's thread to the loop."""
+"""What other threads have for the loop, by the example of the engine's events."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from streaming.engine.events import Event, FrameHeard
-from streaming.server import engine_events
-from streaming.server.engine_events import EngineEvents
+from streaming.server import loop_calls
+from streaming.server.loop_calls import LoopCalls
 
 
 def event(number: int) -> Event:
@@ -26,11 +26,16 @@ def numbers(events: list[Event]) -> list[int]:
     return [int(said.codes[0]) for said in events if isinstance(said, FrameHeard)]
 
 
+def put_all(events: LoopCalls, count: int, *takers: Callable[[Event], None]) -> None:
+    for number in range(count):
+        events.put(takers[number % len(takers)], event(number))
+
+
 def test_a_steps_events_wake_the_loop_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """One wake-up a session was a system call on either side and a fight for the interpreter, 256 times a step."""
 
     async def main() -> None:
-        loop, events = asyncio.get_running_loop(), EngineEvents()
+        loop, events = asyncio.get_running_loop(), LoopCalls()
         wakes, wake = [], loop.call_soon_threadsafe
 
         def counted(*arguments: Any) -> Any:
@@ -40,9 +45,7 @@ def test_a_steps_events_wake_the_loop_once(monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setattr(loop, "call_soon_threadsafe", counted)
         one, other = list[Event](), list[Event]()
         for step in range(3):
-            thread = threading.Thread(
-                target=lambda: [events.put((one, other)[n % 2].append, event(n)) for n in range(64)]
-            )
+            thread = threading.Thread(target=put_all, args=(events, 64, one.append, other.append))
             thread.start()
             thread.join()  # the loop is held meanwhile: this is its thread
             assert len(wakes) == step + 1
@@ -57,14 +60,14 @@ def test_nothing_is_left_behind_by_a_loop_that_looks_meanwhile() -> None:
     """Put while the loop empties the box: found by it, or by another wake-up."""
 
     async def main() -> None:
-        events, found, done = EngineEvents(), list[Event](), asyncio.Event()
+        events, found, done = LoopCalls(), list[Event](), asyncio.Event()
 
         def take(said: Event) -> None:
             found.append(said)
             if len(found) == 5_000:
                 done.set()
 
-        thread = threading.Thread(target=lambda: [events.put(take, event(n)) for n in range(5_000)])
+        thread = threading.Thread(target=put_all, args=(events, 5_000, take))
         thread.start()
         async with asyncio.timeout(30):
             await done.wait()
@@ -82,10 +85,10 @@ def test_whenever_an_event_is_put_the_loop_finds_it() -> None:
 
     async def put_at(line: int) -> bool:
         """Whether there is such a line."""
-        events, found, left = EngineEvents(), list[Event](), [line]
+        events, found, left = LoopCalls(), list[Event](), [line]
 
         def at_each_line(frame: FrameType, what: str, _: object) -> Callable[..., Any] | None:
-            if frame.f_code.co_filename != engine_events.__file__ or frame.f_code is EngineEvents.put.__code__:
+            if frame.f_code.co_filename != loop_calls.__file__ or frame.f_code is LoopCalls.put.__code__:
                 return None
             if what in ("line", "return"):
                 left[0] -= 1
@@ -113,7 +116,7 @@ def test_whenever_an_event_is_put_the_loop_finds_it() -> None:
 
 def test_an_owner_that_fails_takes_nobody_elses_events() -> None:
     async def main() -> None:
-        events, found, failures = EngineEvents(), list[Event](), list[Any]()
+        events, found, failures = LoopCalls(), list[Event](), list[Any]()
         asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context["exception"]))
 
         def fails(_: Event) -> None:
@@ -131,8 +134,8 @@ def test_an_owner_that_fails_takes_nobody_elses_events() -> None:
 def test_after_the_loop_nobody_listens() -> None:
     """An engine that outlives the server's loop for a moment fails no session over it."""
 
-    async def main() -> EngineEvents:
-        return EngineEvents()
+    async def main() -> LoopCalls:
+        return LoopCalls()
 
     events = asyncio.run(main())
     events.put(lambda _: None, event(1))
