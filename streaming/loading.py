@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -64,6 +65,23 @@ _REHEARSED_LAYERS = 3
 _SHARE = 0.9
 """A decoder's weights, and then the slots, take at most so much of the memory that is free: the rest is for loading,
 connections, graphs, and whoever else is there."""
+
+
+def add_models(
+    parser: argparse.ArgumentParser,
+    dtypes: Sequence[str] = ("auto", *DTYPES),
+    dtype: str = "auto",
+    computes: str = "the decoder computes",
+) -> None:
+    """Add the flags of a measurement that loads models: which, where, and what they compute in."""
+    parser.add_argument(
+        "--model", default=DEMO, metavar="demo|HUB_ID|DIR", help="The Llama-Mimi checkpoint (default: demo)."
+    )
+    parser.add_argument(
+        "--codec", metavar="HUB_ID|DIR", help="The Mimi checkpoint (default: kyutai/mimi, or the demo's)."
+    )
+    parser.add_argument("--device", default="auto", help="Where it runs: auto, cpu or cuda[:N] (default: auto).")
+    parser.add_argument("--dtype", choices=dtypes, default=dtype, help=f"What {computes} in.")
 
 
 @dataclass(frozen=True)

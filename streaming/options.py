@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from streaming.command import VERSION
-from streaming.config import DEMO, DTYPES
 
 PREFIX = "STREAMING_"
 USAGE = "%(prog)s [flags]"
@@ -54,23 +53,6 @@ def refuse_empty(parser: argparse.ArgumentParser, options: argparse.Namespace) -
         value = getattr(options, action.dest)
         if isinstance(value, str) and not value.strip():
             parser.error(f"{_name(action)} is empty")
-
-
-def add_models(
-    parser: argparse.ArgumentParser,
-    dtypes: Sequence[str] = ("auto", *DTYPES),
-    dtype: str = "auto",
-    computes: str = "the decoder computes",
-) -> None:
-    """Add the flags of a measurement that loads models: which, where, and what they compute in."""
-    parser.add_argument(
-        "--model", default=DEMO, metavar="demo|HUB_ID|DIR", help="The Llama-Mimi checkpoint (default: demo)."
-    )
-    parser.add_argument(
-        "--codec", metavar="HUB_ID|DIR", help="The Mimi checkpoint (default: kyutai/mimi, or the demo's)."
-    )
-    parser.add_argument("--device", default="auto", help="Where it runs: auto, cpu or cuda[:N] (default: auto).")
-    parser.add_argument("--dtype", choices=dtypes, default=dtype, help=f"What {computes} in.")
 
 
 def number(kind: Callable[[str], float], low: float, high: float, *, above: bool = False) -> Callable[[str], float]:

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from streaming.audio import FRAME, SAMPLE_RATE, read_audio
 from streaming.command import INTERRUPTED, check_result, complain, raise_on_interrupt, say, write_result
 from streaming.errors import StreamingError
-from streaming.loading import DEMO, folders, load_models
+from streaming.loading import DEMO, add_models, folders, load_models
 from streaming.models.likelihood import OutputLayer, clip_losses, encode_recordings
-from streaming.options import add_models, count, positive
+from streaming.options import count, positive
 
 MAX_SECONDS = 20.0
 """Seconds of a clip that are scored, as published. The rest is not looked at."""

@@ -31,12 +31,12 @@ from streaming.audio import FRAME, SAMPLE_RATE, RecordingResampler
 from streaming.benchmark import llama_cpp, machine
 from streaming.benchmark.report import Report
 from streaming.config import LlamaConfig
-from streaming.loading import DTYPES, folders, load_codec, load_engine, pick_device
+from streaming.loading import DTYPES, add_models, folders, load_codec, load_engine, pick_device
 from streaming.models.checkpoint import TensorSource, read_config
 from streaming.models.llama import LlamaDecoder
 from streaming.models.random_weights import DECODERS, MIMI, codes_layout
 from streaming.models.token_layout import TokenLayout
-from streaming.options import add_models, count, positive
+from streaming.options import count, positive
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

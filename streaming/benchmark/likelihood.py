@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from streaming.audio import FRAME, read_audio
+from streaming.loading import add_models
 from streaming.models.likelihood import feed
 from streaming.models.llama import LlamaDecoder
-from streaming.options import add_models, count
+from streaming.options import count
 
 PROMPT = Path(__file__).resolve().parents[2] / "examples" / "prompt.wav"
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from streaming.benchmark import machine
 from streaming.config import CONTEXT_TOKENS
-from streaming.loading import RANDOM, load_models
+from streaming.loading import RANDOM, add_models, load_models
 from streaming.models.llama import LlamaDecoder
 from streaming.models.mimi import StreamingMimi
 from streaming.models.random_weights import DECODERS
-from streaming.options import add_models, count
+from streaming.options import count
 
 
 @dataclass(frozen=True)
