@@ -13,25 +13,20 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from streaming.audio import FRAME
-from streaming.client.client import Audio, ContinuationClient
-from streaming.client.resumable_connection import ConnectionLost, ConnectionRestored
-from streaming.protocol.messages import PATH, SamplingOptions, SessionStart, TurnDone
+from streaming.protocol.messages import PATH
+from tests.deploy.talk import Talk
 from tests.server.live_server import run
 
 ROOT = Path(__file__).parents[2]
 HAPROXY = shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin")
 CONFIG = (ROOT / "deploy/haproxy/haproxy.cfg").read_text(encoding="utf-8")
-SPEECH = (np.arange(6 * FRAME) % 251).astype(np.int16)
 PATIENCE_S = 60.0
 SESSIONS = 6
 
@@ -67,6 +62,8 @@ class Fleet:
         self._folder, self._stack = folder, stack
         self.port, *self.ports = (free_port() for _ in range(3))
         self._servers = [self._start(port) for port in self.ports]
+        for port in self.ports:
+            wait_until_ready(port)
         config = CONFIG
         for given, own in zip((8764, 8765, 8766), (self.port, *self.ports), strict=True):
             assert len(re.findall(f":{given}\\b", config)) == 1
@@ -75,13 +72,21 @@ class Fleet:
         path.write_text(config.replace("bind :", "bind 127.0.0.1:"), encoding="utf-8")
         assert HAPROXY is not None
         stack.callback(end, subprocess.Popen([HAPROXY, "-q", "-f", str(path)]))
-        for port in (*self.ports, self.port):
-            wait_until_ready(port)
+        wait_until_ready(self.port)
 
     def _start(self, port: int) -> subprocess.Popen[bytes]:
         flags = ["--port", str(port), "--max-sessions", "8", "--session-store", str(self._folder / "store")]
         server = subprocess.Popen(
-            [sys.executable, "-m", "tests.deploy.stub_server", *flags, "--drain-seconds", "20"],
+            [
+                sys.executable,
+                "-m",
+                "tests.deploy.stub_server",
+                *flags,
+                "--drain-seconds",
+                "20",
+                "--trusted-proxy",
+                "127.0.0.1",
+            ],
             cwd=ROOT,
             env=os.environ | {"STREAMING_SESSION_KEY": "k" * 32},
             stderr=subprocess.DEVNULL,
@@ -111,38 +116,6 @@ def fleet(folder: Path) -> Iterator[Fleet]:
         yield Fleet(folder, stack)
 
 
-class Talk:
-    """One session and what it was told, by turn."""
-
-    def __init__(self) -> None:
-        self.turns: list[bytes] = []
-        self.lost = self.restored = 0
-
-    async def run(self, url: str, done: asyncio.Event, most_turns: int, pace: str) -> None:
-        """Talk until this is done, to the end of the turn."""
-        sampling = SamplingOptions(seed=5)
-        start = SessionStart(pace=pace, max_seconds=2, resume=True, sampling=sampling)  # type: ignore[arg-type]
-        async with ContinuationClient.connect(url, start) as session:
-            while len(self.turns) < most_turns and not done.is_set():
-                await session.send(SPEECH)
-                await session.speak()
-                self.turns.append(await self._hear(session))
-
-    async def _hear(self, session: ContinuationClient) -> bytes:
-        pieces = []
-        async for event in session.events():
-            match event:
-                case Audio(pcm=pcm):
-                    pieces.append(pcm)
-                case ConnectionLost():
-                    self.lost += 1
-                case ConnectionRestored():
-                    self.restored += 1
-                case TurnDone():
-                    return np.concatenate(pieces).tobytes()
-        raise AssertionError
-
-
 def test_a_rolling_redeploy_behind_haproxy_cuts_no_conversation(tmp_path: Path) -> None:
     """One server after the other is replaced under load. Pins a balancer that sends who comes back to the one that
     leaves, and any sample that is lost or said twice on the way.
@@ -164,7 +137,7 @@ def test_a_rolling_redeploy_behind_haproxy_cuts_no_conversation(tmp_path: Path) 
         await stayed.run(url, asyncio.Event(), max(len(talk.turns) for talk in talks), "fast")
         for talk in talks:
             assert talk.turns == stayed.turns[: len(talk.turns)], "to the sample"
-            assert talk.lost == talk.restored
+            assert talk.lost == len(talk.away_ms)
             assert talk.lost >= 1, "it was on one of the two, and both were replaced"
         assert stayed.lost == 0
 
