@@ -14,6 +14,10 @@ CONTEXT_TOKENS = 1024
 """What the released models were trained on: 20.4 s of Q = 4."""
 DTYPES = ("float32", "bfloat16")
 """By name: what a model computes in."""
+OVERLOAD = 0.8
+"""Steps that take this share of a frame's 80 ms leave no room for another session: the rest is for sockets, and for
+other programs.
+"""
 
 # Above these a config is damaged or hostile: refuse it before it asks for memory.
 _MAX_HIDDEN = 16_384

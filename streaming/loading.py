@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -17,18 +17,19 @@ from streaming.audio import FRAME_RATE
 from streaming.command import VERSION
 from streaming.config import CONTEXT_TOKENS as CONTEXT_TOKENS  # these are loading's own words, too
 from streaming.config import DEMO as DEMO
-from streaming.config import LlamaConfig, MimiConfig, Sampling, not_followed, transformer_parameters
+from streaming.config import OVERLOAD, LlamaConfig, MimiConfig, Sampling, not_followed, transformer_parameters
 from streaming.device_step import slot_bytes
-from streaming.engine.engine import OVERLOAD, Engine
 from streaming.errors import StreamingError, TooLargeError
 from streaming.frame_step import FrameStep
 from streaming.memory import Memory, available_memory, resident, size
 from streaming.models.checkpoint import (
+    ModelNotice,
     TensorSource,
     fingerprint_of_files,
     locate,
     read_config,
     read_generation_config,
+    read_notice,
 )
 from streaming.models.faults import is_want_of_memory
 from streaming.models.llama import LlamaDecoder
@@ -38,15 +39,18 @@ from streaming.models.operations.native.library import library, processor
 from streaming.models.quantization import Quantize, QuantizeOption
 from streaming.models.random_weights import CODECS, DECODERS, MIMI, random_codec, random_decoder
 from streaming.models.token_layout import TokenLayout
+from streaming.most_sessions import most_sessions, rehearsed_s
 from streaming.quantize_choice import KINDS, choose, measured_file, warn_if_slower
+
+if TYPE_CHECKING:
+    from streaming.engine.engine import Engine
 
 _LOG = logging.getLogger(__name__)
 
 _DEMO_FOLDER = Path(__file__).parent / "demo" / "voice"
-_DEMO_NOTICE = "The demo model is small: it babbles in the pitch of the voice that it hears, and says no words."
 RANDOM = "random:"
 """Before the name of a size: full-size weights made in memory, so that speed needs no download."""
-_RANDOM_NOTICE = "the weights are random: what it says is noise, at a real model's pace"
+_RANDOM_NOTICE = ModelNotice("The weights are random: what it says is noise, at a real model's pace.")
 DEFAULT_CODEC = "kyutai/mimi"
 DTYPES = {name: getattr(torch, name) for name in values.DTYPES}
 MAX_CODEC_WINDOW = 4096
@@ -55,16 +59,8 @@ REWIND_FRAMES = 16
 """How far back an interruption can cut: 1.28 s, three times the default lead."""
 _LEAST_CONTEXT_FRAMES = 2
 """The frame that is made, and one to go on from: a session with fewer would hear nothing."""
-_REAL_TIME_S = 1 / FRAME_RATE
-_REHEARSED = {"cpu": 8, "cuda": 64}
-"""Sessions in the wider of the two steps that are measured."""
-_REHEARSAL_S = 0.4
-_REHEARSALS = 7
-"""Steps of a kind that are measured: this many, or for so long."""
 _REHEARSED_LAYERS = 3
 """Of a decoder whose step is measured before all of it is read: more than a cache holds, and quickly rounded."""
-_MOST_SESSIONS = 512
-"""What `auto` finds at most: the widest step that is captured."""
 _SHARE = 0.9
 """A decoder's weights, and then the slots, take at most so much of the memory that is free: the rest is for loading,
 connections, graphs, and whoever else is there."""
@@ -72,14 +68,14 @@ connections, graphs, and whoever else is there."""
 
 @dataclass(frozen=True)
 class Models:
-    """A codec and a decoder that belong together, a sentence to show about them, if there is one, and how tokens are
-    drawn unless somebody says otherwise.
+    """A codec and a decoder that belong together, what a person is told of them, and how tokens are drawn unless
+    somebody says otherwise.
     """
 
     name: str
     codec: StreamingMimi
     decoder: LlamaDecoder
-    notice: str | None
+    notice: ModelNotice
     sampling: Sampling
 
 
@@ -147,7 +143,7 @@ def load_models(
     if str(model).startswith(RANDOM):
         return _random_models(str(model), where, decoder_kind, quantize, codec_kind, operations, context_tokens)
     folder, codec_folder = folders(model, codec)
-    config = LlamaConfig.from_dict(read_config(folder))
+    config, notice = LlamaConfig.from_dict(read_config(folder)), read_notice(folder)
     kinds = _fitting_kinds(config, quantize, 2, where)  # in bfloat16, however they are used: no less than that
     mimi = load_codec(codec_folder, config.num_codebooks, where, codec_kind, codec_window)
     layout = TokenLayout.load(folder, config.num_codebooks, mimi.config.codebook_size, config.vocab_size)
@@ -167,7 +163,7 @@ def load_models(
             size(4 * transformer_parameters(config)),
         )
     decoder = make(config, chosen)
-    return Models(str(model), mimi, decoder, _DEMO_NOTICE if model == DEMO else None, _published_sampling(folder))
+    return Models(str(model), mimi, decoder, notice, _published_sampling(folder))
 
 
 def _fitting_kinds(
@@ -218,7 +214,7 @@ def _chosen(
     return choose(
         kinds,
         lambda kind: _step_s(make, config, codec, kind, context_tokens),
-        _REAL_TIME_S,
+        1 / FRAME_RATE,
         OVERLOAD,
         _would_help(codec.device),
         sha256(repr(told).encode()).hexdigest(),
@@ -250,7 +246,7 @@ def _step_s(
 
     def seconds(decoder: LlamaDecoder) -> float:
         step = FrameStep(codec, decoder, 1, frames_of_context(decoder, context_tokens), REWIND_FRAMES)
-        return _rehearsed_s(step, 1)
+        return rehearsed_s(step, 1)
 
     some = seconds(decoder)
     if layers == config.num_layers:
@@ -346,6 +342,8 @@ def load_engine(
     Raises as `load_models` does; `TooLargeError` where the memory does not suffice, `StreamingError` for other sizes
     that make no sense.
     """
+    from streaming.engine.engine import Engine  # needs msgspec, which models and their steps do without
+
     if (max_sessions != "auto" and max_sessions < 1) or rewind_frames < 0:
         raise StreamingError(f"max_sessions is {max_sessions}, rewind_frames {rewind_frames}: at least 1 and 0")
     if not 0 < memory_share <= 1:
@@ -367,7 +365,8 @@ def load_engine(
     context_frames = frames_of_context(models.decoder, context_tokens)
     if max_sessions == "auto":
         check_memory(models.codec, models.decoder, 1, context_tokens, rewind_frames, memory)
-        max_sessions = most_sessions(models.codec, models.decoder, context_tokens, rewind_frames, memory)
+        fitting = fitting_sessions(models.codec, models.decoder, context_tokens, rewind_frames, memory)
+        max_sessions = most_sessions(models.codec, models.decoder, context_frames, rewind_frames, fitting)
     else:
         check_memory(models.codec, models.decoder, max_sessions, context_tokens, rewind_frames, memory)
     try:
@@ -385,64 +384,32 @@ def load_engine(
     decoder = models.decoder
     dtype_name = str(decoder.dtype).removeprefix("torch.")
     return Engine(
-        step, models.name, models.notice, str(decoder.device), dtype_name, models.sampling, operations=step.operations
+        step,
+        models.name,
+        models.notice.notice,
+        str(decoder.device),
+        dtype_name,
+        models.sampling,
+        operations=step.operations,
+        suggestions=models.notice.suggestions,
     )
 
 
-def most_sessions(
+def fitting_sessions(
     codec: StreamingMimi,
     decoder: LlamaDecoder,
     context_tokens: int = CONTEXT_TOKENS,
     rewind_frames: int = REWIND_FRAMES,
     memory: Memory | None = None,
-) -> int:
-    """Return how many sessions this machine carries: as many as fit into its memory and can all speak in real time.
-
-    Steps of one session and of several are measured, which takes a second or two, and a straight line is laid through
-    them. The log says what was found; a model that is too slow for one session is a warning, and gets one.
+) -> int | None:
+    """Return how many sessions fit into the memory; None where nothing says how much there is. memory: what there is;
+    by default, what the models' device says.
     """
-    memory, device = memory or _memory_of(codec.device), codec.device
+    memory = memory or _memory_of(codec.device)
+    if memory is None:
+        return None
     each = slot_bytes(codec, decoder, context_tokens, rewind_frames)
-    fitting = _MOST_SESSIONS if memory is None else int(_SHARE * memory.free / each) - _spare_slots(device)
-    if fitting <= 1:
-        return 1
-    rows = min(fitting, _REHEARSED[device.type])
-    step = FrameStep(codec, decoder, rows, frames_of_context(decoder, context_tokens), rewind_frames)
-    one = _rehearsed_s(step, 1)
-    if one >= _REAL_TIME_S:
-        _LOG.warning(
-            "one session alone takes %.0f ms for each 80 ms of speech here: it will stutter. %s",
-            1e3 * one,
-            "A GPU would help, or --quantize auto" if device.type == "cpu" else "A smaller model would help",
-        )
-        return 1
-    rows = min(rows, max(2, int(_REHEARSAL_S / one)))
-    several = _rehearsed_s(step, rows)
-    more = max((several - one) / (rows - 1), 1e-6)
-    in_time = 1 + max(0, int((OVERLOAD * _REAL_TIME_S - one) / more))
-    found = min(in_time, fitting, _MOST_SESSIONS)
-    _LOG.info(
-        "%d sessions: a step takes %.1f ms for one and %.1f ms for %d, so %s are in time; %s fit into memory",
-        found,
-        1e3 * one,
-        1e3 * several,
-        rows,
-        f"{in_time:,}",
-        f"{fitting:,}",
-    )
-    return found
-
-
-def _rehearsed_s(step: FrameStep, rows: int) -> float:
-    """The quickest of some steps, after a first one that also captures or prepares what it needs.
-
-    What other programs take for a moment says nothing of the hours to come; where it lasts, `Engine.overloaded` sees
-    it.
-    """
-    first = step.rehearse(rows)
-    if first > _REHEARSAL_S:
-        return first
-    return min(step.rehearse(rows) for _ in range(min(_REHEARSALS, int(_REHEARSAL_S / first))))
+    return int(_SHARE * memory.free / each) - _spare_slots(codec.device)
 
 
 def frames_of_context(decoder: LlamaDecoder, context_tokens: int) -> int:

@@ -146,7 +146,9 @@ def main(arguments: list[str] | None = None) -> int:
         "--codec", metavar="HUB_ID|DIR", help="The Mimi checkpoint (default: kyutai/mimi, or the demo's)."
     )
     parser.add_argument("--device", default="auto", help="Where it runs: auto, cpu or cuda[:N] (default: auto).")
-    parser.add_argument("--dtype", choices=("auto", *DTYPES), default="auto", help="What the decoder computes in.")
+    parser.add_argument(
+        "--dtype", choices=("auto", *DTYPES), default="auto", help="The type that the decoder computes in."
+    )
     parser.add_argument("--batch", type=count, default=8, metavar="N", help="How many clips are scored at a time.")
     parser.add_argument(
         "--max-seconds", type=positive, default=MAX_SECONDS, metavar="S", help="How much of a clip is scored."

@@ -35,6 +35,8 @@ from streaming.server.door.limits import Limits
 from streaming.server.door.proxies import parse_proxies
 from streaming.server.door.session_key import SessionKey
 from streaming.server.door.tokens import Tokens
+from streaming.server.session_store import SessionStore
+from streaming.server.stored_sessions import StoredSessions
 from tests.engine.stub_step import StubStep
 from tests.server.live_server import Client, LiveServer, client, get, run, serving
 
@@ -121,7 +123,7 @@ async def _expired(server: LiveServer) -> messages.SessionRefused:
     return await _first(server, SessionResume(token=started.resume.token, received=0, position=0))
 
 
-def _refusal_of(code: str, monkeypatch: pytest.MonkeyPatch) -> messages.SessionRefused:
+def _refusal_of(code: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> messages.SessionRefused:
     """Brings a server into the state in which it refuses so, and asks."""
     elsewhere = SessionResume(token="00000000.x", received=0, position=0)  # noqa: S106
     if code == "overloaded":
@@ -143,7 +145,12 @@ def _refusal_of(code: str, monkeypatch: pytest.MonkeyPatch) -> messages.SessionR
     step = StubStep(1, gated=code == "stopping")
     altered = bytes(1_000)
     key = SessionKey("k" * 32) if code == "bad_snapshot" else None
-    with Engine(step) as engine, serving(engine, allow_save=key is not None, session_key=key) as server:
+    store = SessionStore(str(folder), None) if code in ("session_moving", "session_store") else None
+    with Engine(step) as engine, serving(engine, allow_save=key is not None, session_key=key, store=store) as server:
+        if code == "session_store":
+            (folder / "sessions" / StoredSessions.name_of(elsewhere.token)).write_bytes(b"")
+            (folder / "claims").rmdir()
+            (folder / "claims").write_bytes(b"")
         if code == "engine_stopped":
             engine.close()
         asked = {
@@ -156,6 +163,8 @@ def _refusal_of(code: str, monkeypatch: pytest.MonkeyPatch) -> messages.SessionR
             "bad_snapshot": lambda: _first(server, SessionStart(saved_bytes=len(altered)), altered),
             "session_expired": lambda: _expired(server),
             "session_elsewhere": lambda: _first(server, elsewhere),
+            "session_moving": lambda: _first(server, elsewhere),
+            "session_store": lambda: _first(server, elsewhere),
         }
         return run(asked[code]())
 
@@ -164,9 +173,11 @@ REFUSALS = table("protocol.md", "code")
 
 
 @pytest.mark.parametrize(("code", "retry_after_ms"), [(row[0].strip("`"), int(row[1])) for row in REFUSALS])
-def test_a_refusal_is_as_documented(code: str, retry_after_ms: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refusal_is_as_documented(
+    code: str, retry_after_ms: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """Clients are written from that page: a code that it has and the server has not is a branch that never runs."""
-    refused = _refusal_of(code, monkeypatch)
+    refused = _refusal_of(code, monkeypatch, tmp_path)
     assert (refused.code, refused.retry_after_ms) == (code, retry_after_ms)
 
 

@@ -31,6 +31,7 @@ LAYERS = (
     ("streaming.terminal",),
     (
         "streaming.loading",
+        "streaming.most_sessions",
         "streaming.quantize_choice",
         "streaming.at_once",
         "streaming.benchmark",

@@ -51,7 +51,7 @@ def test_random_weights_go_by_their_size(monkeypatch: pytest.MonkeyPatch) -> Non
     models = loading.load_models("random:1.3b", device="cpu", dtype="bfloat16", quantize="int8")
     assert (models.name, models.codec, models.decoder) == ("random:1.3b", "codec", "decoder")
     assert made == [(LLAMA_MIMI_1_3B, torch.device("cpu"), torch.bfloat16, "int8", None)]
-    assert models.notice and "noise" in models.notice
+    assert models.notice.notice is not None and "noise" in models.notice.notice
     with pytest.raises(StreamingError, match=r"random:70b: random weights come in the sizes 1\.3b, 8b, tiny"):
         loading.load_models("random:70b", device="cpu")
     assert random_weights.DECODERS.keys() == {"1.3b", "8b", "tiny"}

@@ -12,7 +12,14 @@ import torch
 from streaming import loading
 from streaming.device_step import DeviceStep, slot_bytes
 from streaming.errors import StreamingError, TooLargeError
-from streaming.loading import check_memory, check_weights, frames_of_context, load_engine, load_models
+from streaming.loading import (
+    check_memory,
+    check_weights,
+    fitting_sessions,
+    frames_of_context,
+    load_engine,
+    load_models,
+)
 from streaming.memory import Memory, available_memory, size
 from streaming.models.random_weights import DECODERS
 
@@ -154,6 +161,17 @@ def test_a_context_too_short_to_hear_anything_is_refused_with_the_shortest_that_
     with pytest.raises(StreamingError, match="14 is the least that works"):
         load_engine("demo", device="cpu", max_sessions=1, context_tokens=13)
     assert frames_of_context(load_models("demo", device="cpu").decoder, 14) == 2
+
+
+def test_as_many_sessions_fit_as_are_let_in() -> None:
+    """Pins a server that finds room for more sessions than it then accepts, and does not start."""
+    models = load_models("demo", device="cpu")
+    memory = Memory(10**9, 20_000_000)
+    fitting = fitting_sessions(models.codec, models.decoder, memory=memory)
+    assert fitting == 3
+    check_memory(models.codec, models.decoder, fitting, memory=memory)
+    with pytest.raises(TooLargeError, match="at most 3 fit"):
+        check_memory(models.codec, models.decoder, fitting + 1, memory=memory)
 
 
 def test_weights_that_do_not_fit_are_refused_before_they_are_read() -> None:

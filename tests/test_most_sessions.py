@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from streaming import loading
+from streaming import most_sessions as module
 from streaming.frame_step import FrameStep
-from streaming.loading import load_engine, load_models, most_sessions
-from streaming.memory import Memory
+from streaming.loading import load_engine, load_models
 from streaming.models.llama import LlamaDecoder
 from streaming.models.mimi import StreamingMimi
+from streaming.most_sessions import most_sessions
 
 
 class _Clock:
@@ -34,11 +34,10 @@ class _Clock:
         return seconds
 
 
-def found(clock: _Clock, monkeypatch: pytest.MonkeyPatch, memory: Memory | None = None) -> int:
+def found(clock: _Clock, monkeypatch: pytest.MonkeyPatch, fitting: int | None = None) -> int:
     models = load_models("demo", device="cpu")
-    monkeypatch.setattr(loading, "FrameStep", clock)
-    monkeypatch.setattr(loading, "available_memory", lambda: memory)
-    return most_sessions(models.codec, models.decoder)
+    monkeypatch.setattr(module, "FrameStep", clock)
+    return most_sessions(models.codec, models.decoder, 20, 4, fitting)
 
 
 @pytest.mark.parametrize(
@@ -77,8 +76,9 @@ def test_a_model_that_cannot_speak_in_real_time_says_so_and_what_would_help(
 def test_it_is_no_more_than_fits_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pins a machine that is fast enough for more sessions than it has room for, and starts with none."""
     clock = _Clock(1.0, 0.1)
-    assert found(clock, monkeypatch, Memory(10**9, 20_000_000)) == 3
+    assert found(clock, monkeypatch, fitting=3) == 3
     assert clock.slots == 3
+    assert found(clock, monkeypatch, fitting=0) == 1
 
 
 def test_a_rehearsal_speaks_with_full_contexts_and_leaves_a_clean_step() -> None:

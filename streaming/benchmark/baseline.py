@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--random", choices=(*DECODERS, "mimi"), help="Measure random weights of the full size instead of --model."
     )
     parser.add_argument("--device", default="auto", help="Where it runs: auto, cpu or cuda[:N] (default: auto).")
-    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="What both decoders compute in.")
+    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="The type that both decoders compute in.")
     parser.add_argument(
         "--quantize", choices=("none", "int8", "int4"), default="none", help="How our decoder's weights are kept."
     )

@@ -1,9 +1,10 @@
 """A quarter of an hour with a GPU, in one command: `python -m streaming.benchmark device --minutes 9 --out DIR`.
 
 What has to be known first comes first: whether both models get their kernels, and whether these say what plain PyTorch
-says. If not, it stops there. Everything else follows in the order of its worth, each a process of its own with a limit
-of its own, and every result is in `DIR/device-SIZE.json` as soon as it is there; what the processes said is in
-`DIR/device-SIZE.log`. All of them end with this one, whatever ends it.
+says. If one kernel alone is to blame, everything is measured without it; otherwise it stops there. Everything else
+follows in the order of its worth, each a process of its own with a limit of its own, and every result is in
+`DIR/device-SIZE.json` as soon as it is there; what the processes said is in `DIR/device-SIZE.log`. All of them end with
+this one, whatever ends it.
 
 It needs torch, Triton, transformers and numpy; `--wheels` names a folder of wheels of what else the live measurements
 import, where nothing can be downloaded. Without a GPU everything runs in tiny sizes, so that a mistake in this very
@@ -14,12 +15,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,7 @@ from streaming.benchmark.processes import GPU_TESTS, LIVE, Run, check_place, kee
 from streaming.benchmark.report import Report, Value
 from streaming.command import OutputError
 from streaming.errors import StreamingError
+from streaming.models.operations.triton import WITHOUT
 from streaming.options import positive
 
 SIZES = ("1.3b", "8b", "tiny")
@@ -35,6 +39,10 @@ _LEAST_S = 5.0
 _RESERVE_S = 2.0
 """The time that is kept for writing the results."""
 _WHEELS_S = 60.0
+_ANSWER_S = 120.0
+"""torch is read from a cold disk first."""
+_BLAMED = re.compile(rf"{WITHOUT}=([a-z_,]+)")
+"""How a process says which kernels it would be well without."""
 _LEVEL_S = (6.0, 30.0)
 """The seconds of speech at each load of `latency`: as many as the time allows."""
 
@@ -160,11 +168,12 @@ def measure(options: argparse.Namespace) -> Report:
     return Report(f"{size}: what was measured", {"results": str(path)}, rows)
 
 
-def _measure(items: Sequence[Item], path: Path, until: float, environment: dict[str, str]) -> list[dict[str, Value]]:
+def _measure(items: Sequence[Item], path: Path, until: float, environment: Mapping[str, str]) -> list[dict[str, Value]]:
     """Run the items until the time is over. Each one's record is in the file when the next begins."""
     rows: list[dict[str, Value]] = []
-    stopped = ""
-    for item in items:
+    stopped, waiting = "", deque(items)
+    while waiting:
+        item = waiting.popleft()
         left_s = until - time.monotonic()
         record: dict[str, Any]
         if stopped or left_s < _LEAST_S:
@@ -175,9 +184,14 @@ def _measure(items: Sequence[Item], path: Path, until: float, environment: dict[
         keep(path, {"machine": machine_facts()}, item.name, record)
         rows.append({"item": item.name, "outcome": record["outcome"], "seconds": record["seconds"]})
         print(f"{item.name}: {record['outcome']}, {record['seconds']:.0f} s", file=sys.stderr, flush=True)
-        if item.decides and record["outcome"] != "ok":
-            stopped = f"{item.name} {record['outcome']}"
+        if item.decides and not stopped and record["outcome"] != "ok":
             print(record.get("said", ""), file=sys.stderr, flush=True)
+            blamed = _BLAMED.findall(record.get("said", ""))[-1:]
+            if blamed and blamed[0] != environment.get(WITHOUT):
+                environment = {**environment, WITHOUT: blamed[0]}
+                waiting.appendleft(replace(item, name=f"{item.name} without {blamed[0]}"))
+            else:
+                stopped = f"{item.name} {record['outcome']}"
     return rows
 
 
@@ -185,9 +199,11 @@ def _has_gpu() -> bool:
     """Ask in a process of its own: a driver that hangs is not to hang this one."""
     program = "import sys, torch; sys.exit(not torch.cuda.is_available())"
     try:
-        return subprocess.run([sys.executable, "-c", program], timeout=60, check=False).returncode == 0
+        return subprocess.run([sys.executable, "-c", program], timeout=_ANSWER_S, check=False).returncode == 0
     except subprocess.TimeoutExpired:
-        raise StreamingError("the device does not answer: torch.cuda.is_available() took more than 60 s") from None
+        raise StreamingError(
+            f"the device does not answer: torch.cuda.is_available() took more than {_ANSWER_S:g} s"
+        ) from None
 
 
 def _install(wheels: Path, site: Path) -> None:

@@ -27,7 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--codec", metavar="HUB_ID|DIR", help="The Mimi checkpoint (default: kyutai/mimi, or the demo's)."
     )
     parser.add_argument("--device", default="auto", help="Where it runs: auto, cpu or cuda[:N] (default: auto).")
-    parser.add_argument("--dtype", choices=("auto", *DTYPES), default="auto", help="What the decoder computes in.")
+    parser.add_argument(
+        "--dtype", choices=("auto", *DTYPES), default="auto", help="The type that the decoder computes in."
+    )
     parser.add_argument(
         "--input", type=Path, default=PROMPT, metavar="WAV", help="The speech, which is repeated if it is too short."
     )

@@ -45,7 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser, *slots: int, sizes: Collectio
     )
     parser.add_argument("--random", choices=sizes, help="Measure random weights, made in memory, instead of --model.")
     parser.add_argument("--device", default="auto", help="Where it runs: auto, cpu or cuda[:N] (default: auto).")
-    parser.add_argument("--dtype", choices=("auto", *DTYPES), default="auto", help="What the decoder computes in.")
+    parser.add_argument(
+        "--dtype", choices=("auto", *DTYPES), default="auto", help="The type that the decoder computes in."
+    )
     parser.add_argument(
         "--quantize", choices=("none", "int8", "int4"), default="none", help="How the decoder's weights are kept."
     )

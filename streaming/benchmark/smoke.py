@@ -1,6 +1,7 @@
 """Whether the kernels run and agree: the same frames by plain operations, by kernels, and on a GPU by captured graphs.
 
-It fails, and says why, if either model did not get the kernels, or if they say something else than plain PyTorch.
+It fails, and says why, if either model did not get the kernels, or if they say something else than plain PyTorch; then
+each kernel is left out in turn, to find the one that is wrong.
 Whoever measures anything on a new machine asks this first: a fallback that nobody notices is measured for the kernels.
 """
 
@@ -27,7 +28,9 @@ from streaming.errors import StreamingError
 from streaming.frame_step import FrameStep
 from streaming.models.llama import LlamaDecoder
 from streaming.models.mimi import StreamingMimi
+from streaming.models.operations.base import Operations
 from streaming.models.operations.torch import TorchOperations
+from streaming.models.operations.triton import KERNELS, NAME, WITHOUT
 
 _CONTEXT_FRAMES = 64
 _HEARD, _SPOKEN = 12, 12
@@ -58,11 +61,25 @@ def measure(options: argparse.Namespace) -> Report:
     loaded = models.load(options)
     codec, decoder = loaded.codec, loaded.decoder
     _require_kernels(loaded)
-    plain = _run(_plainly(codec), _plainly(decoder), graphs=False)
+    plain = _run(_on(codec, TorchOperations()), _on(decoder, TorchOperations()), graphs=False)
     runs = {"plain": plain, "kernels": _run(codec, decoder, graphs=False)}
     if codec.device.type == "cuda":
         runs["graphs"] = _run(codec, decoder, graphs=True)
-    nats = {"plain": losses(_plainly(decoder), plain.heard).cpu(), "kernels": losses(decoder, plain.heard).cpu()}
+    report = _compare(loaded, runs)
+    try:
+        _judge(report, runs)
+    except SmokeError as error:
+        raise SmokeError(f"{error}\n{_culprit(loaded, plain)}") from None
+    return report
+
+
+def _compare(loaded: StepModels, runs: dict[str, _Run]) -> Report:
+    """runs: the first is plain PyTorch's."""
+    decoder, plain = loaded.decoder, runs["plain"]
+    nats = {
+        "plain": losses(_on(decoder, TorchOperations()), plain.heard).cpu(),
+        "kernels": losses(decoder, plain.heard).cpu(),
+    }
     rows: list[dict[str, str | int | float | None]] = []
     for name, run in runs.items():
         found = nats.get(name)
@@ -78,9 +95,36 @@ def measure(options: argparse.Namespace) -> Report:
                 "codes spoken as kernels": float((run.spoken == runs["kernels"].spoken).float().mean()),
             }
         )
-    report = Report("smoke: one session by plain operations, by kernels, by graphs", loaded.facts(), rows)
-    _judge(report, runs)
-    return report
+    return Report("smoke: one session by plain operations, by kernels, by graphs", loaded.facts(), rows)
+
+
+def _culprit(loaded: StepModels, plain: _Run) -> str:
+    """Return which kernel has to be left out for the others to agree, and how; or that there is no such one."""
+    codec, decoder = loaded.codec, loaded.decoder
+    if not all(each.operations.name.startswith(NAME) for each in (codec, decoder)):
+        return "no kernel can be left out here"
+    from streaming.models.operations.triton.operations import TritonOperations
+
+    before: set[str] = set()
+    for each in (codec, decoder):
+        assert isinstance(each.operations, TritonOperations)
+        before |= each.operations.without
+    for kernel in KERNELS:
+        names = before | {kernel}
+        if names == before:
+            continue
+        fewer = StepModels(
+            loaded.name,
+            _on(codec, TritonOperations(without=names)),
+            _on(decoder, TritonOperations(without=names)),
+        )
+        runs = {"plain": plain, "kernels": _run(fewer.codec, fewer.decoder, graphs=False)}
+        try:
+            _judge(_compare(fewer, runs), runs)
+        except SmokeError:
+            continue
+        return f"without {kernel} they agree; {WITHOUT}={','.join(sorted(names))} leaves it out"
+    return "they do not agree without any one of the kernels either"
 
 
 def _require_kernels(loaded: StepModels) -> None:
@@ -90,11 +134,11 @@ def _require_kernels(loaded: StepModels) -> None:
             raise SmokeError(f"the {name} runs on plain PyTorch: the warning above says why it did not get the kernels")
 
 
-def _plainly(model: M) -> M:
-    """The same weights on the reference's operations."""
-    plain = copy.copy(model)
-    plain.operations = TorchOperations()
-    return plain
+def _on(model: M, operations: Operations) -> M:
+    """Return the same weights on other operations."""
+    other = copy.copy(model)
+    other.operations = operations
+    return other
 
 
 @dataclass(frozen=True)

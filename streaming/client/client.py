@@ -431,8 +431,17 @@ class ContinuationClient:
             case ConnectionLost() | ConnectionRestored():
                 if self._saving is not None:
                     self._saving.fail("the connection broke while the session was being saved")
+                if isinstance(message, ConnectionRestored) and message.turn is not None:
+                    self._go_back(message.turn)
                 return message
         return self._on_control(message)
+
+    def _go_back(self, turn: int) -> None:
+        """Forget what is lost: this turn is open, and nothing is said in it."""
+        self._turn, self._dropped_turn = min(self._turn, turn), min(self._dropped_turn, turn - 1)
+        self._reported, self._spoken_at_samples = (0, 0, 0), self._sent_samples
+        for later in [each for each in self._meters if each >= turn]:
+            del self._meters[later]
 
     def _on_audio(self, message: AudioMessage) -> Audio | None:
         now = time.monotonic()

@@ -66,9 +66,14 @@ class ConnectionLost:
 
 @dataclass(frozen=True, slots=True)
 class ConnectionRestored:
-    """The session goes on, without a lost or doubled message."""
+    """The session goes on, without a lost or doubled message.
+
+    turn: where its server died: the session is what it was at the end of the turn before this one, which is open. What
+    was said and heard since is lost; what was not heard of the turn before comes still.
+    """
 
     after_ms: float
+    turn: int | None = None
 
 
 class ResumableConnection:
@@ -86,6 +91,7 @@ class ResumableConnection:
         self._book = None if started.resume is None else ReplayBook()
         self._acknowledged = asyncio.Event()
         self._position = 0  # samples sent so far
+        self._lives = 0  # how often the session went back to the end of a turn
         self._played: str | None = None  # the latest report, which is not counted
         self._in_order = asyncio.Lock()  # what is encoded first is sent first
         self._connected = True
@@ -119,20 +125,25 @@ class ResumableConnection:
                 self._played = encode(message)
             await self._say(encode(message))
             return
+        said_in = self._lives
         async with self._in_order:
+            if said_in != self._lives:
+                return  # it was lost with the server
             if isinstance(message, AudioMessage):
                 self._position = message.position_samples + len(message.pcm)
             for data in self._encoded(message):
+                if not await self._room(said_in):
+                    return
                 if self._book is not None:
-                    await self._room(self._book)
                     self._book.send(data)
                 await self._say(data)
 
-    async def _room(self, book: ReplayBook) -> None:
-        """Wait until the server has acknowledged enough for one more message."""
-        while not book.has_room():
+    async def _room(self, said_in: int) -> bool:
+        """Wait until the server has acknowledged enough for one more message. Return whether it has not died since."""
+        while said_in == self._lives and self._book is not None and not self._book.has_room():
             self._acknowledged.clear()
             await self._acknowledged.wait()
+        return said_in == self._lives
 
     def _encoded(self, message: Message | AudioMessage) -> list[str | bytes]:
         if isinstance(message, AudioMessage):
@@ -223,8 +234,8 @@ class ResumableConnection:
             while True:
                 await self._ack_due.wait()
                 self._ack_due.clear()
-                assert self._ack is not None
-                await self.send(self._ack)
+                if self._ack is not None:
+                    await self.send(self._ack)
 
     # Coming back
 
@@ -243,7 +254,7 @@ class ResumableConnection:
             attempt += 1
             try:
                 socket = await dial(self._address, min(max(left, 0.1), _ATTEMPT_TIMEOUT_S))
-                received = await self._resume(socket)
+                resumed = await self._resume(socket)
             except RefusedError as refused:
                 if not refused.retry_after_ms:
                     raise SessionLostError(f"the connection broke, and could not be restored: {refused}") from None
@@ -253,16 +264,26 @@ class ResumableConnection:
             except (TimeoutError, ContinuationError) as error:
                 reason = str(error) or reason
             else:
-                self._book.acknowledge(received)
+                if resumed.turn is None:
+                    self._book.acknowledge(resumed.received)
+                else:
+                    self._begin_anew()
                 self._acknowledged.set()
                 self._socket, self._lost_at = socket, None
-                self._resending = asyncio.create_task(self._resend(socket, received))
-                return ConnectionRestored(1000 * (time.monotonic() - lost_at))
+                self._resending = asyncio.create_task(self._resend(socket, self._book, resumed.received))
+                return ConnectionRestored(1000 * (time.monotonic() - lost_at), resumed.turn)
         seconds = self.started.resume.seconds
         raise SessionLostError(f"the connection broke, and could not be restored within {seconds:g} s: {reason}")
 
-    async def _resume(self, socket: ClientConnection) -> int:
-        """Return how many of this side's messages have arrived."""
+    def _begin_anew(self) -> None:
+        """Forget what was said: the session went back to a time before that. What the server says goes on."""
+        self._lives += 1
+        self._book, self._played, self._ack = ReplayBook(), None, None
+        if self._opus is not None:
+            self._opus = OpusSender(WHOLE_FRAMES), self._opus[1]
+
+    async def _resume(self, socket: ClientConnection) -> SessionResumed:
+        """Return the server's answer."""
         assert self.started.resume is not None
         assert self._book is not None
         token, received = self.started.resume.token, self._book.received
@@ -273,7 +294,7 @@ class ResumableConnection:
             answer = decode_server(data) if isinstance(data, str) else None
             match answer:
                 case SessionResumed():
-                    return answer.received
+                    return answer
                 case SessionRefused():
                     raise RefusedError(answer)
             raise ProtocolError("the server answered session.resume with something else than session.resumed")
@@ -281,13 +302,12 @@ class ResumableConnection:
             socket.transport.abort()
             raise
 
-    async def _resend(self, socket: ClientConnection, received: int) -> None:
+    async def _resend(self, socket: ClientConnection, book: ReplayBook, received: int) -> None:
         """Send what the server has not had, and what is said meanwhile; then whoever sends sends directly again."""
-        assert self._book is not None
         played: str | None = None
         try:
             while True:
-                if (data := self._book.after(received)) is not None:
+                if (data := book.after(received)) is not None:
                     await socket.send(data)
                     received += 1
                 elif self._played != played:

@@ -68,7 +68,8 @@ class TurnTakerBooks(_Books, frozen=True, kw_only=True):
 class ConversationBooks(_Books, frozen=True, kw_only=True):
     """start: what the client asked for, its sampling filled. sampling, max_seconds, vad: of the next turn. applied: how
     the engine draws now. cut: what was sent of turns that were interrupted and are not done. heard_due_s: how long the
-    client has left to say what it heard. unsaid: a turn of which nothing is to be left, and how many frames are.
+    client has left to say what it heard. anew: the input goes on at whatever position it comes next. unsaid: a turn of
+    which nothing is to be left, and how many frames are.
     """
 
     version: Literal[1] = 1
@@ -77,6 +78,7 @@ class ConversationBooks(_Books, frozen=True, kw_only=True):
     max_seconds: Seconds
     vad: VadOptions
     applied: SamplingOptions
+    anew: bool = False
     prompt: PromptBooks
     taker: TurnTakerBooks | None
     playback: PlaybackBooks | None
@@ -121,20 +123,19 @@ class ConversationBooks(_Books, frozen=True, kw_only=True):
         if taker is not None:
             samples_of(taker.recent)
 
-    def at_rest(self, position: int, turn: int, applied: SamplingOptions) -> ConversationBooks:
+    def at_rest(self, turn: int) -> ConversationBooks:
         """Return those of the same conversation between two turns, with the settings that it has: nothing is said in
-        this turn, and nothing is played. position: samples of input so far; applied: how the engine draws.
+        this turn, nothing is played, and the input goes on at whatever position it comes next.
         """
         return structs.replace(
             self,
             prompt=PromptBooks(frames=0, speech_from=0, begun=b""),
-            taker=None if self.taker is None else _quiet(position),
+            anew=True,
+            taker=None if self.taker is None else _quiet(self.position),
             playback=None,
-            position=position,
-            patient_until=position,
+            patient_until=self.position,
             turn=turn,
             tip=turn - 1,
-            applied=applied,
             cut={},
             heard_due_s=None,
             unsaid=None,

@@ -96,7 +96,8 @@ class Conversation:
     seed. rewind_frames: how far an interruption can reach back. idle_s: a client that does nothing for so long is told
     goodbye. sent_is_heard: a client that plays whatever it is sent, and never says what it heard. takes: of which turns
     another take can be had, if this client may. books: of the conversation that this one goes on with, whose client is
-    told nothing of that; its takes are gone. saves: whether this client may have the session. `end` is set once the
+    told nothing of that; its takes are gone. saves: whether this client may have the session. turn_ended: is given the
+    session as it is at the end of each turn, with books to go on with it from there. `end` is set once the
     session is over; it is the last reply, too.
     """
 
@@ -115,6 +116,7 @@ class Conversation:
         takes: Takes | None = None,
         books: ConversationBooks | None = None,
         saves: bool = False,
+        turn_ended: Callable[[Any, ConversationBooks], None] | None = None,
     ) -> None:
         self._engine, self._outbox, self._observer, self._idle_s = EngineCommands(engine), outbox, observer, idle_s
         self._fast, self._drops = start.pace == "fast", start.lag == "drop" and start.pace == "realtime"
@@ -126,6 +128,7 @@ class Conversation:
         # Input
         self._prompt = Prompt()
         self._position = 0  # samples of input so far
+        self._anew = False  # the next may come at another
         self._turn = 1  # the one that input belongs to
         self._patient_until = 0  # the position up to which no input is dropped
         self._lagging_told_at = -math.inf
@@ -139,7 +142,7 @@ class Conversation:
         self._taking_back: int | None = None  # a turn of which nothing is to be kept; the engine has not answered yet
         self._unsaid: tuple[int, int] | None = None  # such a turn, and how many frames of it could not be taken back
         self._keeps: deque[Callable[[Any], None]] = deque()  # who waits for a snapshot, in order
-        self._saves = saves
+        self._saves, self._turn_ended = saves, turn_ended
         self._draining = False
         self._active_at = now
         if books is not None:
@@ -167,6 +170,7 @@ class Conversation:
             max_seconds=settings.max_seconds,
             vad=settings.vad,
             applied=self._applied,
+            anew=self._anew,
             prompt=self._prompt.books(),
             taker=None if self._taker is None else self._taker.books(),
             playback=None if self._playback is None else self._playback.books(now),
@@ -180,7 +184,7 @@ class Conversation:
         )
 
     def _go_on_with(self, books: ConversationBooks, now: float) -> None:
-        self._applied, self._prompt = books.applied, Prompt(books.prompt)
+        self._applied, self._prompt, self._anew = books.applied, Prompt(books.prompt), books.anew
         self._position, self._patient_until = books.position, books.patient_until
         self._turn, self._tip, self._cut = books.turn, books.tip, dict(books.cut)
         self._unsaid = books.unsaid
@@ -387,6 +391,8 @@ class Conversation:
     # Listening
 
     def _hear(self, audio: AudioMessage, now: float, probabilities: Sequence[float]) -> None:
+        if self._anew and audio.position_samples >= self._position:
+            self._begin_anew(audio.position_samples)
         if audio.position_samples != self._position:
             raise ProtocolError(f"audio at sample {audio.position_samples}, but {self._position} were sent before it")
         self._position += len(audio.pcm)
@@ -396,6 +402,12 @@ class Conversation:
             raise ProtocolError(f"audio of turn {audio.turn}, but this is turn {self._turn}")
         elif audio.turn in (messages.OPEN_TURN, self._turn) and not self._speaking:
             self._listen(self._prompt.push(audio.pcm), now)
+
+    def _begin_anew(self, position: int) -> None:
+        """Go on at this position of the input: what came before it is lost."""
+        self._anew, self._position = False, position
+        if self._taker is not None:
+            self._taker = turn_taking.TurnTaker(self._settings.vad, position)
 
     def _listen(self, frames: Iterable[NDArray[np.float32]], now: float) -> None:
         """Have the engine hear these frames. When it has no room they wait or are dropped, as the client chose.
@@ -558,6 +570,7 @@ class Conversation:
             self._engine.go_back(mark)
             self._tip = turn
             self._playback = None  # nothing of it can be cut any more
+            self._keep_end(now)
         self._say(messages.TakeKept(turn=self._turn, of=turn))
 
     def _may_go_back(self) -> Takes:
@@ -599,6 +612,7 @@ class Conversation:
             self._cut[turn] = playback.sent_samples
         self._engine.interrupt(turn, heard)
         self._turn_is_over(turn)
+        self._keep_end(now)
 
     def _take_back(self, playback: Playback, now: float) -> None:
         """Speak no more of this turn, and keep nothing of it: no message is handled until it is known what is left."""
@@ -627,6 +641,8 @@ class Conversation:
             )
         )
         self._turn_is_over(done.turn)
+        if done.reason != "interrupted":  # which was kept when it was
+            self._keep_end(now)
         self._active_at = now  # the client may have listened all the while
         if self._playback is not None and self._playback.turn == done.turn:
             self._playback.frames = done.frames
@@ -637,6 +653,12 @@ class Conversation:
     def _turn_is_over(self, turn: int) -> None:
         """Count input to the turn after this one from here on."""
         self._turn = max(self._turn, turn + 1)
+
+    def _keep_end(self, now: float) -> None:
+        """Tell what the session is now that a turn is over, and nothing is said in the next."""
+        if self._turn_ended is not None and not self._prompt.frames:
+            ended, books = self._turn_ended, self.books(now).at_rest(self._turn)
+            self.keep(lambda snapshot: ended(snapshot, books))
 
     def _look_at_playback(self, now: float) -> None:
         """Let the engine run on as far as the client has played, and note when it has played everything."""

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streaming.audio import FRAME, FRAME_RATE
-from streaming.config import Sampling
+from streaming.config import OVERLOAD, Sampling
 from streaming.engine.blocking import Session, changed
 from streaming.engine.events import StepAudio
 from streaming.engine.histogram import Counts, Histogram
@@ -35,10 +35,6 @@ _TIMED_STEPS = 1000
 _RECENT_STEPS = 25
 _RECENT_S = 5.0
 """Steps before that say nothing of the sessions that there are now."""
-OVERLOAD = 0.8
-"""Steps that take this share of a frame's 80 ms leave no room for another session: the rest is for sockets, and for
-other programs.
-"""
 _ENGINE_FAILED = "the engine has failed; its log says why"
 """Clients are told so, too: what exactly went wrong is none of their business."""
 _HOPELESS_STEPS = 3
@@ -94,8 +90,9 @@ class _Plan:
 class Engine:
     """Runs `step` for its sessions until closed. `streaming.load_engine` makes one.
 
-    model, notice, device, dtype, operations: what is said of the step, to clients and operators. sampling: how sessions
-    draw that do not say how; its seed is not looked at. hung_s: a step that takes longer ends the engine.
+    model, notice, device, dtype, operations: what is said of the step, to clients and operators; suggestions: what a
+    person might say to it. sampling: how sessions draw that do not say how; its seed is not looked at. hung_s: a step
+    that takes longer ends the engine.
     """
 
     def __init__(
@@ -108,9 +105,10 @@ class Engine:
         sampling: Sampling = _PUBLISHED,
         operations: str = "",
         hung_s: float = _HUNG_S,
+        suggestions: tuple[str, ...] = (),
     ) -> None:
         self.model, self.notice, self.device, self.dtype, self.operations = model, notice, device, dtype, operations
-        self.sampling = sampling
+        self.sampling, self.suggestions = sampling, suggestions
         self._step = step
         self._pool = SlotPool(step.num_slots)
         self._changed = threading.Condition()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from streaming.models.download import Missing, missing, told
 _PATTERNS = (
     "config.json",
     "generation_config.json",
+    "model_notice.json",
     "tokenizer*",
     "special_tokens_map.json",
     "*.safetensors",
@@ -31,6 +33,8 @@ _PATTERNS = (
 )
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _MAX_CONFIG_BYTES = 1 << 20
+_MAX_NOTICE = 300
+_MAX_SUGGESTIONS, _MAX_SUGGESTION = 8, 80
 _SAMPLED = 64
 """Numbers of a tensor that a fingerprint looks at: a model that was trained on differs in all of them."""
 _ADVICE = "Give a folder with --model DIR (and --codec DIR), or use --model demo, which needs no download."
@@ -83,6 +87,48 @@ def read_generation_config(folder: Path) -> Mapping[str, Any]:
     """
     path = folder / "generation_config.json"
     return _read_object(path if path.is_file() else folder / "config.json")
+
+
+@dataclass(frozen=True)
+class ModelNotice:
+    """What a person is told of a model before talking to it.
+
+    notice: a sentence that says what it does, or None. suggestions: what one might say to it, a few words each.
+    """
+
+    notice: str | None = None
+    suggestions: tuple[str, ...] = ()
+
+
+def read_notice(folder: Path) -> ModelNotice:
+    """Return what the checkpoint's model_notice.json says; most have none, and say nothing.
+
+    It is `{"notice": "...", "suggestions": ["...", ...]}`, and either may be left out. Raises `CheckpointError` for
+    anything else, and for what does not print on a line.
+    """
+    path = folder / "model_notice.json"
+    if not path.is_file():
+        return ModelNotice()
+    raw = _read_object(path)
+    notice, suggestions = raw.get("notice"), raw.get("suggestions", [])
+    if unknown := raw.keys() - {"notice", "suggestions"}:
+        raise CheckpointError(f"{path} has {', '.join(sorted(unknown))}: only notice and suggestions are known")
+    if notice is not None and not _prints(notice, _MAX_NOTICE):
+        raise CheckpointError(f"{path}: notice is to be one printable line of up to {_MAX_NOTICE} characters")
+    if (
+        not isinstance(suggestions, list)
+        or len(suggestions) > _MAX_SUGGESTIONS
+        or not all(_prints(one, _MAX_SUGGESTION) for one in suggestions)
+    ):
+        raise CheckpointError(
+            f"{path}: suggestions are to be up to {_MAX_SUGGESTIONS} printable lines of up to {_MAX_SUGGESTION} "
+            "characters"
+        )
+    return ModelNotice(notice, tuple(suggestions))
+
+
+def _prints(text: object, most: int) -> bool:
+    return isinstance(text, str) and 0 < len(text) <= most and text.isprintable()
 
 
 def _read_object(path: Path) -> Mapping[str, Any]:

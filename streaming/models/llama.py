@@ -106,7 +106,7 @@ class LlamaDecoder:
     ) -> None:
         """operations: what runs around the matrix products; by default, what suits the device."""
         self.config = config
-        self.operations = pick(config, source.device, source.dtype) if operations is None else operations
+        self.operations = pick(config, source.device, source.dtype, quantize) if operations is None else operations
         self.num_codebooks, self.codebook_size = layout.units.shape
         self.prefix = len(layout.prefix)
         self.device, self.dtype = source.device, source.dtype

@@ -231,6 +231,7 @@ class SessionStarted(Message, tag="session.started", frozen=True):
     seed: int
     turn: int
     notice: str | None = None
+    suggestions: tuple[str, ...] = ()
     resume: Resumption | None = None
     codec: Codec = "pcm16"
     sampling: SamplingOptions = SamplingOptions()
@@ -241,7 +242,10 @@ class SessionStarted(Message, tag="session.started", frozen=True):
 
 
 class SessionResumed(Message, tag="session.resumed", frozen=True):
+    """turn: the open one, where the session went back to the end of the turn before; None where nothing is lost."""
+
     received: int
+    turn: int | None = None
 
     counted = False
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from streaming.errors import ProtocolError
 from streaming.protocol.messages import Ack
@@ -15,6 +16,18 @@ from streaming.protocol.messages import Ack
 WINDOW = 256
 """Most counted messages without an answer: 20 s of audio."""
 ACK_EVERY = 64
+
+
+@dataclass(frozen=True)
+class BookState:
+    """What a book knows at one moment. answered: what of it the other side knows to have arrived. kept: what was sent
+    after the messages that were acknowledged.
+    """
+
+    received: int
+    answered: int
+    acknowledged: int
+    kept: tuple[str | bytes, ...]
 
 
 class ReplayBook:
@@ -28,9 +41,17 @@ class ReplayBook:
         self._acknowledged = acknowledged
         self._kept: deque[str | bytes] = deque(kept)  # sent after what was acknowledged
 
-    def state(self) -> tuple[int, int, int, list[str | bytes]]:
+    def state(self) -> BookState:
         """Return what another book needs to go on with this one."""
-        return self.received, self._answered, self._acknowledged, list(self._kept)
+        return BookState(self.received, self._answered, self._acknowledged, tuple(self._kept))
+
+    def begun_anew(self, received: int) -> ReplayBook:
+        """Return a book that counts from 0, for a client that has received so many: what it lacks is kept. It may have
+        received more than this book knows of. Raises `ProtocolError` for fewer than it has acknowledged.
+        """
+        lacks = ReplayBook(0, 0, self._acknowledged, self._kept)
+        lacks.acknowledge(min(received, self._acknowledged + len(self._kept)))
+        return ReplayBook(kept=lacks.unanswered())
 
     def receive(self) -> Ack | None:
         """Count a message that has come and will be handled. Return the answer when one is due."""

@@ -24,6 +24,7 @@ _OTHER_VARIABLES = (
     "STREAMING_TOKEN",  # of clients
     "STREAMING_METRICS_TOKEN",  # of benchmarks
     "STREAMING_NATIVE",
+    "STREAMING_WITHOUT_KERNELS",
     "STREAMING_DEMO_ROOT",  # of the recipe
     "STREAMING_LONG_SESSION_MINUTES",  # of a test
 )
@@ -62,7 +63,10 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
         "--device", default="auto", help="Where it runs: auto, cpu or cuda[:N] (default: auto, CUDA if there is any)."
     )
     group.add_argument(
-        "--dtype", choices=("auto", *DTYPES), default="auto", help="What the decoder computes in (default: auto)."
+        "--dtype",
+        choices=("auto", *DTYPES),
+        default="auto",
+        help="The type that the decoder computes in (default: auto).",
     )
     group.add_argument(
         "--quantize",
@@ -74,7 +78,7 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
         "--codec-dtype",
         choices=DTYPES,
         default="float32",
-        help="How the codec's weights are kept (default: float32); with bfloat16 some codes are others.",
+        help="How the codec's weights are kept (default: float32); with bfloat16 some codes differ.",
     )
     group.add_argument(
         "--codec-window",
@@ -104,14 +108,14 @@ def _add_sessions(group: argparse._ArgumentGroup) -> None:
         type=int,
         default=CONTEXT_TOKENS,
         metavar="N",
-        help=f"What a session remembers (default: {CONTEXT_TOKENS}, what the released models were trained on).",
+        help=f"How many tokens a session remembers (default: {CONTEXT_TOKENS}, as the released models were trained).",
     )
     group.add_argument(
         "--memory-share",
         type=float,
         default=1.0,
         metavar="F",
-        help="The most that it takes of the device's memory, for several servers on one GPU (default: 1).",
+        help="The largest share of the device's memory that it takes, for several servers on one GPU (default: 1).",
     )
     group.add_argument(
         "--queue", type=int, default=0, metavar="N", help="How many clients may wait in line (default: 0)."
@@ -121,21 +125,21 @@ def _add_sessions(group: argparse._ArgumentGroup) -> None:
         type=float,
         default=30,
         metavar="S",
-        help="How long a session is kept whose connection broke (default: 30; 0: it ends).",
+        help="How long a session is kept after its connection broke (default: 30; 0: it ends at once).",
     )
     group.add_argument(
         "--idle-seconds",
         type=float,
         default=300,
         metavar="S",
-        help="After how long a session ends whose client does nothing (default: 300).",
+        help="How long a client may do nothing before its session ends (default: 300).",
     )
     group.add_argument(
         "--takes",
         type=int,
         default=4,
         metavar="N",
-        help="Of how many of its latest turns a session can make another take (default: 4; 0: of none).",
+        help="For how many of its latest turns a session can make another take (default: 4; 0: for none).",
     )
     group.add_argument(
         "--session-store",
@@ -216,7 +220,10 @@ def _add_process(group: argparse._ArgumentGroup) -> None:
         "--config", metavar="FILE", help="Take options from a TOML file; a flag or a variable comes first."
     )
     group.add_argument(
-        "--log-format", choices=("text", "json"), default="text", help="How an event is logged, a line (default: text)."
+        "--log-format",
+        choices=("text", "json"),
+        default="text",
+        help="How events are logged, one a line (default: text).",
     )
     group.add_argument(
         "--log-level",

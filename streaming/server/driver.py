@@ -17,7 +17,7 @@ from typing import TypeVarTuple, Unpack
 from msgspec import structs
 
 from streaming.audio import FRAME, SAMPLE_RATE, to_float
-from streaming.conversation.books import first_books
+from streaming.conversation.books import ConversationBooks, first_books
 from streaming.conversation.conversation import Conversation, Observer, Received
 from streaming.conversation.ends import GONE, INTERNAL, fatal, refusal, revoked, stopped
 from streaming.conversation.outbox import End, Outbox, Reply
@@ -46,7 +46,7 @@ class Driver:
 
     resume: where the client may come back after its connection was lost, as it is told. sent_is_heard, takes, saves:
     see `Conversation`. saved: what a client had of a session that this one goes on with. down: the session that this
-    one is, and whose client is told nothing of it.
+    one is, and whose client is told nothing of it. turn_ended: is given the session as it is at the end of each turn.
     """
 
     def __init__(
@@ -64,6 +64,7 @@ class Driver:
         saved: SessionSnapshot | None = None,
         saves: bool = False,
         down: PutDown | None = None,
+        turn_ended: Callable[[PutDown], None] | None = None,
     ) -> None:
         usual = engine.sampling if saved is None else saved.books.sampling
         seed = start.sampling.seed
@@ -74,7 +75,7 @@ class Driver:
         self._engine, self._admission, self._voices = engine, admission, voices
         self._idle_s, self._resume, self._sent_is_heard = idle_s, resume, sent_is_heard
         self._observer, self._takes = observer, takes
-        self._saved, self._saves, self._down = saved, saves, down
+        self._saved, self._saves, self._down, self._turn_ended = saved, saves, down, turn_ended
         self._id = secrets.token_hex(8) if down is None else down.session
         self._loop = asyncio.get_running_loop()
         self._outbox = Outbox()
@@ -219,6 +220,10 @@ class Driver:
         speech = None if self._stream is None else self._stream.to_bytes()
         putting.set_result(PutDown(self._id, snapshot, conversation.books(self._loop.time()), speech))
 
+    def _told_of_end(self, snapshot: SessionSnapshot, books: ConversationBooks) -> None:
+        assert self._turn_ended is not None
+        self._turn_ended(PutDown(self._id, snapshot, books, None))
+
     # From the server
 
     def leave(self, end: End = GONE) -> None:
@@ -302,6 +307,7 @@ class Driver:
             seed=session.seed,
             turn=session.turn,
             notice=engine.notice,
+            suggestions=engine.suggestions,
             resume=self._resume,
             sampling=self._start.sampling,
             takes=0 if self._takes is None else self._takes.turns,
@@ -329,6 +335,7 @@ class Driver:
             takes=self._takes,
             books=books,
             saves=self._saves,
+            turn_ended=None if self._turn_ended is None else self._told_of_end,
         )
         if conversation.hears_voice:
             self._stream = self._voices.stream()

@@ -13,7 +13,7 @@ from streaming.engine.snapshot import SessionSnapshot
 from streaming.errors import SnapshotError
 from streaming.models.voice_activity import MAX_STREAM_BYTES
 from streaming.protocol.messages import Codec, NonNegative
-from streaming.protocol.replay import ReplayBook
+from streaming.protocol.replay import BookState, ReplayBook
 
 _TALK = "talk"
 _MAX_KEPT = 1024
@@ -52,19 +52,18 @@ class PutDown:
     speech: bytes | None
 
 
-def pack(engine: Engine, down: PutDown, book: ReplayBook, codec: Codec, holder: bytes | None) -> bytes:
+def pack(engine: Engine, down: PutDown, book: BookState, codec: Codec, holder: bytes | None) -> bytes:
     """Return a session as bytes. It takes as long as some megabytes take."""
-    received, answered, acknowledged, kept = book.state()
     talk = Talk(
         session=down.session,
         holder=holder,
         codec=codec,
         books=down.books,
         speech=down.speech,
-        received=received,
-        answered=answered,
-        acknowledged=acknowledged,
-        kept=[(isinstance(data, str), data.encode() if isinstance(data, str) else data) for data in kept],
+        received=book.received,
+        answered=book.answered,
+        acknowledged=book.acknowledged,
+        kept=[(isinstance(data, str), data.encode() if isinstance(data, str) else data) for data in book.kept],
     )
     return engine.pack(down.snapshot, {_TALK: msgspec.json.encode(talk).decode()})
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -38,13 +39,13 @@ from streaming.protocol.replay import WINDOW, ReplayBook
 from streaming.server.admission import Admission, StoppingError
 from streaming.server.door.gatekeeper import Visitor
 from streaming.server.driver import Driver
-from streaming.server.kept_session import Talk
 from streaming.server.resumption import ResumableSessions, SessionElsewhereError, SessionExpiredError
 from streaming.server.saved_sessions import SavedSessions
 from streaming.server.session_socket import MESSAGES_PER_S, SessionSocket
-from streaming.server.session_store import SessionStore
+from streaming.server.session_store import SessionLostError, SessionStore
 from streaming.server.sessions import ServerSession, Sessions
-from streaming.server.stored_sessions import FoundSession, StoredSessions
+from streaming.server.stored_sessions import FoundSession, Moved, StoredSessions
+from streaming.server.turn_keeper import TurnKeeper
 from streaming.server.watch.observer import SessionObserver
 
 _LOG = logging.getLogger(__name__)
@@ -68,7 +69,8 @@ class NativeDialect:
     """The conversation's own words.
 
     book: of a session that can be resumed, None for others. saved: who makes a file of a session. midway: the
-    client may be in the middle of a stream of Opus. answer: sends a message of the connection's own.
+    client may be in the middle of a stream of Opus. keeper: who is told of the end of turns. answer: sends a message of
+    the connection's own.
 
     What Opus remembers of the stream outlives a socket, as the messages that are kept do: encoded once, sent again as
     they are.
@@ -82,8 +84,9 @@ class NativeDialect:
         saved: SavedSessions | None = None,
         *,
         midway: bool = False,
+        keeper: TurnKeeper | None = None,
     ) -> None:
-        self._answer, self._book, self._codec, self._saved = answer, book, codec, saved
+        self._answer, self._book, self._codec, self._saved, self._keeper = answer, book, codec, saved, keeper
         self._opus = (OpusSender(), OpusReceiver(midway=midway)) if codec == "opus" else None
 
     def decode(self, data: str | bytes) -> Sequence[Received]:
@@ -157,6 +160,8 @@ class NativeDialect:
         if self._book is not None and reply.counted:
             for data in said:
                 self._book.send(data)
+            if self._keeper is not None and isinstance(reply, TurnDone):
+                self._keeper.said(reply.turn, self._book.state())
         return said
 
     @property
@@ -177,7 +182,7 @@ class NativeSession(ServerSession):
     """A session and the sockets that it has, one at a time.
 
     resume: None for one that ends with its socket. token: what its client comes back with. store: where it is put when
-    its client or this server leaves, None for nowhere. moved: what it was in the store, and how its client came back.
+    its client or this server leaves, None for nowhere. moved: how it came from there. keeper: of its finished turns.
     """
 
     def __init__(
@@ -191,14 +196,17 @@ class NativeSession(ServerSession):
         saved: SavedSessions | None = None,
         token: str = "",
         store: StoredSessions | None = None,
-        moved: tuple[Talk, SessionResume] | None = None,
+        moved: Moved | None = None,
+        keeper: TurnKeeper | None = None,
     ) -> None:
         self._observer = observer
         self._resume_s = None if resume is None else resume.seconds
-        self._book = None if resume is None else ReplayBook() if moved is None else moved[0].book()
-        self._native = NativeDialect(driver.answer, self._book, codec, saved, midway=moved is not None)
+        self._book = None if resume is None else ReplayBook() if moved is None else moved.book
+        midway = moved is not None and moved.turn is None
+        self._native = NativeDialect(driver.answer, self._book, codec, saved, midway=midway, keeper=keeper)
         super().__init__(driver, self._native, visitor, socket)
         self._codec, self._token, self._store, self._moved = codec, token, store, moved
+        self._keeper = keeper
         self._leaving = False  # the server stops, and the session is to be put into the store
         self._deaf: asyncio.TimerHandle | None = None
         self._messages_per_s = _OPUS_MESSAGES_PER_S if codec == "opus" else MESSAGES_PER_S
@@ -207,15 +215,16 @@ class NativeSession(ServerSession):
     async def _serve(self, driving: asyncio.Task[None]) -> None:
         first: list[str | bytes] = []
         done: asyncio.Event | None = None
+        gone = False
         if self._moved is not None:
-            first = await self._come_back(*self._moved)
+            first = await self._come_back(self._moved)
         try:
             while not await self._session_socket().run(first):
                 if self._deaf is not None:
                     self._deaf.cancel()
                 if self._store is not None and self._may_be_put_down:
-                    put_down, first = await self._put_down(self._store)
-                    if put_down:
+                    gone, first = await self._put_down(self._store)
+                    if gone:
                         break
                     if self._leaving:
                         self._leaving, self._store = False, None
@@ -235,6 +244,8 @@ class NativeSession(ServerSession):
         finally:
             if done is not None:
                 done.set()
+            if self._keeper is not None:
+                await self._keeper.leave(forget=not gone)
 
     # The store
 
@@ -248,21 +259,29 @@ class NativeSession(ServerSession):
         # A client that does not even take the reply that is being sent is cut; it comes back for it.
         self._deaf = asyncio.get_running_loop().call_later(_LAST_REPLY_S, self.abort)
 
+    def lose(self) -> None:
+        """End the session without a word: another server has gone on with it."""
+        self._driver.leave(MOVED)
+        self.abort()
+
     @property
     def _may_be_put_down(self) -> bool:
         """Whether the client will come back for it: the connection was not closed in form, or is there."""
         closed = self._socket.protocol.close_rcvd or self._socket.protocol.close_sent
         return self._book is not None and not closed and (self._leaving or self._book.received > 0)
 
-    async def _come_back(self, talk: Talk, asked: SessionResume) -> list[str | bytes]:
+    async def _come_back(self, moved: Moved) -> list[str | bytes]:
         """Return what the client that the session has come here with is told first, once there is a slot."""
-        assert self._book is not None
-        self._book.acknowledge(asked.received)
         if not await self._driver.begins():
             return []  # it is told why
-        self._driver.expect_replay(asked.position)
+        if moved.turn is None:
+            self._driver.expect_replay(moved.position)
+        elif self._keeper is not None:
+            self._keeper.said(moved.turn - 1, moved.book.state())
+            self._keeper.copied(moved.down)
         self._observer.resumed()
-        return [messages.encode(SessionResumed(received=self._book.received)), *self._book.unanswered()]
+        resumed = SessionResumed(received=moved.book.received, turn=moved.turn)
+        return [messages.encode(resumed), *moved.book.unanswered()]
 
     async def _put_down(self, store: StoredSessions) -> tuple[bool, list[str | bytes]]:
         """Put the session into the store, and let the connection go. Return whether that is done and, if not, what was
@@ -277,11 +296,14 @@ class NativeSession(ServerSession):
                 down = await self._driver.put_down()
                 said += await self._encoded(self._driver.unsent())
                 said += await self._native.end_stream()
+                if self._keeper is not None:
+                    await self._keeper.quiet()
                 if down is not None:
-                    holder = self.visitor.holder
-                    digest = None if holder is None else holder.digest
-                    await store.put(name, down, self._book, self._codec, digest)
+                    await store.put(name, down, self._book.state(), self._codec, _digest_of(self.visitor))
                     stored = True
+        except SessionLostError:
+            self.lose()
+            return True, []
         except TimeoutError:
             _LOG.warning("a session could not be put into the session store: it took too long")
         except StreamingError as error:
@@ -353,7 +375,9 @@ class NativeService:
     ) -> None:
         self._engine, self._admission, self._sessions = engine, admission, sessions
         self._idle_s, self._resume_s, self._takes, self._saved = idle_s, resume_s, takes, saved
-        self._resumable: ResumableSessions[NativeSession] = ResumableSessions()
+        self._resumable: ResumableSessions[NativeSession] = ResumableSessions(
+            secrets.token_hex(4) if store is None else store.mark
+        )
         self._store = (
             None if store is None else StoredSessions(store, engine, self._resumable.remove, self._resumable.is_own)
         )
@@ -398,7 +422,20 @@ class NativeService:
                 raise
         if self._admission.stopping:
             raise StoppingError("the server is about to stop; another one has this session, or will")
-        return await self._store.find(token, None if visitor.holder is None else visitor.holder.digest)
+        return await self._store.find(token, _digest_of(visitor))
+
+    def _keeper(self, token: str, codec: Codec, visitor: Visitor) -> TurnKeeper | None:
+        """Return who keeps the finished turns of a session that can be resumed with this token."""
+        store = self._store
+        if store is None:
+            return None
+
+        def lost() -> None:
+            session = self._resumable.holding(token)
+            if session is not None:
+                session.lose()
+
+        return TurnKeeper(store, store.name_of(token), codec, _digest_of(visitor), lost)
 
     async def _give_back(self, name: str) -> None:
         assert self._store is not None
@@ -412,12 +449,13 @@ class NativeService:
         assert self._store is not None
         talk, observer = found.talk, self._sessions.observer.session(visitor.name)
         try:
-            talk.book().acknowledge(asked.received)
+            moved = Moved.of(found, asked)
         except ProtocolError as error:
             await self._give_back(found.name)
             await self._sessions.dismiss(socket, refusal(error), _say)
             return
         resume = messages.Resumption(token=asked.token, seconds=self._resume_s, window=WINDOW)
+        keeper = self._keeper(asked.token, talk.codec, visitor)
         driver = Driver(
             self._engine,
             self._admission,
@@ -426,9 +464,10 @@ class NativeService:
             self._idle_s,
             resume,
             observer=observer,
-            takes=self._takes if talk.books.start.takes else None,
+            takes=Takes(self._takes) if talk.books.start.takes and self._takes.turns else None,
             saves=self._saved.allowed,
             down=found.down,
+            turn_ended=None if keeper is None else keeper.copied,
         )
         session = NativeSession(
             driver,
@@ -440,24 +479,25 @@ class NativeService:
             self._saved,
             asked.token,
             self._store,
-            (talk, asked),
+            moved,
+            keeper,
         )
         self._resumable.add(asked.token, session)
-        settling = asyncio.create_task(self._settle(driver, found.name))
+        settling = asyncio.create_task(self._settle(driver, found))
         try:
             await self._sessions.run(session)
         finally:
             self._resumable.remove(asked.token)
             await settling
 
-    async def _settle(self, driver: Driver, name: str) -> None:
+    async def _settle(self, driver: Driver, found: FoundSession) -> None:
         """Delete what was in the store once the session runs here, or give it back."""
         assert self._store is not None
         if not await driver.begins():
-            await self._give_back(name)
+            await self._give_back(found.name)
             return
         with suppress(StreamingError):  # then the claim stays, nobody else takes it, and it expires
-            await self._store.delete(name)
+            await self._store.delete(found.name, went_back=found.went_back)
 
     async def _start(self, socket: ServerConnection, visitor: Visitor, start: SessionStart) -> None:
         saved = None
@@ -478,6 +518,7 @@ class NativeService:
         if codec == "opus":
             start = structs.replace(start, lead_ms=max(start.lead_ms, _OPUS_LEAD_MS))
         observer = self._sessions.observer.session(visitor.name)
+        keeper = None if resume is None else self._keeper(token, codec, visitor)
         driver = Driver(
             self._engine,
             self._admission,
@@ -489,14 +530,22 @@ class NativeService:
             takes=Takes(self._takes) if start.takes and self._takes.turns else None,
             saved=saved,
             saves=self._saved.allowed,
+            turn_ended=None if keeper is None else keeper.copied,
         )
-        session = NativeSession(driver, visitor, socket, resume, codec, observer, self._saved, token, self._store)
+        session = NativeSession(
+            driver, visitor, socket, resume, codec, observer, self._saved, token, self._store, keeper=keeper
+        )
         if resume is not None:
             self._resumable.add(token, session)
         try:
             await self._sessions.run(session)
         finally:
             self._resumable.remove(token)
+
+
+def _digest_of(visitor: Visitor) -> bytes | None:
+    """Return what stands for the access token of who asks."""
+    return None if visitor.holder is None else visitor.holder.digest
 
 
 async def _say(message: Message) -> Sequence[str]:

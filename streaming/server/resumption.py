@@ -28,11 +28,12 @@ class SessionElsewhereError(StreamingError):
 class ResumableSessions(Generic[Resumed]):
     """The sessions that a client may come back to, by their resume tokens.
 
-    A resume token is this server's own mark and 192 random bits; of these only a hash is kept.
+    A resume token is this server's own mark and 192 random bits; of these only a hash is kept. mark: 8 hexadecimal
+    digits, drawn when the server starts.
     """
 
-    def __init__(self) -> None:
-        self._mark = secrets.token_hex(4)
+    def __init__(self, mark: str) -> None:
+        self._mark = mark
         self._sessions: dict[bytes, Resumed] = {}
 
     def new_token(self) -> str:
@@ -50,6 +51,10 @@ class ResumableSessions(Generic[Resumed]):
     def remove(self, token: str) -> None:
         """Let `token` lead nowhere from here on."""
         self._sessions.pop(_digest(token), None)
+
+    def holding(self, token: str) -> Resumed | None:
+        """Return the session that this token leads to here, if any, whoever asks."""
+        return self._sessions.get(_digest(token))
 
     def find(self, token: str, visitor: Visitor) -> Resumed:
         """Return the session to come back to: only for the holder of the access token that opened it.

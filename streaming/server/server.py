@@ -29,7 +29,7 @@ from streaming.server.native import NativeService
 from streaming.server.openai import LIVE_PATH, REALTIME_PATH
 from streaming.server.openai.service import LiveService, RealtimeService
 from streaming.server.saved_sessions import SavedSessions
-from streaming.server.session_store import SessionStore, StoreError
+from streaming.server.session_store import BEAT_S, SessionStore, StoreError
 from streaming.server.sessions import ServerSession, Sessions
 from streaming.server.watch.health import Health
 from streaming.server.watch.log import event
@@ -187,7 +187,7 @@ async def run_server(
             slots=engine.stats().slots,
             context_s=round(engine.context_frames / FRAME_RATE, 2),
         )
-        sweeping = None if options.store is None else asyncio.create_task(_sweep(options.store, 2 * options.resume_s))
+        tending = None if options.store is None else asyncio.create_task(_tend(options.store, 2 * options.resume_s))
         while not shutdown.requested.is_set() and engine.failure is None:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_POLL_S):
@@ -207,15 +207,22 @@ async def run_server(
         sessions.abort()
         drained.cancel()
         hurry.cancel()
-        if sweeping is not None:
-            sweeping.cancel()
+        if tending is not None:
+            tending.cancel()
+    if options.store is not None:
+        with suppress(StoreError):
+            await options.store.leave()
     event(_LOG, logging.INFO, "server.stopped")
 
 
-async def _sweep(store: SessionStore, keep_s: float) -> None:
-    """Delete what nobody has come back to, for as long as the server runs."""
+async def _tend(store: SessionStore, keep_s: float) -> None:
+    """Tell the others that this server lives, and delete what nobody has come back to, for as long as it runs."""
     loop = asyncio.get_running_loop()
+    sweep_at = 0.0
     while True:
         with suppress(StoreError):  # another time
-            await store.sweep(keep_s, loop.time())
-        await asyncio.sleep(max(_POLL_S, min(keep_s / 4, 60.0)))
+            await store.beat()
+            if loop.time() >= sweep_at:
+                sweep_at = loop.time() + max(_POLL_S, min(keep_s / 4, 60.0))
+                await store.sweep(keep_s, loop.time())
+        await asyncio.sleep(BEAT_S)

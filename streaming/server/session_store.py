@@ -1,40 +1,40 @@
-"""Where sessions wait that no server has just now: any place that `fsspec` knows, shared by servers.
+"""Where sessions wait that no server has just now, and where each session's last finished turn is kept in case its
+server dies.
 
 An entry's name is a hash of its session's resume token. Two servers that want one session: whoever makes its claim, a
-file that can be made once, has it. Nothing here believes a clock of another machine: an entry has expired when this
-server has seen it for so long.
+file that can be made once, has it. A server that lives writes a file again and again; one whose file is gone, or has
+not changed for so long while another server looked, is dead. Nothing here believes a clock of another machine: an entry
+has expired when this server has seen it for so long.
 
-All calls run in threads of their own, few at a time and each for so long: a store that hangs holds up nobody.
+    sessions/NAME      a session that its server has put down
+    claims/NAME        a server is taking it up
+    turns/NAME.MARK    the last finished turn of a session that the server MARK has, - once that has put it down; empty
+                       before there is one
+    owners/MARK        the server MARK lives
+    lost/NAME.MARK     another server has taken it up from there: MARK was taken for dead
 """
 
 from __future__ import annotations
 
-import asyncio
-import os
+import re
 import secrets
-import threading
-from collections.abc import Callable
+import time
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
 from streaming.errors import SnapshotError, StreamingError
 from streaming.server.door.session_key import SessionKey
+from streaming.server.store_files import StoreError, StoreFiles
 
-_CALL_S = 5.0
-"""How long a call may take."""
-_CALLS = 8
-"""At once. Those that hang count until they end."""
-_NONCE_BYTES = 12
+BEAT_S = 1.0
+"""How often a server says that it lives."""
+DEAD_S = 6.0
+"""A server that has not for so long is dead."""
+_FOLDERS = ("sessions", "claims", "turns", "owners", "lost")
+_MARK = re.compile(r"[0-9a-f]{8}")
+_NOBODY = "-"
 
-T = TypeVar("T")
-
-
-class StoreError(StreamingError):
-    """The session store does not do what it is asked for."""
-
-    code = "session_store"
-    passes = True
+__all__ = ["SessionLostError", "SessionMovingError", "SessionStore", "StoreError", "StoredSession"]
 
 
 class SessionMovingError(StreamingError):
@@ -44,163 +44,190 @@ class SessionMovingError(StreamingError):
     passes = True
 
 
+class SessionLostError(StreamingError):
+    """This server was taken for dead, and another one has gone on with the session."""
+
+    code = "session_lost"
+
+
 @dataclass(frozen=True)
 class StoredSession:
-    """An entry that this server has claimed. Delete it once its session runs, or give it back."""
+    """An entry that this server has claimed. Delete it once its session runs, or give it back.
+
+    owner: the mark of the server that died with it, where this is the last finished turn; None where it was put down.
+    """
 
     name: str
     data: bytes
+    owner: str | None = None
 
 
 class SessionStore:
-    """The store at a URL of `fsspec`'s. key: entries are encrypted, and none is taken that is not. Raises `StoreError`
-    where there is no such place.
+    """The store at a URL of `fsspec`'s. mark: this server's own. key: entries are encrypted, and none is taken that is
+    not. Raises `StoreError` where there is no such place.
     """
 
     def __init__(self, url: str, key: SessionKey | None) -> None:
-        try:
-            from fsspec.core import url_to_fs
-        except ImportError:
-            raise StoreError("--session-store needs a Python package: `pip install fsspec`") from None
-        self._cipher: Any = None
-        if key is not None:
-            try:
-                from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-            except ImportError:
-                raise StoreError(
-                    "--session-store with a session key needs a Python package: `pip install cryptography`"
-                ) from None
-            self._cipher = AESGCM(key.derive("stored session"))
-        try:
-            self._fs, root = url_to_fs(url)
-            self._sessions, self._claims = f"{root}/sessions", f"{root}/claims"
-            for folder in (self._sessions, self._claims):
-                self._fs.makedirs(folder, exist_ok=True)
-                if "file" in self._fs.protocol:
-                    os.chmod(folder, 0o700)  # voices are in there
-        except (ImportError, ValueError, OSError) as error:
-            raise StoreError(f"the session store {url} cannot be used: {error}") from None
-        self._calls = 0
-        self._seen: dict[str, tuple[object, float]] = {}
+        self.mark = secrets.token_hex(4)
+        self._files = StoreFiles(url, key)
+        for folder in _FOLDERS:
+            self._files.make(folder)
+        self._seen: dict[str, tuple[tuple[str, ...], float]] = {}
+        self._beats: dict[str, tuple[bytes, float]] = {}  # of others, and since when they have been as they are
+
+    # Sessions that are put down
 
     async def put(self, name: str, data: bytes) -> None:
-        """Keep a session, in the place of an earlier entry of it. Raises `StoreError`."""
-        await self._call(lambda: self._put(name, data))
+        """Keep a session, in the place of an earlier entry of it. Raises `StoreError`, `SessionLostError`."""
+
+        def put() -> None:
+            self._files.write(f"sessions/{name}", data, name)
+            if self._files.exists(f"lost/{name}.{self.mark}"):  # looked for last: who writes it reads the entry then
+                self._files.remove(f"sessions/{name}")
+                raise SessionLostError("this server was taken for dead, and another has the session")
+            with suppress(FileNotFoundError):
+                self._files.move(f"turns/{name}.{self.mark}", f"turns/{name}.{_NOBODY}")
+
+        await self._files.call(put)
 
     async def take(self, name: str) -> StoredSession | None:
         """Claim a session for this server and return it, None where there is none.
 
-        Raises `StoreError`; `SessionMovingError` where another server has claimed it; `SnapshotError` for an entry that
-        was not encrypted with this key.
+        Raises `StoreError`; `SessionMovingError` where another server has claimed it or lives and has it;
+        `SnapshotError` for an entry that was not encrypted with this key.
         """
-        return await self._call(lambda: self._take(name))
+        return await self._files.call(lambda: self._take(name))
 
     async def give_back(self, name: str) -> None:
         """Let others have what this server has claimed. Raises `StoreError`."""
-        await self._call(lambda: self._remove(f"{self._claims}/{name}"))
+        await self._files.call(lambda: self._files.remove(f"claims/{name}"))
 
-    async def delete(self, name: str) -> None:
-        """Delete an entry, and the claim on it. Raises `StoreError`."""
+    async def delete(self, name: str, *, went_back: bool = False) -> None:
+        """Delete an entry that runs here now, and the claim on it. Raises `StoreError`.
+
+        went_back: it goes on from its last finished turn, which this server puts there anew itself.
+        """
 
         def delete() -> None:
-            self._remove(f"{self._sessions}/{name}")
-            self._remove(f"{self._claims}/{name}")
+            self._adopt(name, went_back)
+            self._files.remove(f"sessions/{name}")
+            self._files.remove(f"claims/{name}")
 
-        await self._call(delete)
+        await self._files.call(delete)
+
+    # Finished turns of sessions that run
+
+    async def put_turn(self, name: str, data: bytes) -> None:
+        """Keep the last finished turn of a session that runs here. Raises `StoreError`, `SessionLostError`."""
+
+        def put() -> None:
+            if self._files.exists(f"lost/{name}.{self.mark}"):
+                raise SessionLostError("this server was taken for dead, and another has the session")
+            self._files.write(f"turns/{name}.{self.mark}", data, name)
+
+        await self._files.call(put)
+
+    async def forget_turn(self, name: str) -> None:
+        """Delete that: the session is over. Raises `StoreError`."""
+        await self._files.call(lambda: self._files.remove(f"turns/{name}.{self.mark}"))
+
+    # Servers
+
+    async def beat(self) -> None:
+        """Say that this server lives. Raises `StoreError`."""
+        beat = secrets.token_bytes(8)
+        await self._files.call(lambda: self._files.put_plain(f"owners/{self.mark}", beat), urgent=True)
+
+    async def leave(self) -> None:
+        """Say that this server ends. Raises `StoreError`."""
+        await self._files.call(lambda: self._files.remove(f"owners/{self.mark}"))
+
+    async def lives(self, mark: str) -> bool:
+        """Return whether there is a server with this mark, as far as this one knows. Raises `StoreError`."""
+        return await self._files.call(lambda: self._lives(mark))
 
     async def sweep(self, keep_s: float, now: float) -> None:
         """Delete what this server has seen unchanged for so long. Raises `StoreError`."""
-        await self._call(lambda: self._sweep(keep_s, now))
+        await self._files.call(lambda: self._sweep(keep_s, now))
 
     # In a thread
 
-    def _put(self, name: str, data: bytes) -> None:
-        if self._cipher is not None:
-            nonce = os.urandom(_NONCE_BYTES)
-            data = nonce + self._cipher.encrypt(nonce, data, name.encode())
-        part = f"{self._sessions}/.{name}.{secrets.token_hex(4)}"
+    def _take(self, name: str) -> StoredSession | None:
+        owner = None
+        if not self._files.exists(f"sessions/{name}"):
+            owner = self._dead_owner(name)
+            if owner is None:
+                return None
+        if not self._files.create(f"claims/{name}"):
+            raise SessionMovingError("another server has this session just now; come again in a moment")
         try:
-            self._fs.pipe_file(part, data)
-            self._fs.mv(part, f"{self._sessions}/{name}")  # whole or not at all
-        except BaseException:
-            self._remove(part)
+            if owner is None:
+                return StoredSession(name, self._files.read(f"sessions/{name}", name))
+            self._files.create(f"lost/{name}.{owner}")
+            if self._files.exists(f"sessions/{name}"):  # it did put it down, at the last moment
+                return StoredSession(name, self._files.read(f"sessions/{name}", name))
+            return StoredSession(name, self._files.read(f"turns/{name}.{owner}", name), owner)
+        except FileNotFoundError:
+            self._files.remove(f"claims/{name}")
+            return None
+        except SnapshotError:
+            self._files.remove(f"claims/{name}")
             raise
 
-    def _take(self, name: str) -> StoredSession | None:
-        if not self._fs.exists(f"{self._sessions}/{name}"):
-            return None
-        claim = f"{self._claims}/{name}"
+    def _dead_owner(self, name: str) -> str | None:
+        """Return the mark of the server that died and left a finished turn, None where no turn was finished.
+
+        Raises `SessionMovingError` where it lives.
+        """
+        left = None
+        for mark in self._owners(name):
+            if mark != self.mark and self._lives(mark):
+                raise SessionMovingError("the server that has this session has not put it down; come again in a moment")
+            if mark != self.mark and self._files.plain(f"turns/{name}.{mark}"):
+                left = mark
+        return left
+
+    def _owners(self, name: str) -> list[str]:
+        found = (file.removeprefix(f"{name}.") for file in self._files.list("turns") if file.startswith(f"{name}."))
+        return [mark for mark in found if mark == _NOBODY or _MARK.fullmatch(mark)]
+
+    def _lives(self, mark: str) -> bool:
+        if not _MARK.fullmatch(mark):
+            return False
         try:
-            self._fs.pipe_file(claim, b"claimed", mode="create")
-        except FileExistsError:
-            raise SessionMovingError("another server has this session just now; come again in a moment") from None
-        try:
-            data = self._fs.cat_file(f"{self._sessions}/{name}")
+            beat = self._files.plain(f"owners/{mark}")
         except FileNotFoundError:
-            self._remove(claim)
-            return None
-        if self._cipher is not None:
-            from cryptography.exceptions import InvalidTag
+            self._beats.pop(mark, None)
+            return False
+        now = time.monotonic()
+        before, since = self._beats.get(mark, (beat, now))
+        self._beats[mark] = (beat, since if before == beat else now)
+        return before != beat or now - since < DEAD_S
 
-            try:
-                data = self._cipher.decrypt(data[:_NONCE_BYTES], data[_NONCE_BYTES:], name.encode())
-            except (InvalidTag, ValueError):
-                self._remove(claim)
-                raise SnapshotError("the stored session was encrypted with another key, or has been altered") from None
-        return StoredSession(name, data)
-
-    def _remove(self, path: str) -> None:
-        with suppress(FileNotFoundError):
-            self._fs.rm_file(path)
+    def _adopt(self, name: str, went_back: bool) -> None:
+        """Make the last finished turn that another server left this one's own."""
+        mine = f"{name}.{self.mark}"
+        for mark in self._owners(name):
+            if mark != self.mark and (went_back or self._files.exists(f"turns/{mine}")):
+                self._files.remove(f"turns/{name}.{mark}")
+            elif mark != self.mark:
+                self._files.move(f"turns/{name}.{mark}", f"turns/{mine}")
+        if not went_back and not self._files.exists(f"turns/{mine}"):
+            self._files.put_plain(f"turns/{mine}", b"")
+        self._files.remove(f"lost/{mine}")  # where this server was taken for dead, and has it again
 
     def _sweep(self, keep_s: float, now: float) -> None:
-        seen: dict[str, tuple[object, float]] = {}
-        for folder in (self._sessions, self._claims):
-            self._fs.invalidate_cache(folder)
-            for entry in self._fs.ls(folder, detail=True):
-                path = str(entry["name"])
-                mark = tuple(str(entry.get(what)) for what in ("size", "mtime", "created", "LastModified", "ETag"))
+        seen: dict[str, tuple[tuple[str, ...], float]] = {}
+        living: set[str] = set()
+        for folder in ("owners", "sessions", "claims", "lost", "turns"):
+            for name, mark in self._files.list(folder).items():
+                path = f"{folder}/{name}"
                 before = self._seen.get(path)
                 seen[path] = before if before is not None and before[0] == mark else (mark, now)
+                if folder == "turns" and name.rpartition(".")[2] in living:
+                    seen[path] = mark, now
                 if now - seen[path][1] >= keep_s:
-                    self._remove(path)
+                    self._files.remove(path)
+                elif folder == "owners":
+                    living.add(name)
         self._seen = seen
-
-    async def _call(self, work: Callable[[], T]) -> T:
-        """Do this in a daemon thread: one that hangs must not keep the process from ending."""
-        if self._calls >= _CALLS:
-            raise StoreError("the session store is busy, or hangs")
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[T] = loop.create_future()
-
-        def tell(result: T | None, error: Exception | None) -> None:
-            self._calls -= 1
-            if done.cancelled():
-                return
-            if error is None:
-                done.set_result(result)  # type: ignore[arg-type]
-            else:
-                done.set_exception(error)
-
-        def run() -> None:
-            result, error = None, None
-            try:
-                result = work()
-            except Exception as raised:  # of whatever library the store is reached by; told to whoever asked
-                error = raised
-            try:
-                loop.call_soon_threadsafe(tell, result, error)
-            except RuntimeError:  # the loop is closed, and nobody asks any more
-                return
-
-        self._calls += 1
-        threading.Thread(target=run, name="session store", daemon=True).start()
-        try:
-            async with asyncio.timeout(_CALL_S):
-                return await done
-        except TimeoutError:
-            raise StoreError(f"the session store did not answer in {_CALL_S:g} s") from None
-        except StreamingError:
-            raise
-        except Exception as error:
-            raise StoreError(f"the session store failed: {type(error).__name__}") from error

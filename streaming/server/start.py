@@ -44,7 +44,7 @@ def introduce(engine: Engine) -> None:
     """Tell the person at the terminal what was loaded; the log has it in `server.started`."""
     shape = f"{engine.num_codebooks} codebooks, {engine.context_frames / FRAME_RATE:.1f} s of context"
     complain(f"{engine.model}: {shape}, {engine.stats().slots} slots")
-    complain(f"it runs on {engine.device} in {engine.dtype}, with operations in {engine.operations}")
+    complain(f"it runs on {engine.device} in {engine.dtype}, with {engine.operations} operations")
     if engine.notice:
         complain(f"note: {engine.notice}")
 

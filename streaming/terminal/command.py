@@ -98,13 +98,13 @@ def _add_continuation(group: argparse._ArgumentGroup) -> None:
         type=number(float, 0, 3600, above=True),
         default=20.0,
         metavar="S",
-        help="At what length it ends (default: 20).",
+        help="How long it may be (default: 20).",
     )
     group.add_argument(
         "--temperature",
         type=number(float, 0, 10),
         metavar="T",
-        help="How freely it is drawn; 0 is greedy and repeats itself exactly (default: the model's, 0.8).",
+        help="How freely it is drawn; 0 takes the likeliest, and repeats itself exactly (default: the model's, 0.8).",
     )
     group.add_argument(
         "--top-k",

@@ -50,7 +50,7 @@ async def find_server(args: argparse.Namespace, session: contextlib.AsyncExitSta
     token = secrets.token_urlsafe(32)
     # What the environment says to servers is not for this one: it could not even be reached with other tokens or TLS.
     # How it computes is another matter.
-    ours = ("STREAMING_NATIVE",)
+    ours = ("STREAMING_NATIVE", "STREAMING_WITHOUT_KERNELS")
     environment = {
         name: value for name, value in os.environ.items() if name in ours or not name.startswith("STREAMING_")
     }

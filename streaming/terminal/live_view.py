@@ -116,8 +116,8 @@ class LiveView:
         bars = Table.grid(padding=(0, 1))
         for column in range(3):
             bars.add_column(no_wrap=True, justify="right" if column == 2 else "left")
-        bars.add_row("you", _bar(meters.input_dbfs, width), f"{meters.input_dbfs:.0f} dB")
-        bars.add_row("machine", _bar(meters.output_dbfs, width), f"{meters.output_dbfs:.0f} dB")
+        bars.add_row("you", _bar(meters.input_dbfs, width), f"{round(meters.input_dbfs)} dB")
+        bars.add_row("machine", _bar(meters.output_dbfs, width), f"{round(meters.output_dbfs)} dB")
         figures = [
             f"sent {meters.sent_seconds:.1f} s",
             f"buffer {meters.buffer_ms:.0f} ms",
@@ -184,9 +184,15 @@ def _line(name: str, fields: Mapping[str, Any]) -> Text | None:
         case "interrupted":
             return Text(f"turn {fields['turn']}: interrupted after {fields['heard_seconds']:.2f} s", style="dim")
         case "connection_lost":
-            return Text(f"connection lost; coming back (kept for {fields['kept_seconds']:g} s)", style="bold yellow")
+            return Text(
+                f"connection lost: trying to return (the session is kept for {fields['kept_seconds']:g} s)",
+                style="bold yellow",
+            )
         case "connection_restored":
             return Text(f"connection restored after {fields['after_ms'] / 1e3:.1f} s, nothing lost", style="green")
+        case "went_back":
+            lost = f"the server died; another goes on: what was said since turn {fields['turn']} began is lost"
+            return Text(lost, style="bold yellow")
         case "session_lost":
             return Text(str(fields["message"]), style="bold red")
         case "saved":

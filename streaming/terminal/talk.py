@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from streaming.audio import SAMPLE_RATE, SILENCE_DBFS, Pcm, Pcm16, WavWriter, level_dbfs, to_int16
+from streaming.audio import SAMPLE_RATE, SILENCE_DBFS, Pcm, Pcm16, WavWriter, level_dbfs, to_float, to_int16
 from streaming.client.client import Audio, ContinuationClient, Event
 from streaming.client.resumable_connection import ConnectionLost, ConnectionRestored
 from streaming.client.tasks import run_until
@@ -49,6 +49,11 @@ RATE_INTERVAL_S = 1.0
 VAD_PATIENCE_S = 10.0
 """How long a file's silence is held out after its end for the server to hear that speech ended."""
 
+DEAD_SAMPLES = 3 * SAMPLE_RATE // 2
+"""A microphone that has given nothing for so long is told of, once: any real one has more noise than `DEAD_PEAK`."""
+DEAD_PEAK = 3 / 32_768
+
+_DEAD = "The microphone gives nothing. It may be muted, or the wrong one: --input-device chooses another."
 _NO_TAKES = "This server makes no takes: it was started with --takes 0, or is older than they are."
 
 _NOT_HEARD = LoudspeakerState(played_samples=0, buffered_ms=0.0, underruns=0, audible_s=None, drained=True)
@@ -118,6 +123,7 @@ class Talk:
         self._kept: tuple[int, Pcm16] | None = None  # a turn and its audio, unless another take replaces it
         self._file_mode = False
         self._microphone: SpeechSource | None = None
+        self._nothing_samples = 0  # given by a microphone that may be dead
         self._file_ended_s: float | None = None
         self._last_event_s = time.monotonic()
         self._over = asyncio.Event()
@@ -172,6 +178,8 @@ class Talk:
         )
         if started.notice:
             self._view.event("notice", {"message": started.notice})
+        if started.suggestions and not self._file_mode:
+            self._view.event("notice", {"message": suggestion(started.suggestions)})
         self._listen()
 
     # Speech out
@@ -187,6 +195,7 @@ class Talk:
     async def _send(self, pieces: AsyncIterator[Pcm]) -> None:
         async for piece in pieces:
             self.meters.input_dbfs = level_dbfs(piece)
+            self._look_at_microphone(piece)
             wanted = self._vad or (self._spoken is None and (self._talking or not self._push_to_talk))
             if wanted:
                 self._unsaid.append(piece)
@@ -197,6 +206,15 @@ class Talk:
                 if self._loudspeaker is None:
                     self._record.heard(np.zeros(len(piece), np.int16))
         self.meters.input_dbfs = SILENCE_DBFS
+
+    def _look_at_microphone(self, piece: Pcm) -> None:
+        """Tell the person, once, of a microphone that gives nothing."""
+        if self._microphone is None or self._nothing_samples >= DEAD_SAMPLES:
+            return
+        silent = np.abs(to_float(piece)).max(initial=0.0) <= DEAD_PEAK
+        self._nothing_samples = self._nothing_samples + len(piece) if silent else 0
+        if self._nothing_samples >= DEAD_SAMPLES:
+            self._view.event("notice", {"message": _DEAD})
 
     async def _say(self) -> None:
         """Send what was taken from the source."""
@@ -300,11 +318,26 @@ class Talk:
                 self._away_until_s = time.monotonic() + seconds
                 self._lost_at_samples = self._client.sent_samples
                 self._view.event("connection_lost", {"kept_seconds": seconds})
-            case ConnectionRestored(after_ms=after):
+            case ConnectionRestored(after_ms=after, turn=turn):
                 self._away_until_s = None
-                self._view.event("connection_restored", {"after_ms": after})
+                if turn is None:
+                    self._view.event("connection_restored", {"after_ms": after})
+                else:
+                    self._go_back(turn, after)
             case Audio() | TurnDone() | Interrupted() | SessionUpdated():
                 pass  # the rest of a turn that is over here
+
+    def _go_back(self, turn: int, after_ms: float) -> None:
+        """Say that what was said and heard in this turn is lost, and listen again unless the one before still plays."""
+        if self._file_mode:
+            raise ContinuationError("the server died, and what was said to it is lost: start again")
+        self._view.event("went_back", {"turn": turn, "after_ms": after_ms})
+        self._unsaid.clear()
+        spoken = self._spoken
+        if spoken is not None and spoken.turn >= turn:
+            if self._loudspeaker is not None:
+                self._keep(spoken, self._loudspeaker.stop())
+            self._listen()
 
     def _on_speaking(self, event: TurnSpeaking) -> None:
         if self._spoken is None or self._spoken.turn != event.turn:
@@ -324,6 +357,8 @@ class Talk:
         waiting = self.meters.state == "waiting"
         if self._file_mode and (waiting or self._file_ended_s is None):
             raise ContinuationError(f"the server cannot continue this: {message}")
+        if error.in_reply_to == "interrupt":
+            return  # the server has gone by its own clock meanwhile
         self._view.event("notice", {"message": message})
         if waiting:
             self._listen()
@@ -449,3 +484,9 @@ class Talk:
 
 def _at(event: SpeechStarted | SpeechStopped) -> dict[str, object]:
     return {"turn": event.turn, "at_seconds": event.at_samples / SAMPLE_RATE}
+
+
+def suggestion(suggestions: Sequence[str]) -> str:
+    """Return what one might say, as a sentence."""
+    *some, last = (f'"{one}"' for one in suggestions)
+    return f"Try saying {', '.join(some)} or {last}." if some else f"Try saying {last}."

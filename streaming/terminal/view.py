@@ -18,6 +18,7 @@ JSON mode prints one object a line on standard output, told apart by `event`:
 | `input_dropped` | `ms`: so much of what was said the server had to throw away |
 | `connection_lost` | `kept_seconds`: for how long the server keeps the session; the client tries to come back |
 | `connection_restored` | `after_ms`: nothing was lost |
+| `went_back` | `turn`, `after_ms`: the server died; this turn is open again, and what was said in it is lost |
 | `session_lost` | `message`: the server no longer has the session; the microphone mode begins a new one |
 | `saved` | `file`, `bytes`: the conversation is kept, for `--load` |
 | `levels` | once a second: the fields of `Meters` |

@@ -10,7 +10,7 @@ import { browserStorage, loadSettings, saveSettings } from "./settings.js";
 import { SoundPanel } from "./sound-panel.js";
 import { Spectrogram } from "./spectrogram.js";
 import { Talk } from "./talk.js";
-import { words } from "./words.js";
+import { suggestion, words } from "./words.js";
 
 const TAP_MS = 300; // shorter is a tap: the turn then lasts until the next one
 const POLL_MS = 5000;
@@ -46,7 +46,10 @@ function told(text, about) {
 
 let downAt = null; // when the button went down, while it is
 
-/** The button, or the space bar, goes down. timeStamp: of the event; it is handled later where opening a device holds the page. */
+/**
+ * The button, or the space bar, goes down. timeStamp: of the event; it is handled later where opening a device holds
+ * the page.
+ */
 function down({ timeStamp }) {
   if (downAt !== null) return;
   const { phase } = talk;
@@ -228,16 +231,18 @@ $("host").textContent = location.host;
 
 // The server's figures
 
-let figures = null;
+let figures = null; // of its last answer, null where it gave none
+let model = {}; // what it said last of its model: that stays where it is, whether it answers or not
 let asked = false; // whether the server has been asked
 
 async function poll() {
   if (document.hidden) return;
   figures = await health();
+  model = figures ?? model;
   asked = true;
   if (figures?.status === "ready" && ["gone", "lost", "stopping"].includes(talk.problem?.code)) {
     if (talk.problem.code === "gone") talk.dismiss();
-    told("The server is there again.", { topic: "server" });
+    told("The server is back.", { topic: "server" });
   }
   if (figures?.free && talk.problem?.code === "full") {
     talk.dismiss();
@@ -346,8 +351,11 @@ function showServer() {
   const says = { unknown: "…", gone: "no answer", stopping: "stopping", line: "full", full: "full", ready: "ready" }[state];
   const own = ["ready", "line", "full"].includes(state) && talk.connected; // full, perhaps, by this very talk
   $("server").dataset.state = own ? "ready" : state === "line" ? "full" : state;
-  write($("server-text"), `${figures?.model || "the server"}: ${own ? "connected" : says}`);
-  write($("notice"), figures?.notice ?? "");
+  write($("server-text"), `${model.model || "the server"}: ${own ? "connected" : says}`);
+  write($("notice"), model.notice ?? "");
+  const suggested = suggestion(model.suggestions ?? []);
+  write($("suggestion"), suggested);
+  $("suggestion").hidden = suggested === "";
 }
 
 /** Text, and a smaller rest; the page is touched only where something changed, lest screen readers say it again.

@@ -1,10 +1,11 @@
 /**
- * The device: a microphone or a file on one side, the loudspeaker on the other, both in one AudioContext at the device's
- * own rate and on one clock. What is heard and played comes and goes at 24 kHz; see the two worklets. What is played goes
- * through one gain, which is the volume.
+ * The device: a microphone or a file on one side, the loudspeaker on the other, both in one AudioContext at the
+ * device's own rate and on one clock. What is heard and played comes and goes at 24 kHz; see the two worklets. What is
+ * played goes through one gain, which is the volume.
  */
 
-const RATE = 24_000;
+import { SAMPLE_RATE as RATE } from "./protocol.js";
+
 const WORKLETS = ["capture-worklet.js", "playback-worklet.js"];
 const STOP_PATIENCE_MS = 300;
 const RESUME_PATIENCE_MS = 5000;
@@ -139,8 +140,8 @@ export class Audio {
   }
 
   /**
-   * options: {echoCancellation, noiseSuppression, autoGainControl, deviceId}. False where `closeMicrophone` was called, or
-   * another one was asked for, before the person had answered. Throws AudioError.
+   * options: {echoCancellation, noiseSuppression, autoGainControl, deviceId}. False where `closeMicrophone` was called,
+   * or another one was asked for, before the person had answered. Throws AudioError.
    */
   async openMicrophone(options) {
     if (this.#stream !== null && this.#constraints === JSON.stringify(options)) return true;
@@ -331,6 +332,11 @@ async function getMicrophone({ deviceId, ...options }) {
     if (error.name !== "OverconstrainedError" && error.name !== "NotFoundError") throw error;
     return navigator.mediaDevices.getUserMedia({ audio: wanted });
   }
+}
+
+/** How loud that is on a meter: from 0, at -60 dB or less, to 1 at full scale. rms: of full scale. */
+export function loudness(rms) {
+  return Math.max(0, 1 + Math.log10(Math.max(rms, 1e-6)) / 3);
 }
 
 /** What the audio thread answers to `ask`, or null: a context that the system has suspended answers nobody. */

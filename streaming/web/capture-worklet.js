@@ -6,9 +6,9 @@
  * samples of the device; last: the answer to "stop", after which nothing comes until the next "start".
  */
 
+import { SAMPLE_RATE as RATE } from "./protocol.js";
 import { Resampler } from "./resampler.js";
 
-const RATE = 24_000;
 const PIECE = 480;
 
 class Capture extends AudioWorkletProcessor {

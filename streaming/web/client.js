@@ -19,10 +19,10 @@ const ABNORMAL = 1006; // no close frame came: the connection broke
 const UNCOUNTED = new Set(["pong", "ack", "session.queued", "session.resumed", "session.refused"]);
 
 /**
- * One session's client. onEvent(event) gets the server's messages as they are, {type: "audio", turn, position, pcm} for binary
- * ones; {type: "lost", seconds} when the connection broke and the server keeps the session for so long, {type: "restored",
- * afterMs} when it goes on; and at the end exactly one {type: "disconnected", opened, code, reason}; opened: whether there
- * ever was a connection.
+ * One session's client. onEvent(event) gets the server's messages as they are, {type: "audio", turn, position, pcm} for
+ * binary ones; {type: "lost", seconds} when the connection broke and the server keeps the session for so long, {type:
+ * "restored", afterMs, turn} when it goes on, with the open turn where all is as before it, null where nothing is lost;
+ * and at the end exactly one {type: "disconnected", opened, code, reason}; opened: whether there ever was a connection.
  */
 export class ContinuationClient {
   /** The turn that speech belongs to. */
@@ -183,16 +183,24 @@ export class ContinuationClient {
     });
   }
 
-  #restore({ received }) {
+  #restore({ received, turn = null }) {
     clearTimeout(this.#timer);
-    this.#book.acknowledge(received);
+    if (turn === null) this.#book.acknowledge(received);
+    else this.#goBack(turn);
     for (const data of this.#book.unanswered) this.#socket.send(data);
     this.#backlog = this.#socket.bufferedAmount;
     if (this.#played !== null) this.#say("played", this.#played);
     const afterMs = performance.now() - this.#lostAt;
     [this.#lostAt, this.#silent] = [null, 0];
     this.#closeAbandoned(); // the server has cut them: they hold the session no more
-    this.#onEvent({ type: "restored", afterMs });
+    this.#onEvent({ type: "restored", afterMs, turn });
+  }
+
+  /** The server died, and another one goes on from the end of the turn before this one: what was said since is lost. */
+  #goBack(turn) {
+    [this.#book, this.#played] = [new ReplayBook(), null];
+    this.turn = Math.min(this.turn, turn);
+    if (this.#heard.turn >= turn) this.#heard = { turn: 0, samples: 0 };
   }
 
   /** Asks whether anybody is there: a browser does not tell that a network has fallen silent. */

@@ -25,8 +25,8 @@ export function openSocket() {
 }
 
 /**
- * Why a handshake failed: a browser does not tell, so the same is asked over plain HTTP.
- * Returns a code as in `docs/protocol.md`, "gone" where nobody answers, or "no_websocket" where only WebSockets get lost.
+ * Why a handshake failed: a browser does not tell, so the same is asked over plain HTTP. Returns a code as in
+ * `docs/protocol.md`, "gone" where nobody answers, or "no_websocket" where only WebSockets get lost.
  */
 export async function whyRefused() {
   const headers = token.get() ? { Authorization: `Bearer ${token.get()}` } : {};

@@ -1,10 +1,10 @@
 /**
- * A jitter buffer: audio comes in bursts, leaves evenly, and every sample that left is accounted for. The page's twin of
- * `streaming/terminal/jitter_buffer.py`.
+ * A jitter buffer: audio comes in bursts, leaves evenly, and every sample that left is accounted for. The page's twin
+ * of `streaming/terminal/jitter_buffer.py`.
  *
  * Playback begins when `targetMs` is buffered, or when the continuation is complete. To run dry before more comes is an
- * underrun: the target grows by 20 ms up to `maxMs`, and playback pauses until the target is reached again. `maxMs` must
- * stay below the lead that the server was asked for, or playback would wait for audio that waits for playback.
+ * underrun: the target grows by 20 ms up to `maxMs`, and playback pauses until the target is reached again. `maxMs`
+ * must stay below the lead that the server was asked for, or playback would wait for audio that waits for playback.
  *
  * All positions and counts are samples at 24 kHz, from the turn's first one.
  */
@@ -77,7 +77,9 @@ export class JitterBuffer {
     this.#complete = true;
   }
 
-  /** Fills `out`, Int16Array, for the device. Returns how many samples at its start are the turn's; the rest is silence. */
+  /**
+   * Fills `out`, Int16Array, for the device. Returns how many samples at its start are the turn's; the rest is silence.
+   */
   pull(out) {
     let filled = 0;
     if (this.ready) {

@@ -1,15 +1,15 @@
 /**
  * The keyboard: Space talks, Esc stops, and single letters press buttons where the person wants that (WCAG 2.2, 2.1.4).
  *
- * Space belongs to a button, a box or a list only where the keyboard has led to it: after a click the focus goes, and Space
- * is for talking again. In fields Space talks, too: nothing that they take has one in it.
+ * Space belongs to a button, a box or a list only where the keyboard has led to it: after a click the focus goes, and
+ * Space is for talking again. In fields Space talks, too: nothing that they take has one in it.
  */
 
 const PRESSED = "button:not(#talk), select, summary, [type=checkbox], [type=radio]";
 
 /**
- * letters: {code: press}; hasLetters(): whether they are wanted; down(event): the talk button goes down; up(event): whether
- * it was down until now; stop(): what Esc does.
+ * letters: {code: press}; hasLetters(): whether they are wanted; down(event): the talk button goes down; up(event):
+ * whether it was down until now; stop(): what Esc does.
  */
 export function listenToKeys({ letters, hasLetters, down, up, stop }) {
   addEventListener("keydown", (event) => {

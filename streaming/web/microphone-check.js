@@ -1,4 +1,7 @@
-/** Notices a microphone that gives nothing: one that is muted, unplugged at its own end, or not the one that is spoken into. */
+/**
+ * Notices a microphone that gives nothing: one that is muted, unplugged at its own end, or not the one that is spoken
+ * into.
+ */
 
 import { SAMPLE_RATE } from "./protocol.js";
 

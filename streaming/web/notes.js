@@ -1,8 +1,8 @@
 /**
  * What a person is told beside the state: the most important of it, for as long as it is so. Needs no screen.
  *
- * An error is not hidden by a remark that comes after it, and what was said of one topic goes when something else is said
- * of it or when it is withdrawn.
+ * An error is not hidden by a remark that comes after it, and what was said of one topic goes when something else is
+ * said of it or when it is withdrawn.
  */
 
 const RANKS = ["remark", "warning", "error"];

@@ -1,17 +1,17 @@
 /**
  * The loudspeaker's side of the audio thread: continuations at 24 kHz through a jitter buffer to the device's rate.
  *
- * In: {type: "begin", turn}, {type: "push", turn, pcm}, {type: "complete", turn}, {type: "latency", samples} and
- * {type: "stop"}. Out: {type: "started", turn, frame} with the first sample of a turn; about every 20 ms {type: "played",
+ * In: {type: "begin", turn}, {type: "push", turn, pcm}, {type: "complete", turn}, {type: "latency", samples} and {type:
+ * "stop"}. Out: {type: "started", turn, frame} with the first sample of a turn; about every 20 ms {type: "played",
  * turn, frame, pcm, heard, buffered, targetMs, underruns, drained}, where pcm is exactly what left here since the last
- * one, silence included; and {type: "stopped", turn, heard} as the answer to "stop". frame: the audio clock's, in samples
- * of the device; all other positions are samples at 24 kHz.
+ * one, silence included; and {type: "stopped", turn, heard} as the answer to "stop". frame: the audio clock's, in
+ * samples of the device; all other positions are samples at 24 kHz.
  */
 
 import { JitterBuffer } from "./jitter-buffer.js";
+import { SAMPLE_RATE as RATE } from "./protocol.js";
 import { Resampler } from "./resampler.js";
 
-const RATE = 24_000;
 const TELL_QUANTA = Math.max(1, Math.round((0.02 * sampleRate) / 128));
 const FADE_QUANTA = 5; // what is stopped falls silent within 10 ms instead of clicking
 

@@ -12,7 +12,7 @@ export const PROBLEMS = {
   internal: ["The server failed", "You did nothing wrong. Try again."],
   gone: ["The server does not answer", "It may have been stopped, or the network is down."],
   no_websocket: [
-    "No way through for speech",
+    "Speech cannot get through",
     "The server is there, but something between here and it, a proxy perhaps, lets no WebSockets pass.",
   ],
   lost: ["The connection is lost", "The conversation is over. What was said so far can still be downloaded."],
@@ -23,7 +23,7 @@ export const PROBLEMS = {
   bad_message: ["Page and server do not understand each other", "Reload the page."],
   unauthorized: ["This server asks for a token", "Ask whoever runs the server for one. It is kept until you close this tab."],
   forbidden_origin: ["This server does not know this page", "Its operator can let it in with --allow-origin."],
-  too_many_sessions: ["You have as many conversations as you may", "End one in another tab or on another device."],
+  too_many_sessions: ["You have too many conversations", "No more are allowed at once. End one in another tab or on another device."],
   too_many_connections: ["Too many tries", "The server takes only so many connections at a time. Wait a few seconds."],
   incomplete: ["The page is not whole", "Part of it did not come from the server. Reload it."],
   page_failed: ["The page failed", "The browser's console says why. Press to begin anew."],
@@ -50,6 +50,6 @@ export const PROBLEMS = {
 
 /** {title, lines} for a code; message: what the server said, for codes that this page does not know. */
 export function explain(code, message) {
-  const [title, ...lines] = PROBLEMS[code] ?? ["The server will not", message || `It says: ${code}.`];
+  const [title, ...lines] = PROBLEMS[code] ?? ["The server refused", message || `It says: ${code}.`];
   return { title, lines };
 }

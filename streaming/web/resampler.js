@@ -1,9 +1,9 @@
 /**
- * Streaming change of sample rate by a windowed sinc in polyphase form (Kaiser, 1974): the same samples come out however
- * the stream is cut into blocks.
+ * Streaming change of sample rate by a windowed sinc in polyphase form (Kaiser, 1974): the same samples come out
+ * however the stream is cut into blocks.
  *
- * Output n is the input at time n * from / to, so streams stay aligned; it is only held back by LOOKAHEAD samples of the
- * lower rate, 1.3 ms at 24 kHz. Flat to 84 % of the lower Nyquist frequency, 80 dB down from there on.
+ * Output n is the input at time n * from / to, so streams stay aligned; it is only held back by LOOKAHEAD samples of
+ * the lower rate, 1.3 ms at 24 kHz. Flat to 84 % of the lower Nyquist frequency, 80 dB down from there on.
  */
 
 const LOOKAHEAD = 32;

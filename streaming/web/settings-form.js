@@ -4,7 +4,10 @@ import { parseSeed } from "./settings.js";
 
 const $ = (id) => document.getElementById(id);
 
-/** change(some): keeps settings; sampled(): what tokens are drawn by has changed; opened(): how the microphone is opened. */
+/**
+ * change(some): keeps settings; sampled(): what tokens are drawn by has changed; opened(): how the microphone is
+ * opened.
+ */
 export function bindSettings(settings, { change, sampled, opened }) {
   number("temperature", settings.temperature, (value) => value.toFixed(2), (temperature) => change({ temperature }), sampled);
   number("max-seconds", settings.maxSeconds, (value) => `${value} s`, (maxSeconds) => change({ maxSeconds }), sampled);

@@ -2,8 +2,10 @@
 
 const KEY = "settings";
 
-/** The ranges are the page's; the server allows more. seed: its digits, null draws a new one for every conversation. topP:
- * null is the model's. microphone: a device's id, "" is the browser's choice. */
+/**
+ * The ranges are the page's; the server allows more. seed: its digits, null draws a new one for every conversation.
+ * topP: null is the model's. microphone: a device's id, "" is the browser's choice.
+ */
 const RANGES = {
   temperature: [0, 2, 0.8],
   topK: [0, 2048, 30],

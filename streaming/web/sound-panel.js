@@ -1,8 +1,7 @@
 /** The panel "Sound": which microphone, how loud it is, whether it is heard, and how loud the page plays. */
 
+import { loudness } from "./audio.js";
 import { MICROPHONE } from "./words.js";
-
-const FLOOR_DB = -60;
 
 export class SoundPanel {
   #audio;
@@ -51,8 +50,7 @@ export class SoundPanel {
     const label = { off: "Try it", asking: "…", muted: "Unmute", on: idle ? "Turn off" : "Mute" }[microphone] ?? "Mute";
     if (mute.textContent !== label) mute.textContent = label;
     mute.disabled = microphone === "asking";
-    const db = 20 * Math.log10(Math.max(this.#audio.microphoneRms, 1e-6));
-    meter.style.setProperty("--level", Math.max(0, 1 - db / FLOOR_DB).toFixed(2));
+    meter.style.setProperty("--level", loudness(this.#audio.microphoneRms).toFixed(2));
   }
 
   #press() {

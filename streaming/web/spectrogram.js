@@ -1,14 +1,14 @@
 /**
  * The picture of a tape: both voices' spectra over one time line, each in its colour, with the hand-overs marked.
  *
- * A column of pixels stands for 10 ms. Each is computed when its time has come, and again if sound comes late, into a ring
- * wider than what is visible; a frame is drawn by laying the rings over one another with "now" at the right edge.
+ * A column of pixels stands for 10 ms. Each is computed when its time has come, and again if sound comes late, into a
+ * ring wider than what is visible; a frame is drawn by laying the rings over one another with "now" at the right edge.
  */
 
+import { SAMPLE_RATE as RATE } from "./protocol.js";
 import { MACHINE, YOU } from "./tape.js";
 import { BANDS, WINDOW, bands, heightOf, labelled } from "./spectrum.js";
 
-const RATE = 24_000;
 const HOP = 240;
 const COLUMNS = 2048;
 const SETTLED = 0.06 * RATE; // so long after their time both voices' samples are usually on the tape

@@ -1,6 +1,9 @@
-/** Loudness by frequency: a fast Fourier transform (radix 2) under a Hann window, gathered into bands as an ear would. */
+/**
+ * Loudness by frequency: a fast Fourier transform (radix 2) under a Hann window, gathered into bands as an ear would.
+ */
 
-const RATE = 24_000;
+import { SAMPLE_RATE as RATE } from "./protocol.js";
+
 export const WINDOW = 1024;
 export const BANDS = 144;
 const LOW_HZ = 70;
@@ -24,7 +27,10 @@ export function heightOf(hz) {
   return (mel(hz) - mel(LOW_HZ)) / (mel(HIGH_HZ) - mel(LOW_HZ));
 }
 
-/** Those frequencies whose labels have room in a picture so many pixels high: highest first, none over another or the edge. */
+/**
+ * Those frequencies whose labels have room in a picture so many pixels high: highest first, none over another or the
+ * edge.
+ */
 export function labelled(frequencies, deep, room) {
   let below = -Infinity; // where the last label ends
   return [...frequencies].sort((a, b) => b - a).filter((hz) => {

@@ -14,7 +14,7 @@
  * done one after another, in order.
  */
 
-import { AudioError } from "./audio.js";
+import { AudioError, loudness } from "./audio.js";
 import { ContinuationClient } from "./client.js";
 import { DEAD, DEAF, MicrophoneCheck } from "./microphone-check.js";
 import { FRAME, SAMPLE_RATE, encodeControl } from "./protocol.js";
@@ -24,7 +24,7 @@ import { MACHINE, Tape, YOU } from "./tape.js";
 const LEAD_MS = 400;
 const MAX_LATENCY_MS = 500;
 const MAX_PROMPT_SAMPLES = 300 * SAMPLE_RATE; // what can be repeated
-const TOO_SHORT = "That was too short to go on from: talk for as long as you hold the button.";
+const TOO_SHORT = "That was too short to go on from. Hold the button for as long as you talk.";
 const NOTHING_YET = { firstSoundMs: null, bufferMs: null, targetMs: null, underruns: 0, stepMs: null, seed: null, topP: null };
 
 /** A continuation that was asked for or is being played. Frames are the audio clock's. */
@@ -92,6 +92,7 @@ export class Talk {
   #seed = null; // the session's
   #takesKept = 0; // how many turns the server can go back to
   #takeAfter = null; // the turn that is being interrupted for another take
+  #dropped = 0; // samples of this session's speech that the server had to throw away
   #clock = null; // {frame, position}: where in the session's speech the microphone is
   #check = null; // whether the microphone gives a sound, while it is listened to
   #pressed = false; // whether a press waits for the microphone
@@ -100,8 +101,8 @@ export class Talk {
   #commands = Promise.resolve();
 
   /**
-   * audio: an `Audio`; openSocket, whyRefused: of `connection.js`; settings(): read anew for each turn; changed(): called
-   * after every change; told(text, {rank, topic}), withdrawn(topic): of `Notes`.
+   * audio: an `Audio`; openSocket, whyRefused: of `connection.js`; settings(): read anew for each turn; changed():
+   * called after every change; told(text, {rank, topic}), withdrawn(topic): of `Notes`.
    */
   constructor({ audio, openSocket, whyRefused, settings, changed, told, withdrawn }) {
     [this.#audio, this.#openSocket, this.#whyRefused] = [audio, openSocket, whyRefused];
@@ -128,7 +129,10 @@ export class Talk {
     return this.#source === "file";
   }
 
-  /** What becomes of what the microphone hears: "off", "asking", "muted", "heard" (it goes to the server), "on" (it does not). */
+  /**
+   * What becomes of what the microphone hears: "off", "asking", "muted", "heard" (it goes to the server), "on" (it does
+   * not).
+   */
   get microphone() {
     if (this.phase === "asking") return "asking";
     if (!this.#audio.hasMicrophone) return "off";
@@ -391,7 +395,7 @@ export class Talk {
     this.#setPhase("connecting");
     await this.#audio.open();
     this.tape ??= new Tape(this.#audio.rate);
-    this.#vad = vad;
+    [this.#vad, this.#dropped] = [vad, 0];
     const { maxSeconds, silenceMs, seed: chosen } = this.#settings();
     this.#seed = seed ?? chosen ?? drawSeed();
     this.figures = { ...this.figures, seed: this.#seed };
@@ -676,7 +680,8 @@ export class Talk {
         this.#changed();
         break;
       case "input.dropped":
-        this.#told(`The server is too slow: ${seconds(event.samples)} s of what you said were lost.`, {
+        this.#dropped += event.samples;
+        this.#told(`The server is too slow: it has lost ${duration(this.#dropped)} of what you said.`, {
           rank: "warning",
           topic: "server",
         });
@@ -690,6 +695,10 @@ export class Talk {
         break;
       case "restored":
         this.away = false;
+        if (event.turn !== null) {
+          this.#goBack(event.turn);
+          break;
+        }
         this.#told(`The connection broke and was restored after ${(event.afterMs / 1000).toFixed(1)} s: nothing is lost.`, {
           topic: "connection",
         });
@@ -699,6 +708,24 @@ export class Talk {
         this.#onDisconnected(event);
         break;
     }
+  }
+
+  /** The server died, and another one goes on: nothing of this turn is there any more. */
+  async #goBack(turn) {
+    this.#told("The server failed, and another one goes on. What was said since its last answer is lost.", {
+      rank: "warning",
+      topic: "connection",
+    });
+    this.#takeAfter = null;
+    const [session, spoken] = [this.#session, this.#spoken];
+    if (spoken !== null && spoken.turn >= turn) {
+      this.#spoken = null;
+      const heard = (await this.#audio.stopPlayback()) ?? spoken.reported;
+      if (session !== this.#session) return;
+      this.#remember(spoken, heard);
+      this.#setPhase(this.#vad ? "talking" : "ready");
+    }
+    this.#changed();
   }
 
   async #waitInLine() {
@@ -727,6 +754,7 @@ export class Talk {
       this.#fail(code, message);
       return;
     }
+    if (reply === "interrupt" && this.#takeAfter === null) return; // it has gone by its own clock meanwhile
     this.#told(`The server says: ${message}`, { rank: "warning" });
     const refused = code === "empty_prompt" || reply === "take" || (reply === "interrupt" && this.#takeAfter !== null);
     if (refused && this.phase === "waiting") {
@@ -759,7 +787,7 @@ export class Talk {
     if (turn !== spoken?.turn) return;
     spoken.underrunsBefore ??= underruns;
     if (underruns > this.figures.underruns) {
-      this.#told(`The sound came too late. From here on ${targetMs} ms of it are kept in reserve.`, { topic: "buffer" });
+      this.#told(`Sound came too late and left a gap. From now on ${targetMs} ms are held in reserve.`, { topic: "buffer" });
     }
     this.figures = { ...this.figures, bufferMs: (1000 * buffered) / SAMPLE_RATE, targetMs, underruns };
     this.level = level(pcm);
@@ -815,12 +843,10 @@ export class Talk {
   }
 }
 
-/** Loudness (RMS) from 0, at -60 dB or less, to 1 at full scale. */
-export function level(pcm) {
+function level(pcm) {
   let sum = 0;
   for (const sample of pcm) sum += sample * sample;
-  const rms = Math.sqrt(sum / Math.max(1, pcm.length)) / 32768;
-  return Math.max(0, 1 + Math.log10(Math.max(rms, 1e-6)) / 3);
+  return loudness(Math.sqrt(sum / Math.max(1, pcm.length)) / 32768);
 }
 
 function join(parts) {
@@ -843,4 +869,9 @@ function compare(before, now) {
 
 function seconds(samples) {
   return (samples / SAMPLE_RATE).toFixed(1);
+}
+
+function duration(samples) {
+  const ms = Math.ceil((1000 * samples) / SAMPLE_RATE);
+  return ms < 1000 ? `${ms} ms` : `${seconds(samples)} s`;
 }

@@ -5,9 +5,10 @@
  * nothing is going on it stands still, so that pauses between turns are not kept. Bounded: the last ten minutes.
  */
 
+import { SAMPLE_RATE as RATE } from "./protocol.js";
+
 export const YOU = 0;
 export const MACHINE = 1;
-const RATE = 24_000;
 const BLOCK = RATE;
 const MAX_BLOCKS = 600;
 const PAUSE = RATE / 5; // between two stretches

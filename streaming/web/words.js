@@ -17,7 +17,7 @@ export function words(talk, { handsFree, server, gestured }) {
   switch (phase) {
     case "asking":
       if (!talk.asking) return says("…", "Opening the microphone", "");
-      return says("…", "May it hear you?", "Your browser asks: allow the microphone. Until then nothing is heard.");
+      return says("…", "May it hear you?", "Your browser asks for the microphone: allow it. Until then nothing is heard.");
     case "connecting":
       if (!gestured) return says("…", "Click anywhere", "A browser plays no sound before the first click.");
       return says(holding(talk) ?? "Cancel", "Connecting", "What you say is kept until it can be sent.");
@@ -36,9 +36,9 @@ export function words(talk, { handsFree, server, gestured }) {
       if (talk.handsFree) return says(STOP, "It goes on", "Speak to interrupt it. Wear headphones, or it hears itself.");
       return says("Interrupt", "It goes on", "Hold and talk to interrupt it.");
     case "replaying":
-      return says(handsFree ? "Listen" : HOLD, "Playing it again", "Esc stops it.");
+      return says(handsFree ? "Listen" : HOLD, "Playing it again", "Press Stop to end it.");
     case "ready":
-      if (!talk.handsFree) return says(HOLD, "Your turn", "It remembers what you said and what you heard of it.");
+      if (!talk.handsFree) return says(HOLD, "Your turn", "It remembers what you said, and what you heard it say.");
       if (talk.microphone === "muted") return says(STOP, "Muted", "Nothing is heard until you press Unmute.");
       return says(STOP, "Listening", "Just talk. Pause, and it goes on.");
     case "problem":
@@ -69,11 +69,17 @@ function picked({ phase, grip, asking, place, playingFile, handsFree, microphone
   return { phase, grip, asking, place, playingFile, handsFree, microphone };
 }
 
+/** What one might say to this model, as a sentence; "" where nobody knows. */
+export function suggestion(suggestions) {
+  if (suggestions.length === 0) return "";
+  return `Try saying ${new Intl.ListFormat("en", { type: "disjunction" }).format(suggestions.map((one) => `“${one}”`))}.`;
+}
+
 /** What becomes of what the microphone hears. */
 export const MICROPHONE = {
   off: "Off",
   asking: "Asking",
-  on: "On, not heard",
-  heard: "On: you are heard",
+  on: "On, not sent",
+  heard: "You are heard",
   muted: "Muted",
 };

@@ -118,13 +118,13 @@ def test_at_rest_nothing_is_said_or_played_and_the_settings_stay() -> None:
     talk = Talk(turn_taking="vad", max_seconds=3.0)
     talk.voice(0.9, 0.9, 0.9, 0.9)
     told = talk.conversation.books(talk.now)
-    rest = told.at_rest(9000, 4, told.applied)
+    rest = told.at_rest(4)
     rest.check(4, False)
-    assert (rest.position, rest.turn, rest.max_seconds, rest.playback) == (9000, 4, 3.0, None)
+    assert (rest.position, rest.turn, rest.max_seconds, rest.playback) == (told.position, 4, 3.0, None)
     assert rest.taker is not None and rest.taker.state == "idle"
     went = Talk(turn_taking="vad", max_seconds=3.0)
-    went.position = 9000
+    went.position = told.position + 9000
     went.conversation._go_on_with(rest, went.now)
     went.voice(0.9, 0.9, 0.9, 0.9)
     assert [reply.turn for reply in went.told() if reply.type == "speech.started"] == [4]
-    assert went.engine.frames
+    assert went.engine.frames and not went.conversation.books(went.now).anew

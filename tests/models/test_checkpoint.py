@@ -17,11 +17,12 @@ from streaming import loading
 from streaming.config import LlamaConfig
 from streaming.errors import CheckpointError, HubUnreachableError, StreamingError
 from streaming.models import checkpoint
-from streaming.models.checkpoint import TensorSource, locate, read_config
+from streaming.models.checkpoint import ModelNotice, TensorSource, locate, read_config, read_notice
 from tests.reference import CPU, load_codec, load_decoder
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+NOTICE = "model_notice.json"
 
 
 def source(folder: Path, dtype: torch.dtype = torch.float32) -> TensorSource:
@@ -278,7 +279,7 @@ def test_models_that_do_not_belong_together_are_refused(
     """Pins a server that starts and speaks noise, or fails at its first frame."""
     models = loading.load_models(decoder_dir, codec_dir, "cpu")
     assert models.codec.num_codebooks == models.decoder.num_codebooks == 4
-    assert models.notice is None
+    assert models.notice == ModelNotice(), "most say nothing of themselves"
     with pytest.raises(CheckpointError, match="do not belong together"):
         loading.load_models(decoder_checkpoint(num_codebooks=8), codec_checkpoint(num_quantizers=4), "cpu")
     with pytest.raises(CheckpointError, match=r"lacks <64_0>"):
@@ -287,6 +288,49 @@ def test_models_that_do_not_belong_together_are_refused(
         loading.load_models(codec_dir, codec_dir, "cpu")
     with pytest.raises(CheckpointError, match="not a Mimi codec"):
         loading.load_models(decoder_dir, decoder_dir, "cpu")
+
+
+def test_a_model_says_what_it_does_and_what_one_might_say_to_it(copy: Path) -> None:
+    """What a person had to know was written in the code, for the demo alone."""
+    assert read_notice(copy) == ModelNotice()
+    (copy / NOTICE).write_text(
+        '{"notice": "It counts.", "suggestions": ["one, two", "Montag, Dienstag, früh"]}', "utf-8"
+    )
+    assert read_notice(copy) == ModelNotice("It counts.", ("one, two", "Montag, Dienstag, früh"))
+    (copy / NOTICE).write_text('{"suggestions": ["one"]}')
+    assert read_notice(copy) == ModelNotice(None, ("one",))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        '{"notice": 3}',
+        '{"notice": ""}',
+        '{"notice": "two\\nlines"}',
+        '{"notice": "\\u001b[2J"}',
+        json.dumps({"notice": "x" * 301}),
+        '{"suggestions": "one"}',
+        '{"suggestions": [1]}',
+        '{"suggestions": [""]}',
+        '{"suggestions": ["one\\u0007"]}',
+        json.dumps({"suggestions": ["x" * 81]}),
+        json.dumps({"suggestions": ["one"] * 9}),
+        '{"suggestion": ["one"]}',
+    ],
+)
+def test_a_notice_that_is_none_is_refused(copy: Path, text: str) -> None:
+    """It is shown to people as it stands: control characters of somebody's file would reach their terminals."""
+    (copy / NOTICE).write_text(text)
+    with pytest.raises(CheckpointError, match=NOTICE):
+        read_notice(copy)
+
+
+def test_the_demo_says_what_it_does_and_suggests_what_it_can() -> None:
+    """Whoever changes its weights changes the file beside them; what it suggests is what its page says it does."""
+    said = read_notice(Path(loading.__file__).parent / "demo" / "voice" / "decoder")
+    assert said.notice is not None and said.notice.startswith("The demo model")
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "nonsense", "cpu:x", "meta"])

@@ -82,6 +82,7 @@ class Engine:
     context_frames: int = 64
     rewind_frames: int = 16
     notice: str | None = None
+    suggestions: tuple[str, ...] = ()
     sampling: Sampling = field(default_factory=Sampling)
 
 

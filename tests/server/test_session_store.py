@@ -1,15 +1,18 @@
-"""Sessions that outlive their server: a store that servers share, and clients that come back to whichever they reach."""
+"""Sessions that outlive their server: a store that servers share, and clients that come back to any of them."""
 
 from __future__ import annotations
 
 import asyncio
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
 
 from streaming.audio import FRAME
 from streaming.client.client import Audio, ContinuationClient
@@ -17,11 +20,30 @@ from streaming.client.dialing import ServerAddress
 from streaming.client.resumable_connection import ConnectionLost, ConnectionRestored
 from streaming.engine.engine import Engine
 from streaming.errors import SnapshotError
-from streaming.protocol.messages import SamplingOptions, SessionStart, TurnDone
+from streaming.protocol.messages import (
+    SamplingOptions,
+    SessionRefused,
+    SessionResume,
+    SessionStart,
+    SessionStarted,
+    TurnDone,
+    decode_server,
+    encode,
+)
+from streaming.server import session_store
+from streaming.server.door.bind import check_bind
+from streaming.server.door.gatekeeper import Gatekeeper
 from streaming.server.door.session_key import SessionKey
-from streaming.server.session_store import SessionMovingError, SessionStore, StoreError
+from streaming.server.door.tokens import Tokens
+from streaming.server.session_store import (
+    SessionLostError,
+    SessionMovingError,
+    SessionStore,
+    StoredSession,
+    StoreError,
+)
 from tests.engine.stub_step import StubStep
-from tests.server.live_server import LiveServer, run, serving
+from tests.server.live_server import LiveServer, client, run, serving
 
 KEY, OTHER_KEY = SessionKey("k" * 32), SessionKey("o" * 32)
 SPEECH = (np.arange(20 * FRAME) % 251).astype(np.int16)
@@ -29,7 +51,16 @@ FRAMES = 30
 
 
 def entries(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if path.is_file()]
+    """All but what says which servers live."""
+    return [path for path in folder.rglob("*") if path.is_file() and path.parent.name != "owners"]
+
+
+def gone(folder: Path) -> bool:
+    """Whether nothing is left a moment after a session is over."""
+    deadline = time.monotonic() + 20
+    while entries(folder) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return not entries(folder)
 
 
 @contextmanager
@@ -120,10 +151,11 @@ def test_a_session_goes_on_at_another_server_without_a_lost_or_doubled_sample(
             await went.until()
             assert went.heard() == stayed
             assert went.lost == went.restored == 1
-        assert not entries(tmp_path), "what was taken is still there"
+            assert not [path for path in entries(tmp_path) if path.parent.name != "turns"], "it was not deleted"
 
     with server(SessionStore(str(tmp_path), key)) as one, server(SessionStore(str(tmp_path), key)) as other:
         run(talk(one, other))
+        assert gone(tmp_path), "a session that is over is still there"
 
 
 def test_a_session_whose_connection_breaks_is_found_at_any_server(tmp_path: Path) -> None:
@@ -194,6 +226,7 @@ def test_one_of_two_servers_gets_a_session_and_the_claim_can_be_given_back(tmp_p
         with pytest.raises(SessionMovingError):
             await one.take("n" * 64)
         await other.delete("n" * 64)
+        await other.forget_turn("n" * 64)
         assert await one.take("n" * 64) is None and not entries(tmp_path)
 
     run(test())
@@ -243,3 +276,116 @@ def test_a_store_that_cannot_be_is_told_in_a_sentence(tmp_path: Path) -> None:
     for url in (str(tmp_path / "file"), "nosuch://place"):
         with pytest.raises(StoreError, match="session store"):
             SessionStore(url, None)
+
+
+def test_a_server_that_was_taken_for_dead_gives_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pins a session that two servers have: one was only slow to say that it lives."""
+    monkeypatch.setattr(session_store, "DEAD_S", 0.3)
+
+    async def test() -> None:
+        slow, other, third = (SessionStore(str(tmp_path), KEY) for _ in range(3))
+        name = "n" * 64
+        await slow.beat()
+        await slow.put_turn(name, b"turn")
+        for taker in (other, third):
+            with pytest.raises(SessionMovingError):
+                await taker.take(name)
+        await asyncio.sleep(0.2)
+        await slow.beat()
+        await asyncio.sleep(0.2)
+        with pytest.raises(SessionMovingError):
+            await other.take(name)  # it has been seen alive since
+        await asyncio.sleep(0.4)
+        taken = await asyncio.gather(other.take(name), third.take(name), return_exceptions=True)
+        assert sorted(type(each).__name__ for each in taken) == ["SessionMovingError", "StoredSession"]
+        (found,) = (each for each in taken if isinstance(each, StoredSession))
+        assert (found.data, found.owner) == (b"turn", slow.mark)
+        for put in (slow.put_turn, slow.put):
+            with pytest.raises(SessionLostError):
+                await put(name, b"later")
+        assert not list((tmp_path / "sessions").iterdir())
+
+    run(test())
+
+
+def test_finished_turns_of_living_servers_do_not_expire(tmp_path: Path) -> None:
+    """Pins a long turn, in whose middle the turn before is deleted, and voices that outlive a dead server for ever."""
+
+    async def test() -> None:
+        living, dead = SessionStore(str(tmp_path), None), SessionStore(str(tmp_path), None)
+        for store, name in ((living, "a" * 64), (dead, "b" * 64)):
+            await store.beat()
+            await store.put_turn(name, b"turn")
+        for now in range(0, 300, 10):
+            await living.beat()
+            await living.sweep(60, now)
+        assert [path.name[0] for path in entries(tmp_path)] == ["a"]
+        assert [path.name for path in (tmp_path / "owners").iterdir()] == [living.mark]
+
+    run(test())
+
+
+def test_a_session_in_the_store_is_its_holders_alone_and_of_its_model_alone(tmp_path: Path) -> None:
+    """Pins a voice that whoever learned a resume token gets, and one that is lost because the wrong one asked."""
+    ann, bob = "a" * 24, "b" * 24
+    bind = check_bind("127.0.0.1", None, tls=False, insecure_plaintext=False)
+
+    def token(value: str) -> dict[str, object]:
+        return {"additional_headers": {"Authorization": f"Bearer {value}"}}
+
+    async def ask(url: str, resume: SessionResume, who: str) -> str:
+        async with connect(url, compression=None, **token(who)) as socket:
+            await socket.send(encode(resume))
+            answer = decode_server(await socket.recv())
+            socket.transport.abort()
+            return answer.code if isinstance(answer, SessionRefused) else answer.type
+
+    async def talk(one: LiveServer, other: LiveServer, unlike: LiveServer, revoked: LiveServer) -> None:
+        async with client(one.url, start("fast"), **token(ann)) as session:
+            (started,) = session.said
+            assert isinstance(started, SessionStarted) and started.resume is not None
+            await session.hear(SPEECH)
+            one.stop()
+            await session.socket.wait_closed()
+        resume = SessionResume(token=started.resume.token, received=0, position=len(SPEECH))
+        while (said := await ask(other.url, resume, bob)) == "session_moving":
+            await asyncio.sleep(0.05)
+        assert said == "session_expired"
+        assert await ask(unlike.url, resume, ann) == "bad_snapshot"
+        with pytest.raises(InvalidStatus) as refused:
+            await ask(revoked.url, resume, ann)
+        assert refused.value.response.status_code == 401
+        assert await ask(other.url, resume, ann) == "session.resumed"
+
+    with ExitStack() as stack:
+        servers = []
+        both = f"ann:{ann}\nbob:{bob}", "stub"
+        for text, model in (both, both, (f"ann:{ann}", "another"), (f"bob:{bob}", "stub")):
+            engine = stack.enter_context(Engine(StubStep(2, rewind_frames=16, identity=model), "stub"))
+            keeper = Gatekeeper(bind, Tokens.from_text(text))
+            store = SessionStore(str(tmp_path), KEY)
+            servers.append(stack.enter_context(serving(engine, keeper, store=store, resume_s=20.0)))
+        run(talk(*servers))
+
+
+def test_a_store_in_memory_does_as_a_folder_does() -> None:
+    """Pins a store that works in folders only, where fsspec promises any place."""
+
+    async def talk(one: LiveServer, other: LiveServer) -> None:
+        stayed = await whole(other.url, "fast")
+        async with ContinuationClient.connect(one.url, start("fast")) as session:
+            went = Roaming(session)
+            went.goes_to(other.url)
+            await session.send(SPEECH)
+            await session.speak()
+            await went.until(7 * FRAME)
+            one.stop()
+            await went.until()
+            await session.send(SPEECH[:FRAME])
+            await session.speak()
+            await went.until()
+            assert went.heard() == stayed
+
+    with server(SessionStore("memory://sessions-of-a-test", KEY)) as one:
+        with server(SessionStore("memory://sessions-of-a-test", KEY)) as other:
+            run(talk(one, other))

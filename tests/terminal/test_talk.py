@@ -54,10 +54,17 @@ from tests.terminal.witness import Witness
 
 
 class FakeMicrophone:
+    """In a quiet room. peak: of the noise that it gives."""
+
     dropped_ms = 40.0
 
-    def pieces(self) -> AsyncIterator[NDArray[np.int16]]:
-        return silence_pieces()
+    def __init__(self, peak: int = 8) -> None:
+        self._peak = peak
+
+    async def pieces(self) -> AsyncIterator[NDArray[np.int16]]:
+        async for piece in silence_pieces():
+            piece[::2] = self._peak
+            yield piece
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:
@@ -604,6 +611,49 @@ class TestMicrophone:
 
         run(test())
         assert soundfile.info(tmp_path / "out.wav").frames == 2 * 5 * FRAME, "of two prompts, a take each"
+
+    @pytest.mark.parametrize("suggestions", [(), ("one, two", "Monday", "A B C")])
+    def test_what_one_might_say_is_said_before_one_speaks(self, tmp_path: Path, suggestions: tuple[str, ...]) -> None:
+        """Who was not told what a demo recites from talked of something else, and heard it babble."""
+
+        async def test() -> None:
+            view = Witness()
+
+            async def keys() -> AsyncIterator[Key]:
+                await view.until("listening")
+                yield Key.RELEASED  # means nothing here
+
+            step = StubStep(1, rewind_frames=16)
+            with Engine(step, "stub", suggestions=suggestions) as engine, serving(engine) as server:
+                async with ContinuationClient.connect(server.url, SessionStart(max_seconds=0.2)) as client:
+                    talk = Talk(client, view, turn_taking="manual", loudspeaker=loudspeaker(), output=None, record=None)
+                    await talk.run_microphone(FakeMicrophone(), keys())
+            names = [name for name, _ in view.events]
+            told = [fields["message"] for name, fields in view.events if name == "notice"]
+            assert told == (['Try saying "one, two", "Monday" or "A B C".'] if suggestions else [])
+            assert not told or names.index("notice") < names.index("listening")
+
+        run(test())
+
+    @pytest.mark.parametrize(("peak", "dead"), [(0, True), (3, True), (4, False)])
+    def test_a_microphone_that_gives_nothing_is_told_of_once(self, peak: int, dead: bool) -> None:
+        """Whoever talked into one that was muted heard an answer to silence, and was told nothing."""
+
+        async def test() -> None:
+            view = Witness()
+
+            async def keys() -> AsyncIterator[Key]:
+                await view.until("listening")
+                await asyncio.sleep(2.0 if dead else 1.7)
+                yield Key.RELEASED  # means nothing here
+
+            async with fake_server(frames=2) as server, ContinuationClient.connect(server.url) as client:
+                talk = Talk(client, view, turn_taking="manual", loudspeaker=loudspeaker(), output=None, record=None)
+                await talk.run_microphone(FakeMicrophone(peak), keys())
+            told = [fields["message"] for name, fields in view.events if name == "notice"]
+            assert [message.partition(".")[0] for message in told] == ["The microphone gives nothing"] * dead
+
+        run(test())
 
     def test_a_server_without_takes_is_said_to_be(self, tmp_path: Path) -> None:
         async def test() -> None:

@@ -88,6 +88,11 @@ def shown(width: int, meters: Meters) -> str:
     return console.file.getvalue()
 
 
+def test_a_level_is_never_minus_nothing() -> None:
+    """Full scale was "-0 dB"."""
+    assert " 0 dB" in shown(80, Meters(input_dbfs=-0.3)) and "-0 dB" not in shown(80, Meters(input_dbfs=-0.3))
+
+
 def test_a_lost_connection_is_a_state() -> None:
     """It was a line that scrolled away, above a meter that went on as if nothing had happened."""
     away = shown(100, Meters(state="speaking", away_seconds=12.3, kept_input_ms=2_500.0))

@@ -154,6 +154,36 @@ test("a connection that broke is restored, and each side says again what the oth
   assert.equal(sockets[0].closed, 1005, "now that the session is elsewhere");
 });
 
+test("a session whose server died goes on from its last finished turn, and says nothing again that was lost", (t) => {
+  const { session, sockets, events, pass } = resumable(t);
+  session.hear(new Int16Array(480).fill(1));
+  session.speak();
+  sockets[0].speak(1, 0, 10);
+  sockets[0].say({ type: "turn.done", turn: 1 });
+  session.hear(new Int16Array(480).fill(2));
+  session.speak();
+  sockets[0].speak(2, 0, 10);
+  session.played(2, 5, 0);
+  sockets[0].end(1006);
+  session.hear(new Int16Array(480).fill(3));
+  pass(100);
+  const [, again] = sockets;
+  again.open();
+  again.say({ type: "session.resumed", received: 0, turn: 2 });
+  assert.deepEqual([again.heard(), again.said().length, session.turn], [[], 1, 2]);
+  assert.deepEqual([events.at(-1).type, events.at(-1).turn], ["restored", 2]);
+  session.hear(new Int16Array(480).fill(4));
+  assert.deepEqual(again.heard().map(({ turn, position, pcm }) => [turn, position, pcm[0]]), [[2, 1440, 4]]);
+  again.speak(2, 0, 10);
+  assert.equal(events.at(-1).type, "audio", "the turn's audio begins anew");
+  again.end(1006);
+  pass(100);
+  sockets[2].open();
+  assert.deepEqual(sockets[2].said(), [{ type: "session.resume", token: "secret", received: 1, position: 1920 }]);
+  sockets[2].say({ type: "session.resumed", received: 1 });
+  assert.deepEqual([sockets[2].heard(), events.at(-1).turn], [[], null], "both sides count anew");
+});
+
 test("what has arrived is said, and what the server has is forgotten", (t) => {
   const { session, sockets, pass } = resumable(t);
   for (let piece = 0; piece < 70; piece++) session.hear(new Int16Array(10).fill(piece));

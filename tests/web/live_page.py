@@ -32,10 +32,12 @@ class Served:
 
 
 @contextmanager
-def served(slots: int = 4, keeper: Gatekeeper | None = None, **options: Any) -> Iterator[Served]:
-    """A server with `ServerOptions`."""
+def served(
+    slots: int = 4, keeper: Gatekeeper | None = None, suggestions: tuple[str, ...] = (), **options: Any
+) -> Iterator[Served]:
+    """A server with `ServerOptions`. suggestions: what its model might be told."""
     step = VoiceStep(slots, delay_s=lambda: 0.005)
-    with Engine(step, "stub", NOTICE) as engine, serving(engine, keeper, **options) as live:
+    with Engine(step, "stub", NOTICE, suggestions=suggestions) as engine, serving(engine, keeper, **options) as live:
         yield Served(live, engine, step)
 
 

@@ -7,7 +7,7 @@ import { DEAD, DEAF, MicrophoneCheck } from "../../streaming/web/microphone-chec
 import { Notes } from "../../streaming/web/notes.js";
 import { PROBLEMS, explain } from "../../streaming/web/problems.js";
 import { loadSettings, parseSeed, saveSettings } from "../../streaming/web/settings.js";
-import { words } from "../../streaming/web/words.js";
+import { suggestion, words } from "../../streaming/web/words.js";
 import { BANDS, WINDOW, bands, heightOf, labelled } from "../../streaming/web/spectrum.js";
 
 function storage(text = null) {
@@ -102,6 +102,12 @@ test("every state has words, and a server without room is never ready", () => {
   assert.equal(at({ phase: "talking", grip: "held", away: true }).state, "The connection broke");
   assert.equal(at({ phase: "talking", grip: "latched" }).label, "Press to hand over");
   assert.equal(at({ phase: "talking", grip: "held", microphone: "muted" }).state, "You are muted");
+});
+
+test("what one might say is one sentence, whatever there is of it", () => {
+  assert.equal(suggestion([]), "");
+  assert.equal(suggestion(["one, two, three"]), "Try saying “one, two, three”.");
+  assert.equal(suggestion(["a, b, c", "one, two", "Monday"]), "Try saying “a, b, c”, “one, two”, or “Monday”.");
 });
 
 test("a label of the picture is left out where it would cover another one or be cut", () => {

@@ -584,6 +584,29 @@ test("a connection that is lost, one to a server that stops, and one that never 
   }
 });
 
+test("when a server died in a turn, the turn ends, what is lost is told, and one can talk again", async () => {
+  const { audio, talk, sockets, notes } = begin();
+  await talk.press();
+  sockets[0].open();
+  sockets[0].say({ type: "session.started", turn: 1, notice: null, resume: { token: "x", seconds: 30, window: 256 } });
+  audio.talk(400);
+  await talk.letGo();
+  sockets[0].say({ type: "turn.speaking", turn: 1 });
+  sockets[0].speak(1, 0, FRAME);
+  sockets[0].end(1006);
+  await new Promise((resolve) => setTimeout(resolve, 50));
+  sockets[1].open();
+  sockets[1].say({ type: "session.resumed", received: 0, turn: 1 });
+  await settled();
+  assert.deepEqual([talk.phase, talk.away, talk.problem], ["ready", false, null]);
+  assert.match(notes.at(-1), /another one goes on/);
+  await talk.press();
+  audio.talk(400);
+  await talk.letGo();
+  assert.deepEqual([talk.phase, sockets[1].said().at(-1).turn], ["waiting", 1]);
+  talk.end?.();
+});
+
 test("what was said before the connection was lost can be said again", async () => {
   const { audio, talk, sockets, socket, start } = await spoken();
   audio.play(FRAME);
@@ -697,6 +720,24 @@ test("another take goes on from the same words with another seed, and the one th
   await talk.letGo();
   assert.deepEqual(socket.said().at(-1), { type: "speak", turn: 3 });
   assert.deepEqual(talk.takes, [], "other words have takes of their own");
+});
+
+test("nobody is told of an interruption that the server has got over by its own clock", async () => {
+  // On a machine that was too slow a person read "turn 1 is not being spoken, nor was it last".
+  const { talk, notes, socket } = await spoken();
+  socket.say({ type: "error", code: "bad_state", message: "over", fatal: false, in_reply_to: "interrupt" });
+  assert.deepEqual([talk.phase, notes], ["waiting", []]);
+});
+
+test("what a slow server has lost is told in one sum, and never as nothing", async () => {
+  // It said that 0.0 s were lost.
+  const { about, socket } = await spoken();
+  const lost = (samples) => {
+    socket.say({ type: "input.dropped", turn: 1, samples });
+    return about.shown.text;
+  };
+  assert.equal(lost(960), "The server is too slow: it has lost 40 ms of what you said.");
+  assert.equal(lost(48_000), "The server is too slow: it has lost 2.0 s of what you said.");
 });
 
 test("a take that the server cannot give leaves the talk as it is", async () => {

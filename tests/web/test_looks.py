@@ -160,6 +160,21 @@ def test_the_button_is_the_largest_thing_and_in_sight(page: Page, size: tuple[in
     assert button > 1.5 * max(others)
 
 
+@pytest.mark.parametrize("size", [DESKTOP, LOW, TELEPHONE, SIDEWAYS], ids=["800", "650", "telephone", "sideways"])
+@pytest.mark.parametrize("text", ["Off", "On, not sent", "You are heard"])
+def test_whether_the_microphone_is_open_is_always_in_sight(page: Page, size: tuple[int, int], text: str) -> None:
+    """Hands-free, a telephone showed it below the picture. It stands beside the way, in one line: nothing moves."""
+    page.look(*size, mobile=size in (TELEPHONE, SIDEWAYS))
+    _dress(page, "speaking")
+    page.evaluate(f"document.querySelector('#microphone-state').textContent = {text!r}; scrollTo(0, 0)")
+    (open_at, open_right), (ways_at, ways_right) = page.evaluate(
+        "['.open', '.switch'].map((it) => document.querySelector(it).getBoundingClientRect())"
+        ".map((r) => [(r.top + r.bottom) / 2, r.right])"
+    )
+    assert abs(open_at - ways_at) < 2 and open_at < size[1]
+    assert ways_right < open_right <= size[0]
+
+
 @pytest.mark.parametrize("size", [DESKTOP, LOW], ids=["800", "650"])
 def test_there_is_one_left_edge(page: Page, size: tuple[int, int]) -> None:
     """Three of them made the page look thrown together."""

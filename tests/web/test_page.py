@@ -31,7 +31,7 @@ from tests.server.certificate import self_signed
 from tests.server.cut_proxy import CutProxy, cut_proxy
 from tests.server.live_server import LiveServer
 from tests.web.browser import Page, chromium
-from tests.web.live_page import OTHER_HOST, Served, keep, open_page, served, talk
+from tests.web.live_page import NOTICE, OTHER_HOST, Served, keep, open_page, served, talk
 
 TOKEN = "a-token-of-24-characters"  # noqa: S105
 STRANGER = "not-one-of-those-we-know"
@@ -386,6 +386,8 @@ def test_a_server_that_goes_away(page: Page) -> None:
     with page.holding_space():
         page.wait_for("document.querySelector('#problem-title').innerText === 'The server does not answer'")
     page.wait_for("document.querySelector('#server').dataset.state === 'gone'")
+    assert page.text("#server-text") == "stub: no answer"
+    assert page.text("#notice") == NOTICE, "it went with the server, and the page below it moved"
     keep(page, "gone")
 
 
@@ -458,7 +460,7 @@ def test_a_proxy_that_passes_no_websockets_is_not_taken_for_a_server_that_is_gon
     open_page(page, server.live)
     with page.holding_space():
         page.wait_for_phase("problem")
-    assert page.text("#problem-title") == "No way through for speech"
+    assert page.text("#problem-title") == "Speech cannot get through"
 
 
 def test_a_token_is_asked_for_and_kept_in_this_tab_only(page: Page) -> None:

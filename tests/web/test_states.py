@@ -85,7 +85,7 @@ def test_the_question_is_a_state_of_its_own_and_who_keeps_holding_then_talks(pag
         page.wait_for("window.asked === 1")
         page.evaluate("window.allow()")
         page.wait_for_phase("talking")
-        assert page.text("#microphone-state") == "On: you are heard"
+        assert page.text("#microphone-state") == "You are heard"
         time.sleep(LONGER_THAN_A_TAP_S)
     page.wait_for_phase("speaking")
 
@@ -102,7 +102,7 @@ def test_who_lets_go_to_allow_the_microphone_is_told_to_begin_now(page: Page, se
     page.evaluate("window.allow()")
     _note(page, "The microphone is on. Now hold the button and talk.")
     page.wait_for_phase("idle")
-    assert page.text("#microphone-state") == "On, not heard"
+    assert page.text("#microphone-state") == "On, not sent"
     page.wait_for("Number(document.querySelector('#meter').style.getPropertyValue('--level')) > 0")
     talk(page, LONGER_THAN_A_TAP_S)
     page.wait_for_phase("speaking")
@@ -163,7 +163,7 @@ def test_the_microphone_that_is_chosen_is_opened_and_kept(page: Page, server: Se
         "list.dispatchEvent(new Event('change', {bubbles: true})); return list.value; })()"
     )
     page.click("#mute")  # "Try it": no conversation is needed to see the level
-    page.wait_for("document.querySelector('#microphone-state').innerText === 'On, not heard'")
+    page.wait_for("document.querySelector('#microphone-state').innerText === 'On, not sent'")
     assert page.evaluate("window.wanted") == [chosen]
     assert page.evaluate("window.track.getSettings().deviceId") == chosen
     with page.holding_space():
@@ -173,7 +173,7 @@ def test_the_microphone_that_is_chosen_is_opened_and_kept(page: Page, server: Se
             "list.dispatchEvent(new Event('change', {bubbles: true})); })()"
         )
         page.wait_for("window.wanted.length === 2")
-        page.wait_for("document.querySelector('#microphone-state').innerText === 'On: you are heard'")
+        page.wait_for("document.querySelector('#microphone-state').innerText === 'You are heard'")
         time.sleep(LONGER_THAN_A_TAP_S)
     page.wait_for_phase("speaking")
     assert server.engine.stats().sessions == 1
@@ -204,7 +204,7 @@ def test_a_muted_microphone_gives_silence_and_says_so(page: Page, server: Served
     assert page.evaluate("window.track.enabled") is False
     assert page.text("#mute") == "Unmute"
     page.click("#mute")
-    page.wait_for("document.querySelector('#microphone-state').innerText === 'On: you are heard'")
+    page.wait_for("document.querySelector('#microphone-state').innerText === 'You are heard'")
     assert page.evaluate("window.track.enabled") is True
 
 
@@ -245,6 +245,25 @@ def test_what_the_model_does_is_said_before_the_press_and_nothing_moves(page: Pa
     page.evaluate("document.querySelector('#top-k').value = '99999'")
     assert page.evaluate(f"[{where}, {row}]") == before
     assert page.text("#notice") == NOTICE
+
+
+def test_a_model_that_goes_on_from_certain_words_says_which_before_the_press(page: Page) -> None:
+    """A demo that recites was met with a name, and babbled. What is to be said stays in sight while it is said."""
+    with served(suggestions=("one, two, three", "Monday, Tuesday")) as it:
+        open_page(page, it.live)
+        says = "Try saying “one, two, three” or “Monday, Tuesday”."
+        assert page.text("#suggestion") == says
+        keep(page, "suggestion")
+        with page.holding_space():
+            page.wait_for_phase("talking")
+            assert page.text("#suggestion") == says
+            assert page.evaluate("document.querySelector('#suggestion').checkVisibility()")
+
+
+def test_a_model_that_takes_any_speech_suggests_nothing(page: Page, server: Served) -> None:
+    """An empty line would push the notes down."""
+    open_page(page, server.live)
+    assert not page.evaluate("document.querySelector('#suggestion').checkVisibility()")
 
 
 def test_what_is_wrong_with_a_field_is_said_beside_it(page: Page, server: Served) -> None:
@@ -378,9 +397,12 @@ def test_a_finished_conversation_is_played_again(page: Page, server: Served) -> 
     page.wait_for_phase("speaking")
     assert page.evaluate("document.querySelector('#replay').disabled"), "not while it goes on"
     page.wait_for_phase("ready")
+    beside = "document.querySelector('#download').getBoundingClientRect().x"
+    before = page.evaluate(beside)
     page.click("#replay")
     _state(page, "Playing it again")
     assert page.text("#replay") == "Stop"
+    assert page.evaluate(beside) == before, "the buttons beside it moved under the finger"
     page.wait_for_phase("ready")  # at its end
     page.click("#replay")
     page.wait_for_phase("replaying")

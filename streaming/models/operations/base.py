@@ -7,7 +7,6 @@ says which of them a model gets.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,7 +19,7 @@ from streaming.models.sampler import Drawing, SamplerState
 class Operations(ABC):
     """x, pending: [B, T, hidden]. `pending` is what a layer's half has yet to add to the residual stream `x`."""
 
-    name: ClassVar[str]
+    name: str
     """The name of these operations, for people who run or measure them."""
     bounded = False
     """Whether attention reads no more than a slot holds. If so, a step is not told how many entries to look at."""

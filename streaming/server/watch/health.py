@@ -68,6 +68,7 @@ class Health:
             "ready": self.ready,
             "model": self.engine.model,
             "notice": self.engine.notice,
+            "suggestions": self.engine.suggestions,
             "device": self.engine.device,
             "operations": self.engine.operations,
             "version": self.version,

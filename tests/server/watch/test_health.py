@@ -123,6 +123,7 @@ def test_nothing_of_a_client_is_told() -> None:
             "ready",
             "model",
             "notice",
+            "suggestions",
             "device",
             "operations",
             "version",

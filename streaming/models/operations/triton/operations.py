@@ -1,9 +1,11 @@
 """Both models' operations as Triton kernels, with the reference's signatures.
 
-What no kernel covers, the reference does.
+What no kernel covers, the reference does, and what a kernel covers that is left out.
 """
 
 from __future__ import annotations
+
+from collections.abc import Collection
 
 import torch
 from torch import Tensor
@@ -11,7 +13,7 @@ from torch import Tensor
 from streaming.models.attention import FrameView, KeyValueRing, Rotary
 from streaming.models.linear import Dense, Int8Gpu, Linear
 from streaming.models.operations.torch import TorchOperations
-from streaming.models.operations.triton import NAME
+from streaming.models.operations.triton import KERNELS, NAME
 from streaming.models.operations.triton.add_norm import add_norm, norm
 from streaming.models.operations.triton.attention import attend, counters, splits_for
 from streaming.models.operations.triton.begin_frame import begin_frame
@@ -29,16 +31,20 @@ MATVEC_ROWS = MOST_ROWS
 class TritonOperations(TorchOperations):
     """See `Operations` for what each does."""
 
-    name = NAME
-    bounded = True
-
-    def __init__(self, matvec_rows: int | None = None) -> None:
+    def __init__(self, matvec_rows: int | None = None, without: Collection[str] = ()) -> None:
         """matvec_rows: up to so many tokens at once (at most `matvec.MOST_ROWS`) go through `matvec` instead of the
-        library's products; None: `MATVEC_ROWS`.
+        library's products; None: `MATVEC_ROWS`. without: which `KERNELS` are left out.
         """
         assert matvec_rows is None or 0 <= matvec_rows <= MOST_ROWS
-        self._matvec_rows = matvec_rows
+        assert set(without) <= set(KERNELS)
+        self.without = frozenset(without)
+        self.name = NAME if not without else f"{NAME} without {', '.join(sorted(without))}"
+        self.bounded = self._has("attend")
+        self._matvec_rows = matvec_rows if self._has("matvec") else 0
         self._counters: dict[torch.device, Tensor] = {}
+
+    def _has(self, kernel: str) -> bool:
+        return kernel not in self.without
 
     def begin_frame(
         self,
@@ -51,16 +57,20 @@ class TritonOperations(TorchOperations):
         books: int,
         columns: int,
     ) -> FrameView:
+        if not (self._has("begin_frame") and self._has("attend")):  # only the kernel attends without masks
+            return super().begin_frame(slots, frames, prefix_keys, ring, rotary, context_frames, books, columns)
         where = begin_frame(slots, frames, prefix_keys, ring.keys, rotary, context_frames, books)
         return FrameView(slots, *where, None, None)
 
     def norm(self, x: Tensor, pending: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        if not self._has("norm"):
+            return super().norm(x, pending, weight, eps)
         if pending is None:
             return x, norm(x, weight, eps)
         return add_norm(x, pending, weight, eps)
 
     def gate(self, both: Tensor) -> Tensor:
-        return gate(both)
+        return gate(both) if self._has("gate") else super().gate(both)
 
     def linear(self, x: Tensor, weight: Linear) -> Tensor:
         held = _held(weight)
@@ -68,7 +78,7 @@ class TritonOperations(TorchOperations):
             return super().linear(x, weight)
         if self._few(x):
             return matvec(x, None, None, *held, 0.0, False)[1]
-        if isinstance(weight, Int8Gpu):
+        if isinstance(weight, Int8Gpu) and self._has("windows"):
             rows = x.reshape(-1, 1, x.shape[-1])
             return windows(rows, weight.weight, weight.scale, None, 1, 1, 1).view(*x.shape[:-1], -1)
         return super().linear(x, weight)
@@ -95,7 +105,7 @@ class TritonOperations(TorchOperations):
         return x.shape[0] * x.shape[1] <= most
 
     def windows(self, x: Tensor, product: Linear, kernel: int, stride: int, dilation: int) -> Tensor:
-        if isinstance(product, Dense) and len(x) >= LEAST_ROWS:
+        if self._has("windows") and isinstance(product, Dense) and len(x) >= LEAST_ROWS:
             count = (x.shape[1] - (kernel - 1) * dilation - 1) // stride + 1
             if fills_a_gpu(len(x) * count, len(product.weight)):
                 return windows(x, product.weight, None, product.bias, kernel, stride, dilation)
@@ -104,13 +114,19 @@ class TritonOperations(TorchOperations):
     def view(
         self, slots: Tensor, position: Tensor, start: Tensor, ring: KeyValueRing, rotary: Rotary, columns: int
     ) -> FrameView:
+        if not self._has("attend"):
+            return super().view(slots, position, start, ring, rotary, columns)
         cos, sin = rotary(position)
         return FrameView(slots, position, start, cos.unsqueeze(1), sin.unsqueeze(1), None, None)
 
     def extend(self, context: Tensor, x: Tensor, activate: bool, lengths: Tensor | None = None, hop: int = 1) -> Tensor:
+        if not self._has("extend"):
+            return super().extend(context, x, activate, lengths, hop)
         return extend(context, x, activate, lengths, hop)
 
     def attend(self, qkv: Tensor, ring: KeyValueRing, layer: int, view: FrameView) -> Tensor:
+        if not self._has("attend"):
+            return super().attend(qkv, ring, layer, view)
         keys, values = ring.keys[:, layer], ring.values[:, layer]
         splits = splits_for(len(qkv), keys.shape[1], keys.shape[2])
         arrived = self._arrived(qkv.device)
@@ -125,7 +141,7 @@ class TritonOperations(TorchOperations):
         return self._counters[device]
 
     def draw(self, logits: Tensor, book: int, state: SamplerState, frame: Drawing, few: bool) -> Tensor:
-        if not few:
+        if not few or not self._has("draw"):
             return super().draw(logits, book, state, frame, few)
         return draw(
             logits,

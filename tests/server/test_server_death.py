@@ -1,0 +1,222 @@
+"""Servers as real processes that are stopped, or killed, in the middle of a conversation: it goes on at another."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from streaming.audio import FRAME
+from streaming.client.client import Audio, ContinuationClient
+from streaming.client.dialing import ServerAddress
+from streaming.client.resumable_connection import ConnectionRestored
+from streaming.errors import ContinuationError
+from streaming.protocol.messages import Interrupted, SamplingOptions, SessionStart, TurnDone
+from tests.server.live_server import PATIENCE_S, run
+
+ROOT = Path(__file__).parents[2]
+SPEECH = (np.arange(12 * FRAME) % 251).astype(np.int16)
+STUB = (sys.executable, "-m", "tests.server.store_process")
+STEP_S = "0.02"
+
+
+@contextmanager
+def process(*command: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A server and its URL."""
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            line = server.stdout.readline()
+            assert line.startswith("listening on "), line
+            yield server, line.split()[2]
+        finally:
+            server.kill()
+
+
+class Person:
+    """A client that goes wherever it is told, and keeps what it heard of each turn."""
+
+    def __init__(self, session: ContinuationClient) -> None:
+        self.session = session
+        self.heard: dict[int, list[bytes]] = {}
+        self.restored: list[ConnectionRestored] = []
+
+    def goes_to(self, url: str) -> None:
+        self.session._connection._address = ServerAddress.parse(url, None)
+
+    async def say(self, speech: np.ndarray = SPEECH) -> int:
+        await self.session.send(speech)
+        return await self.session.speak()
+
+    async def until(self, *, frames: int = 10**9, back: bool = False) -> None:
+        """Listen until a turn is done, so many frames of one have come, or the session went back."""
+        async for event in self.session.events():
+            match event:
+                case Audio(turn=turn, pcm=pcm):
+                    self.heard.setdefault(turn, []).append(pcm.tobytes())
+                    if len(self.heard[turn]) >= frames:
+                        return
+                case ConnectionRestored():
+                    self.restored.append(event)
+                    if back:
+                        return
+                case TurnDone() if not back:
+                    return
+
+    def turn(self, number: int) -> bytes:
+        return b"".join(self.heard[number])
+
+
+def started(pace: str = "fast") -> SessionStart:
+    return SessionStart(
+        pace=pace,  # type: ignore[arg-type]
+        max_seconds=2.0,
+        resume=True,
+        sampling=SamplingOptions(seed=5),
+    )
+
+
+async def undisturbed(url: str, *speeches: np.ndarray) -> list[bytes]:
+    """What the turns of a conversation are that nothing happens to."""
+    async with ContinuationClient.connect(url, started()) as session:
+        person = Person(session)
+        turns = []
+        for speech in speeches:
+            turns.append(await person.say(speech))
+            await person.until()
+        return [person.turn(turn) for turn in turns]
+
+
+def test_a_server_that_is_told_to_stop_hands_a_continuation_over_without_a_lost_or_doubled_sample(
+    tmp_path: Path,
+) -> None:
+    """Pins a rolling restart, with processes, that cuts a conversation in the middle of a word."""
+
+    async def talk(one: subprocess.Popen[str], here: str, there: str) -> None:
+        whole = await undisturbed(there, SPEECH, SPEECH)
+        async with ContinuationClient.connect(here, started()) as session:
+            person = Person(session)
+            await person.say()
+            await person.until(frames=5)
+            person.goes_to(there)
+            one.send_signal(signal.SIGTERM)
+            await person.until()
+            await person.say()
+            await person.until()
+            assert [person.turn(1), person.turn(2)] == whole
+            assert [each.turn for each in person.restored] == [None]
+        assert await asyncio.to_thread(one.wait, PATIENCE_S) == 0
+
+    with process(*STUB, str(tmp_path), STEP_S) as (one, here), process(*STUB, str(tmp_path), STEP_S) as (_, there):
+        run(talk(one, here, there))
+
+
+@pytest.mark.parametrize("when", ["speaking", "saying"])
+def test_a_session_goes_on_from_its_last_finished_turn_when_its_server_is_killed(tmp_path: Path, when: str) -> None:
+    """Pins a crash that ends every conversation, and one after which a client is not told what is lost."""
+
+    async def talk(one: subprocess.Popen[str], here: str, there: str) -> None:
+        whole = await undisturbed(there, SPEECH, SPEECH[:FRAME], SPEECH)
+        async with ContinuationClient.connect(here, started()) as session:
+            person = Person(session)
+            await person.say()
+            await person.until()
+            await kept(tmp_path, 1)
+            await session.send(SPEECH[: 3 * FRAME])
+            if when == "speaking":
+                await session.speak()
+                await person.until(frames=4)
+            person.goes_to(there)
+            one.kill()
+            await person.until(back=True)
+            assert [each.turn for each in person.restored] == [2] and session.turn == 2
+            person.heard.pop(2, None)
+            for speech in (SPEECH[:FRAME], SPEECH):
+                await person.say(speech)
+                await person.until()
+            assert [person.turn(turn) for turn in (1, 2, 3)] == whole
+
+    with process(*STUB, str(tmp_path), STEP_S) as (one, here), process(*STUB, str(tmp_path), STEP_S) as (_, there):
+        run(talk(one, here, there))
+
+
+def test_an_interrupted_turn_is_finished_and_a_second_death_is_survived(tmp_path: Path) -> None:
+    """Pins a turn that is gone on from as if all of it had been heard, and books that count from two beginnings."""
+
+    async def one_turn(person: Person) -> None:
+        await person.say()
+        await person.until(frames=6)
+        await person.session.interrupt(person.session.turn, 3 * FRAME)
+        async for event in person.session.events():
+            if isinstance(event, Interrupted):
+                return
+
+    async def reference(url: str) -> bytes:
+        async with ContinuationClient.connect(url, started()) as session:
+            person = Person(session)
+            await one_turn(person)
+            await person.say()
+            await person.until()
+            return person.turn(2)
+
+    async def talk(servers: list[subprocess.Popen[str]], urls: list[str]) -> None:
+        whole = await reference(urls[2])
+        async with ContinuationClient.connect(urls[0], started()) as session:
+            person = Person(session)
+            await one_turn(person)
+            await kept(tmp_path, 1)
+            for place in (1, 2):
+                before = kept_now(tmp_path)
+                person.goes_to(urls[place])
+                servers[place - 1].kill()
+                await person.until(back=True)
+                await kept(tmp_path, 1, before)
+                await session.send(SPEECH[:700])  # which the first of them takes with it
+            assert [each.turn for each in person.restored] == [2, 2]
+            person.heard.pop(2, None)
+            await session.send(SPEECH[700:])
+            await session.speak()
+            await person.until()
+            assert person.turn(2) == whole
+
+    with contextlib.ExitStack() as stack:
+        found = [stack.enter_context(process(*STUB, str(tmp_path), STEP_S)) for _ in range(3)]
+        run(talk([server for server, _ in found], [url for _, url in found]), 2 * PATIENCE_S)
+
+
+def test_a_session_without_a_finished_turn_is_over_when_its_server_is_killed(tmp_path: Path) -> None:
+    """Pins a client that tries to come back for as long as it may, to what cannot come back."""
+
+    async def talk(one: subprocess.Popen[str], here: str, there: str) -> None:
+        async with ContinuationClient.connect(here, started()) as session:
+            person = Person(session)
+            await session.send(SPEECH)
+            person.goes_to(there)
+            await asyncio.sleep(1.5)  # until the server has said that it lives
+            began = time.monotonic()
+            one.kill()
+            with pytest.raises(ContinuationError, match="session_expired"):
+                await person.until()
+            assert time.monotonic() - began < 35
+
+    with process(*STUB, str(tmp_path), STEP_S) as (one, here), process(*STUB, str(tmp_path), STEP_S) as (_, there):
+        run(talk(one, here, there))
+
+
+def kept_now(folder: Path) -> set[tuple[str, int]]:
+    return {(path.name, path.stat().st_mtime_ns) for path in (folder / "turns").iterdir() if path.stat().st_size}
+
+
+async def kept(folder: Path, count: int, but: set[tuple[str, int]] = frozenset()) -> None:  # type: ignore[assignment]
+    """Wait until so many finished turns are in the store."""
+    while len(kept_now(folder) - but) < count:
+        await asyncio.sleep(0.05)
