@@ -143,4 +143,4 @@ def test_a_rolling_redeploy_behind_haproxy_cuts_no_conversation(tmp_path: Path) 
 
     with fleet(tmp_path) as behind:
         run(scenario(behind), 120)
-    assert not [path for path in (tmp_path / "store").rglob("*") if path.is_file()], "what was taken is still there"
+    assert not list((tmp_path / "store" / "sessions").iterdir()), "what was taken is still there"
