@@ -189,7 +189,8 @@ class Driver:
     def go_on(self) -> None:
         """Go on as if nothing had been: the session could not be put down."""
         self._mute = self._held = False
-        self._interact(None)
+        if self._conversation is not None:
+            self._interact(self._conversation.tick, self._loop.time())  # what was due meanwhile
 
     def _look_for_rest(self, putting: asyncio.Future[PutDown | None], conversation: Conversation) -> None:
         """Ask for a snapshot as soon as nothing of what the client said waits."""
@@ -344,6 +345,8 @@ class Driver:
         self._conversation = conversation
         while self._early:
             conversation.happened(self._early.popleft(), self._loop.time())
+        if down is not None:
+            self._interact(conversation.tick, self._loop.time())  # what was due meanwhile
         self._interact(conversation.drain if self._draining else None)
         return conversation
 

@@ -386,6 +386,6 @@ def test_a_store_in_memory_does_as_a_folder_does() -> None:
             await went.until()
             assert went.heard() == stayed
 
-    with server(SessionStore("memory://sessions-of-a-test", KEY)) as one:
-        with server(SessionStore("memory://sessions-of-a-test", KEY)) as other:
-            run(talk(one, other))
+    place = "memory://sessions-of-a-test"
+    with server(SessionStore(place, KEY)) as one, server(SessionStore(place, KEY)) as other:
+        run(talk(one, other))
