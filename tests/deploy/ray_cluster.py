@@ -90,14 +90,11 @@ class Cluster:
         except OSError:
             return 0, ""
 
-    def deploy(self, *, more: dict[str, object] | None = None, **deployment: Any) -> None:
-        """One more version of the service, of `deployment`'s settings; returns when Serve has taken it. more: options
-        of its servers.
-        """
+    def deploy(self, **deployment: Any) -> None:
+        """One more version of the service, of `deployment`'s settings; returns when Serve has taken it."""
         from deploy.ray.app import Replica
 
         options = {"model": "demo", "max-sessions": 2, "threads": 1, "drain-seconds": DRAIN_S, "host": "127.0.0.1"}
-        options |= more or {}
         common = {"ray_actor_options": {"num_cpus": 0.1}, "graceful_shutdown_timeout_s": DRAIN_S + 20}
         made = Replica.options(**common, **deployment).bind(options)
         serve.run(made, name="streaming", route_prefix="/", blocking=False)
