@@ -147,6 +147,8 @@ def _refusal_of(code: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> mes
     key = SessionKey("k" * 32) if code == "bad_snapshot" else None
     store = SessionStore(str(folder), None) if code in ("session_moving", "session_store") else None
     with Engine(step) as engine, serving(engine, allow_save=key is not None, session_key=key, store=store) as server:
+        if code == "session_moving":
+            (folder / "owners" / elsewhere.token.partition(".")[0]).write_bytes(b"lives")
         if code == "session_store":
             (folder / "sessions" / StoredSessions.name_of(elsewhere.token)).write_bytes(b"")
             (folder / "claims").rmdir()

@@ -142,12 +142,6 @@ def _add_sessions(group: argparse._ArgumentGroup) -> None:
         help="For how many of its latest turns a session can make another take (default: 4; 0: for none).",
     )
     group.add_argument(
-        "--session-store",
-        metavar="URL",
-        help="Where sessions go when the server stops or their client is away, so that any server goes on with them: "
-        "a folder, s3://…, memory:// and whatever fsspec knows.",
-    )
-    group.add_argument(
         "--drain-seconds",
         type=float,
         default=30,
@@ -180,6 +174,12 @@ def _add_leaving(group: argparse._ArgumentGroup) -> None:
         "--session-key",
         metavar="FILE",
         help="The secret that signs sessions which leave the server, 32 characters or more (or STREAMING_SESSION_KEY).",
+    )
+    group.add_argument(
+        "--session-store",
+        metavar="URL",
+        help="Where sessions go when the server stops or their client is away, so that any server goes on with them: "
+        "a folder, s3://…, memory:// and whatever fsspec knows.",
     )
 
 

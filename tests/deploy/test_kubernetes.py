@@ -319,5 +319,7 @@ def test_the_pods_command_runs_with_its_configuration(tmp_path: Path) -> None:
         "server.stopping",
         "server.stopped",
     ]
-    warnings = [event["event"] for event in events if event["level"] != "info"]
+    # Whether the machine is fast enough just now is no verdict.
+    told = [event for event in events if event.get("logger") != "streaming.most_sessions"]
+    warnings = [event["event"] for event in told if event["level"] != "info"]
     assert warnings == ["refused", "refused"], "those who asked for figures with no token, or another's"
