@@ -249,7 +249,8 @@ class TestDevices:
         record, _ = soundfile.read(tmp_path / "b.wav", dtype="int16")
         sent, heard = (track[track > 10] for track in record.T)  # where it fades in and out, most of that, too
         assert np.median(sent) == pytest.approx(3_277, abs=10)
-        assert len(heard) == pytest.approx(2 * 5 * FRAME, abs=200)
+        underruns = view.events[-1][1]["underruns"]  # of a busy machine: the sound fades out and in once more
+        assert len(heard) == pytest.approx(2 * 5 * FRAME, abs=200 * (1 + underruns))
 
 
 class TestLostSessions:
