@@ -110,7 +110,11 @@ class StoreFiles:
     def create(self, path: str) -> bool:
         """Make an empty file that nobody else can make. Return whether it was not there."""
         try:
-            self._fs.pipe_file(f"{self._root}/{path}", b"made", mode="create")
+            if "file" in self._fs.protocol:  # there, fsspec looks first and writes then: two could both make it
+                with self._fs.open(f"{self._root}/{path}", "xb") as file:
+                    file.write(b"made")
+            else:
+                self._fs.pipe_file(f"{self._root}/{path}", b"made", mode="create")
         except FileExistsError:
             return False
         return True
