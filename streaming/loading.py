@@ -81,7 +81,7 @@ def add_models(
         "--codec", metavar="HUB_ID|DIR", help="The Mimi checkpoint (default: kyutai/mimi, or the demo's)."
     )
     parser.add_argument("--device", default="auto", help="Where it runs: auto, cpu or cuda[:N] (default: auto).")
-    parser.add_argument("--dtype", choices=dtypes, default=dtype, help=f"What {computes} in.")
+    parser.add_argument("--dtype", choices=dtypes, default=dtype, help=f"The type that {computes} in.")
 
 
 @dataclass(frozen=True)

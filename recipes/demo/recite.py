@@ -156,9 +156,7 @@ class Rows:
     def loose(self) -> dict[str, NDArray[np.int64]]:
         """A row that begins within what the model itself says; from its second item on there are targets."""
         assert self.book is not None
-        kind = self.draw.choice(list(LOOSE_KINDS), p=list(LOOSE_KINDS.values()))
-        of_kind = [item for item in sequences.ITEMS if item.kind == kind]
-        begun = [of_kind[int(self.draw.integers(len(of_kind)))]]
+        begun = [self._item(LOOSE_KINDS)]
         if begun[0].kind == "number":  # the one before tells the step
             before = begun[0].place - int(self.draw.choice(sequences.STEPS))
             begun = [sequences.number(before), *begun] if 0 <= before <= 100 else begun
@@ -175,10 +173,8 @@ class Rows:
     def beginning(self) -> dict[str, NDArray[np.int64]]:
         """Return a row: the first frames of any item, behind the last ones of any prompt or of another item."""
         assert self.book is not None
-        kind = self.draw.choice(list(BEGINNING_KINDS), p=list(BEGINNING_KINDS.values()))
-        of_kind = [item for item in sequences.ITEMS if item.kind == kind]
+        item = self._item(BEGINNING_KINDS)
         voice, pace = int(self.draw.choice(blocks.VOICES)), int(self.draw.integers(3))
-        item = of_kind[int(self.draw.integers(len(of_kind)))]
         said = self.book.say([item], voice, pace)
         frames = len(said[0]) if self.draw.random() < WHOLE else int(self.draw.integers(3, 6))
         if self.draw.random() < 0.3:
@@ -186,6 +182,12 @@ class Rows:
             tail = np.concatenate(self.book.say([other], voice, pace))[-int(self.draw.integers(1, 8)) :]
             return self._behind(tail.astype(np.int16), _at_most(said, frames)[0], False)
         return self._after_a_tail(_at_most(said, frames)[0], False)
+
+    def _item(self, kinds: dict[str, float]) -> sequences.Item:
+        """Draw an item. kinds: their shares."""
+        kind = self.draw.choice(list(kinds), p=list(kinds.values()))
+        of_kind = [item for item in sequences.ITEMS if item.kind == kind]
+        return of_kind[int(self.draw.integers(len(of_kind)))]
 
     def _after_a_tail(self, said: list[NDArray[np.int64]], ended: bool) -> dict[str, NDArray[np.int64]]:
         """What is said behind the last frames of any prompt, which do not tell item, voice or pace."""

@@ -201,7 +201,7 @@ class ContinuationClient:
 
     def __init__(self, connection: ResumableConnection, start: SessionStart) -> None:
         self.started = connection.started
-        """Return what the server said of itself and the session."""
+        """The server's answer, which tells of itself and the session."""
         self.clock = Clock()
         """Round trip and clock offset, measured every second."""
         self.stale_samples = 0

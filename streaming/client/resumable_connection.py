@@ -61,7 +61,7 @@ class ConnectionLost:
     """The connection broke without a word. What is sent now is kept, and the next `receive` tries to come back."""
 
     seconds: float
-    """Return for how long the server keeps the session."""
+    """The time for which the server keeps the session."""
 
 
 @dataclass(frozen=True, slots=True)

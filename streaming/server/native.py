@@ -21,6 +21,7 @@ from streaming.conversation.ends import MOVED, refusal
 from streaming.conversation.outbox import Echo, Reply, Saved
 from streaming.conversation.takes import Takes, TakesMemory
 from streaming.engine.engine import Engine
+from streaming.engine.snapshot import SessionSnapshot
 from streaming.errors import ProtocolError, StreamingError
 from streaming.protocol import messages
 from streaming.protocol.messages import (
@@ -465,34 +466,16 @@ class NativeService:
             await self._give_back(found.name)
             await self._sessions.dismiss(socket, refusal(error), _say)
             return
-        resume = messages.Resumption(token=asked.token, seconds=self._resume_s, window=WINDOW)
-        keeper = self._keeper(asked.token, talk.codec, visitor)
-        driver = Driver(
-            self._engine,
-            self._admission,
-            self._sessions.voices,
-            talk.books.start,
-            self._idle_s,
-            resume,
-            observer=observer,
-            takes=Takes(self._takes) if talk.books.start.takes and self._takes.turns else None,
-            saves=self._saved.allowed,
-            down=found.down,
-            turn_ended=None if keeper is None else keeper.copied,
-        )
-        session = NativeSession(
-            driver,
-            visitor,
+        driver, session = self._session(
             socket,
-            resume,
+            visitor,
+            talk.books.start,
+            asked.token,
             talk.codec,
             observer,
-            self._saved,
-            asked.token,
-            self._store,
-            moved,
-            keeper,
-            self._threads,
+            resumable=True,
+            moved=moved,
+            found=found,
         )
         self._resumable.add(asked.token, session)
         settling = asyncio.create_task(self._settle(driver, found))
@@ -523,14 +506,36 @@ class NativeService:
                     await self._sessions.dismiss(socket, refusal(error), _say)
                     return
         token = self._resumable.new_token()
-        resume = None
-        if start.resume and self._resume_s:
-            resume = messages.Resumption(token=token, seconds=self._resume_s, window=WINDOW)
+        resumable = start.resume and self._resume_s > 0
         codec = _codec(start)
         if codec == "opus":
             start = structs.replace(start, lead_ms=max(start.lead_ms, _OPUS_LEAD_MS))
         observer = self._sessions.observer.session(visitor.name)
-        keeper = None if resume is None else self._keeper(token, codec, visitor)
+        _, session = self._session(socket, visitor, start, token, codec, observer, resumable=resumable, saved=saved)
+        if resumable:
+            self._resumable.add(token, session)
+        try:
+            await self._sessions.run(session)
+        finally:
+            self._resumable.remove(token)
+
+    def _session(
+        self,
+        socket: ServerConnection,
+        visitor: Visitor,
+        start: SessionStart,
+        token: str,
+        codec: Codec,
+        observer: SessionObserver,
+        *,
+        resumable: bool,
+        saved: SessionSnapshot | None = None,
+        moved: Moved | None = None,
+        found: FoundSession | None = None,
+    ) -> tuple[Driver, NativeSession]:
+        """Return a session and what drives it. saved: what a client has brought; moved, found: what the store had."""
+        resume = messages.Resumption(token=token, seconds=self._resume_s, window=WINDOW) if resumable else None
+        keeper = self._keeper(token, codec, visitor) if resumable else None
         driver = Driver(
             self._engine,
             self._admission,
@@ -542,9 +547,10 @@ class NativeService:
             takes=Takes(self._takes) if start.takes and self._takes.turns else None,
             saved=saved,
             saves=self._saved.allowed,
+            down=None if found is None else found.down,
             turn_ended=None if keeper is None else keeper.copied,
         )
-        session = NativeSession(
+        return driver, NativeSession(
             driver,
             visitor,
             socket,
@@ -554,15 +560,10 @@ class NativeService:
             self._saved,
             token,
             self._store,
-            keeper=keeper,
-            threads=self._threads,
+            moved,
+            keeper,
+            self._threads,
         )
-        if resume is not None:
-            self._resumable.add(token, session)
-        try:
-            await self._sessions.run(session)
-        finally:
-            self._resumable.remove(token)
 
 
 def _digest_of(visitor: Visitor) -> bytes | None:
