@@ -197,7 +197,7 @@ class Broken(SessionStore):
 @pytest.mark.parametrize("hangs", [False, True])
 def test_a_store_that_fails_loses_no_session(tmp_path: Path, hangs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pins a full disk that cuts every conversation, when the server was only told to stop."""
-    monkeypatch.setattr("streaming.server.native._PUT_DOWN_S", 0.5)
+    monkeypatch.setattr("streaming.server.native.session._PUT_DOWN_S", 0.5)
 
     async def talk(one: LiveServer) -> None:
         async with ContinuationClient.connect(one.url, start("realtime", max_seconds=2)) as session:
