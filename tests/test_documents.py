@@ -35,8 +35,8 @@ from streaming.server.door.limits import Limits
 from streaming.server.door.proxies import parse_proxies
 from streaming.server.door.session_key import SessionKey
 from streaming.server.door.tokens import Tokens
+from streaming.server.handover import Handover
 from streaming.server.session_store import SessionStore
-from streaming.server.stored_sessions import StoredSessions
 from tests.engine.stub_step import StubStep
 from tests.server.live_server import Client, LiveServer, client, get, run, serving
 
@@ -150,7 +150,7 @@ def _refusal_of(code: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> mes
         if code == "session_moving":
             (folder / "owners" / elsewhere.token.partition(".")[0]).write_bytes(b"lives")
         if code == "session_store":
-            (folder / "sessions" / StoredSessions.name_of(elsewhere.token)).write_bytes(b"")
+            (folder / "sessions" / Handover.name_of(elsewhere.token)).write_bytes(b"")
             (folder / "claims").rmdir()
             (folder / "claims").write_bytes(b"")
         if code == "engine_stopped":
