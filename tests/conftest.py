@@ -24,8 +24,12 @@ if TYPE_CHECKING:
     from streaming.models.llama import LlamaDecoder
     from streaming.models.mimi import StreamingMimi
 
-LONGEST = ("test_long_session.py", "test_stages.py", "test_compiles.py", "test_churn.py")
-"""Files of a test or two, of half a minute and more."""
+LONGEST = (
+    *("test_long_session.py", "test_stages.py", "test_compiles.py", "test_churn.py", "test_device.py"),
+    *("test_end_to_end.py", "test_server_entry.py", "test_server_death.py", "test_memory.py"),
+    *("test_kubernetes.py", "test_image.py", "test_ray_relay.py"),
+)
+"""Files of few tests, of half a minute and more together."""
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job; what tests start would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
