@@ -37,11 +37,11 @@ from streaming.models.llama import LlamaDecoder
 from streaming.models.mimi import StreamingMimi
 from streaming.models.operations.base import Operations
 from streaming.models.operations.native.library import library, processor
-from streaming.models.quantization import Quantize, QuantizeOption
+from streaming.models.quantized_weights import Quantize, QuantizeOption
 from streaming.models.random_weights import CODECS, DECODERS, MIMI, random_codec, random_decoder
 from streaming.models.token_layout import TokenLayout
 from streaming.most_sessions import most_sessions, rehearsed_s
-from streaming.quantize_choice import KINDS, choose, measured_file, warn_if_slower
+from streaming.quantize_auto import KINDS, choose, measured_file, warn_if_slower
 
 if TYPE_CHECKING:
     from streaming.engine.engine import Engine

@@ -17,7 +17,7 @@ from streaming.errors import CheckpointError, StreamingError
 from streaming.models.checkpoint import TensorSource
 from streaming.models.operations.native.library import library
 from streaming.models.operations.native.matrix import NativeLinear
-from streaming.models.quantization import Quantize, eight_bits, four_bits
+from streaming.models.quantized_weights import Quantize, eight_bits, four_bits
 
 _MULTIPLE = 16
 """Inputs that a processor multiplies at once."""

@@ -28,7 +28,7 @@ from streaming.models.linear import Linear, linear, load_linear
 from streaming.models.operations.base import Operations
 from streaming.models.operations.choice import pick
 from streaming.models.operations.torch import TorchOperations
-from streaming.models.quantization import Quantize
+from streaming.models.quantized_weights import Quantize
 from streaming.models.sampler import Drawing, SamplerState
 from streaming.models.token_layout import TokenLayout
 

@@ -14,7 +14,7 @@ from streaming.errors import CheckpointError, StreamingError
 from streaming.models.linear import Dense, Packed, linear
 from streaming.models.operations.native.library import library
 from streaming.models.operations.native.matrix import NativeLinear
-from streaming.models.quantization import Quantize
+from streaming.models.quantized_weights import Quantize
 
 KINDS: list[Quantize] = ["none", "int8", "int4"]
 INTEGERS = KINDS[1:]

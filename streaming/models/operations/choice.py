@@ -18,7 +18,7 @@ from streaming.models.operations.base import Operations
 from streaming.models.operations.native.operations import NativeOperations
 from streaming.models.operations.torch import TorchOperations
 from streaming.models.operations.triton import KERNELS, WITHOUT
-from streaming.models.quantization import Quantize
+from streaming.models.quantized_weights import Quantize
 from streaming.models.sampler import Drawing, SamplerState
 
 _LOG = logging.getLogger(__name__)

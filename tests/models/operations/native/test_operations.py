@@ -19,7 +19,7 @@ from streaming.models.operations.native.library import library
 from streaming.models.operations.native.matrix import NativeLinear
 from streaming.models.operations.native.operations import NativeOperations
 from streaming.models.operations.torch import TorchOperations
-from streaming.models.quantization import eight_bits, four_bits
+from streaming.models.quantized_weights import eight_bits, four_bits
 from tests.models.operations.native.twins import int4_product, int8_product
 from tests.models.operations.triton.draws import OPTIONS, assert_same_draws, drawing, options
 from tests.models.operations.triton.rings import assert_same_ring, cleaned, poisoned_ring, scattered

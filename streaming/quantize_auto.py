@@ -18,7 +18,7 @@ from streaming.files import write_private
 from streaming.models.linear import Dense, Linear
 from streaming.models.operations.native.library import WIDENED, cache_folder, library
 from streaming.models.operations.native.matrix import NativeLinear
-from streaming.models.quantization import Quantize
+from streaming.models.quantized_weights import Quantize
 
 _LOG = logging.getLogger(__name__)
 KINDS: tuple[Quantize, ...] = ("none", "int8", "int4")

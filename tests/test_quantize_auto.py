@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from streaming import loading, quantize_choice
+from streaming import loading, quantize_auto
 from streaming.errors import StreamingError, TooLargeError
 from streaming.memory import Memory
 from streaming.models.operations.native import library as native
-from streaming.models.quantization import Quantize
-from streaming.quantize_choice import KINDS, choose, product_s, warn_if_slower
+from streaming.models.quantized_weights import Quantize
+from streaming.quantize_auto import KINDS, choose, product_s, warn_if_slower
 
 
 class _Machine:
@@ -151,7 +151,7 @@ def test_integers_that_are_slower_than_float32_are_told(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Pins an old processor on which --quantize makes things worse in silence."""
-    monkeypatch.setattr(quantize_choice, "library", lambda: _Library(instructions))
+    monkeypatch.setattr(quantize_auto, "library", lambda: _Library(instructions))
     warn_if_slower(kind, lambda tried: 5e-3 if tried == "none" else ms / 1e3)
     assert ("slower than float32" in caplog.text) == warns
     assert not warns or f"({instructions}): 9.0 ms a product, float32 5.0" in caplog.text
