@@ -33,7 +33,7 @@ class Connection(ServerConnection, asyncio.BufferedProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._sent_at = self.loop.time()  # by the peer
+        self._sent_at = self.loop.time()  # when the peer last sent something
         self._unread_since: float | None = None  # while more waits for the peer than may
         self._watch: asyncio.TimerHandle | None = None
         self._buffer = memoryview(bytearray(_READ_BYTES))  # under TLS it is filled in slices, which must not be copies
@@ -101,7 +101,7 @@ class Connection(ServerConnection, asyncio.BufferedProtocol):
 
     def _look(self) -> None:
         now = self.loop.time()
-        if not self.transport.is_reading():  # it is this side that does not listen
+        if not self.transport.is_reading():  # this side does not read
             self._sent_at = now
         dead_since = min(self._sent_at, now if self._unread_since is None else self._unread_since)
         if now - dead_since >= self.silence_s:

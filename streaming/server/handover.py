@@ -40,7 +40,9 @@ class Takeover:
 
     @classmethod
     def of(cls, found: ClaimedSession, asked: SessionResume) -> Takeover:
-        """Return it for a client that asks so. Raises `ProtocolError` where it cannot have received so many."""
+        """Return the takeover of a session that a client asks for so. Raises `ProtocolError` where it cannot have
+        received so many.
+        """
         book = found.header.book()
         if found.went_back:
             return cls(found.state, book.begun_anew(asked.received), found.state.books.turn, asked.position)
@@ -75,7 +77,7 @@ class Handover:
         await self._store.put_turn(name, await asyncio.to_thread(pack, self._engine, state, book, codec, holder))
 
     async def forget_turn(self, name: str) -> None:
-        """Delete that: the session is over. Raises `StoreError`."""
+        """Delete the last finished turn of a session that is over. Raises `StoreError`."""
         await self._store.forget_turn(name)
 
     async def find(self, token: str, holder: bytes | None) -> ClaimedSession:
@@ -104,9 +106,11 @@ class Handover:
         return ClaimedSession(name, state, header, stored.owner is not None)
 
     async def give_back(self, name: str) -> None:
-        """Let others have it. Raises `StoreError`."""
+        """Let other servers have a session that this one has claimed. Raises `StoreError`."""
         await self._store.give_back(name)
 
     async def delete(self, name: str, *, went_back: bool = False) -> None:
-        """Delete it: it runs here, perhaps from its last finished turn on. Raises `StoreError`."""
+        """Delete the entry of a session that runs here now. went_back: it runs from its last finished turn on. Raises
+        `StoreError`.
+        """
         await self._store.delete(name, went_back=went_back)

@@ -54,7 +54,7 @@ class NativeDialect:
                 self._book.acknowledge(received.received)
                 return []
         except ProtocolError as error:
-            return [error.with_traceback(None)]  # which would keep the message alive
+            return [error.with_traceback(None)]  # a traceback would keep the message in memory
         if received.counted:
             answer = self._book.receive()
             if answer is not None:
@@ -115,7 +115,7 @@ class NativeDialect:
         return said
 
     def _kept(self, reply: Message | AudioMessage, said: list[str | bytes]) -> list[str | bytes]:
-        """Return what is said, after it was kept for a client that comes back."""
+        """Keep what is said for a client that comes back, and return it."""
         if self._book is not None and reply.counted:
             for data in said:
                 self._book.send(data)

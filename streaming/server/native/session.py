@@ -31,7 +31,7 @@ from streaming.server.watch.observer import SessionObserver
 
 _LOG = logging.getLogger(__name__)
 _PUT_DOWN_S = 10.0
-"""How long it may take to put a session into the store; it goes on here otherwise."""
+"""How long it may take to put a session into the store. If it takes longer, the session goes on here."""
 _LAST_REPLY_S = 1.0
 _OPUS_MESSAGES_PER_S = 400
 """Opus messages a second that are read of one client. Each may cost 0.3 ms of the event loop: this is 48 times what a
@@ -143,9 +143,9 @@ class NativeSession(ServerSession):
         return self._book is not None and not closed and (self._leaving or self._book.received > 0)
 
     async def _come_back(self, takeover: Takeover) -> list[str | bytes]:
-        """Return what the client that the session has come here with is told first, once there is a slot."""
+        """Return what the client of a session from another server is told first, once there is a slot."""
         if not await self._driver.begins():
-            return []  # it is told why
+            return []  # the client is told why
         if takeover.turn is None:
             self._driver.expect_replay(takeover.position)
         elif self._backup is not None:
@@ -186,7 +186,7 @@ class NativeSession(ServerSession):
             self._driver.leave(MOVED)
             self._socket.transport.abort()
             return True, []
-        if stored:  # and its client is here already
+        if stored:  # and the client is here already
             with suppress(StreamingError):
                 await handover.delete(name)
         said += await self._encoded(self._driver.unsent())
