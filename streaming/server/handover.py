@@ -1,4 +1,4 @@
-"""Hands sessions of the native protocol to another server, by way of the session store, and takes them over."""
+"""Hand sessions of the native protocol to another server, by way of the session store, and take them over."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from streaming.server.door.session_key import SessionKey
 _CALL_S = 5.0
 """How long a call may take, and may wait before it."""
 _CALLS, _URGENT_CALLS = 8, 2
-"""At once. Those that hang count until they end."""
+"""How many calls run at once. Those that hang count until they end."""
 _NONCE_BYTES = 12
 
 T = TypeVar("T")
@@ -142,7 +142,7 @@ class StoreFiles:
         }
 
     async def call(self, work: Callable[[], T], *, urgent: bool = False) -> T:
-        """Do this in a daemon thread: one that hangs must not keep the process from ending. urgent: do not wait for
+        """Call `work` in a daemon thread: one that hangs must not keep the process from ending. urgent: do not wait for
         calls that are not. Raises `StoreError`, and what of this project's errors `work` raises.
         """
         calls = self._urgent_calls if urgent else self._calls
@@ -167,7 +167,7 @@ class StoreFiles:
             result, error = None, None
             try:
                 result = work()
-            except Exception as raised:  # of whatever library the store is reached by; told to whoever asked
+            except Exception as raised:  # whatever library reaches the store; whoever asked is told
                 error = raised
             try:
                 loop.call_soon_threadsafe(tell, result, error)
