@@ -132,14 +132,14 @@ class LlamaDecoder:
         ]
         self._norm = source.load("model.norm.weight", (config.hidden_size,), activations)
         self.fingerprint = f"{config} {quantize} {source.fingerprint} {layout.fingerprint}"
-        """Other for a decoder of other weights."""
+        """A text that differs for a decoder of other weights."""
         # [L, H, P, D], keys not rotated
         self.prefix_keys, self._prefix_values = self._run_prefix(
             source.load_rows(embedding, table, torch.tensor(layout.prefix)).to(activations)
         )
 
     def without_layers(self) -> LlamaDecoder:
-        """Return the same decoder without its layers, of the same sizes: what is left of a step is to be measured."""
+        """Return the same decoder without its layers, of the same sizes, so that the rest of a step can be measured."""
         made = copy.copy(self)
         made._layers = []
         return made
@@ -149,7 +149,9 @@ class LlamaDecoder:
         return (context_tokens - self.prefix) // self.num_codebooks
 
     def init_state(self, batch_size: int, context_frames: int, rewind_frames: int = 0) -> DecoderState:
-        """Fresh state for `batch_size` slots that remember `context_frames` and can be rewound by `rewind_frames`."""
+        """Return fresh state for `batch_size` slots that remember `context_frames` and can be rewound by
+        `rewind_frames`.
+        """
         config = self.config
         # One frame more than can be rewound, and one for what a row writes that does not advance.
         depth = rewind_frames + 2
@@ -180,7 +182,7 @@ class LlamaDecoder:
 
     @torch.inference_mode()
     def begin_frame(self, state: DecoderState, slots: Tensor, context_frames: int, columns: int) -> FrameView:
-        """Positions and masks of the next frame of B rows; moves the prefix in front of their slots' windows.
+        """Return positions and masks of the next frame of B rows; move the prefix in front of their slots' windows.
 
         slots: [B] int64, the slot of each row. columns: how many entries of the ring to look at; `columns_for` of the
         longest stream among them.
@@ -216,8 +218,8 @@ class LlamaDecoder:
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor, codebook: int) -> Tensor:
-        """Logits of what may follow in this codebook: [B, hidden] to [B, K + 1], the last one `</audio>`, -inf where it
-        may not stand.
+        """Return the logits of what may follow in this codebook: [B, hidden] to [B, K + 1], the last one `</audio>`,
+        -inf where it may not stand.
         """
         return self._heads[codebook](hidden)[..., : self.codebook_size + 1]
 
