@@ -52,8 +52,9 @@ class Server {
   take(data) {
     if (typeof data !== "string") {
       const { turn } = decodeAudio(data);
-      if (this.vad === null && turn > this.turn) this.say("error", { code: "bad_message", message: `turn ${turn}`, fatal: true });
-      else if (turn === this.turn && !this.speaking) this.heard += 1;
+      if (this.vad === null && turn > this.turn) {
+        this.say("error", { code: "bad_message", message: `audio of turn ${turn}`, fatal: true });
+      } else if (turn === this.turn && !this.speaking) this.heard += 1;
       return;
     }
     const { type, ...message } = JSON.parse(data);
@@ -298,7 +299,12 @@ async function anyOrder(seed, handsFree, deaths) {
   const { talk, audio, server, deliver, cut } = it;
   const deeds = [];
   const people = handsFree
-    ? [() => (server.voice = true), () => (server.voice = false), () => talk.takeAgain(), () => talk.keepTake(talk.takes[0]?.turn)]
+    ? [
+        () => (server.voice = true),
+        () => (server.voice = false),
+        () => talk.takeAgain(),
+        () => talk.keepTake(talk.takes[0]?.turn),
+      ]
     : [
         () => talk.press(),
         () => talk.press(),
@@ -328,7 +334,8 @@ async function anyOrder(seed, handsFree, deaths) {
   await quiet(it);
   if (talk.phase === "replaying") audio.onRecordingEnd();
   await quiet(it);
-  const story = `seed ${seed}: ${talk.phase} ${JSON.stringify(talk.problem)}, server ${JSON.stringify([server.vad, server.speaking, server.turn])}\n${deeds.join("\n")}`;
+  const now = JSON.stringify([talk.phase, talk.problem, server.vad, server.speaking, server.turn]);
+  const story = `seed ${seed}: ${now}\n${deeds.join("\n")}`;
   const begun = server.started;
   assert.equal(talk.phase, begun ? "ready" : "idle", story);
   assert.equal(server.speaking, null, story);
