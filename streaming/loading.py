@@ -16,7 +16,7 @@ import torch
 from streaming import config as values
 from streaming.audio import FRAME_RATE
 from streaming.command import VERSION
-from streaming.config import CONTEXT_TOKENS as CONTEXT_TOKENS  # these are loading's own words, too
+from streaming.config import CONTEXT_TOKENS as CONTEXT_TOKENS  # these names are exported from here, too
 from streaming.config import DEMO as DEMO
 from streaming.config import OVERLOAD, LlamaConfig, MimiConfig, Sampling, not_followed, transformer_parameters
 from streaming.device_step import slot_bytes
@@ -64,7 +64,7 @@ _REHEARSED_LAYERS = 3
 """Layers of a decoder whose step is measured before the rest is read: more than a cache holds, and quickly rounded."""
 _SHARE = 0.9
 """A decoder's weights, and then the slots, take at most so much of the memory that is free: the rest is for loading,
-connections, graphs, and whoever else is there."""
+connections, graphs, and other processes."""
 
 
 def add_models(
@@ -391,7 +391,7 @@ def load_engine(
         step = FrameStep(models.codec, models.decoder, max_sessions, context_frames, rewind_frames)
         _LOG.info("making the step ready")
         step.warm_up()
-    except (RuntimeError, MemoryError) as error:  # torch raises the first for want of memory, too
+    except (RuntimeError, MemoryError) as error:  # torch raises `RuntimeError` for want of memory, too
         if not is_want_of_memory(error):
             _LOG.exception("the step could not be made ready on %s", models.codec.device)
             raise StreamingError(f"the step could not be made ready on {models.codec.device}: {error}") from error
