@@ -118,7 +118,7 @@ def product_s(kind: Quantize) -> float:
 def _matrix(kind: Quantize) -> Linear:
     outputs, inputs = _SHAPE
     if kind == "none":
-        weight = torch.full(_SHAPE, 0.1)  # not a number of bfloat16's
+        weight = torch.full(_SHAPE, 0.1)  # no number that bfloat16 has
         return NativeLinear.pack(weight) if NativeLinear.can(weight) else Dense(weight)
     ones = torch.ones(_SHAPE, dtype=torch.int8)
     if kind == "int8":

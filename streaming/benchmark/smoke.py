@@ -35,7 +35,7 @@ from streaming.models.operations.triton import KERNELS, NAME, WITHOUT
 _CONTEXT_FRAMES = 64
 _HEARD, _SPOKEN = 12, 12
 _TIMED = 5
-"""The last frames of each kind: the first ones compile and choose."""
+"""The last frames of each kind, which are timed: in the first ones kernels are compiled and chosen."""
 _LEAST_SAME_CODES = 0.95
 _MOST_PCM_ERROR = 1e-2
 _MOST_NATS = 0.1
@@ -154,7 +154,7 @@ class _Run:
 
 
 def _run(codec: StreamingMimi, decoder: LlamaDecoder, graphs: bool) -> _Run:
-    """A session that hears noise and goes on, greedily."""
+    """Run a session that hears noise and goes on, greedily."""
     step = FrameStep(codec, decoder, 1, _CONTEXT_FRAMES, 0, graphs)
     step.open(0, Sampling(temperature=0.0))
     noise = 0.1 * np.random.default_rng(0).standard_normal((_HEARD, 1, FRAME)).astype(np.float32)

@@ -53,7 +53,7 @@ def work_of(run: Callable[[], object], weights: object) -> Work:
 
 
 def tensors_in(thing: object) -> Iterator[Tensor]:
-    """Every tensor that an object holds on to."""
+    """Return every tensor that an object holds."""
     if isinstance(thing, Tensor):
         yield thing
     elif isinstance(thing, list | tuple):
@@ -75,7 +75,7 @@ def _place(tensor: Tensor) -> int:
 
 @contextmanager
 def _native_products(reads: _Reads) -> Iterator[None]:
-    """PyTorch does not see these: they note themselves."""
+    """Note products of native operations, which PyTorch does not see."""
     run = NativeLinear._run
 
     def noted(self: NativeLinear, x: Tensor, rows: int, batch: int, *rest: Any) -> Tensor:
