@@ -24,7 +24,7 @@ ERROR = {"none": 0.0, "int8": 0.02, "int4": 0.12}
 
 @pytest.fixture(autouse=True, params=["native", "torch"])
 def made_of(request: pytest.FixtureRequest) -> str:
-    """Whose products they are."""
+    """Return whose products they are."""
     if request.param == "torch":
         request.getfixturevalue("without_native")
     elif library() is None:
