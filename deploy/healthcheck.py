@@ -1,4 +1,4 @@
-"""For a container's HEALTHCHECK: status 0 while the server lives, whose port it knows by the environment.
+"""A container's HEALTHCHECK: it ends with status 0 while the server lives, whose port the environment tells.
 
 Whether it speaks TLS may stand in a file or in flags, which this does not read: so it asks without and then with TLS,
 where it has no variable that says so. (A server with TLS hangs up at once on who comes without; the other way round it
@@ -13,7 +13,7 @@ import ssl
 import sys
 
 _TIMEOUT_S = 2
-"""Of each of two tries: the image allows 5 s."""
+"""The limit of each of two tries: the image allows 5 s for both."""
 
 
 def main() -> int:

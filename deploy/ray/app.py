@@ -32,9 +32,9 @@ _LOG = logging.getLogger("ray.serve")
 DRAIN_SECONDS = 30.0
 """`server.py`'s own default of `drain-seconds`."""
 NOTICE_S = 4.0
-"""From when Serve drains a replica to when its server is told: for noticing, and for proxies to look elsewhere."""
+"""The time between Serve's draining of a replica and its server being told: for noticing, and for proxies."""
 GOODBYE_S = 4.0
-"""From when a server has no time left for turns to when its last socket is closed."""
+"""The time between the end of a server's last turns and the end of its last socket."""
 _LOOK_S = 0.5
 _METRICS_S = 5.0
 _REQUIRED = {
@@ -76,7 +76,7 @@ def check_settings(options: Mapping[str, object], environment: Mapping[str, str]
 
 
 @serve.deployment(
-    max_ongoing_requests=100_000,  # who gets in is the engine's business: past this a handshake hangs
+    max_ongoing_requests=100_000,  # the engine decides who gets in: a handshake past this number hangs
     health_check_period_s=5,
     health_check_timeout_s=10,
 )
@@ -163,7 +163,7 @@ class FreeSlots:
             [told.get(name, {}).get(replica) for replica in ctx.running_replicas] for name in ("slots", "taken")
         )
         known = [value for value in slots if value]
-        if not known or len(known) < len(slots):  # one of them has not said yet
+        if not known or len(known) < len(slots):  # one of the replicas has not said yet
             return ctx.target_num_replicas, {}
         return math.ceil((sum(value or 0 for value in taken) + self._spare) / max(known)), {}
 
@@ -176,8 +176,8 @@ def build(options: dict[str, Any]) -> Application:
 
 
 def _draining(address: tuple[str, int] | None) -> bool:
-    """Whether Serve wants the replica that listens here gone."""
-    if address is None:  # no proxy knows it yet
+    """Return whether Serve wants the replica that listens here gone."""
+    if address is None:  # no proxy knows the replica yet
         return False
     connection = http.client.HTTPConnection(*address, timeout=5)
     try:

@@ -31,15 +31,15 @@ from websockets.typing import Subprotocol
 SERVER = Path(__file__).resolve().parents[2] / "server.py"
 _LISTENING = re.compile(r"listening on ws://127\.0\.0\.1:([0-9]+)/")
 _END_S = 10.0
-"""For a server that is told to end at once; then it is killed."""
+"""The time that a server has which is told to end at once; then it is killed."""
 _ANSWER_S = 10.0
-"""For an answer to a plain request or a handshake."""
+"""The time for an answer to a plain request or a handshake."""
 _CONNECTION = frozenset(
     ("connection", "content-length", "host", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade")
 )
 """Headers that are of one connection (RFC 9110, section 7.6.1), or that each hop writes for itself."""
 HEALTHZ = "/-/healthz"
-"""Ray Serve's own, by which HAProxy goes."""
+"""Ray Serve's own health check, which HAProxy asks."""
 _STOPPING = b"stopping: this server is about to stop; try again\n"
 
 
@@ -50,7 +50,7 @@ class Relay:
     """
 
     here: ClassVar[Relay | None] = None
-    """The one of this process, once it listens: `Forecourt` is made by others."""
+    """The relay of this process, once it listens: `Forecourt` is made by Ray Serve, and finds it here."""
 
     def __init__(self, options: Mapping[str, object], environment: Mapping[str, str] = os.environ) -> None:
         flags = {f"STREAMING_{key.upper().replace('-', '_')}": _text(value) for key, value in options.items()}
@@ -63,8 +63,10 @@ class Relay:
         """Where this replica listens, known once HAProxy has asked after its health."""
 
     async def start(self) -> None:
-        """Returns when the server listens. Raises `RuntimeError` if it ends instead; it says why on standard error."""
-        # --until-eof: it ends with this process, however that ends
+        """Start the server, and return when it listens. Raises `RuntimeError` if it ends instead; it says why on
+        standard error.
+        """
+        # --until-eof: the server ends with this process, however that ends
         command = [sys.executable, str(SERVER), "--host", "127.0.0.1", "--port", "0", "--until-eof"]
         self._child = subprocess.Popen(
             command, env=self._environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -79,18 +81,18 @@ class Relay:
         self.started.set()
 
     async def wait(self) -> int:
-        """Until the server has ended. Returns its status."""
+        """Wait until the server has ended. Return its status."""
         assert self._child is not None
         return await asyncio.to_thread(_wait, self._child)
 
     def drain(self) -> None:
-        """Lets running turns finish, as `server.py` does when it is terminated."""
+        """Let running turns finish, as `server.py` does when it is terminated."""
         assert self._child is not None
         self.stopping = True
         self._child.send_signal(signal.SIGTERM)
 
     async def stop(self) -> None:
-        """At once."""
+        """End the server at once."""
         assert self._child is not None and self._child.stdin is not None
         self.stopping = True
         self._child.stdin.close()
@@ -101,18 +103,18 @@ class Relay:
         await self.wait()
 
     async def get(self, path: str, token: str | None = None) -> tuple[int, str]:
-        """Status and text of what the server itself answers. Raises `OSError`, `http.client.HTTPException`."""
+        """Return status and text of what the server itself answers. Raises `OSError`, `http.client.HTTPException`."""
         headers = [("Host", "127.0.0.1")] + ([] if token is None else [("Authorization", f"Bearer {token}")])
         status, _, body = await asyncio.to_thread(_request, self._port, "GET", path, headers)
         return status, body.decode()
 
     async def health(self) -> dict[str, Any]:
-        """`/health`, whatever its status. Raises `OSError`, `http.client.HTTPException`."""
+        """Return what `/health` tells, whatever its status. Raises `OSError`, `http.client.HTTPException`."""
         report: dict[str, Any] = json.loads((await self.get("/health"))[1])
         return report
 
     async def ready(self) -> bool:
-        """Whether a session that came now would get in."""
+        """Return whether a session that came now would get in."""
         try:
             return (await self.get("/health/ready"))[0] == 200
         except (OSError, http.client.HTTPException):
@@ -140,7 +142,7 @@ class Relay:
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _answer(self, scope: Scope, send: Send) -> None:
-        """A plain request. The server has nothing that takes a body."""
+        """Answer a plain request. The server has nothing that takes a body."""
         status, headers, body = 405, [("Allow", "GET, HEAD"), ("Content-Length", "0")], b""
         if scope["method"] in ("GET", "HEAD"):
             try:
@@ -189,14 +191,14 @@ class Relay:
             user_agent_header=None,
             proxy=None,
             open_timeout=_ANSWER_S,
-            ping_interval=None,  # the server asks, and cuts who is silent
+            ping_interval=None,  # the server sends pings, and cuts a client that is silent
             max_size=None,  # the server's messages are its own affair
             max_queue=2,
         )
 
     async def _relay(self, socket: ClientConnection, receive: Receive, send: Send) -> None:
-        """Until either side is gone. Each direction waits for its reader: a client that does not read is not read for
-        by this process, nor is one listened to faster than the server does.
+        """Pass messages on until either side is gone. Each direction waits for its reader: a client that does not read
+        is not read for by this process, nor is one listened to faster than the server does.
         """
         up, down = asyncio.create_task(_up(socket, receive)), asyncio.create_task(_down(socket, send))
         try:
@@ -222,7 +224,7 @@ async def _up(socket: ClientConnection, receive: Receive) -> None:
                 return
             else:  # the connection broke, and the session may be come back to: no close frame
                 return
-    await asyncio.Event().wait()  # the server has closed, and its last words are on their way to the client
+    await asyncio.Event().wait()  # the server has closed, and its last messages are on their way to the client
 
 
 async def _down(socket: ClientConnection, send: Send) -> None:
@@ -241,7 +243,7 @@ async def _messages(socket: ClientConnection) -> AsyncIterator[str | bytes]:
 
 
 def middlewares() -> list[Middleware]:
-    """For `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`."""
+    """Return what `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` asks for."""
     return [Middleware(Forecourt)]
 
 
@@ -261,13 +263,14 @@ class Forecourt:
             name = b"x-request-disconnect-disabled"
             scope["headers"] = [header for header in scope["headers"] if header[0] != name] + [(name, b"?1")]
         elif scope["type"] == "http" and scope["path"] == HEALTHZ and Relay.here is not None:
-            Relay.here.address = scope["server"]  # of a request by way of Serve's own proxy it would be the proxy's
+            # In a request by way of Serve's own proxy this would be the proxy's address.
+            Relay.here.address = scope["server"]
             await self._look(Relay.here, scope, receive, send)
             return
         await self._app(scope, receive, send)
 
     async def _look(self, relay: Relay, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve's own answer, unless it is that all is well and there is no slot."""
+        """Give Serve's own answer, unless that is good and there is no slot."""
         answer: list[Message] = []
 
         async def keep(message: Message) -> None:
@@ -292,7 +295,7 @@ def _wait(child: subprocess.Popen[str]) -> int:
 
 
 async def _refuse(send: Send, status: int, headers: Iterable[tuple[str, str]], body: bytes) -> None:
-    """Instead of a handshake (ASGI's extension for it)."""
+    """Refuse a handshake, by ASGI's extension for it."""
     raw = [
         (name.lower().encode("latin-1"), value.encode("latin-1"))
         for name, value in headers
@@ -312,7 +315,7 @@ def _request(
             connection.putheader(name, value)
         connection.endheaders()
         response = connection.getresponse()
-        own = ("connection", "date", "server")  # each hop writes these
+        own = ("connection", "date", "server")  # each hop writes these itself
         kept = [(name, value) for name, value in response.getheaders() if name.lower() not in own]
         return response.status, kept, response.read()
     finally:
@@ -320,7 +323,7 @@ def _request(
 
 
 def _headers(scope: Scope, *, host: bool) -> list[tuple[str, str]]:
-    """Those that are passed on, doubled ones too, so that the server can refuse them."""
+    """Return the headers that are passed on, doubled ones too, so that the server can refuse them."""
     return [
         (name.decode("latin-1"), value.decode("latin-1"))
         for name, value in scope["headers"]
@@ -340,7 +343,7 @@ def _stopping_headers() -> list[tuple[str, str]]:
 
 
 def _text(value: object) -> str:
-    """As an environment variable of `server.py` has it."""
+    """Return a value as an environment variable of `server.py` has it."""
     if isinstance(value, bool):
         return str(value).lower()
     return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
