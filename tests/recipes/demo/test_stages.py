@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from recipes.demo import clips, features, free_speech, joint, quantiser
+from recipes.demo import clips, features, free_speech, joint, loop, quantiser
 from recipes.demo.latents import Latents
 from recipes.demo.recipe import Run
 from recipes.demo.train import main
@@ -41,7 +44,10 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def fit_to_few(crops: clips.Crops, _: int) -> Latents:
         return fit(crops, 2)
 
+    ticks = itertools.count()
+    clock = SimpleNamespace(monotonic=lambda: 0.02 * next(ticks), process_time=time.process_time)
     material, fit = clips.material, Latents.fit
+    monkeypatch.setattr(loop, "time", clock)  # a run of 0.001 minutes takes a step, however busy the machine is
     monkeypatch.setattr(clips, "material", few_to_judge_by)
     monkeypatch.setattr(Latents, "fit", fit_to_few)
     monkeypatch.setattr(features, "prosody", prosody)
