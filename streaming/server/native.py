@@ -71,9 +71,9 @@ class UnsupportedProtocolError(StreamingError):
 class NativeDialect:
     """The conversation's own words.
 
-    book: of a session that can be resumed, None for others. saved: who makes a file of a session. midway: the
-    client may be in the middle of a stream of Opus. keeper: who is told of the end of turns. answer: sends a message of
-    the connection's own. threads: for Opus.
+    book: of a session that can be resumed, None for others. saved: who makes a file of a session. heard: the
+    latest packets of Opus of a client that another server had. keeper: who is told of the end of turns. answer: sends a
+    message of the connection's own. threads: for Opus.
 
     What Opus remembers of the stream outlives a socket, as the messages that are kept do: encoded once, sent again as
     they are.
@@ -86,12 +86,12 @@ class NativeDialect:
         codec: Codec = "pcm16",
         saved: SavedSessions | None = None,
         *,
-        midway: bool = False,
+        heard: Sequence[bytes] = (),
         keeper: TurnKeeper | None = None,
         threads: OpusThreads | None = None,
     ) -> None:
         self._answer, self._book, self._codec, self._saved, self._keeper = answer, book, codec, saved, keeper
-        self._opus = (OpusSender(), OpusReceiver(midway=midway)) if codec == "opus" else None
+        self._opus = (OpusSender(), OpusReceiver(heard)) if codec == "opus" else None
         self._threads = threads
 
     def decode(self, data: str | bytes) -> Sequence[Received]:
@@ -150,6 +150,11 @@ class NativeDialect:
             self._kept(reply, work.result())
             raise
         return self._kept(reply, work.result())
+
+    @property
+    def heard(self) -> tuple[bytes, ...]:
+        """The latest packets of Opus that came, without which another decoder does not go on as this one does."""
+        return () if self._opus is None else self._opus[1].latest
 
     async def end_stream(self) -> Sequence[str | bytes]:
         """Return what is left of the stream of Opus that is being sent, which is over: another encoder goes on."""
@@ -211,9 +216,9 @@ class NativeSession(ServerSession):
         self._observer = observer
         self._resume_s = None if resume is None else resume.seconds
         self._book = None if resume is None else ReplayBook() if moved is None else moved.book
-        midway = moved is not None and moved.turn is None
+        heard = () if moved is None else moved.heard
         self._native = NativeDialect(
-            driver.answer, self._book, codec, saved, midway=midway, keeper=keeper, threads=threads
+            driver.answer, self._book, codec, saved, heard=heard, keeper=keeper, threads=threads
         )
         super().__init__(driver, self._native, visitor, socket)
         self._codec, self._token, self._store, self._moved = codec, token, store, moved
@@ -310,7 +315,8 @@ class NativeSession(ServerSession):
                 if self._keeper is not None:
                     await self._keeper.quiet()
                 if down is not None:
-                    await store.put(name, down, self._book.state(), self._codec, _digest_of(self.visitor))
+                    holder, heard = _digest_of(self.visitor), self._native.heard
+                    await store.put(name, down, self._book.state(), self._codec, holder, heard)
                     stored = True
         except SessionLostError:
             self.lose()

@@ -30,13 +30,15 @@ class FoundSession:
 @dataclass(frozen=True)
 class Moved:
     """How a session comes to this server. book: its connection's, to go on with. turn: the open one, where it went back
-    to the end of the turn before; None where it goes on as it was. position: samples that its client has sent.
+    to the end of the turn before; None where it goes on as it was. position: samples that its client has sent. heard:
+    the latest packets of its stream of Opus, where that goes on.
     """
 
     down: PutDown
     book: ReplayBook
     turn: int | None
     position: int
+    heard: tuple[bytes, ...] = ()
 
     @classmethod
     def of(cls, found: FoundSession, asked: SessionResume) -> Moved:
@@ -45,7 +47,7 @@ class Moved:
         if found.went_back:
             return cls(found.down, book.begun_anew(asked.received), found.down.books.turn, asked.position)
         book.acknowledge(asked.received)
-        return cls(found.down, book, None, asked.position)
+        return cls(found.down, book, None, asked.position, tuple(found.talk.heard))
 
 
 class StoredSessions:
@@ -63,9 +65,11 @@ class StoredSessions:
         """Return the name of a session's entry, which tells nothing of its token."""
         return sha256(f"stored session {token}".encode()).hexdigest()
 
-    async def put(self, name: str, down: PutDown, book: BookState, codec: Codec, holder: bytes | None) -> None:
+    async def put(
+        self, name: str, down: PutDown, book: BookState, codec: Codec, holder: bytes | None, heard: tuple[bytes, ...]
+    ) -> None:
         """Keep a session that this server has put down. Raises `StoreError`, `SessionLostError`."""
-        await self._store.put(name, await asyncio.to_thread(pack, self._engine, down, book, codec, holder))
+        await self._store.put(name, await asyncio.to_thread(pack, self._engine, down, book, codec, holder, heard))
 
     async def put_turn(self, name: str, down: PutDown, book: BookState, codec: Codec, holder: bytes | None) -> None:
         """Keep the last finished turn of a session that runs here. Raises `StoreError`, `SessionLostError`."""
