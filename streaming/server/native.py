@@ -38,6 +38,7 @@ from streaming.protocol.messages import (
 from streaming.protocol.opus import OpusReceiver, OpusSender, opus_available
 from streaming.protocol.replay import WINDOW, ReplayBook
 from streaming.server.admission import Admission, StoppingError
+from streaming.server.connection import Connection
 from streaming.server.door.gatekeeper import Visitor
 from streaming.server.driver import Driver
 from streaming.server.opus_threads import OpusThreads
@@ -346,6 +347,9 @@ class NativeSession(ServerSession):
         return said
 
     def _session_socket(self) -> SessionSocket:
+        if self._book is not None:
+            assert isinstance(self._socket, Connection)
+            self._socket.returns()
         return SessionSocket(self._socket, self._driver, self._dialect, self._messages_per_s)
 
     async def _wait_for_client(self, driving: asyncio.Task[None]) -> _Return | None:
