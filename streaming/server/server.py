@@ -25,7 +25,7 @@ from streaming.server.door.gatekeeper import Gatekeeper, Visitor
 from streaming.server.door.handshakes import PendingHandshakes, listen
 from streaming.server.door.session_key import SessionKey
 from streaming.server.http import HttpEndpoints
-from streaming.server.native import NativeService
+from streaming.server.native.service import NativeService
 from streaming.server.openai import LIVE_PATH, REALTIME_PATH
 from streaming.server.openai.service import LiveService, RealtimeService
 from streaming.server.saved_sessions import SavedSessions

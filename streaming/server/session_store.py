@@ -34,7 +34,7 @@ _FOLDERS = ("sessions", "claims", "turns", "owners", "lost")
 _MARK = re.compile(r"[0-9a-f]{8}")
 _NOBODY = "-"
 
-__all__ = ["SessionLostError", "SessionMovingError", "SessionStore", "StoreError", "StoredSession"]
+__all__ = ["ClaimedEntry", "SessionLostError", "SessionMovingError", "SessionStore", "StoreError"]
 
 
 class SessionMovingError(StreamingError):
@@ -51,7 +51,7 @@ class SessionLostError(StreamingError):
 
 
 @dataclass(frozen=True)
-class StoredSession:
+class ClaimedEntry:
     """An entry that this server has claimed. Delete it once its session runs, or give it back.
 
     owner: the mark of the server that died with it, where this is the last finished turn; None where it was put down.
@@ -90,7 +90,7 @@ class SessionStore:
 
         await self._files.call(put)
 
-    async def take(self, name: str) -> StoredSession | None:
+    async def take(self, name: str) -> ClaimedEntry | None:
         """Claim a session for this server and return it, None where there is none.
 
         Raises `StoreError`; `SessionMovingError` where another server has claimed it or lives and has it;
@@ -152,7 +152,7 @@ class SessionStore:
 
     # In a thread
 
-    def _take(self, name: str) -> StoredSession | None:
+    def _take(self, name: str) -> ClaimedEntry | None:
         owner = None
         if not self._files.exists(f"sessions/{name}"):
             owner = self._dead_owner(name)
@@ -162,11 +162,11 @@ class SessionStore:
             raise SessionMovingError("another server has this session just now; come again in a moment")
         try:
             if owner is None:
-                return StoredSession(name, self._files.read(f"sessions/{name}", name))
+                return ClaimedEntry(name, self._files.read(f"sessions/{name}", name))
             self._files.create(f"lost/{name}.{owner}")
             if self._files.exists(f"sessions/{name}"):  # it did put it down, at the last moment
-                return StoredSession(name, self._files.read(f"sessions/{name}", name))
-            return StoredSession(name, self._files.read(f"turns/{name}.{owner}", name), owner)
+                return ClaimedEntry(name, self._files.read(f"sessions/{name}", name))
+            return ClaimedEntry(name, self._files.read(f"turns/{name}.{owner}", name), owner)
         except FileNotFoundError:
             self._files.remove(f"claims/{name}")
             return None

@@ -45,6 +45,11 @@ class Visitor:
         """The token's name, for metrics and logs."""
         return self.holder.name if self.holder is not None else None
 
+    @property
+    def digest(self) -> bytes | None:
+        """What stands for the token where a session is kept; None where no tokens are asked for."""
+        return self.holder.digest if self.holder is not None else None
+
 
 class Gatekeeper:
     """The one judge of a server's requests, used from one thread.
