@@ -129,6 +129,13 @@ class LlamaDecoder:
             source.load_rows(embedding, table, torch.tensor(layout.prefix)).to(activations)
         )
 
+    def on(self, operations: Operations) -> LlamaDecoder:
+        """Return the same weights on other operations."""
+        made = copy.copy(self)
+        made.operations = operations
+        made._run_layers = operations.layers(self._layers, self.config.norm_eps)
+        return made
+
     def without_layers(self) -> LlamaDecoder:
         """Return the same decoder without its layers, of the same sizes: what is left of a step is to be measured."""
         made = copy.copy(self)
