@@ -368,8 +368,8 @@ def test_a_session_in_the_store_is_its_holders_alone_and_of_its_model_alone(tmp_
         run(talk(*servers))
 
 
-def test_a_store_in_memory_does_as_a_folder_does() -> None:
-    """Pins a store that works in folders only, where fsspec promises any place."""
+def moves_within(place: str) -> None:
+    """Have a session go on at another server that shares this store."""
 
     async def talk(one: LiveServer, other: LiveServer) -> None:
         stayed = await whole(other.url, "fast")
@@ -386,6 +386,10 @@ def test_a_store_in_memory_does_as_a_folder_does() -> None:
             await went.until()
             assert went.heard() == stayed
 
-    place = "memory://sessions-of-a-test"
     with server(SessionStore(place, KEY)) as one, server(SessionStore(place, KEY)) as other:
         run(talk(one, other))
+
+
+def test_a_store_in_memory_does_as_a_folder_does() -> None:
+    """Pins a store that works in folders only, where fsspec promises any place."""
+    moves_within("memory://sessions-of-a-test")
