@@ -41,7 +41,7 @@ from streaming.models.quantized_weights import Quantize, QuantizeOption
 from streaming.models.random_weights import CODECS, DECODERS, MIMI, random_codec, random_decoder
 from streaming.models.token_layout import TokenLayout
 from streaming.most_sessions import most_sessions, rehearsed_s
-from streaming.quantize_auto import KINDS, choose, measured_file, warn_if_slower
+from streaming.quantize_auto import KINDS, choose, least_s, measured_file, warn_if_slower
 
 if TYPE_CHECKING:
     from streaming.engine.engine import Engine
@@ -224,6 +224,7 @@ def _chosen(
     if quantize != "auto":
         return quantize
     opened = library() if codec.device.type == "cpu" else None
+    tokens = 0 if opened is None else config.num_codebooks  # that a step draws, and is known to read all layers for
     where = torch.cuda.get_device_name(codec.device) if codec.device.type == "cuda" else processor()
     told = (
         *(VERSION, torch.__version__, model, repr(config), repr(codec.config), str(codec.dtype), context_tokens),
@@ -232,6 +233,7 @@ def _chosen(
     return choose(
         kinds,
         lambda kind: _step_s(make, config, codec, kind, context_tokens),
+        lambda kind: least_s(kind, tokens * transformer_parameters(config)),
         1 / FRAME_RATE,
         OVERLOAD,
         _would_help(codec.device),

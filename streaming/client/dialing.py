@@ -90,13 +90,26 @@ def leads_to_this_machine(url: str) -> bool:
     return names_this_machine(ServerAddress.parse(url, None).host)
 
 
-async def dial(address: ServerAddress, timeout_s: float) -> ClientConnection:
+class Socket(ClientConnection):
+    """A WebSocket that knows when it last heard of its server, in the time of its event loop."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.heard_at = self.loop.time()
+
+    def data_received(self, data: bytes) -> None:
+        self.heard_at = self.loop.time()
+        super().data_received(data)
+
+
+async def dial(address: ServerAddress, timeout_s: float) -> Socket:
     """Return a socket whose handshake is done. Raises `RefusedError`, `ContinuationError`."""
     url = address.url
     try:
         async with asyncio.timeout(timeout_s):
-            return await _Connect(
+            socket = await _Connect(
                 url,
+                create_connection=Socket,
                 additional_headers=None if address.token is None else {"Authorization": f"Bearer {address.token}"},
                 compression=None,
                 max_size=MAX_MESSAGE_BYTES,
@@ -104,6 +117,8 @@ async def dial(address: ServerAddress, timeout_s: float) -> ClientConnection:
                 close_timeout=CLOSE_TIMEOUT_S,
                 proxy=None if names_this_machine(address.host) else True,
             )
+            assert isinstance(socket, Socket)
+            return socket
     except TimeoutError:
         raise ContinuationError(f"{url} did not answer in {timeout_s:g} s") from None
     except InvalidStatus as error:

@@ -12,7 +12,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Self
 
-from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
 from streaming.client.dialing import (
@@ -20,6 +19,7 @@ from streaming.client.dialing import (
     RefusedError,
     ServerAddress,
     SessionLostError,
+    Socket,
     closed_error,
     dial,
     open_session,
@@ -52,6 +52,10 @@ from streaming.protocol.opus import WHOLE_FRAMES, OpusReceiver, OpusSender
 from streaming.protocol.replay import ReplayBook
 
 _ATTEMPT_TIMEOUT_S = 5.0
+SILENCE_S = 6.0
+"""A server that can be come back to is heard of every 2 s at the least. A connection of which nothing has come for so
+long has broken without a word."""
+_LOOK_S = 0.5
 _RETRY_S = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6)
 """The wait before each attempt to come back; the last one holds for all further attempts."""
 
@@ -79,9 +83,7 @@ class ConnectionRestored:
 class ResumableConnection:
     """A session's connection, made by `open`. One task calls `receive` all the time, any task may `send`."""
 
-    def __init__(
-        self, address: ServerAddress, socket: ClientConnection, start: SessionStart, started: SessionStarted
-    ) -> None:
+    def __init__(self, address: ServerAddress, socket: Socket, start: SessionStart, started: SessionStarted) -> None:
         self.started = started
         self.sent_bytes = self.received_bytes = 0
         """The bytes of all messages so far, without what sockets add."""
@@ -99,6 +101,7 @@ class ResumableConnection:
         self._ack: Ack | None = None
         self._ack_due = asyncio.Event()
         self._acking = asyncio.create_task(self._send_acks())
+        self._looking = None if self._book is None else asyncio.create_task(self._look())
 
     @classmethod
     async def open(cls, url: str, start: SessionStart, token: str | None, timeout_s: float, saved: bytes = b"") -> Self:
@@ -206,6 +209,8 @@ class ResumableConnection:
         """Note that the session is over, so that nobody waits to send."""
         self._connected = False
         self._acking.cancel()
+        if self._looking is not None:
+            self._looking.cancel()
         if self._book is not None:
             self._book.forget()
             self._acknowledged.set()
@@ -213,6 +218,8 @@ class ResumableConnection:
     async def close(self, goodbye: Message | None) -> None:
         """Say goodbye, wait for the answer a moment, and close the socket."""
         self._acking.cancel()
+        if self._looking is not None:
+            self._looking.cancel()
         if goodbye is not None and self._connected:
             with suppress(ConnectionClosed, TimeoutError):
                 async with asyncio.timeout(CLOSE_TIMEOUT_S):
@@ -238,6 +245,17 @@ class ResumableConnection:
                     await self.send(self._ack)
 
     # Coming back
+
+    async def _look(self) -> None:
+        """Cut a connection that has fallen silent: `receive` notices."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            socket = self._socket
+            if not socket.transport.is_reading():  # it is this side that does not listen
+                socket.heard_at = loop.time()
+            elif loop.time() - socket.heard_at >= SILENCE_S:
+                socket.transport.abort()
 
     def _may_return(self) -> bool:
         """Return whether the server keeps the session: not if either side has closed it in form."""
@@ -282,7 +300,7 @@ class ResumableConnection:
         if self._opus is not None:
             self._opus = OpusSender(WHOLE_FRAMES), self._opus[1]
 
-    async def _resume(self, socket: ClientConnection) -> SessionResumed:
+    async def _resume(self, socket: Socket) -> SessionResumed:
         """Return the server's answer."""
         assert self.started.resume is not None
         assert self._book is not None
@@ -302,7 +320,7 @@ class ResumableConnection:
             socket.transport.abort()
             raise
 
-    async def _resend(self, socket: ClientConnection, book: ReplayBook, received: int) -> None:
+    async def _resend(self, socket: Socket, book: ReplayBook, received: int) -> None:
         """Send what the server has not had, and what is said meanwhile; then whoever sends sends directly again."""
         played: str | None = None
         try:

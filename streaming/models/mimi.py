@@ -5,6 +5,7 @@ Offline use is streaming from a fresh state. Parity with `transformers.MimiModel
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -152,6 +153,12 @@ class StreamingMimi:
         """A text that differs for a codec of other weights."""
         self._encoder_shapes = [(c.context, c.channels) for c in (*self._encoder.convolutions(), self._downsample)]
         self._decoder_shapes = [(1, hidden), *((c.context, c.channels) for c in self._decoder.convolutions())]
+
+    def on(self, operations: Operations) -> StreamingMimi:
+        """Return the same weights on other operations."""
+        made = copy.copy(self)
+        made.operations = operations
+        return made
 
     def init_state(self, batch_size: int, rewind_frames: int = 0) -> MimiState:
         """Return fresh state for `batch_size` slots. Memory grows with `rewind_frames`, how far a stream may be

@@ -30,13 +30,15 @@ class ClaimedSession:
 @dataclass(frozen=True)
 class Takeover:
     """How this server goes on with a session. book: its connection's. turn: the open one, where the session went back
-    to the end of the turn before; None where it goes on as it was. position: samples that its client has sent.
+    to the end of the turn before; None where it goes on as it was. position: samples that its client has sent. heard:
+    the latest packets of its stream of Opus, where that goes on.
     """
 
     state: SessionState
     book: ReplayBook
     turn: int | None
     position: int
+    heard: tuple[bytes, ...] = ()
 
     @classmethod
     def of(cls, found: ClaimedSession, asked: SessionResume) -> Takeover:
@@ -47,7 +49,7 @@ class Takeover:
         if found.went_back:
             return cls(found.state, book.begun_anew(asked.received), found.state.books.turn, asked.position)
         book.acknowledge(asked.received)
-        return cls(found.state, book, None, asked.position)
+        return cls(found.state, book, None, asked.position, tuple(found.header.heard))
 
 
 class Handover:
@@ -66,9 +68,17 @@ class Handover:
         """Return the name of a session's entry, which tells nothing of its token."""
         return sha256(f"stored session {token}".encode()).hexdigest()
 
-    async def put(self, name: str, state: SessionState, book: BookState, codec: Codec, holder: bytes | None) -> None:
+    async def put(
+        self,
+        name: str,
+        state: SessionState,
+        book: BookState,
+        codec: Codec,
+        holder: bytes | None,
+        heard: tuple[bytes, ...],
+    ) -> None:
         """Keep a session that this server has put down. Raises `StoreError`, `SessionLostError`."""
-        await self._store.put(name, await asyncio.to_thread(pack, self._engine, state, book, codec, holder))
+        await self._store.put(name, await asyncio.to_thread(pack, self._engine, state, book, codec, holder, heard))
 
     async def put_turn(
         self, name: str, state: SessionState, book: BookState, codec: Codec, holder: bytes | None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -283,6 +284,24 @@ def test_bfloat16_is_near(decoder_dir: Path, decoder: LlamaDecoder) -> None:
         ours, wanted = feed(low, state, frame[None]), feed(decoder, exact, frame[None])
         assert ours.dtype == (low.operations.activations or torch.bfloat16)
         assert_near(ours.float(), wanted, 0.1)
+
+
+def test_on_other_operations_the_layers_are_run_by_these(decoder: LlamaDecoder) -> None:
+    """Kernels would have been compared with themselves: the layers stayed with the operations that they came with."""
+
+    class Counted(TorchOperations):
+        attended = 0
+
+        def attend(self, *args: Any) -> Tensor:
+            self.attended += 1
+            return super().attend(*args)
+
+    counted = Counted()
+    other, frame = decoder.on(counted), random_codes(1, 4)[0]
+    said = feed(other, poisoned(other, 1), frame[None])
+    assert counted.attended == decoder.config.num_layers
+    assert_near(said, feed(decoder, poisoned(decoder, 1), frame[None]), 1e-4)
+    assert counted.attended == decoder.config.num_layers
 
 
 @pytest.mark.twice

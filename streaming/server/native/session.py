@@ -17,6 +17,7 @@ from streaming.errors import StreamingError
 from streaming.protocol import messages
 from streaming.protocol.messages import AudioMessage, Codec, Message, SessionResume, SessionResumed
 from streaming.protocol.replay import ReplayBook
+from streaming.server.connection import Connection
 from streaming.server.door.gatekeeper import Visitor
 from streaming.server.driver import Driver
 from streaming.server.handover import Handover, Takeover
@@ -72,9 +73,9 @@ class NativeSession(ServerSession):
         self._observer = observer
         self._resume_s = None if resume is None else resume.seconds
         self._book = None if resume is None else ReplayBook() if takeover is None else takeover.book
-        midway = takeover is not None and takeover.turn is None
+        heard = () if takeover is None else takeover.heard
         self._native = NativeDialect(
-            driver.answer, self._book, codec, saved, midway=midway, backup=backup, threads=threads
+            driver.answer, self._book, codec, saved, heard=heard, backup=backup, threads=threads
         )
         super().__init__(driver, self._native, visitor, socket)
         self._codec, self._token, self._handover, self._takeover = codec, token, handover, takeover
@@ -171,7 +172,8 @@ class NativeSession(ServerSession):
                 if self._backup is not None:
                     await self._backup.quiet()
                 if state is not None:
-                    await handover.put(name, state, self._book.state(), self._codec, self.visitor.digest)
+                    holder, heard = self.visitor.digest, self._native.heard
+                    await handover.put(name, state, self._book.state(), self._codec, holder, heard)
                     stored = True
         except SessionLostError:
             self.lose()
@@ -201,6 +203,9 @@ class NativeSession(ServerSession):
         return said
 
     def _session_socket(self) -> SessionSocket:
+        if self._book is not None:
+            assert isinstance(self._socket, Connection)
+            self._socket.returns()
         return SessionSocket(self._socket, self._driver, self._dialect, self._messages_per_s)
 
     async def _wait_for_client(self, driving: asyncio.Task[None]) -> _Return | None:

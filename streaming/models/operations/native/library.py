@@ -49,6 +49,10 @@ _FUNCTIONS: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "native_layer_norm": (None, (c_void_p, c_void_p, c_void_p, c_float, c_int64, c_int64, c_void_p)),
     "native_extend": (None, (c_void_p, c_int64, c_int64, c_void_p, c_int64, c_int64, c_int, c_void_p, c_int)),
     "native_draw": (None, (c_void_p, c_void_p, *[c_int64] * 4, c_void_p)),
+    "native_layers": (
+        c_int64,
+        (c_void_p, c_int64, c_float, c_void_p, c_int64, c_void_p, c_void_p, *[c_int64] * 5, c_void_p, c_void_p, c_int),
+    ),
     "native_attend": (c_int64, (c_void_p, c_void_p, c_void_p, *[c_int64] * 5, c_void_p, c_int)),
 }
 """The functions' results and arguments."""
