@@ -18,7 +18,7 @@ import pytest
 
 from streaming.client.client import ContinuationClient
 from streaming.server import store_files
-from streaming.server.session_store import SessionMovingError, SessionStore, StoredSession, StoreError
+from streaming.server.session_store import ClaimedEntry, SessionMovingError, SessionStore, StoreError
 from tests.server.live_server import LiveServer, run
 from tests.server.test_session_store import FRAME, KEY, SPEECH, Roaming, moves_within, server, start
 
@@ -72,9 +72,9 @@ def test_one_of_two_servers_gets_a_session(s3: subprocess.Popen[str]) -> None:
             assert await one.take(name) is None
             await one.put(name, b"session")
             taken = await asyncio.gather(one.take(name), other.take(name), return_exceptions=True)
-            assert sorted(type(each).__name__ for each in taken) == ["SessionMovingError", "StoredSession"]
+            assert sorted(type(each).__name__ for each in taken) == ["ClaimedEntry", "SessionMovingError"]
             await one.give_back(name)
-            assert isinstance(await other.take(name), StoredSession)
+            assert isinstance(await other.take(name), ClaimedEntry)
             with pytest.raises(SessionMovingError):
                 await one.take(name)
             await other.delete(name)
