@@ -75,7 +75,7 @@ class ServerAddress:
             parts = urlsplit(url if "://" in url else f"ws://{url}")
             parts = parts._replace(scheme={"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme))
             host = parts.hostname
-            _ = parts.port  # says whether it is one
+            _ = parts.port  # raises `ValueError` if it is no port
         except ValueError as error:
             raise ContinuationError(f"{url}: not a server's address ({error}); {_LOOKS}") from None
         if parts.scheme not in ("ws", "wss") or not host:
@@ -143,8 +143,8 @@ class _Connect(connect_socket):
 
 
 def _reason(error: OSError) -> str:
-    """Return what the system says of it. asyncio has words of its own, which name a call and a tuple; where a name has
-    several addresses, one behind the other.
+    """Return what the system says of an error. asyncio has words of its own, which name a call and a tuple; where a
+    name has several addresses, one behind the other.
     """
     several = _ERRNO.search(str(error))
     number = error.errno or (int(several[1]) if several else 0)
@@ -174,7 +174,7 @@ async def open_session(socket: ClientConnection, start: SessionStart, saved: byt
     """
     try:
         await socket.send(encode(start))
-        with suppress(ConnectionClosed):  # it says why it takes none
+        with suppress(ConnectionClosed):  # the server says why it takes no saved session
             for piece in pieces(saved):
                 await socket.send(encode_piece(piece))
         while True:

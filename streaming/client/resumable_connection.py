@@ -57,7 +57,7 @@ SILENCE_S = 6.0
 long has broken without a word."""
 _LOOK_S = 0.5
 _RETRY_S = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6)
-"""Before each attempt to come back; the last one again and again."""
+"""The wait before each attempt to come back; the last one holds for all further attempts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ class ResumableConnection:
         self._position = 0  # samples sent so far
         self._lives = 0  # how often the session went back to the end of a turn
         self._played: str | None = None  # the latest report, which is not counted
-        self._in_order = asyncio.Lock()  # what is encoded first is sent first
+        self._in_order = asyncio.Lock()  # messages are sent in the order in which they are encoded
         self._connected = True
         self._lost_at: float | None = None
         self._ack: Ack | None = None
@@ -131,7 +131,7 @@ class ResumableConnection:
         said_in = self._lives
         async with self._in_order:
             if said_in != self._lives:
-                return  # it was lost with the server
+                return  # the message is lost, as the session's later part is
             if isinstance(message, AudioMessage):
                 self._position = message.position_samples + len(message.pcm)
             for data in self._encoded(message):
@@ -294,7 +294,7 @@ class ResumableConnection:
         raise SessionLostError(f"the connection broke, and could not be restored within {seconds:g} s: {reason}")
 
     def _begin_anew(self) -> None:
-        """Forget what was said: the session went back to a time before that. What the server says goes on."""
+        """Forget what was said: the session went back to a time before that. Receiving goes on."""
         self._lives += 1
         self._book, self._played, self._ack = ReplayBook(), None, None
         if self._opus is not None:
@@ -333,7 +333,7 @@ class ResumableConnection:
                     assert played is not None
                     await socket.send(played)
                 else:
-                    break  # with nothing awaited since: whatever is said from here on is sent directly
+                    break  # nothing was awaited since: whatever is said from here on is sent directly
         except ConnectionClosed:
-            return  # `receive` notices too
+            return  # `receive` notices it, too
         self._connected = True

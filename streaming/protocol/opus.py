@@ -65,11 +65,11 @@ class OpusSender:
         self._next: Encoder | None = Encoder()  # made here, so that one that is missing is told at once
         self._encoder: Encoder | None = None
         self._rest = np.zeros(0, np.int16)  # less than a packet
-        self._packets: list[bytes] = []  # that hold nothing but what will be skipped
+        self._packets: list[bytes] = []  # packets of nothing but samples that will be skipped
         self._waiting = 0  # samples, which these packets decode to
         self._skip = 0  # decoded samples to come that are none of the stream's
-        self._sent = 0  # the position after what was sent
-        self._given = 0  # and after what was pushed
+        self._sent = 0  # the position behind the last sample that was sent
+        self._given = 0  # and behind the last that was pushed
         self._turn = 0
         self._fresh = True
 

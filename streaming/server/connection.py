@@ -35,7 +35,7 @@ class Connection(ServerConnection, asyncio.BufferedProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._sent_at = self.loop.time()  # by the peer
+        self._sent_at = self.loop.time()  # when the peer last sent something
         self._unread_since: float | None = None  # while more waits for the peer than may
         self._watch: asyncio.TimerHandle | None = None
         self._buffer = memoryview(bytearray(_READ_BYTES))  # under TLS it is filled in slices, which must not be copies
@@ -114,7 +114,7 @@ class Connection(ServerConnection, asyncio.BufferedProtocol):
 
     def _look(self) -> None:
         now = self.loop.time()
-        if not self.transport.is_reading():  # it is this side that does not listen
+        if not self.transport.is_reading():  # this side does not read
             self._sent_at = now
         unread_since = now if self._unread_since is None else self._unread_since
         silence_s = min(self.silence_s, _RETURNS_AFTER_S) if self._returns else self.silence_s

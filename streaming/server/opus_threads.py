@@ -30,7 +30,7 @@ class Work(Generic[Result]):
         """Call it, in a thread."""
         try:
             self._result = self._function()
-        except Exception as error:  # raised where the result is asked for
+        except Exception as error:  # it is raised where the result is asked for
             self._error = error
 
     def finish(self, _: None) -> None:
@@ -57,7 +57,7 @@ class OpusThreads:
         self._most = min(_MOST_THREADS, os.cpu_count() or 1)
         self._threads = ThreadPoolExecutor(self._most, "opus")
         self._waiting: deque[Work[list[str | bytes]]] = deque()
-        self._busy = 0  # threads, as far as the loop knows
+        self._busy = 0  # threads at work, as far as the loop knows
 
     def start(self, function: Callable[[], list[str | bytes]]) -> Work[list[str | bytes]]:
         """Have a thread call this. From the loop."""
@@ -82,6 +82,6 @@ class OpusThreads:
         self._calls.put(self._rests, None)
 
     def _rests(self, _: None) -> None:
-        """Know that a thread has found nothing more to do; by now there may be something."""
+        """Note that a thread has found nothing more to do, and start it again if there is something by now."""
         self._busy -= 1
         self._wake()

@@ -30,12 +30,12 @@ from streaming.server.store_files import StoreError, StoreFiles
 BEAT_S = 1.0
 """How often a server says that it lives."""
 DEAD_S = 6.0
-"""A server that has not for so long is dead."""
+"""A server that has not said so for so long is dead."""
 _FOLDERS = ("sessions", "claims", "turns", "owners", "lost")
 _MARK = re.compile(r"[0-9a-f]{8}")
 _NOBODY = "-"
 
-__all__ = ["SessionLostError", "SessionMovingError", "SessionStore", "StoreError", "StoredSession"]
+__all__ = ["ClaimedEntry", "SessionLostError", "SessionMovingError", "SessionStore", "StoreError"]
 
 
 class SessionMovingError(StreamingError):
@@ -52,7 +52,7 @@ class SessionLostError(StreamingError):
 
 
 @dataclass(frozen=True)
-class StoredSession:
+class ClaimedEntry:
     """An entry that this server has claimed. Delete it once its session runs, or give it back.
 
     owner: the mark of the server that died with it, where this is the last finished turn; None where it was put down.
@@ -73,7 +73,7 @@ class SessionStore:
         self._files = StoreFiles(url, key)
         self._files.make(_FOLDERS)
         self._seen: dict[str, tuple[tuple[str, ...], float]] = {}
-        self._beats: dict[str, tuple[bytes, float]] = {}  # of others, and since when they have been as they are
+        self._beats: dict[str, tuple[bytes, float]] = {}  # of other servers, and since when
 
     # Sessions that are put down
 
@@ -82,7 +82,8 @@ class SessionStore:
 
         def put(wanted: Callable[[], bool]) -> None:
             self._files.write(f"sessions/{name}", data, name, wanted)
-            if self._files.exists(f"lost/{name}.{self.mark}"):  # looked for last: who writes it reads the entry then
+            # Looked for last: whoever writes it reads the entry after that.
+            if self._files.exists(f"lost/{name}.{self.mark}"):
                 self._files.remove(f"sessions/{name}")
                 raise SessionLostError("this server was taken for dead, and another has the session")
             with suppress(FileNotFoundError):
@@ -90,7 +91,7 @@ class SessionStore:
 
         await self._write(put)
 
-    async def take(self, name: str) -> StoredSession | None:
+    async def take(self, name: str) -> ClaimedEntry | None:
         """Claim a session for this server and return it, None where there is none.
 
         Raises `StoreError`; `SessionMovingError` where another server has claimed it or lives and has it;
@@ -128,7 +129,7 @@ class SessionStore:
         await self._write(put)
 
     async def forget_turn(self, name: str) -> None:
-        """Delete that: the session is over. Raises `StoreError`."""
+        """Delete the last finished turn of a session that is over. Raises `StoreError`."""
         await self._files.call(lambda: self._files.remove(f"turns/{name}.{self.mark}"))
 
     # Servers
@@ -160,7 +161,7 @@ class SessionStore:
 
     # In a thread
 
-    def _take(self, name: str) -> StoredSession | None:
+    def _take(self, name: str) -> ClaimedEntry | None:
         owner = None
         if not self._files.exists(f"sessions/{name}"):
             owner = self._dead_owner(name)
@@ -170,11 +171,11 @@ class SessionStore:
             raise SessionMovingError("another server has this session just now; come again in a moment")
         try:
             if owner is None:
-                return StoredSession(name, self._files.read(f"sessions/{name}", name))
+                return ClaimedEntry(name, self._files.read(f"sessions/{name}", name))
             self._files.create(f"lost/{name}.{owner}")
-            if self._files.exists(f"sessions/{name}"):  # it did put it down, at the last moment
-                return StoredSession(name, self._files.read(f"sessions/{name}", name))
-            return StoredSession(name, self._files.read(f"turns/{name}.{owner}", name), owner)
+            if self._files.exists(f"sessions/{name}"):  # its server did put it down, at the last moment
+                return ClaimedEntry(name, self._files.read(f"sessions/{name}", name))
+            return ClaimedEntry(name, self._files.read(f"turns/{name}.{owner}", name), owner)
         except FileNotFoundError:
             self._files.remove(f"claims/{name}")
             return None

@@ -23,7 +23,7 @@ _CALL_S = 5.0
 _START_S = 20.0
 """How long the store may take to show that it can be used, when the server starts."""
 _CALLS, _URGENT_CALLS = 8, 2
-"""At once. Those that hang count until they end."""
+"""How many calls run at once. Those that hang count until they end."""
 _NONCE_BYTES = 12
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _LOG = logging.getLogger(__name__)
@@ -192,7 +192,7 @@ class StoreFiles:
         }
 
     async def call(self, work: Callable[[], T], *, urgent: bool = False) -> T:
-        """Do this in a daemon thread: one that hangs must not keep the process from ending. urgent: do not wait for
+        """Call `work` in a daemon thread: one that hangs must not keep the process from ending. urgent: do not wait for
         calls that are not. Raises `StoreError`, and what of this project's errors `work` raises.
         """
         calls = self._urgent_calls if urgent else self._calls
@@ -217,7 +217,7 @@ class StoreFiles:
             result, error = None, None
             try:
                 result = work()
-            except Exception as raised:  # of whatever library the store is reached by; told to whoever asked
+            except Exception as raised:  # whatever library reaches the store; whoever asked is told
                 error = raised
             try:
                 loop.call_soon_threadsafe(tell, result, error)

@@ -36,10 +36,10 @@ from streaming.server.door.gatekeeper import Gatekeeper
 from streaming.server.door.session_key import SessionKey
 from streaming.server.door.tokens import Tokens
 from streaming.server.session_store import (
+    ClaimedEntry,
     SessionLostError,
     SessionMovingError,
     SessionStore,
-    StoredSession,
     StoreError,
 )
 from tests.engine.stub_step import StubStep
@@ -197,7 +197,7 @@ class Broken(SessionStore):
 @pytest.mark.parametrize("hangs", [False, True])
 def test_a_store_that_fails_loses_no_session(tmp_path: Path, hangs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pins a full disk that cuts every conversation, when the server was only told to stop."""
-    monkeypatch.setattr("streaming.server.native._PUT_DOWN_S", 0.5)
+    monkeypatch.setattr("streaming.server.native.session._PUT_DOWN_S", 0.5)
 
     async def talk(one: LiveServer) -> None:
         async with ContinuationClient.connect(one.url, start("realtime", max_seconds=2)) as session:
@@ -220,7 +220,7 @@ def test_one_of_two_servers_gets_a_session_and_the_claim_can_be_given_back(tmp_p
         one, other = SessionStore(str(tmp_path), KEY), SessionStore(str(tmp_path), KEY)
         await one.put("n" * 64, b"session")
         taken = await asyncio.gather(one.take("n" * 64), other.take("n" * 64), return_exceptions=True)
-        assert sorted(type(each).__name__ for each in taken) == ["SessionMovingError", "StoredSession"]
+        assert sorted(type(each).__name__ for each in taken) == ["ClaimedEntry", "SessionMovingError"]
         await one.give_back("n" * 64)
         assert (await other.take("n" * 64)).data == b"session"  # type: ignore[union-attr]
         with pytest.raises(SessionMovingError):
@@ -297,8 +297,8 @@ def test_a_server_that_was_taken_for_dead_gives_way(tmp_path: Path, monkeypatch:
             await other.take(name)  # it has been seen alive since
         await asyncio.sleep(0.4)
         taken = await asyncio.gather(other.take(name), third.take(name), return_exceptions=True)
-        assert sorted(type(each).__name__ for each in taken) == ["SessionMovingError", "StoredSession"]
-        (found,) = (each for each in taken if isinstance(each, StoredSession))
+        assert sorted(type(each).__name__ for each in taken) == ["ClaimedEntry", "SessionMovingError"]
+        (found,) = (each for each in taken if isinstance(each, ClaimedEntry))
         assert (found.data, found.owner) == (b"turn", slow.mark)
         for put in (slow.put_turn, slow.put):
             with pytest.raises(SessionLostError):

@@ -88,7 +88,7 @@ test("a microphone is silent when it gave nothing for a while, and never after a
 });
 
 test("quiet speech is speech, and what is quieter than -60 dB is none", () => {
-  // Real speech has pauses and quiet sounds: only its loudest sample of a second and a half is looked at.
+  // The decibels are of its highest sample. Real speech has pauses: only its loudest 20 ms are looked at.
   const file = readFileSync(new URL("../../examples/prompt.wav", import.meta.url));
   const pcm = new Int16Array(file.buffer.slice(file.byteOffset + 44, file.byteOffset + 44 + 2 * 96_000));
   const peak = pcm.reduce((most, sample) => Math.max(most, Math.abs(sample)), 0);

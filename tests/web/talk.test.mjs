@@ -425,7 +425,7 @@ test("a microphone that gives nothing is noticed within two seconds, and nothing
   await talk.letGo();
   assert.deepEqual([talk.phase, sockets[0].story()], ["ready", ["audio"]]);
   await talk.press();
-  audio.talk(1600, 20); // a faint noise: it is no dead one, but it does not hear who talks
+  audio.talk(1600, 12); // a faint noise: it is no dead one, but it does not hear who talks
   assert.match(about.shown.text, /hears nothing/);
   audio.talk(40, 2000);
   assert.equal(about.shown, null, "it is no longer so");

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import time
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
+from numpy.typing import NDArray
 
-from tests.web.browser import Page, chromium
+from streaming.audio import SAMPLE_RATE
+from tests.web.browser import Page, browser, chromium
 from tests.web.live_page import NOTICE, Served, keep, open_page, served, talk
 
 pytestmark = pytest.mark.skipif(
@@ -152,6 +157,27 @@ def test_a_silent_microphone_is_noticed_and_another_one_can_be_chosen(page: Page
     page.wait_for_phase("ready")
     assert server.engine.stats().sessions == 1, "the conversation goes on"
     assert page.evaluate("document.querySelector('#microphone').disabled") is False
+
+
+@pytest.mark.parametrize(("peak_db", "silent"), [(-62, True), (-55, False)])
+def test_speech_that_is_too_quiet_to_be_heard_is_told_whatever_the_browser_makes_of_it(
+    tmp_path: Path, server: Served, speech: NDArray[np.int16], peak_db: float, silent: bool
+) -> None:
+    """Echo cancellation made the peaks of the same speech 3 dB higher, and at -62 dB nobody was told."""
+    microphone = tmp_path / "quiet.wav"
+    scale = 32768 * 10 ** (peak_db / 20) / np.abs(speech.astype(np.int32)).max()
+    soundfile.write(microphone, np.round(speech * scale).astype(np.int16), SAMPLE_RATE)
+    with browser(tmp_path, microphone) as new_page:
+        for echo in (True, False):
+            page = new_page()
+            open_page(page, server.live, echoCancellation=echo)
+            with page.holding_space():
+                page.wait_for_phase("talking")
+                if silent:
+                    _note(page, "The microphone hears nothing")
+                time.sleep(2)
+                assert ("The microphone hears nothing" in page.text("#note")) == silent
+            page.close()
 
 
 def test_the_microphone_that_is_chosen_is_opened_and_kept(page: Page, server: Served) -> None:

@@ -45,6 +45,11 @@ class Visitor:
         """The token's name, for metrics and logs."""
         return self.holder.name if self.holder is not None else None
 
+    @property
+    def digest(self) -> bytes | None:
+        """What stands for the token where a session is kept; None where no tokens are asked for."""
+        return self.holder.digest if self.holder is not None else None
+
 
 class Gatekeeper:
     """The one judge of a server's requests, used from one thread.
@@ -65,7 +70,7 @@ class Gatekeeper:
         self.limits = limits or Limits()
         self._usage = Usage(self.limits)
         host = Host.parse(bind.host)
-        # Who names an origin stands behind a proxy that may pass its host on.
+        # An operator who names origins may have a proxy in front that passes its own host on.
         self._hosts = {"localhost", *(origin.host for origin in origins), *([host.name] if host is not None else [])}
 
     def look(self, headers: Headers, path: str, peer: str | None, now: float) -> Refusal | None:

@@ -192,7 +192,8 @@ def test_a_client_that_sends_too_much_is_read_more_slowly_whatever_it_did_before
     """
     per_s, count = (200, 400) if codec == "pcm16" else (400, 800)
     if codec == "pcm16":
-        monkeypatch.setattr("streaming.server.native.MESSAGES_PER_S", per_s)  # far below what any machine can take
+        # Far below what any machine can take:
+        monkeypatch.setattr("streaming.server.native.session.MESSAGES_PER_S", per_s)
     if codec == "opus" and not opus_available():
         pytest.skip("no libopus")
 
@@ -214,7 +215,7 @@ def test_a_client_that_sends_too_much_is_read_more_slowly_whatever_it_did_before
 
 def test_who_opens_a_socket_and_says_nothing_is_sent_away(server: LiveServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its answers to pings kept it there for ever."""
-    monkeypatch.setattr("streaming.server.native._START_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("streaming.server.native.service._START_TIMEOUT_S", 0.2)
 
     async def scenario() -> None:
         async with connect(server.url, compression=None) as socket:

@@ -16,9 +16,6 @@ from streaming.engine.engine import Engine
 from streaming.protocol import messages
 from streaming.protocol.messages import AudioMessage, OpusMessage, SessionStart, Speak, encode_audio
 from streaming.protocol.opus import OpusSender, opus_available
-from streaming.protocol.replay import ReplayBook
-from streaming.server.native import NativeDialect
-from streaming.server.opus_threads import OpusThreads
 from tests.engine.stub_step import StubResult, StubStep
 from tests.server.live_server import LiveServer, client, run, serving
 
@@ -119,7 +116,7 @@ def test_the_client_chooses_among_what_there_is(server: LiveServer, codecs: tupl
 
 
 def test_a_server_without_the_package_goes_on_with_pcm(server: LiveServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streaming.server.native.opus_available", lambda: False)
+    monkeypatch.setattr("streaming.server.native.service.opus_available", lambda: False)
 
     async def scenario() -> None:
         start = SessionStart(pace="fast", max_seconds=0.4, codecs=("opus",))
@@ -221,25 +218,5 @@ def test_a_flood_is_read_more_slowly(server: LiveServer) -> None:
             await hostile.send(Speak(turn=9))
             await hostile.expect(messages.Error)
             assert loop.time() - began > 1.5
-
-    run(scenario())
-
-
-def test_what_is_being_encoded_when_the_connection_breaks_is_kept_for_the_return() -> None:
-    """It is encoded in a thread: a frame that was with the encoder when its socket was lost was never sent again."""
-
-    async def scenario() -> None:
-        book = ReplayBook()
-        dialect = NativeDialect(lambda message: None, book, "opus", threads=OpusThreads())
-        frames = [AudioMessage(1, at, SPEECH[:FRAME]) for at in (0, FRAME)]
-        lost = asyncio.create_task(dialect.encode(frames[0]))
-        await asyncio.sleep(0)
-        lost.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await lost
-        then = await dialect.encode(frames[1])
-        kept = [messages.decode_opus(data) for data in book.unanswered() if isinstance(data, bytes)]
-        assert len(then) == 1 and len(kept) == 2
-        assert [(message.fresh, message.position_samples) for message in kept] == [(True, 0), (False, FRAME - 156)]
 
     run(scenario())

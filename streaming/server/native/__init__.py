@@ -1,0 +1,1 @@
+"""The native protocol (`docs/protocol.md`) at its sockets."""

@@ -1,0 +1,41 @@
+"""The native protocol's words, without a socket."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+import pytest
+
+from streaming.audio import FRAME
+from streaming.protocol import messages
+from streaming.protocol.messages import AudioMessage
+from streaming.protocol.opus import opus_available
+from streaming.protocol.replay import ReplayBook
+from streaming.server.native.dialect import NativeDialect
+from streaming.server.opus_threads import OpusThreads
+from tests.server.live_server import run
+
+pytestmark = pytest.mark.skipif(not opus_available(), reason="no libopus")
+
+SPEECH = (3_000 * np.sin(np.arange(2 * FRAME) / 9)).astype(np.int16)
+
+
+def test_what_is_being_encoded_when_the_connection_breaks_is_kept_for_the_return() -> None:
+    """It is encoded in a thread: a frame that was with the encoder when its socket was lost was never sent again."""
+
+    async def scenario() -> None:
+        book = ReplayBook()
+        dialect = NativeDialect(lambda message: None, book, "opus", threads=OpusThreads())
+        frames = [AudioMessage(1, at, SPEECH[:FRAME]) for at in (0, FRAME)]
+        lost = asyncio.create_task(dialect.encode(frames[0]))
+        await asyncio.sleep(0)
+        lost.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await lost
+        then = await dialect.encode(frames[1])
+        kept = [messages.decode_opus(data) for data in book.unanswered() if isinstance(data, bytes)]
+        assert len(then) == 1 and len(kept) == 2
+        assert [(message.fresh, message.position_samples) for message in kept] == [(True, 0), (False, FRAME - 156)]
+
+    run(scenario())
