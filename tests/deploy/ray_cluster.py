@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-PATIENCE_S = 90.0
+PATIENCE_S = 240.0
 DRAIN_S = 4.0
 
 
@@ -54,6 +54,8 @@ os.environ |= {  # read when Ray is imported
     **{f"RAY_SERVE_HAPROXY_{name}": str(FOLDER / "proxy" / file) for name, file in _FILES.items()},
     "RAY_AUTH_TOKEN": secrets.token_hex(32),  # or Ray writes one into the home
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_agent_register_timeout_ms": "240000",  # after 30 s its agents count as lost, which a busy machine takes
+    "RAY_raylet_start_wait_time_s": "240",
 }
 
 with warnings.catch_warnings(action="ignore"):  # its own, of other libraries' futures
@@ -90,18 +92,24 @@ class Cluster:
         except OSError:
             return 0, ""
 
-    def deploy(self, **deployment: Any) -> None:
-        """One more version of the service, of `deployment`'s settings; returns when Serve has taken it."""
+    def deploy(self, *, more: dict[str, object] | None = None, **deployment: Any) -> None:
+        """One more version of the service, of `deployment`'s settings; returns when Serve has taken it. more: options
+        of its servers.
+        """
         from deploy.ray.app import Replica
 
         options = {"model": "demo", "max-sessions": 2, "threads": 1, "drain-seconds": DRAIN_S, "host": "127.0.0.1"}
+        options |= more or {}
         common = {"ray_actor_options": {"num_cpus": 0.1}, "graceful_shutdown_timeout_s": DRAIN_S + 20}
         made = Replica.options(**common, **deployment).bind(options)
         serve.run(made, name="streaming", route_prefix="/", blocking=False)
 
     def replicas(self) -> dict[str, int]:
         """Ids and process ids of those that run."""
-        deployment = self._details()["applications"]["streaming"]["deployments"]["Replica"]
+        applications = self._details()["applications"]
+        if "streaming" not in applications:  # nothing was deployed yet
+            return {}
+        deployment = applications["streaming"]["deployments"]["Replica"]
         return {made["replica_id"]: made["pid"] for made in deployment["replicas"] if made["state"] == "RUNNING"}
 
     def _details(self) -> Any:

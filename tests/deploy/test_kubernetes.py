@@ -27,6 +27,8 @@ from streaming.audio import FRAME
 from streaming.client.client import ContinuationClient
 from streaming.protocol.messages import SessionStart, TurnDone
 from streaming.server.command import parse
+from streaming.server.door.session_key import ENVIRONMENT as KEY_VARIABLE
+from streaming.server.native import _LAST_REPLY_S, _PUT_DOWN_S
 from streaming.server.watch.health import LIVE, READY
 from streaming.server.watch.metrics import METRICS
 from tests.deploy.test_image import environment, instructions
@@ -62,14 +64,26 @@ def containers(overlay: str | None) -> dict[str, Any]:
     (base,) = one("Deployment")["spec"]["template"]["spec"]["containers"]
     if overlay is None:
         return dict(base)
-    (patch,) = read(FOLDER / "overlays" / overlay / "deployment.yaml")
-    (added,) = patch["spec"]["template"]["spec"]["containers"]
-    assert added["name"] == base["name"]
-    return base | {key: base.get(key, []) + value for key, value in added.items() if isinstance(value, list)}
+    container = dict(base)
+    for path in patches(overlay):
+        (patch,) = read(path)
+        (added,) = patch["spec"]["template"]["spec"]["containers"]
+        assert added["name"] == base["name"]
+        container |= {key: container.get(key, []) + value for key, value in added.items() if isinstance(value, list)}
+    return container
+
+
+def patches(overlay: str) -> list[Path]:
+    """What an overlay changes of the deployment: its own file, and those of its components."""
+    folder = FOLDER / "overlays" / overlay
+    (kustomization,) = read(folder / "kustomization.yaml")
+    folders = [folder, *((folder / component).resolve() for component in kustomization.get("components", []))]
+    return [place / "deployment.yaml" for place in folders if (place / "deployment.yaml").exists()]
 
 
 def variables(overlay: str | None) -> dict[str, str]:
-    return {variable["name"]: variable["value"] for variable in containers(overlay).get("env", [])}
+    """Those that are not of a Secret."""
+    return {each["name"]: each["value"] for each in containers(overlay).get("env", []) if "value" in each}
 
 
 def built(overlay: str) -> list[Manifest]:
@@ -120,7 +134,7 @@ def test_what_is_put_together_is_what_was_meant() -> None:
         (config,) = [d for d in documents if d["kind"] == "ConfigMap"]
         assert {"name": config["metadata"]["name"]} in [volume.get("configMap") for volume in pod["volumes"]]
         assert container["image"].startswith("registry.example/streaming:")
-        assert {v["name"]: v["value"] for v in container.get("env", [])} == variables(overlay)
+        assert {v["name"]: v["value"] for v in container.get("env", []) if "value" in v} == variables(overlay)
         assert ("nvidia.com/gpu" in container["resources"]["limits"]) == (overlay == "gpu")
         if overlay == "gpu":
             limits = container["resources"]["limits"]
@@ -140,8 +154,10 @@ def test_every_option_is_one_of_the_servers(overlay: str) -> None:
     ours = {name: value for name, value in variables(overlay).items() if name.startswith("STREAMING_")}
     for name, value in ours.items():
         key = name.removeprefix("STREAMING_").lower()
-        assert str(getattr(options, key)) == value, f"{name} is no option's variable"
-    assert options.insecure_plaintext and options.tokens and options.queue > 0 and options.resume_seconds == 0
+        found = getattr(options, key)
+        assert found == type(found)(value), f"{name} is no option's variable"
+    assert options.insecure_plaintext and options.tokens and options.queue > 0
+    assert (options.resume_seconds > 0) == bool(options.session_store), "who comes back reaches another pod"
 
 
 def test_ports_probes_and_selectors_agree() -> None:
@@ -192,6 +208,26 @@ def test_a_pod_that_is_told_to_go_has_the_time_that_it_takes() -> None:
     assert pod["terminationGracePeriodSeconds"] >= pause_s + options.drain_seconds + 10
     readiness = container["readinessProbe"]
     assert pause_s > readiness["periodSeconds"] * readiness["failureThreshold"]
+
+
+def test_pods_share_what_sessions_are_handed_over_in() -> None:
+    """A store of each pod's own, or without the key of the others, is none; nor is one that the image cannot reach."""
+    container = containers("gpu")
+    (patch,) = read(FOLDER / "components" / "sessions" / "deployment.yaml")
+    (claim,) = read(FOLDER / "components" / "sessions" / "volume.yaml")
+    (volume,) = patch["spec"]["template"]["spec"]["volumes"]
+    assert volume["persistentVolumeClaim"] == {"claimName": claim["metadata"]["name"]}
+    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+    (mount,) = [each for each in container["volumeMounts"] if each["name"] == volume["name"]]
+    assert mount["mountPath"] == variables("gpu")["STREAMING_SESSION_STORE"] and not mount.get("readOnly")
+    (secret,) = [each["valueFrom"]["secretKeyRef"] for each in container["env"] if each["name"] == KEY_VARIABLE]
+    tokens = next(each for each in one("Deployment")["spec"]["template"]["spec"]["volumes"] if each["name"] == "tokens")
+    assert secret["name"] == tokens["secret"]["secretName"]
+    page = (ROOT / "docs" / "kubernetes.md").read_text(encoding="utf-8")
+    assert f"--from-literal={secret['key']}=" in page
+    assert any('".[store]"' in rest for name, rest in instructions() if name == "RUN")
+    options = parse(["--config", str(FOLDER / "base" / "server.toml")], environment() | variables("gpu"))
+    assert options.drain_seconds > _PUT_DOWN_S + _LAST_REPLY_S
 
 
 def test_no_timeout_ends_a_conversation() -> None:

@@ -32,6 +32,7 @@ from streaming.client.resumable_connection import ConnectionLost
 from streaming.protocol import messages
 from streaming.protocol.messages import SessionStart
 from streaming.server.door.bind import BindError
+from tests.deploy.talk import Talk
 from tests.server.live_server import Client, client, get, run
 
 if find_spec("ray") is None:
@@ -202,6 +203,41 @@ def test_a_rolling_redeploy_cuts_no_turn(service: Cluster) -> None:
     run(scenario(), 240)
     assert ends[0] >= 2, "both replicas were replaced, and nobody was told"
     assert turns[0] >= 4
+
+
+def test_a_rolling_redeploy_with_a_session_store_cuts_no_conversation(service: Cluster, tmp_path: Path) -> None:
+    """Whoever is on a replica that goes comes back at the other one. Pins a relay that tells a client that its session
+    is over, and any sample that is lost or said twice on the way.
+    """
+    key = tmp_path / "key"
+    key.write_text("k" * 32)
+    more: dict[str, object] = {"session-store": str(tmp_path / "store"), "session-key": str(key)}
+
+    def redeploy() -> None:
+        before = set(service.replicas())
+        service.deploy(num_replicas=2, more=more)
+        until(lambda: len(service.replicas()) == 2 and not before & set(service.replicas()), 180)
+
+    redeploy()
+    until(lambda: service.get("/health/ready")[0] == 200)
+
+    async def scenario() -> None:
+        await asyncio.sleep(_SETTLE_S)
+        done, talks = asyncio.Event(), [Talk(), Talk()]
+        talking = asyncio.gather(*(talk.run(service.url, done, 10**6, "realtime") for talk in talks))
+        await asyncio.sleep(1.0)
+        try:
+            await asyncio.to_thread(redeploy)
+        finally:
+            done.set()
+        await talking
+        stayed = Talk()
+        await stayed.run(service.url, asyncio.Event(), max(len(talk.turns) for talk in talks), "fast")
+        for talk in talks:
+            assert talk.turns == stayed.turns[: len(talk.turns)], "to the sample"
+            assert talk.lost == len(talk.away_ms) >= 1, "both replicas were replaced"
+
+    run(scenario(), 400)
 
 
 def test_one_replica_becomes_two_under_load_and_one_again_by_the_sessions_own_rules(service: Cluster) -> None:
