@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import textwrap
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -70,8 +71,15 @@ def say(line: str) -> None:
 
 
 def complain(line: str) -> None:
-    """Print a line to standard error, if that can be written: there is nowhere else to say that it cannot."""
+    """Print a line to standard error, if that can be written: there is nowhere else to say that it cannot.
+
+    On a terminal it is broken between words.
+    """
     with suppress(OSError):
+        if sys.stderr.isatty():
+            columns = max(20, os.get_terminal_size(sys.stderr.fileno()).columns)
+            wrapper = textwrap.TextWrapper(columns, break_long_words=False, break_on_hyphens=False)
+            line = "\n".join(map(wrapper.fill, line.splitlines()))
         print(line, file=sys.stderr, flush=True)
 
 

@@ -49,6 +49,7 @@ class LiveView:
         self._hint, self._turns, self._verbose = hint, turns, verbose
         self._doing: _Doing | None = None
         self._meters: Meters | None = None
+        self._figure_lines = 1  # as many as were needed once: what stands below them does not jump
         self._live = Live(
             console=console or Console(),
             get_renderable=self._render,
@@ -129,7 +130,10 @@ class LiveView:
             figures.append(f"round trip {meters.rtt_ms:.1f} ms")
         if meters.sent_kbps or meters.received_kbps:
             figures.append(f"{meters.sent_kbps:.0f} kbit/s up, {meters.received_kbps:.0f} down")
-        lines: list[RenderableType] = [_state(meters), bars, _flow(figures, self._live.console.width)]
+        shown = _flow(figures, self._live.console.width)
+        self._figure_lines = max(self._figure_lines, 1 + shown.plain.count("\n"))
+        shown.append("\n" * (self._figure_lines - 1 - shown.plain.count("\n")))
+        lines: list[RenderableType] = [_state(meters), bars, shown]
         troubles = [
             f"microphone: {meters.dropped_input_ms / 1e3:.1f} s lost" if meters.dropped_input_ms else "",
             f"server too slow: {meters.unheard_ms / 1e3:.1f} s lost" if meters.unheard_ms else "",

@@ -171,8 +171,9 @@ export class Talk {
 
   // What a person does
 
-  /** Begin to talk; whatever the machine says is interrupted. */
+  /** Begin to talk; whatever the machine says is interrupted. Not while the browser asks for another reason. */
   press() {
+    if (this.phase === "asking" && !this.#pressed) return this.#commands;
     this.grip = "held";
     if (this.#pressed) return this.#commands; // the microphone is being opened for the press before
     this.#pressed = true;
@@ -480,6 +481,7 @@ export class Talk {
       this.#audio.closeMicrophone();
       return false;
     }
+    this.#withdrawn("microphone"); // what was wrong with the one before
     if (!asked || wanted()) return true;
     this.grip = "free";
     this.#told("The microphone is on. Now hold the button and talk.", { topic: "microphone" });
@@ -635,13 +637,14 @@ export class Talk {
     const [session, spoken, lives] = [this.#session, this.#spoken, this.#lives];
     if (spoken === null) return;
     this.#spoken = null; // a second interruption of this turn means nothing
+    if (this.#vad) this.#setPhase(this.#takeAfter === null ? "talking" : "waiting"); // what comes meanwhile is newer
     const heard = (await this.#audio.stopPlayback()) ?? spoken.reported;
     if (session !== this.#session) return;
     if (lives === this.#lives) session.interrupt(spoken.turn, heard); // else there is no such turn any more
     if (this.#spoken !== null) return; // the next one has been handed over meanwhile
     this.#remember(spoken, heard);
     this.tape.mark({ kind: "interrupted", at: this.tape.position(this.#audio.frame) });
-    this.#setPhase(this.#vad && lives === this.#lives ? "talking" : "ready");
+    if (!this.#vad) this.#setPhase("ready");
   }
 
   // Events in
@@ -740,7 +743,7 @@ export class Talk {
     if (this.#vad && this.phase === "talking") this.#setPhase("ready"); // a voice will be noticed anew
     this.#took();
     const [session, spoken] = [this.#session, this.#spoken];
-    if (spoken !== null && spoken.turn >= turn) {
+    if (spoken !== null && (spoken.turn >= turn || spoken.total === null)) { // or its rest has not come
       [this.#spoken, this.#stale] = [null, true];
       const heard = (await this.#audio.stopPlayback()) ?? spoken.reported;
       this.#stale = false;

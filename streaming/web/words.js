@@ -72,7 +72,7 @@ function picked({ phase, grip, asking, place, playingFile, handsFree, microphone
 /** What one might say to this model, as a sentence; "" where nobody knows. */
 export function suggestion(suggestions) {
   if (suggestions.length === 0) return "";
-  return `Try saying ${new Intl.ListFormat("en", { type: "disjunction" }).format(suggestions.map((one) => `“${one}”`))}.`;
+  return `Try saying ${new Intl.ListFormat("en-GB", { type: "disjunction" }).format(suggestions.map((one) => `“${one}”`))}.`;
 }
 
 /** What becomes of what the microphone hears. */

@@ -116,6 +116,17 @@ def test_a_narrow_terminal_breaks_between_figures() -> None:
     assert max(map(len, words.splitlines())) <= 60  # some of it is how the cursor is moved
 
 
+def test_what_stands_below_the_figures_does_not_jump() -> None:
+    """The hint went up and down by a line whenever a figure became a digit longer or shorter."""
+    console = Console(file=io.StringIO(), width=80)
+    view = LiveView(console, hint="Enter: go on")
+    heights = []
+    for up in (0.0, 300.0, 5.0, 0.0):
+        view.show(Meters(rtt_ms=13.3, buffer_ms=290.0, sent_kbps=up, received_kbps=up))
+        heights.append(len(console.render_lines(view._render())))
+    assert heights[0] < heights[1] == heights[2] == heights[3]
+
+
 def test_a_report_in_words() -> None:
     words = REPORT.figures()
     assert "2.00 s of continuation (max seconds)" in words

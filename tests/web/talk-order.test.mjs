@@ -15,6 +15,12 @@ import { FakeAudio, FakeSocket } from "./fakes.mjs";
 const FRAME = 1920;
 const LEAD = 5;
 const SEEDS = 30;
+// No clock takes part, however slow the machine is: what is to be done soon is done next, what is a limit never comes.
+globalThis.setTimeout = (act, ms = 0, ...values) => (ms < 1000 ? setImmediate(act, ...values) : null);
+globalThis.clearTimeout = (timer) => clearImmediate(timer);
+globalThis.setInterval = () => null;
+globalThis.clearInterval = () => {};
+
 const settled = () => new Promise((resolve) => setImmediate(resolve));
 
 /** A generator of numbers below `count`, the same for the same seed. */
@@ -63,7 +69,7 @@ class Server {
       case "session.start":
         this.started = true;
         this.vad = message.turn_taking === "vad" ? "idle" : null;
-        this.say("session.started", { turn: 1, takes: 4, resume: { token: "x", seconds: 60 } });
+        this.say("session.started", { turn: 1, takes: 4, resume: { token: "x", seconds: 6000 } });
         break;
       case "session.resume":
         this.attached = true;
@@ -118,7 +124,7 @@ class Server {
     if (this.vad === "interrupting") {
       this.vad = "hearing";
       if (!this.voice) this.#stopped();
-    } else if (this.vad !== null) this.vad = "idle";
+    } else if (this.vad === "speaking") this.vad = "idle";
   }
 
   /** Does what its own clock has it do next; false where that is nothing. */
@@ -289,7 +295,7 @@ async function quiet({ audio, server, deliver }) {
     await settled();
     const after = JSON.stringify([server.out.length, audio.told.length, audio.says.length]);
     idle = moved || before !== after || audio.told.length || audio.says.length ? 0 : idle + 1;
-    if (idle) await new Promise((resolve) => setTimeout(resolve, 1));
+    await settled();
   }
 }
 
@@ -324,7 +330,7 @@ async function anyOrder(seed, handsFree, deaths) {
     } else if (which === 1 && deaths && roll(8) === 0) {
       deeds.push(`${step} ${talk.phase}: the server dies`);
       cut();
-      await new Promise((resolve) => setTimeout(resolve, 2));
+      await settled();
     } else if (which < 4 && audio.hasMicrophone) audio.talk(20);
     else Object.values(deliver)[roll(6)]();
     await settled();

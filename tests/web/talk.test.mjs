@@ -404,6 +404,36 @@ test("a microphone that is unplugged while one talks ends the word, and not the 
   assert.deepEqual(sockets[0].story(), ["audio", "speak"], "what was said before belongs to the prompt");
 });
 
+test("once another microphone is open, nothing is said of the one that is gone", async () => {
+  // "The microphone is gone" stood beside "You are heard" for a minute.
+  const { about, audio, talk, start } = begin();
+  await talk.press();
+  start();
+  audio.closeMicrophone();
+  audio.onLost(new AudioError("microphone_lost"));
+  await settled();
+  assert.match(about.shown.text, /is gone/);
+  await talk.press();
+  assert.deepEqual([talk.microphone, about.shown], ["heard", null]);
+});
+
+test("a press while the browser asks for the microphone's level is none", async () => {
+  // It talked as soon as the question was answered, though the finger had long been up, or asked once more.
+  const { audio, talk } = begin();
+  let answer;
+  audio.granted = false;
+  audio.permission = new Promise((resolve) => (answer = resolve));
+  const trying = talk.tryMicrophone();
+  await settled();
+  assert.equal(talk.phase, "asking");
+  const pressing = talk.press();
+  talk.latch();
+  answer();
+  await Promise.all([trying, pressing]);
+  await settled();
+  assert.deepEqual([talk.phase, talk.grip, talk.microphone], ["idle", "free", "on"]);
+});
+
 test("hands-free, a microphone that is unplugged is a problem that is told", async () => {
   const { audio, talk, sockets, start } = begin();
   await talk.listen();

@@ -12,9 +12,11 @@ import pytest
 from streaming.engine.engine import Engine
 from tests.server.live_server import serving
 from tests.web.browser import Page, browser, chromium
+from tests.web.live_page import NOTICE
 from tests.web.voice import VoiceStep
 
 PHASES = ("idle", "asking", "connecting", "queued", "ready", "talking", "waiting", "speaking", "replaying", "problem")
+SUGGESTIONS = ("one, two, three, four", "Monday, Tuesday", "January, February, March", "Twinkle, twinkle, little star")
 DESKTOP, LOW, TELEPHONE, SIDEWAYS = (1280, 800), (1280, 650), (360, 760), (844, 390)
 
 pytestmark = pytest.mark.skipif(
@@ -57,7 +59,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     folder = tmp_path_factory.mktemp("browser")
     example = Path(__file__).parents[2] / "examples" / "prompt.wav"
     with (
-        Engine(VoiceStep(2), "stub") as engine,
+        Engine(VoiceStep(2), "stub", NOTICE, suggestions=SUGGESTIONS) as engine,
         serving(engine) as live,
         browser(folder, example) as new_page,
     ):
@@ -173,6 +175,36 @@ def test_whether_the_microphone_is_open_is_always_in_sight(page: Page, size: tup
     )
     assert abs(open_at - ways_at) < 2 and open_at < size[1]
     assert ways_right < open_right <= size[0]
+
+
+def test_what_the_buttons_say_stands_on_one_line(page: Page) -> None:
+    """Pins that "Play again" stood higher than what was beside it."""
+    page.look(*DESKTOP)
+    _dress(page, "idle")
+    tops = page.evaluate(
+        "[...document.querySelectorAll('main > .row > button')].map((button) => {"
+        "  const range = document.createRange(); range.selectNodeContents(button);"
+        "  return Math.round(range.getBoundingClientRect().top); })"
+    )
+    assert len(tops) == 6 and max(tops) - min(tops) <= 1, tops
+
+
+@pytest.mark.parametrize("size", [DESKTOP, LOW, TELEPHONE, SIDEWAYS], ids=["800", "650", "telephone", "sideways"])
+def test_no_figure_and_no_suggestion_is_cut(page: Page, size: tuple[int, int]) -> None:
+    """On a telephone held sideways the first figure's name ended in dots. What is suggested may be long."""
+    page.look(*size, mobile=size in (TELEPHONE, SIDEWAYS))
+    _dress(page, "speaking")
+    cut = page.evaluate(
+        "[...document.querySelectorAll('.figures dt, .figures dd, #suggestion, #hint, #notice')]"
+        ".filter((e) => e.scrollWidth > e.clientWidth + 1 && e.clientWidth).map((e) => e.innerText)"
+    )
+    assert cut == []
+    assert page.text("#suggestion").endswith("or “Twinkle, twinkle, little star”.")
+    boxes = page.evaluate(
+        "['#hint', '#suggestion', '#note'].map((it) => document.querySelector(it).getBoundingClientRect())"
+        ".map((r) => [r.top, r.bottom])"
+    )
+    assert boxes[0][1] < boxes[1][0] and boxes[1][1] <= boxes[2][0], "they run into each other"
 
 
 @pytest.mark.parametrize("size", [DESKTOP, LOW], ids=["800", "650"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -518,3 +519,33 @@ def test_another_take_and_the_way_back_to_the_first(page: Page, server: Served) 
     talk(page, LONGER_THAN_A_TAP_S)
     page.wait_for_phase("speaking")
     assert page.evaluate("document.querySelector('#takes').hidden"), "other words have takes of their own"
+
+
+@pytest.mark.parametrize("kept", [1, 2])
+def test_the_conversation_goes_on_from_the_take_that_is_kept(page: Page, server: Served, kept: int) -> None:
+    """What the server holds is the prompt, the kept take's frames, what was said next and the answer to that."""
+    open_page(page, server.live, maxSeconds=1)
+    ready = "document.body.dataset.phase === 'ready' && !document.querySelector('#take').disabled"
+    talk(page, LONGER_THAN_A_TAP_S)
+    page.wait_for(ready)
+    ((slot, stream),) = server.step.streams.items()
+    takes = {1: list(stream.entries)}
+    page.click("#take")
+    page.wait_for(f"document.querySelectorAll('#takes button').length === 2 && {ready}")
+    takes[2] = list(server.step.streams[slot].entries)
+    prompt = [entry for entry in takes[1] if entry[0] == "heard"]
+    answers = [entries[len(prompt) :] for entries in takes.values()]
+    assert all(entries[: len(prompt)] == prompt for entries in takes.values())
+    assert not set(answers[0]) & set(answers[1]), "another seed"
+    page.click(f"#takes button:nth-child({kept})")
+    _state(page, "Playing it again")
+    page.wait_for(ready)
+    pressed = f"document.querySelector('#takes button:nth-child({kept})').getAttribute('aria-pressed')"
+    assert page.evaluate(pressed) == "true"
+    talk(page, LONGER_THAN_A_TAP_S)
+    page.wait_for(f"document.querySelector('#takes').hidden && {ready}")
+    assert list(server.step.streams) == [slot], "it is one session"
+    entries = server.step.streams[slot].entries
+    assert entries[: len(takes[kept])] == takes[kept]
+    after = [kind for kind, _ in groupby(kind for kind, _ in entries[len(takes[kept]) :])]
+    assert after == ["heard", "spoken"]
