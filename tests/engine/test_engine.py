@@ -146,6 +146,20 @@ def test_a_session_that_waits_for_its_listener_holds_up_nobody() -> None:
         slow.wait_for_event(TurnDone)
 
 
+def test_steps_that_take_nothing_begin_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else each has one session in it, and wakes its owner for it. Told by the least time that they can take."""
+    monkeypatch.setattr("streaming.engine.engine._APART_S", 0.02)
+    step, recorder = StubStep(1), Recorder()
+    with Engine(step) as engine:
+        live = engine.attach(recorder, SAMPLING)
+        hear(live, 1)
+        recorder.wait_for_event(FrameHeard)
+        began = time.monotonic()
+        live.speak(5, 5)
+        recorder.wait_for_event(TurnDone)
+        assert time.monotonic() - began >= 4 * 0.02
+
+
 def test_an_idle_engine_runs_no_steps() -> None:
     step = StubStep(1)
     with running(step) as engine:
