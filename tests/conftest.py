@@ -64,6 +64,36 @@ def _seeded() -> None:
 
 
 @pytest.fixture
+def server_says(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., tuple[int | str | None, str]]]:
+    """`server_says(*flags)`: the exit status of `server.py` with flags that it refuses, and all that it says.
+
+    It runs in this process: one of its own takes five seconds of processor time to import torch once more.
+    """
+    import torch
+
+    from streaming.server import command
+    from streaming.server.watch import log
+
+    def says(*flags: str) -> tuple[int | str | None, str]:
+        status: int | str | None
+        try:
+            status = command.main(["--port", "0", *flags])
+        except SystemExit as ended:
+            status = ended.code
+        return status, capsys.readouterr().err.strip()
+
+    monkeypatch.setattr(log, "configure", lambda *_: None)  # pytest's own handlers stay
+    for name in os.environ:
+        if name.startswith("STREAMING_"):
+            monkeypatch.delenv(name)
+    threads = torch.get_num_threads()
+    yield says
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
 def without_native(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What is loaded in this test runs in PyTorch alone, as where there is no compiler."""
     from streaming.models.operations.native.library import SWITCH, library

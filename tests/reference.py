@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
@@ -197,6 +198,16 @@ class Published(NamedTuple):
     ended: bool
 
 
+@functools.cache
+def _published_models(codec_dir: Path, model_dir: Path) -> tuple[LlamaForCausalLM, AutoTokenizer, MimiModel]:
+    """Read the models of a session's checkpoints once: a test asks the pipeline for up to 20 prompts."""
+    return (
+        LlamaForCausalLM.from_pretrained(model_dir).eval(),
+        AutoTokenizer.from_pretrained(model_dir),
+        MimiModel.from_pretrained(codec_dir).eval(),
+    )
+
+
 @torch.inference_mode()
 def published_pipeline(codec_dir: Path, model_dir: Path, pcm: NDArray[np.float32], max_frames: int) -> Published:
     """The batch job of the published `inference.py`, by `transformers` alone, at temperature 0.
@@ -205,9 +216,7 @@ def published_pipeline(codec_dir: Path, model_dir: Path, pcm: NDArray[np.float32
     Generation is held to the tokens that a slot may emit: `</audio>` only in front of a frame. pcm: float32 [n], given
     to the codec as it is.
     """
-    model = LlamaForCausalLM.from_pretrained(model_dir).eval()
-    tokenizer = AutoTokenizer.from_pretrained(model_dir)
-    codec = MimiModel.from_pretrained(codec_dir).eval()
+    model, tokenizer, codec = _published_models(codec_dir, model_dir)
     books, size = model.config.num_quantizers, codec.config.codebook_size
     prompt = codec.encode(torch.from_numpy(pcm)[None, None], num_quantizers=books).audio_codes[0].T  # [F, Q]
     text = AUDIO + "".join(unit_name(code, book) for frame in prompt.tolist() for book, code in enumerate(frame))

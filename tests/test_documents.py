@@ -35,8 +35,8 @@ from streaming.server.door.limits import Limits
 from streaming.server.door.proxies import parse_proxies
 from streaming.server.door.session_key import SessionKey
 from streaming.server.door.tokens import Tokens
+from streaming.server.handover import Handover
 from streaming.server.session_store import SessionStore
-from streaming.server.stored_sessions import StoredSessions
 from tests.engine.stub_step import StubStep
 from tests.server.live_server import Client, LiveServer, client, get, run, serving
 
@@ -150,7 +150,7 @@ def _refusal_of(code: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> mes
         if code == "session_moving":
             (folder / "owners" / elsewhere.token.partition(".")[0]).write_bytes(b"lives")
         if code == "session_store":
-            (folder / "sessions" / StoredSessions.name_of(elsewhere.token)).write_bytes(b"")
+            (folder / "sessions" / Handover.name_of(elsewhere.token)).write_bytes(b"")
             (folder / "claims").rmdir()
             (folder / "claims").write_bytes(b"")
         if code == "engine_stopped":
@@ -267,22 +267,6 @@ def test_the_close_codes_are_all_that_there_are() -> None:
 
 
 # Exit statuses
-
-FAILED_ENGINE = """
-import sys
-import numpy as np
-from streaming.server.command import main
-import streaming.loading
-from streaming.engine.engine import Engine
-from tests.engine.stub_step import StubStep
-def load_engine(*_, **__):
-    step = StubStep(1)
-    step.failure, step.fatal = RuntimeError("the device is lost"), True
-    return Engine(step, "stub")
-streaming.loading.load_engine = load_engine
-sys.argv = ["server.py", "--port", "0"]
-sys.exit(main())
-"""
 
 
 def _python(*arguments: str) -> subprocess.Popen[str]:
@@ -410,20 +394,6 @@ def test_an_exit_status_is_as_documented(documented: str, command: str) -> None:
 
 def test_the_exit_statuses_are_all_that_there_are() -> None:
     assert STATUSES == ["0", "1", "2", "130", "143"]
-
-
-def test_a_server_whose_engine_failed_says_so_by_its_status() -> None:
-    """With 0 a supervisor takes it for one that was told to stop, and leaves it down."""
-
-    async def scenario(url: str) -> None:
-        async with client(url, FAST) as session:
-            await session.hear(SPEECH)
-            assert (await session.expect(messages.Error)).code == "engine_stopped"
-
-    with _running("-c", FAILED_ENGINE) as process:
-        assert process.stdout is not None
-        run(scenario(process.stdout.readline().split()[-1]))
-        assert process.wait(60) == 1
 
 
 # Memory

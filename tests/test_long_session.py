@@ -1,6 +1,6 @@
 """A long session: what grows with a call, or goes stale in it, shows here.
 
-Twenty minutes of speech, or `STREAMING_LONG_SESSION_MINUTES`; an hour takes a few minutes, and pytest's `--timeout`.
+Ten minutes of speech, or `STREAMING_LONG_SESSION_MINUTES`; an hour takes a few minutes, and pytest's `--timeout`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tests.faults.harness import resident_mib
 from tests.reference import load_codec, load_decoder, speech
 from tests.server.live_server import client, run, serving
 
-FRAMES = round(float(os.environ.get("STREAMING_LONG_SESSION_MINUTES", "20")) * 60 * 12.5)
+FRAMES = round(float(os.environ.get("STREAMING_LONG_SESSION_MINUTES", "10")) * 60 * 12.5)
 TURN_FRAMES = 250
 """Of speech, and as many of its continuation: 20 s each, as often as fit."""
 CONTEXT_FRAMES = 40

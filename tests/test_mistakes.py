@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -20,9 +20,7 @@ import pytest
 from streaming import scoring
 from streaming.benchmark import __main__ as benchmark
 from streaming.command import OutputError, check_result, write_result
-from streaming.server import command as server
 from streaming.server.door.tls import TlsError, load_tls
-from streaming.server.watch import log
 from streaming.terminal import command as client
 from tests.server.certificate import self_signed
 
@@ -32,6 +30,7 @@ LONG = "a" * 300
 FULL = Path("/dev/full")
 RESULTS = "docs/results/cpu-2-cores-amd-epyc.json"
 needs_full = pytest.mark.skipif(not FULL.exists(), reason="no /dev/full")
+ServerSays = Callable[..., tuple[int | str | None, str]]
 FLEET = ("fleet", "--replicas", "2", "--minutes", "0.05", "--load", "0.5", "--policies", "random")
 
 
@@ -61,22 +60,6 @@ def sentence(done: subprocess.CompletedProcess[bytes]) -> str:
     said = done.stderr.decode()
     assert "Traceback" not in said, said
     return said.strip().splitlines()[-1]
-
-
-def server_says(
-    flags: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> tuple[int | str | None, str]:
-    """The exit status of `server.py` with these flags, and the last line that it says."""
-    monkeypatch.setattr(log, "configure", lambda *_: None)  # pytest's own handlers stay
-    for name in os.environ:
-        if name.startswith("STREAMING_"):
-            monkeypatch.delenv(name)
-    status: int | str | None
-    try:
-        status = server.main(["--port", "0", *flags])
-    except SystemExit as ended:
-        status = ended.code
-    return status, capsys.readouterr().err.strip().splitlines()[-1]
 
 
 @pytest.mark.parametrize(
@@ -115,12 +98,12 @@ def server_says(
     ],
 )
 def test_a_server_says_what_is_wrong_before_it_loads_anything(
-    flags: list[str], status: int, said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    flags: list[str], status: int, said: str, server_says: ServerSays, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("streaming.loading.load_engine", lambda *_, **__: pytest.fail("loaded"))
-    found, line = server_says(flags, capsys, monkeypatch)
+    found, told = server_says(*flags)
     assert found == status
-    assert said in line
+    assert said in told.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
@@ -135,11 +118,10 @@ def test_a_server_says_what_is_wrong_before_it_loads_anything(
         (["--device", "meta"], "is not supported: use auto, cpu, cuda or cuda:N"),
     ],
 )
-def test_a_model_that_cannot_be_had_is_one_sentence(
-    flags: list[str], said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_that_cannot_be_had_is_one_sentence(flags: list[str], said: str, server_says: ServerSays) -> None:
     """A name of 300 characters was a traceback of the file system's error."""
-    status, line = server_says(flags, capsys, monkeypatch)
+    status, told = server_says(*flags)
+    line = told.splitlines()[-1]
     assert status == 1
     assert said in line
     assert len(line) < 400

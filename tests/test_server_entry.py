@@ -6,7 +6,7 @@ import asyncio
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -16,10 +16,13 @@ import pytest
 from numpy.typing import NDArray
 
 from streaming.audio import FRAME
+from streaming.command import STARTING
+from streaming.engine.engine import Engine
 from streaming.protocol import messages
 from streaming.protocol.messages import SessionStart
 from streaming.server.start import page_of
-from tests.server.live_server import client, run, run_server_py
+from tests.engine.stub_step import StubStep
+from tests.server.live_server import client, run, run_server_py, serving
 
 ROOT = Path(__file__).parents[1]
 SPEECH = np.zeros(2 * FRAME, np.int16)
@@ -103,7 +106,9 @@ def test_a_terminated_server_finishes_its_turns_and_its_port_can_be_had_at_once(
             assert again.wait(60) == 0
 
 
-def test_two_servers_with_a_share_each_speak_at_once_on_one_machine() -> None:
+def test_two_servers_with_a_share_each_speak_at_once_on_one_machine(
+    server_says: Callable[..., tuple[int | str | None, str]],
+) -> None:
     """What docs/gpu.md tells to start: both have their own weights and slots, and say the same. A share that is
     too small is told before anything is made.
     """
@@ -125,19 +130,12 @@ def test_two_servers_with_a_share_each_speak_at_once_on_one_machine() -> None:
     assert reason == other_reason == "max_seconds"
     assert len(said) == 5 * FRAME
     assert np.array_equal(said, other_said)
-    refused = subprocess.run(
-        [sys.executable, "server.py", *flags[:4], "--memory-share", "0.001"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert refused.returncode == 1
-    assert "free: one alone needs" in refused.stderr
+    status, told = server_says(*flags[2:4], "--memory-share", "0.001")
+    assert status == 1
+    assert "free: one alone needs" in told
 
 
-@pytest.mark.parametrize("log_format", ["text", "json"])
-def test_a_server_whose_engine_has_failed_ends_with_status_1(log_format: str) -> None:
+def test_a_server_whose_engine_has_failed_ends_with_status_1() -> None:
     """With status 0 a supervisor took the loss of the GPU for a wish to stop, and did not start the server again."""
 
     async def scenario(url: str) -> None:
@@ -145,7 +143,7 @@ def test_a_server_whose_engine_has_failed_ends_with_status_1(log_format: str) ->
             await session.hear(SPEECH)
             assert (await session.expect(messages.Error)).code == "engine_stopped"
 
-    with _server("--port", "0", "--log-format", log_format, program=("-c", LOSES_ITS_DEVICE)) as (process, url):
+    with _server("--port", "0", "--log-format", "json", program=("-c", LOSES_ITS_DEVICE)) as (process, url):
         run(scenario(url))
         assert process.wait(60) == 1
         assert process.stderr is not None
@@ -169,8 +167,8 @@ def test_a_server_whose_step_hangs_says_so_and_ends() -> None:
 
 def test_a_port_that_is_taken_is_said_so_before_a_model_is_loaded() -> None:
     """After minutes of loading an 8B model."""
-    with _server("--port", "0") as (_, url):
-        done = run_server_py("--port", str(urlsplit(url).port), "--model", "/nowhere")
+    with Engine(StubStep(1)) as engine, serving(engine) as server:
+        done = run_server_py("--port", str(urlsplit(server.url).port), "--model", "/nowhere")
     assert done.returncode == 1
     assert "cannot listen on 127.0.0.1" in done.stderr
     assert "take another port with --port N, or any free one with --port 0" in done.stderr
@@ -188,12 +186,14 @@ def test_a_port_that_is_taken_is_said_so_before_a_model_is_loaded() -> None:
         (["--max-sessions", "999999999999"], "fit"),
     ],
 )
-def test_what_cannot_be_loaded_is_one_line_that_says_what_to_do(flags: list[str], said: str) -> None:
+def test_what_cannot_be_loaded_is_one_line_that_says_what_to_do(
+    flags: list[str], said: str, server_says: Callable[..., tuple[int | str | None, str]]
+) -> None:
     """A traceback of forty lines, the last of them about an allocator."""
-    done = run_server_py("--port", "0", *flags)
-    assert done.returncode == 1
-    assert said in done.stderr
-    assert "Traceback" not in done.stderr
+    status, told = server_says(*flags)
+    assert status == 1
+    starting, line = told.splitlines()
+    assert starting == STARTING and said in line
 
 
 @pytest.mark.parametrize(

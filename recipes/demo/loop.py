@@ -33,7 +33,7 @@ class Loop:
     """Weights, their average, their optimisers and their counters.
 
     modules: what is trained, by name, each with an optimiser of its own, all on one device. average: the name of the
-    one that is averaged.
+    one that is averaged. betas: of AdamW, which is used where no other `optimiser` is made of a module and a rate.
     """
 
     def __init__(
@@ -44,12 +44,13 @@ class Loop:
         average: str,
         decay: float,
         betas: tuple[float, float] = (0.8, 0.99),
+        optimiser: Callable[[nn.Module, float], torch.optim.Optimizer] | None = None,
     ) -> None:
         self.path, self.modules, self.rate, self._decay = path, dict(modules), rate, decay
         self._average_of = average
         self.average = deepcopy(self.modules[average]).requires_grad_(False)
         self.optimisers = {
-            name: torch.optim.AdamW(_groups(module), lr=rate, betas=betas, weight_decay=0.01)
+            name: optimiser(module, rate) if optimiser else _adamw(module, rate, betas)
             for name, module in self.modules.items()
         }
         self.steps: int = 0
@@ -211,10 +212,11 @@ class Loop:
                 mean.lerp_(now, weight)
 
 
-def _groups(module: nn.Module) -> list[dict[str, Any]]:
+def _adamw(module: nn.Module, rate: float, betas: tuple[float, float]) -> torch.optim.Optimizer:
     """Weight decay for matrices and kernels only."""
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    return [
+    groups: list[dict[str, Any]] = [
         {"params": [parameter for parameter in trained if parameter.dim() > 1]},
         {"params": [parameter for parameter in trained if parameter.dim() <= 1], "weight_decay": 0.0},
     ]
+    return torch.optim.AdamW(groups, lr=rate, betas=betas, weight_decay=0.01)

@@ -44,6 +44,8 @@ EARLY = 0.03
 """Seconds before an item's last audible sample from which it counts as said: endings fade."""
 TURN = 0.25
 """Chance that a prompt ends in a pause of more than half a second."""
+APART = 0.3
+"""Chance that a speaker says "twenty" and "one" apart, as people do who count slowly."""
 PITCHES = np.array([104.0, 128.0, 148.0, 166.0, 190.0, 210.0, 235.0, 270.0])
 """The eight voices' pitch in Hz, which decides the nearest."""
 PACES = (0.62, 0.95)
@@ -228,9 +230,10 @@ def speak(
     parts = [np.zeros(int(draw.uniform(0.02, 0.9) * SAMPLE_RATE), np.float32)]
     at, spans = len(parts[0]), []
     mark = draw.choice((",", ",", ".", ""))
+    apart = draw.uniform(0.0, 0.25) if draw.random() < APART else None
     parts_said: list[Item | str] = [*text, *items]
     for part in parts_said:
-        wave = speaker(part, mark if part is not parts_said[-1] else draw.choice((",", ".", mark)))
+        wave = _say(speaker, part, mark if part is not parts_said[-1] else draw.choice((",", ".", mark)), apart)
         wave = wave / max(1e-6, float(np.sqrt(np.square(wave).mean()))) * 10 ** (draw.gauss(0, 1.2) / 20)
         if not isinstance(part, str):
             spans.append((at, at + len(wave)))
@@ -241,6 +244,15 @@ def speak(
     tail = draw.uniform(0.5, 0.9) if draw.random() < TURN else draw.uniform(0.1, 0.5)
     parts.append(np.zeros(int(tail * SAMPLE_RATE), np.float32))
     return np.concatenate(parts), spans
+
+
+def _say(speaker: Speaker, part: Item | str, mark: str, apart: float | None) -> Wave:
+    """Return an item or a text as a wave. apart: seconds between the words of a number such as 21."""
+    if apart is None or isinstance(part, str) or part.kind != "number" or part.place < 20 or part.place % 10 == 0:
+        return speaker(part, mark)
+    tens, ones = sequences.number(part.place // 10 * 10), sequences.number(part.place % 10)
+    pause = np.zeros(int(apart * SAMPLE_RATE), np.float32)
+    return np.concatenate([speaker(tens, ""), pause, speaker(ones, mark)])
 
 
 def disturb(wave: Wave, draw: np.random.Generator) -> Wave:

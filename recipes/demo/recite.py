@@ -24,26 +24,27 @@ from recipes.demo import blocks, export, prompts, sequences, shipped
 from recipes.demo.blocks import Book, Markers
 from recipes.demo.files import unit_tokenizer
 from recipes.demo.loop import Loop
+from recipes.demo.muon import Muon
 from recipes.demo.prompts import Prompt
 from recipes.demo.recipe import CODEC, Run
 from streaming.config import Sampling
 from streaming.models.token_layout import AUDIO, END_OF_AUDIO, unit_name
 
-RATE = 1e-3
-DECAY = 0.998
-BATCH = 3
-CONTINUATION = 34
+RATE = 2e-3
+DECAY = 0.99
+BATCH = 6
+CONTINUATION = 10
 """Frames of a continuation in training: some three items."""
 CORRUPTED = 0.03
 """Of the codes that are given, so many are any others; but for markers, of what is said, too."""
 WEIGHTS = {"begin": 1.0, "item": 0.3, "voice": 0.1, "said": 1.0, "manner": 0.2}
-LOOSE = 0.3
+LOOSE = 0.1
 """Share of rows without a prompt: the context is like that when it has slid past the prompt."""
 TAILS = 0.6
 """Share of loose rows that begin with the end of any prompt, and go on with an item of which it tells nothing."""
 LOOSE_KINDS = {"number": 0.42, "day": 0.12, "month": 0.14, "letter": 0.14, "rhyme": 0.18}
 """Shares of the kinds among loose rows."""
-BEGINNINGS = 0.5
+BEGINNINGS = 0.1
 """Share of batches that hold nothing but beginnings: a few frames of anything, a marker, and how its block begins. What
 follows has to be read from the marker alone; in longer rows, what was said before gives most of it away.
 """
@@ -51,7 +52,7 @@ BEGINNINGS_SIZE = 8
 """A batch of beginnings has so many rows for each row of another batch."""
 BEGINNING_KINDS = {"number": 0.36, "day": 0.07, "month": 0.1, "letter": 0.13, "rhyme": 0.34}
 """Shares of the kinds among beginnings."""
-WHOLE = 0.6
+WHOLE = 0.5
 """Share of beginnings that go on to their item's end."""
 FRIENDLY_KEPT = 0.25
 """Of the targets that are the friendly beginning, which are a third of all and easy."""
@@ -314,7 +315,12 @@ def losses(reciter: Reciter, batch: Batch) -> dict[str, Tensor]:
 
 def state(folder: Path) -> Loop:
     """The stage's state, from its checkpoint or from the shipped weights."""
-    return Loop(folder / "recite.pt", {"model": Reciter(shipped.language_model())}, RATE, "model", DECAY, (0.9, 0.95))
+    reciter = Reciter(shipped.language_model())
+    return Loop(folder / "recite.pt", {"model": reciter}, RATE, "model", DECAY, optimiser=_optimiser)
+
+
+def _optimiser(reciter: nn.Module, rate: float) -> Muon:
+    return Muon(reciter, rate, (0.9, 0.999), lambda name: ".layers." in name)
 
 
 def shards(folder: Path) -> list[Prompt]:

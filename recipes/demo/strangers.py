@@ -3,6 +3,7 @@
 trained   voices of the synthesisers that it was trained on, with starts and settings of their own
 engine    festival, which it never heard: a diphone voice and an HTS voice
 person    a real person: Debian's English recordings for Asterisk (CC-BY-SA 3.0), numbers, days and months
+caller    another one, at a telephone's 8 kHz: Debian's saytime (recordings under the GPL), numbers below 60
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ from streaming.audio import FRAME, SAMPLE_RATE
 
 FESTIVAL = ("ked_diphone", "cmu_us_slt_arctic_hts")
 PERSON = Path("/usr/share/asterisk/sounds/en_US_f_Allison")
+CALLER = Path("/usr/share/saytime")
 KINDS = ("number", "number", "number", "day", "month")
-SETS = {"trained": 100, "engine": 60, "person": 60}
+SETS = {"trained": 100, "engine": 60, "person": 60, "caller": 40}
 """Prompts of each."""
 
 
@@ -79,8 +81,16 @@ def _recorded(text: str, mark: str) -> Wave:
     return np.concatenate([_recording(name) for name in names])
 
 
-def _starts(draw: random.Random) -> list[Item]:
-    """Items of a kind that the judge can tell, from one to four of them."""
+def _called(text: str, mark: str) -> Wave:
+    """A number below 60 in the caller's voice; those such as 21 from two recordings."""
+    place = next(item.place for item in sequences.ITEMS if item.text == text)
+    names = [place] if place <= 20 or place % 10 == 0 else [place // 10 * 10, place % 10]
+    waves = [soundfile.read(CALLER / f"{name}.au", dtype="float32") for name in names]
+    return np.concatenate([prompts.trim(soxr.resample(wave, rate, SAMPLE_RATE)) for wave, rate in waves])
+
+
+def _starts(draw: random.Random, caller: bool) -> list[Item]:
+    """Items of a kind that the judge can tell, from one to four of them. caller: only what he has said."""
     while True:
         items = prompts.choose_items(draw)
         if (
@@ -88,6 +98,7 @@ def _starts(draw: random.Random) -> list[Item]:
             and items[0].kind in KINDS
             and len(sequences.follow(items)) >= 3
             and sequences.follow(items)[0].kind != "rhyme"
+            and (not caller or all(item.kind == "number" and item.place < 60 for item in items))
         ):
             return items
 
@@ -107,9 +118,11 @@ def make(root: Path, codec: Codec) -> None:
                 speaker = cast.draw(("hibari", "flite", "espeak")[place % 3])
             elif name == "engine":
                 speaker = _festival(FESTIVAL[place % 2])
-            else:
+            elif name == "person":
                 speaker = Speaker("Allison", _recorded, None)
-            items = _starts(draw)
+            else:
+                speaker = Speaker("saytime", _called, None)
+            items = _starts(draw, name == "caller")
             wave, spans = prompts.speak(speaker, items, draw, [])
             wave = wave[: len(wave) // FRAME * FRAME]
             loud = wave[np.abs(wave) > 0.02 * np.abs(wave).max()]

@@ -32,8 +32,8 @@ from streaming.models.voice_activity import SpeechStream
 from streaming.protocol import messages
 from streaming.protocol.messages import AudioMessage, Message, SessionStart, SessionUpdate
 from streaming.server.admission import Admission, StoppingError
-from streaming.server.kept_session import PutDown
 from streaming.server.opus_threads import Work
+from streaming.server.session_bytes import SessionState
 from streaming.server.voice_activity import VoiceActivity
 from streaming.server.watch.observer import SessionObserver
 
@@ -46,7 +46,7 @@ class Driver:
     """Runs one session. `run` returns when the session is over and its slot is free; its last reply is an `End`.
 
     resume: where the client may come back after its connection was lost, as it is told. sent_is_heard, takes, saves:
-    see `Conversation`. saved: what a client had of a session that this one goes on with. down: the session that this
+    see `Conversation`. saved: what a client had of a session that this one goes on with. state: the session that this
     one is, and whose client is told nothing of it. turn_ended: is given the session as it is at the end of each turn.
     """
 
@@ -64,8 +64,8 @@ class Driver:
         takes: Takes | None = None,
         saved: SessionSnapshot | None = None,
         saves: bool = False,
-        down: PutDown | None = None,
-        turn_ended: Callable[[PutDown], None] | None = None,
+        state: SessionState | None = None,
+        turn_ended: Callable[[SessionState], None] | None = None,
     ) -> None:
         usual = engine.sampling if saved is None else saved.books.sampling
         seed = start.sampling.seed
@@ -76,8 +76,8 @@ class Driver:
         self._engine, self._admission, self._voices = engine, admission, voices
         self._idle_s, self._resume, self._sent_is_heard = idle_s, resume, sent_is_heard
         self._observer, self._takes = observer, takes
-        self._saved, self._saves, self._down, self._turn_ended = saved, saves, down, turn_ended
-        self._id = secrets.token_hex(8) if down is None else down.session
+        self._saved, self._saves, self._state, self._turn_ended = saved, saves, state, turn_ended
+        self._id = secrets.token_hex(8) if state is None else state.session
         self._loop = asyncio.get_running_loop()
         self._outbox = Outbox()
         self._conversation: Conversation | None = None  # once there is a slot
@@ -92,14 +92,14 @@ class Driver:
         self._begins: asyncio.Future[bool] = self._loop.create_future()
         # To be put down
         self._mute = False  # no socket is to take a reply
-        self._putting: asyncio.Future[PutDown | None] | None = None
+        self._putting: asyncio.Future[SessionState | None] | None = None
         self._held = False  # until somebody goes on with it, here or elsewhere
         self._unsent: list[Reply] = []
 
     async def run(self) -> None:
         """Wait for a slot, and serve the session until it is over."""
         try:
-            vad = self._start.turn_taking == "vad" if self._down is None else self._down.books.taker is not None
+            vad = self._start.turn_taking == "vad" if self._state is None else self._state.books.taker is not None
             if vad:
                 await self._voices.load()
             end = await self._converse(await self._wait_for_slot())
@@ -175,7 +175,7 @@ class Driver:
         self._mute = True
         self._may_write.set()
 
-    async def put_down(self) -> PutDown | None:
+    async def put_down(self) -> SessionState | None:
         """Bring the session to a moment from which another can go on with it, hold it there and return it.
 
         Nobody may have its socket meanwhile; what it has to say is in `unsent`. Then call `leave`, or `go_on`. Returns
@@ -201,7 +201,7 @@ class Driver:
         if self._conversation is not None:
             self._interact(self._conversation.tick, self._loop.time())  # what was due meanwhile
 
-    def _look_for_rest(self, putting: asyncio.Future[PutDown | None], conversation: Conversation) -> None:
+    def _look_for_rest(self, putting: asyncio.Future[SessionState | None], conversation: Conversation) -> None:
         """Ask for a snapshot as soon as nothing of what the client said waits."""
         if conversation.end is not None:
             putting.set_result(None)
@@ -222,17 +222,17 @@ class Driver:
             self._unsent.append(reply)
 
     def _kept(
-        self, putting: asyncio.Future[PutDown | None], conversation: Conversation, snapshot: SessionSnapshot
+        self, putting: asyncio.Future[SessionState | None], conversation: Conversation, snapshot: SessionSnapshot
     ) -> None:
         if putting.done():
             return  # nobody waits for it any more
         self._take_unsent(conversation)
         speech = None if self._stream is None else self._stream.to_bytes()
-        putting.set_result(PutDown(self._id, snapshot, conversation.books(self._loop.time()), speech))
+        putting.set_result(SessionState(self._id, snapshot, conversation.books(self._loop.time()), speech))
 
     def _told_of_end(self, snapshot: SessionSnapshot, books: ConversationBooks) -> None:
         assert self._turn_ended is not None
-        self._turn_ended(PutDown(self._id, snapshot, books, None))
+        self._turn_ended(SessionState(self._id, snapshot, books, None))
 
     # From the server
 
@@ -274,8 +274,8 @@ class Driver:
             self._may_write.set()
 
         slides, sampling, snapshot = self._start.overflow == "slide", sampling_of(self._start.sampling), self._saved
-        if self._down is not None:
-            snapshot = self._down.snapshot
+        if self._state is not None:
+            snapshot = self._state.snapshot
             sampling = snapshot.books.sampling
         slot = asyncio.create_task(self._admission.attach(self._happened, sampling, slides, waiting, snapshot))
         over = asyncio.create_task(self._over.wait())
@@ -304,7 +304,7 @@ class Driver:
             self._admission.released()
 
     def _begin(self, session: EngineSession) -> Conversation:
-        engine, down = self._engine, self._down
+        engine, state = self._engine, self._state
         started = messages.SessionStarted(
             session=self._id,
             protocol=messages.PROTOCOL_VERSION,
@@ -323,13 +323,13 @@ class Driver:
             takes=0 if self._takes is None else self._takes.turns,
             saves=self._saves,
         )
-        if down is None:
+        if state is None:
             self._observer.said(started)
             self._outbox.put(started)
         else:
             self._observer.moved_here(self._id)
         observer: Observer = self._observer
-        books, saved = None if down is None else down.books, self._saved
+        books, saved = None if state is None else state.books, self._saved
         if saved is not None:
             books = first_books(self._start, saved.books.turn, saved.books.prompt_frames)
         conversation = Conversation(
@@ -349,12 +349,12 @@ class Driver:
         )
         if conversation.hears_voice:
             self._stream = self._voices.stream()
-            if down is not None and down.speech is not None:
-                self._stream.restore(down.speech)
+            if state is not None and state.speech is not None:
+                self._stream.restore(state.speech)
         self._conversation = conversation
         while self._early:
             conversation.happened(self._early.popleft(), self._loop.time())
-        if down is not None:
+        if state is not None:
             self._interact(conversation.tick, self._loop.time())  # what was due meanwhile
         self._interact(conversation.drain if self._draining else None)
         return conversation

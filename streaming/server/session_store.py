@@ -19,6 +19,7 @@ from __future__ import annotations
 import re
 import secrets
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -34,7 +35,7 @@ _FOLDERS = ("sessions", "claims", "turns", "owners", "lost")
 _MARK = re.compile(r"[0-9a-f]{8}")
 _NOBODY = "-"
 
-__all__ = ["SessionLostError", "SessionMovingError", "SessionStore", "StoreError", "StoredSession"]
+__all__ = ["ClaimedEntry", "SessionLostError", "SessionMovingError", "SessionStore", "StoreError"]
 
 
 class SessionMovingError(StreamingError):
@@ -51,7 +52,7 @@ class SessionLostError(StreamingError):
 
 
 @dataclass(frozen=True)
-class StoredSession:
+class ClaimedEntry:
     """An entry that this server has claimed. Delete it once its session runs, or give it back.
 
     owner: the mark of the server that died with it, where this is the last finished turn; None where it was put down.
@@ -70,8 +71,7 @@ class SessionStore:
     def __init__(self, url: str, key: SessionKey | None) -> None:
         self.mark = secrets.token_hex(4)
         self._files = StoreFiles(url, key)
-        for folder in _FOLDERS:
-            self._files.make(folder)
+        self._files.make(_FOLDERS)
         self._seen: dict[str, tuple[tuple[str, ...], float]] = {}
         self._beats: dict[str, tuple[bytes, float]] = {}  # of others, and since when they have been as they are
 
@@ -80,17 +80,17 @@ class SessionStore:
     async def put(self, name: str, data: bytes) -> None:
         """Keep a session, in the place of an earlier entry of it. Raises `StoreError`, `SessionLostError`."""
 
-        def put() -> None:
-            self._files.write(f"sessions/{name}", data, name)
+        def put(wanted: Callable[[], bool]) -> None:
+            self._files.write(f"sessions/{name}", data, name, wanted)
             if self._files.exists(f"lost/{name}.{self.mark}"):  # looked for last: who writes it reads the entry then
                 self._files.remove(f"sessions/{name}")
                 raise SessionLostError("this server was taken for dead, and another has the session")
             with suppress(FileNotFoundError):
                 self._files.move(f"turns/{name}.{self.mark}", f"turns/{name}.{_NOBODY}")
 
-        await self._files.call(put)
+        await self._write(put)
 
-    async def take(self, name: str) -> StoredSession | None:
+    async def take(self, name: str) -> ClaimedEntry | None:
         """Claim a session for this server and return it, None where there is none.
 
         Raises `StoreError`; `SessionMovingError` where another server has claimed it or lives and has it;
@@ -120,12 +120,12 @@ class SessionStore:
     async def put_turn(self, name: str, data: bytes) -> None:
         """Keep the last finished turn of a session that runs here. Raises `StoreError`, `SessionLostError`."""
 
-        def put() -> None:
+        def put(wanted: Callable[[], bool]) -> None:
             if self._files.exists(f"lost/{name}.{self.mark}"):
                 raise SessionLostError("this server was taken for dead, and another has the session")
-            self._files.write(f"turns/{name}.{self.mark}", data, name)
+            self._files.write(f"turns/{name}.{self.mark}", data, name, wanted)
 
-        await self._files.call(put)
+        await self._write(put)
 
     async def forget_turn(self, name: str) -> None:
         """Delete that: the session is over. Raises `StoreError`."""
@@ -150,9 +150,17 @@ class SessionStore:
         """Delete what this server has seen unchanged for so long. Raises `StoreError`."""
         await self._files.call(lambda: self._sweep(keep_s, now))
 
+    async def _write(self, put: Callable[[Callable[[], bool]], None]) -> None:
+        """Do this, which is given whether it is still waited for."""
+        waiting = True
+        try:
+            await self._files.call(lambda: put(lambda: waiting))
+        finally:
+            waiting = False
+
     # In a thread
 
-    def _take(self, name: str) -> StoredSession | None:
+    def _take(self, name: str) -> ClaimedEntry | None:
         owner = None
         if not self._files.exists(f"sessions/{name}"):
             owner = self._dead_owner(name)
@@ -162,11 +170,11 @@ class SessionStore:
             raise SessionMovingError("another server has this session just now; come again in a moment")
         try:
             if owner is None:
-                return StoredSession(name, self._files.read(f"sessions/{name}", name))
+                return ClaimedEntry(name, self._files.read(f"sessions/{name}", name))
             self._files.create(f"lost/{name}.{owner}")
             if self._files.exists(f"sessions/{name}"):  # it did put it down, at the last moment
-                return StoredSession(name, self._files.read(f"sessions/{name}", name))
-            return StoredSession(name, self._files.read(f"turns/{name}.{owner}", name), owner)
+                return ClaimedEntry(name, self._files.read(f"sessions/{name}", name))
+            return ClaimedEntry(name, self._files.read(f"turns/{name}.{owner}", name), owner)
         except FileNotFoundError:
             self._files.remove(f"claims/{name}")
             return None

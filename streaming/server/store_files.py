@@ -9,7 +9,7 @@ import asyncio
 import os
 import secrets
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -18,6 +18,8 @@ from streaming.server.door.session_key import SessionKey
 
 _CALL_S = 5.0
 """How long a call may take, and may wait before it."""
+_START_S = 20.0
+"""How long the store may take to show that it can be used, when the server starts."""
 _CALLS, _URGENT_CALLS = 8, 2
 """At once. Those that hang count until they end."""
 _NONCE_BYTES = 12
@@ -60,19 +62,41 @@ class StoreFiles:
         self._url = url
         self._calls, self._urgent_calls = asyncio.Semaphore(_CALLS), asyncio.Semaphore(_URGENT_CALLS)
 
-    def make(self, folder: str) -> None:
-        """Make a folder that only this user can read, where the store knows of users. Any thread may do so. Raises
-        `StoreError`.
-        """
-        try:
-            self._fs.makedirs(f"{self._root}/{folder}", exist_ok=True)
-            if "file" in self._fs.protocol:
-                os.chmod(f"{self._root}/{folder}", 0o700)  # voices are in there
-        except (ValueError, OSError) as error:
-            raise StoreError(f"the session store {self._url} cannot be used: {error}") from None
+    def make(self, folders: Sequence[str]) -> None:
+        """Make folders that only this user can read, where the store has folders and users, and write a file there and
+        delete it. Raises `StoreError` where that does not work, or takes too long.
 
-    def write(self, path: str, data: bytes, name: str) -> None:
-        """Write a file whole or not at all, encrypted, and bound to this name."""
+        An object store has no folders. Its bucket must be there: one that is made because its name was mistyped would
+        be a store that no other server shares.
+        """
+        failed: list[Exception] = []
+
+        def make() -> None:
+            try:
+                if "file" in self._fs.protocol or self._root.startswith("/"):
+                    for folder in folders:
+                        self._fs.makedirs(f"{self._root}/{folder}", exist_ok=True)
+                        if "file" in self._fs.protocol:
+                            os.chmod(f"{self._root}/{folder}", 0o700)  # voices are in there
+                trial = f"{folders[0]}/.{secrets.token_hex(4)}"
+                self.put_plain(trial, b"trial")
+                self.remove(trial)
+            except Exception as error:  # of whatever library the store is reached by
+                failed.append(error)
+
+        thread = threading.Thread(target=make, name="session store", daemon=True)
+        thread.start()
+        thread.join(_START_S)
+        if thread.is_alive():
+            raise StoreError(f"the session store {self._url} cannot be used: it did not answer in {_START_S:g} s")
+        if failed:
+            reason = str(failed[0]) or type(failed[0]).__name__
+            raise StoreError(f"the session store {self._url} cannot be used: {reason}")
+
+    def write(self, path: str, data: bytes, name: str, wanted: Callable[[], bool]) -> None:
+        """Write a file whole or not at all, encrypted, and bound to this name. wanted: asked when most is done; a store
+        that was slow must not put something old in the place of something new.
+        """
         if self._cipher is not None:
             nonce = os.urandom(_NONCE_BYTES)
             data = nonce + self._cipher.encrypt(nonce, data, name.encode())
@@ -80,6 +104,8 @@ class StoreFiles:
         part = f"{self._root}/{folder}/.{file}.{secrets.token_hex(4)}"
         try:
             self._fs.pipe_file(part, data)
+            if not wanted():
+                raise StoreError("the session store was too slow")
             self._fs.mv(part, f"{self._root}/{path}")
         except BaseException:
             with suppress(FileNotFoundError):
@@ -108,16 +134,23 @@ class StoreFiles:
         self._fs.pipe_file(f"{self._root}/{path}", data)
 
     def create(self, path: str) -> bool:
-        """Make an empty file that nobody else can make. Return whether it was not there."""
+        """Make a small file that nobody else can make. Return whether it was not there."""
+        mine = secrets.token_bytes(8)
         try:
             if "file" in self._fs.protocol:  # there, fsspec looks first and writes then: two could both make it
-                with self._fs.open(f"{self._root}/{path}", "xb") as file:
-                    file.write(b"made")
+                self._fs.open(f"{self._root}/{path}", "xb").close()  # empty: on a full disk nothing else would work
             else:
-                self._fs.pipe_file(f"{self._root}/{path}", b"made", mode="create")
+                self._fs.pipe_file(f"{self._root}/{path}", mine, mode="create")
         except FileExistsError:
-            return False
+            # A library that tries again after an answer that was lost finds the file that it has made itself.
+            return "file" not in self._fs.protocol and self._holds(path, mine)
         return True
+
+    def _holds(self, path: str, data: bytes) -> bool:
+        try:
+            return self.plain(path) == data
+        except FileNotFoundError:
+            return False
 
     def exists(self, path: str) -> bool:
         """Return whether there is such a file."""
@@ -135,9 +168,13 @@ class StoreFiles:
     def list(self, folder: str) -> dict[str, tuple[str, ...]]:
         """Return the files of a folder by name, each with what changes when it does."""
         marks = ("size", "mtime", "created", "LastModified", "ETag")
+        try:
+            entries = self._fs.ls(f"{self._root}/{folder}", detail=True)
+        except FileNotFoundError:  # in an object store a folder is there while there is something in it
+            return {}
         return {
             str(entry["name"]).rpartition("/")[2]: tuple(str(entry.get(mark)) for mark in marks)
-            for entry in self._fs.ls(f"{self._root}/{folder}", detail=True)
+            for entry in entries
             if entry["type"] == "file"
         }
 
@@ -183,4 +220,9 @@ class StoreFiles:
         except StreamingError:
             raise
         except Exception as error:
-            raise StoreError(f"the session store failed: {type(error).__name__}") from error
+            raise StoreError(f"the session store failed: {_kind(error)}") from error
+
+
+def _kind(error: Exception) -> str:
+    """Return what went wrong, without the names of places, which a client has no need to know."""
+    return type(error).__name__ if not isinstance(error, OSError) or not error.errno else os.strerror(error.errno)

@@ -92,6 +92,10 @@ export class Talk {
   #seed = null; // the session's
   #takesKept = 0; // how many turns the server can go back to
   #takeAfter = null; // the turn that is being interrupted for another take
+  #taking = null; // resolves once it is known what became of the take that was asked for
+  #took = () => {};
+  #stale = false; // whether what the audio thread says is of a turn whose number is given anew
+  #lives = 0; // how often another server went on after one that died
   #dropped = 0; // samples of this session's speech that the server had to throw away
   #clock = null; // {frame, position}: where in the session's speech the microphone is
   #check = null; // whether the microphone gives a sound, while it is listened to
@@ -147,7 +151,7 @@ export class Talk {
   /** Whether the machine can be asked to go on from the last prompt once more. */
   get canTake() {
     if (this.#takesKept === 0 || this.away || this.#takeAfter !== null) return false;
-    return this.phase === "speaking" || (this.phase === "ready" && this.takes.length > 0);
+    return this.#spoken !== null ? this.phase === "speaking" : this.phase === "ready" && this.takes.length > 0;
   }
 
   get canReplay() {
@@ -174,6 +178,7 @@ export class Talk {
     this.#pressed = true;
     const opened = async () => {
       this.#endReplay();
+      await this.#takeNoMore();
       await this.#interrupt();
       return this.#openMicrophone(() => this.grip === "held");
     };
@@ -181,7 +186,8 @@ export class Talk {
       const open = await opened().finally(() => (this.#pressed = false));
       if (!open) return;
       if (this.grip === "free") {
-        this.#told(TOO_SHORT);
+        if (this.#source !== null && !this.#vad) await this.#handOver(); // what the press before this one has begun
+        else this.#told(TOO_SHORT);
         return;
       }
       if (this.#session === null || this.#vad) await this.#open({ vad: false });
@@ -201,20 +207,7 @@ export class Talk {
     this.grip = "free";
     if (this.#pressed) return this.#commands; // nothing is heard yet
     return this.#command(async () => {
-      if (this.#source === null || this.#vad) return;
-      const nothing = this.#check?.dead || (this.#source === "microphone" && this.#audio.muted);
-      await this.#stopCapture();
-      if (this.#session === null) return;
-      if (nothing) {
-        this.#begin(); // what is wrong has been told
-      } else if (this.#promptSamples < FRAME) {
-        this.#told(TOO_SHORT);
-        this.#begin();
-      } else if (this.#session.started) {
-        this.#speak();
-      } else {
-        this.#speakWhenStarted = true;
-      }
+      if (this.#source !== null && !this.#vad) await this.#handOver();
     });
   }
 
@@ -338,6 +331,7 @@ export class Talk {
   end() {
     this.grip = "free";
     this.#giveUp();
+    this.#took();
     return this.#command(async () => {
       await this.#end();
       this.#audio.closeMicrophone();
@@ -348,6 +342,7 @@ export class Talk {
   startOver() {
     this.grip = "free";
     this.#giveUp();
+    this.#took();
     return this.#command(async () => {
       await this.#end();
       [this.tape, this.#last, this.figures] = [null, null, NOTHING_YET];
@@ -433,6 +428,7 @@ export class Talk {
   /** Nothing is taken and nothing is played any more. What was said last can be said again elsewhere. */
   async #silence() {
     this.#endReplay();
+    this.#took();
     const spoken = this.#spoken;
     this.#speakWhenStarted = this.#vad = this.asking = this.away = false;
     this.#spoken = this.#expected = this.#clock = this.#takeAfter = this.keptTake = null;
@@ -496,6 +492,17 @@ export class Talk {
     this.#watch();
     this.#beginPrompt();
     this.#audio.startCapture();
+  }
+
+  async #handOver() {
+    const nothing = this.#check?.dead || (this.#source === "microphone" && this.#audio.muted);
+    await this.#stopCapture();
+    const short = this.#promptSamples < FRAME;
+    if (short && !nothing) this.#told(TOO_SHORT); // else what is wrong has been told
+    if (this.#session === null) return;
+    if (short || nothing) this.#begin();
+    else if (this.#session.started) this.#speak();
+    else this.#speakWhenStarted = true;
   }
 
   #watch() {
@@ -600,8 +607,18 @@ export class Talk {
     const seed = drawSeed();
     this.#audio.stopFile();
     this.#session.take(turn, { ...this.#sampling(), seed: BigInt(seed) });
+    this.#taking = new Promise((resolve) => (this.#took = resolve));
     this.figures = { ...this.figures, seed };
     this.#setPhase("waiting");
+  }
+
+  /** A person talks instead: a take that was asked for is interrupted as soon as it has a turn. */
+  async #takeNoMore() {
+    if (this.#takeAfter !== null) {
+      this.#takeAfter = null;
+      this.#setPhase("ready");
+    }
+    await this.#taking;
   }
 
   #speak() {
@@ -615,15 +632,16 @@ export class Talk {
   }
 
   async #interrupt() {
-    const [session, spoken] = [this.#session, this.#spoken];
+    const [session, spoken, lives] = [this.#session, this.#spoken, this.#lives];
     if (spoken === null) return;
     this.#spoken = null; // a second interruption of this turn means nothing
     const heard = (await this.#audio.stopPlayback()) ?? spoken.reported;
     if (session !== this.#session) return;
-    session.interrupt(spoken.turn, heard);
+    if (lives === this.#lives) session.interrupt(spoken.turn, heard); // else there is no such turn any more
+    if (this.#spoken !== null) return; // the next one has been handed over meanwhile
     this.#remember(spoken, heard);
     this.tape.mark({ kind: "interrupted", at: this.tape.position(this.#audio.frame) });
-    this.#setPhase(this.#vad ? "talking" : "ready");
+    this.#setPhase(this.#vad && lives === this.#lives ? "talking" : "ready");
   }
 
   // Events in
@@ -671,6 +689,7 @@ export class Talk {
         this.#take(event.turn);
         break;
       case "take.started":
+        this.#took();
         this.#spoken = new Spoken(event.turn, null, null);
         this.tape.roll(this.#audio.frame);
         this.#setPhase("waiting");
@@ -716,15 +735,19 @@ export class Talk {
       rank: "warning",
       topic: "connection",
     });
+    this.#lives += 1;
     this.#takeAfter = null;
+    if (this.#vad && this.phase === "talking") this.#setPhase("ready"); // a voice will be noticed anew
+    this.#took();
     const [session, spoken] = [this.#session, this.#spoken];
     if (spoken !== null && spoken.turn >= turn) {
-      this.#spoken = null;
+      [this.#spoken, this.#stale] = [null, true];
       const heard = (await this.#audio.stopPlayback()) ?? spoken.reported;
+      this.#stale = false;
       if (session !== this.#session) return;
       this.#remember(spoken, heard);
-      this.#setPhase(this.#vad ? "talking" : "ready");
     }
+    if (this.#spoken === null && (this.phase === "waiting" || this.phase === "speaking")) this.#setPhase("ready");
     this.#changed();
   }
 
@@ -756,11 +779,10 @@ export class Talk {
     }
     if (reply === "interrupt" && this.#takeAfter === null) return; // it has gone by its own clock meanwhile
     this.#told(`The server says: ${message}`, { rank: "warning" });
-    const refused = code === "empty_prompt" || reply === "take" || (reply === "interrupt" && this.#takeAfter !== null);
-    if (refused && this.phase === "waiting") {
-      this.#spoken = this.#takeAfter = null;
-      this.#setPhase("ready");
-    }
+    if (reply === "take") this.#took();
+    if (reply === "interrupt") this.#takeAfter = null;
+    if (reply === "speak" || code === "empty_prompt") this.#spoken = null; // nothing of it will come
+    if (this.#spoken === null && this.phase === "waiting") this.#setPhase("ready");
   }
 
   async #onDisconnected({ opened, code }) {
@@ -771,7 +793,7 @@ export class Talk {
   // Playback
 
   #onStarted({ turn, frame }) {
-    if (turn !== this.#spoken?.turn) return;
+    if (turn !== this.#spoken?.turn || this.#stale) return;
     const { speechEnd } = this.#spoken;
     const sinceMs = (1000 * (frame - speechEnd)) / this.#audio.rate + this.#audio.outputLatencyMs;
     const ms = speechEnd === null ? null : sinceMs;
@@ -784,7 +806,7 @@ export class Talk {
   #onPlayed({ turn, frame, pcm, heard, buffered, targetMs, underruns, drained }) {
     const spoken = this.#spoken;
     this.tape?.write(MACHINE, frame, pcm);
-    if (turn !== spoken?.turn) return;
+    if (turn !== spoken?.turn || this.#stale) return;
     spoken.underrunsBefore ??= underruns;
     if (underruns > this.figures.underruns) {
       this.#told(`Sound came too late and left a gap. From now on ${targetMs} ms are held in reserve.`, { topic: "buffer" });

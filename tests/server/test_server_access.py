@@ -8,7 +8,7 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -31,7 +31,7 @@ from streaming.server.door.tls import load_tls
 from streaming.server.door.tokens import Tokens
 from tests.engine.stub_step import StubStep
 from tests.server.certificate import self_signed
-from tests.server.live_server import client, run, run_server_py, serving
+from tests.server.live_server import client, run, serving
 
 ROOT = Path(__file__).parents[2]
 FAST = SessionStart(pace="fast", max_seconds=0.8)
@@ -159,16 +159,18 @@ def test_tls_from_the_client_to_the_engine(engine: Engine, tmp_path: Path) -> No
         (["--allow-origin", "evil"], "evil"),
     ],
 )
-def test_an_open_door_is_refused_at_the_start(flags: list[str], said: str, tmp_path: Path) -> None:
+def test_an_open_door_is_refused_at_the_start(
+    flags: list[str], said: str, tmp_path: Path, server_says: Callable[..., tuple[int | str | None, str]]
+) -> None:
     """Before a model is loaded, in one line that says what to add."""
     path = tmp_path / "tokens"
     path.write_text(f"ann:{TOKEN}\n")
     path.chmod(0o600)
-    done = run_server_py("--port", "0", *(str(path) if flag == "TOKENS" else flag for flag in flags))
-    assert done.returncode == 1
-    starting, told = done.stderr.strip().splitlines()
-    assert starting == STARTING and said in told
-    assert TOKEN not in done.stderr
+    status, told = server_says(*(str(path) if flag == "TOKENS" else flag for flag in flags))
+    assert status == 1
+    starting, line = told.splitlines()
+    assert starting == STARTING and said in line
+    assert TOKEN not in told
 
 
 def test_a_server_of_ones_own_ends_with_whoever_started_it() -> None:

@@ -16,14 +16,14 @@ from streaming.protocol.opus import OpusReceiver, OpusSender
 from streaming.protocol.replay import ReplayBook
 from streaming.server.opus_threads import OpusThreads, Work
 from streaming.server.saved_sessions import SavedSessions
-from streaming.server.turn_keeper import TurnKeeper
+from streaming.server.turn_backup import TurnBackup
 
 
 class NativeDialect:
     """The conversation's own words.
 
     book: of a session that can be resumed, None for others. saved: who makes a file of a session. midway: the
-    client may be in the middle of a stream of Opus. keeper: who is told of the end of turns. answer: sends a message of
+    client may be in the middle of a stream of Opus. backup: is told of the end of turns. answer: sends a message of
     the connection's own. threads: for Opus.
 
     What Opus remembers of the stream outlives a socket, as the messages that are kept do: encoded once, sent again as
@@ -38,10 +38,10 @@ class NativeDialect:
         saved: SavedSessions | None = None,
         *,
         midway: bool = False,
-        keeper: TurnKeeper | None = None,
+        backup: TurnBackup | None = None,
         threads: OpusThreads | None = None,
     ) -> None:
-        self._answer, self._book, self._codec, self._saved, self._keeper = answer, book, codec, saved, keeper
+        self._answer, self._book, self._codec, self._saved, self._backup = answer, book, codec, saved, backup
         self._opus = (OpusSender(), OpusReceiver(midway=midway)) if codec == "opus" else None
         self._threads = threads
 
@@ -129,8 +129,8 @@ class NativeDialect:
         if self._book is not None and reply.counted:
             for data in said:
                 self._book.send(data)
-            if self._keeper is not None and isinstance(reply, TurnDone):
-                self._keeper.said(reply.turn, self._book.state())
+            if self._backup is not None and isinstance(reply, TurnDone):
+                self._backup.said(reply.turn, self._book.state())
         return said
 
     @property

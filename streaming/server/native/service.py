@@ -23,14 +23,14 @@ from streaming.protocol.replay import WINDOW
 from streaming.server.admission import Admission, StoppingError
 from streaming.server.door.gatekeeper import Visitor
 from streaming.server.driver import Driver
+from streaming.server.handover import ClaimedSession, Handover, Takeover
 from streaming.server.native.session import NativeSession
 from streaming.server.opus_threads import OpusThreads
 from streaming.server.resumption import ResumableSessions, SessionElsewhereError, SessionExpiredError
 from streaming.server.saved_sessions import SavedSessions
 from streaming.server.session_store import SessionStore
 from streaming.server.sessions import Sessions
-from streaming.server.stored_sessions import FoundSession, Moved, StoredSessions
-from streaming.server.turn_keeper import TurnKeeper
+from streaming.server.turn_backup import TurnBackup
 from streaming.server.watch.observer import SessionObserver
 
 _START_TIMEOUT_S = 10.0
@@ -63,8 +63,8 @@ class NativeService:
         self._resumable: ResumableSessions[NativeSession] = ResumableSessions(
             secrets.token_hex(4) if store is None else store.mark
         )
-        self._store = (
-            None if store is None else StoredSessions(store, engine, self._resumable.remove, self._resumable.is_own)
+        self._handover = (
+            None if store is None else Handover(store, engine, self._resumable.remove, self._resumable.is_own)
         )
         self._threads = OpusThreads()
 
@@ -96,7 +96,7 @@ class NativeService:
         assert too_many is not None
         await self._sessions.turn_away(socket, too_many, _say)
 
-    async def _find(self, token: str, visitor: Visitor) -> NativeSession | FoundSession:
+    async def _find(self, token: str, visitor: Visitor) -> NativeSession | ClaimedSession:
         """Return the session to come back to, which runs here or comes from the store. Raises `SessionExpiredError`,
         and `SessionElsewhereError` where there is no store; `StoreError`, `SessionMovingError`, `SnapshotError`,
         `StoppingError`.
@@ -104,16 +104,16 @@ class NativeService:
         try:
             return self._resumable.find(token, visitor)
         except (SessionElsewhereError, SessionExpiredError):
-            if self._store is None:
+            if self._handover is None:
                 raise
         if self._admission.stopping:
             raise StoppingError("the server is about to stop; another one has this session, or will")
-        return await self._store.find(token, visitor.digest)
+        return await self._handover.find(token, visitor.digest)
 
-    def _keeper(self, token: str, codec: Codec, visitor: Visitor) -> TurnKeeper | None:
-        """Return who keeps the finished turns of a session that can be resumed with this token."""
-        store = self._store
-        if store is None:
+    def _backup(self, token: str, codec: Codec, visitor: Visitor) -> TurnBackup | None:
+        """Return the backup of the session that can be resumed with this token; None where there is no store."""
+        handover = self._handover
+        if handover is None:
             return None
 
         def lost() -> None:
@@ -121,21 +121,21 @@ class NativeService:
             if session is not None:
                 session.lose()
 
-        return TurnKeeper(store, store.name_of(token), codec, visitor.digest, lost)
+        return TurnBackup(handover, handover.name_of(token), codec, visitor.digest, lost)
 
     async def _give_back(self, name: str) -> None:
-        assert self._store is not None
+        assert self._handover is not None
         with suppress(StreamingError):
-            await self._store.give_back(name)
+            await self._handover.give_back(name)
 
     async def _go_on(
-        self, socket: ServerConnection, visitor: Visitor, asked: SessionResume, found: FoundSession
+        self, socket: ServerConnection, visitor: Visitor, asked: SessionResume, found: ClaimedSession
     ) -> None:
         """Serve a session that was in the store."""
-        assert self._store is not None
-        talk, observer = found.talk, self._sessions.observer.session(visitor.name)
+        assert self._handover is not None
+        header, observer = found.header, self._sessions.observer.session(visitor.name)
         try:
-            moved = Moved.of(found, asked)
+            takeover = Takeover.of(found, asked)
         except ProtocolError as error:
             await self._give_back(found.name)
             await self._sessions.dismiss(socket, refusal(error), _say)
@@ -143,12 +143,12 @@ class NativeService:
         driver, session = self._session(
             socket,
             visitor,
-            talk.books.start,
+            header.books.start,
             asked.token,
-            talk.codec,
+            header.codec,
             observer,
             resumable=True,
-            moved=moved,
+            takeover=takeover,
             found=found,
         )
         self._resumable.add(asked.token, session)
@@ -159,14 +159,14 @@ class NativeService:
             self._resumable.remove(asked.token)
             await settling
 
-    async def _settle(self, driver: Driver, found: FoundSession) -> None:
+    async def _settle(self, driver: Driver, found: ClaimedSession) -> None:
         """Delete what was in the store once the session runs here, or give it back."""
-        assert self._store is not None
+        assert self._handover is not None
         if not await driver.begins():
             await self._give_back(found.name)
             return
         with suppress(StreamingError):  # then the claim stays, nobody else takes it, and it expires
-            await self._store.delete(found.name, went_back=found.went_back)
+            await self._handover.delete(found.name, went_back=found.went_back)
 
     async def _start(self, socket: ServerConnection, visitor: Visitor, start: SessionStart) -> None:
         saved = None
@@ -204,12 +204,14 @@ class NativeService:
         *,
         resumable: bool,
         saved: SessionSnapshot | None = None,
-        moved: Moved | None = None,
-        found: FoundSession | None = None,
+        takeover: Takeover | None = None,
+        found: ClaimedSession | None = None,
     ) -> tuple[Driver, NativeSession]:
-        """Return a session and what drives it. saved: what a client has brought; moved, found: what the store had."""
+        """Return a session and what drives it. saved: what a client has brought; takeover, found: what the
+        store had.
+        """
         resume = messages.Resumption(token=token, seconds=self._resume_s, window=WINDOW) if resumable else None
-        keeper = self._keeper(token, codec, visitor) if resumable else None
+        backup = self._backup(token, codec, visitor) if resumable else None
         driver = Driver(
             self._engine,
             self._admission,
@@ -221,8 +223,8 @@ class NativeService:
             takes=Takes(self._takes) if start.takes and self._takes.turns else None,
             saved=saved,
             saves=self._saved.allowed,
-            down=None if found is None else found.down,
-            turn_ended=None if keeper is None else keeper.copied,
+            state=None if found is None else found.state,
+            turn_ended=None if backup is None else backup.copied,
         )
         return driver, NativeSession(
             driver,
@@ -233,9 +235,9 @@ class NativeService:
             observer,
             self._saved,
             token,
-            self._store,
-            moved,
-            keeper,
+            self._handover,
+            takeover,
+            backup,
             self._threads,
         )
 

@@ -19,14 +19,14 @@ from streaming.protocol.messages import AudioMessage, Codec, Message, SessionRes
 from streaming.protocol.replay import ReplayBook
 from streaming.server.door.gatekeeper import Visitor
 from streaming.server.driver import Driver
+from streaming.server.handover import Handover, Takeover
 from streaming.server.native.dialect import NativeDialect
 from streaming.server.opus_threads import OpusThreads
 from streaming.server.saved_sessions import SavedSessions
 from streaming.server.session_socket import MESSAGES_PER_S, SessionSocket
 from streaming.server.session_store import SessionLostError
 from streaming.server.sessions import ServerSession
-from streaming.server.stored_sessions import Moved, StoredSessions
-from streaming.server.turn_keeper import TurnKeeper
+from streaming.server.turn_backup import TurnBackup
 from streaming.server.watch.observer import SessionObserver
 
 _LOG = logging.getLogger(__name__)
@@ -49,8 +49,9 @@ class _Return:
 class NativeSession(ServerSession):
     """A session and the sockets that it has, one at a time.
 
-    resume: None for one that ends with its socket. token: what its client comes back with. store: where it is put when
-    its client or this server leaves, None for nowhere. moved: how it came from there. keeper: of its finished turns.
+    resume: None for one that ends with its socket. token: what its client comes back with. handover: how it gets to
+    another server when its client or this server leaves, None for not at all. takeover: how it came from another one.
+    backup: of its finished turns.
     """
 
     def __init__(
@@ -63,21 +64,21 @@ class NativeSession(ServerSession):
         observer: SessionObserver,
         saved: SavedSessions | None = None,
         token: str = "",
-        store: StoredSessions | None = None,
-        moved: Moved | None = None,
-        keeper: TurnKeeper | None = None,
+        handover: Handover | None = None,
+        takeover: Takeover | None = None,
+        backup: TurnBackup | None = None,
         threads: OpusThreads | None = None,
     ) -> None:
         self._observer = observer
         self._resume_s = None if resume is None else resume.seconds
-        self._book = None if resume is None else ReplayBook() if moved is None else moved.book
-        midway = moved is not None and moved.turn is None
+        self._book = None if resume is None else ReplayBook() if takeover is None else takeover.book
+        midway = takeover is not None and takeover.turn is None
         self._native = NativeDialect(
-            driver.answer, self._book, codec, saved, midway=midway, keeper=keeper, threads=threads
+            driver.answer, self._book, codec, saved, midway=midway, backup=backup, threads=threads
         )
         super().__init__(driver, self._native, visitor, socket)
-        self._codec, self._token, self._store, self._moved = codec, token, store, moved
-        self._keeper = keeper
+        self._codec, self._token, self._handover, self._takeover = codec, token, handover, takeover
+        self._backup = backup
         self._leaving = False  # the server stops, and the session is to be put into the store
         self._deaf: asyncio.TimerHandle | None = None
         self._messages_per_s = _OPUS_MESSAGES_PER_S if codec == "opus" else MESSAGES_PER_S
@@ -87,18 +88,18 @@ class NativeSession(ServerSession):
         first: list[str | bytes] = []
         done: asyncio.Event | None = None
         gone = False
-        if self._moved is not None:
-            first = await self._come_back(self._moved)
+        if self._takeover is not None:
+            first = await self._come_back(self._takeover)
         try:
             while not await self._session_socket().run(first):
                 if self._deaf is not None:
                     self._deaf.cancel()
-                if self._store is not None and self._may_be_put_down:
-                    gone, first = await self._put_down(self._store)
+                if self._handover is not None and self._may_be_put_down:
+                    gone, first = await self._put_down(self._handover)
                     if gone:
                         break
                     if self._leaving:
-                        self._leaving, self._store = False, None
+                        self._leaving, self._handover = False, None
                         self._driver.drain()
                     if self._socket.state is State.OPEN:
                         continue
@@ -115,14 +116,14 @@ class NativeSession(ServerSession):
         finally:
             if done is not None:
                 done.set()
-            if self._keeper is not None:
-                await self._keeper.leave(forget=not gone)
+            if self._backup is not None:
+                await self._backup.leave(forget=not gone)
 
     # The store
 
     def drain(self) -> None:
         """Put the session into the store, where there is one: the server will stop. Otherwise end it with its turn."""
-        if self._store is None or self._book is None or self.away:
+        if self._handover is None or self._book is None or self.away:
             super().drain()
             return
         self._leaving = True
@@ -141,36 +142,36 @@ class NativeSession(ServerSession):
         closed = self._socket.protocol.close_rcvd or self._socket.protocol.close_sent
         return self._book is not None and not closed and (self._leaving or self._book.received > 0)
 
-    async def _come_back(self, moved: Moved) -> list[str | bytes]:
+    async def _come_back(self, takeover: Takeover) -> list[str | bytes]:
         """Return what the client that the session has come here with is told first, once there is a slot."""
         if not await self._driver.begins():
             return []  # it is told why
-        if moved.turn is None:
-            self._driver.expect_replay(moved.position)
-        elif self._keeper is not None:
-            self._keeper.said(moved.turn - 1, moved.book.state())
-            self._keeper.copied(moved.down)
+        if takeover.turn is None:
+            self._driver.expect_replay(takeover.position)
+        elif self._backup is not None:
+            self._backup.said(takeover.turn - 1, takeover.book.state())
+            self._backup.copied(takeover.state)
         self._observer.resumed()
-        resumed = SessionResumed(received=moved.book.received, turn=moved.turn)
-        return [messages.encode(resumed), *moved.book.unanswered()]
+        resumed = SessionResumed(received=takeover.book.received, turn=takeover.turn)
+        return [messages.encode(resumed), *takeover.book.unanswered()]
 
-    async def _put_down(self, store: StoredSessions) -> tuple[bool, list[str | bytes]]:
+    async def _put_down(self, handover: Handover) -> tuple[bool, list[str | bytes]]:
         """Put the session into the store, and let the connection go. Return whether that is done and, if not, what was
         said meanwhile.
         """
         assert self._book is not None
         self._driver.mute()
         said: list[str | bytes] = []
-        name, stored = store.name_of(self._token), False
+        name, stored = handover.name_of(self._token), False
         try:
             async with asyncio.timeout(_PUT_DOWN_S):
-                down = await self._driver.put_down()
+                state = await self._driver.put_down()
                 said += await self._encoded(self._driver.unsent())
                 said += await self._native.end_stream()
-                if self._keeper is not None:
-                    await self._keeper.quiet()
-                if down is not None:
-                    await store.put(name, down, self._book.state(), self._codec, self.visitor.digest)
+                if self._backup is not None:
+                    await self._backup.quiet()
+                if state is not None:
+                    await handover.put(name, state, self._book.state(), self._codec, self.visitor.digest)
                     stored = True
         except SessionLostError:
             self.lose()
@@ -181,13 +182,13 @@ class NativeSession(ServerSession):
             _LOG.warning("a session could not be put into the session store: %s", error)
         if stored and self._returned.empty():
             self._leaving = False
-            store.moved(self._token)
+            handover.moved(self._token)
             self._driver.leave(MOVED)
             self._socket.transport.abort()
             return True, []
         if stored:  # and its client is here already
             with suppress(StreamingError):
-                await store.delete(name)
+                await handover.delete(name)
         said += await self._encoded(self._driver.unsent())
         self._driver.go_on()
         return False, said

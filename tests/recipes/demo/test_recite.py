@@ -53,6 +53,23 @@ def book(markers: Markers) -> Book:
     return Book(markers, said)
 
 
+def test_a_number_of_two_words_can_be_said_apart() -> None:
+    """People who count slowly, and machines that paste recordings, were understood worst: they pause within 21."""
+    said: list[str] = []
+
+    def say(text: str, mark: str) -> NDArray[np.float32]:
+        said.append(text + mark)
+        return np.ones(2400, np.float32)
+
+    speaker = Speaker("test", say, None)
+    whole = prompts._say(speaker, number(21), ",", None)
+    apart = prompts._say(speaker, number(21), ",", 0.1)
+    for single in (number(7), number(20), number(100), sequences.sequence("day")[0]):
+        prompts._say(speaker, single, ",", 0.1)
+    assert said == ["twenty-one,", "twenty", "one,", "seven,", "twenty,", "one hundred,", "Monday,"]
+    assert len(apart) - 2 * len(whole) == 2400
+
+
 def _prompt(begin: list[int], said: list[int], pitch: float = 200.0, gap: float = 0.8) -> Prompt:
     codes = np.random.default_rng(1).integers(1024, size=(len(begin), BOOKS)).astype(np.int16)
     targets = np.array(begin, np.int16)

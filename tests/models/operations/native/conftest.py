@@ -14,10 +14,12 @@ import torch
 from streaming.models.operations.native import library as native
 from tests.models.operations.native.remote import Remote, compile_remote
 
-PROCESSORS = ["native", "x86-64", "x86-64-v2", "x86-64-v3", "x86-64-v4", "native by clang"]
-"""What `-march` says: all that this one has; SSE2; SSE4; AVX2; AVX512 without VNNI. And another compiler."""
-EMULATED = ["armv8-a", "armv8.2-a+dotprod", "armv8.2-a+dotprod+i8mm"]
-"""By qemu: NEON, with dot products of bytes, with products of their matrices."""
+PROCESSORS = ["native", "x86-64", "x86-64-v3", "x86-64-v4", "native by clang", "armv8-a"]
+"""What `-march` says: all that this one has; SSE2; AVX2; AVX512 without VNNI; another compiler; NEON, by qemu. Each has
+another path through the code (`vectors.h`), and each path is taken.
+"""
+OF_INTEGERS = [*PROCESSORS, "armv8.2-a+dotprod", "armv8.2-a+dotprod+i8mm"]
+"""Those, and two that only differ in products of integers (`integers.h`): dot products of bytes, and of matrices."""
 _CROSS = ("aarch64-linux-gnu-gcc", "qemu-aarch64")
 
 
@@ -25,7 +27,7 @@ def missing(processor: str) -> str | None:
     """Why this machine cannot run it."""
     if processor == "native by clang":
         return None if shutil.which("clang") else "no clang here"
-    if processor in EMULATED:
+    if processor.startswith("arm"):
         return None if all(map(shutil.which, _CROSS)) else f"no {' and '.join(_CROSS)} here"
     if processor != "native" and platform.machine() != "x86_64":
         return "another family of processors"
@@ -51,24 +53,36 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str
         remote.close()
 
 
-@pytest.fixture(params=[*PROCESSORS, *EMULATED])
+@pytest.fixture(params=PROCESSORS)
 def processor(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, emulated: Callable[[str], Remote]
 ) -> Iterator[str]:
     """Compiled for it, and loaded."""
-    reason = missing(request.param)
+    yield from _loaded(request.param, monkeypatch, emulated)
+
+
+@pytest.fixture(params=OF_INTEGERS)
+def processor_of_integers(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, emulated: Callable[[str], Remote]
+) -> Iterator[str]:
+    """Compiled for it, and loaded."""
+    yield from _loaded(request.param, monkeypatch, emulated)
+
+
+def _loaded(processor: str, monkeypatch: pytest.MonkeyPatch, emulated: Callable[[str], Remote]) -> Iterator[str]:
+    reason = missing(processor)
     if native.library() is None or reason:
         pytest.skip(reason or "no native operations here")
-    if request.param in EMULATED:
-        monkeypatch.setattr(native, "build", lambda: emulated(request.param))
+    if processor.startswith("arm"):
+        monkeypatch.setattr(native, "build", lambda: emulated(processor))
     else:
-        target, _, compiler = request.param.partition(" by ")
+        target, _, compiler = processor.partition(" by ")
         if compiler:
             monkeypatch.setenv("CC", compiler)
         monkeypatch.setattr(native, "build", functools.partial(native.build, target))
     native.library.cache_clear()
     assert native.library() is not None
-    yield request.param
+    yield processor
     native.library.cache_clear()
 
 

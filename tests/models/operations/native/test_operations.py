@@ -52,7 +52,9 @@ def test_a_product_is_the_product(processor: str, outputs: int, inputs: int, dty
 
 
 @pytest.mark.parametrize(("outputs", "inputs"), [(64, 64), (100, 96), (130, 2048), (1, 192)])
-def test_products_of_integers_are_the_same_on_every_processor(processor: str, outputs: int, inputs: int) -> None:
+def test_products_of_integers_are_the_same_on_every_processor(
+    processor_of_integers: str, outputs: int, inputs: int
+) -> None:
     """To the bit, as in PyTorch. Pins pairs of products that saturate at 16 bits, which made int8 wrong by 3 % where
     there is no VNNI: numbers here are as large as they can be, too.
     """

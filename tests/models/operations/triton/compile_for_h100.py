@@ -4,13 +4,15 @@ A line has module, function, bytes of machine code, asynchronous copies, how man
 launch in front, -1 if it does not wait, a thread's registers, what it keeps outside them, in bytes, and instructions.
 
 No GPU is needed: launches are turned into compilations, and the tensors have no memory. Run by `test_compiles.py`, in a
-process of its own, because the interpreter replaces the compiler for a whole process.
+process of its own, because the interpreter replaces the compiler for a whole process, and with `--branches`: without
+the launches that take no branch of their own, and without the count of instructions.
 """
 
 from __future__ import annotations
 
 import re
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,9 @@ from streaming.models.operations.triton.gate import gate
 from streaming.models.operations.triton.matvec import matvec
 from streaming.models.operations.triton.windows import windows
 from streaming.models.random_weights import LLAMA_MIMI_1_3B, MIMI
+
+_BRANCHES = "--branches" in sys.argv[1:]
+"""Whether one launch is enough for each branch of a kernel."""
 
 
 class _H100:
@@ -60,7 +65,7 @@ def _dumped(cubin: bytes) -> tuple[int, int, int]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         Path(file.name).write_bytes(cubin)
         told = subprocess.run(
-            [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", "--dump-sass", file.name],
+            [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", *([] if _BRANCHES else ["--dump-sass"]), file.name],
             capture_output=True,
             text=True,
             check=True,
@@ -90,14 +95,16 @@ if __name__ == "__main__":
         angles = _empty(slots, 1, books, dim, dtype=torch.float32)[:, :, :time]
         qkv = _empty(slots, time, (query_heads + 2 * heads) * dim)
         start = _empty(slots, 1, dtype=whole)
-        for splits in (1, splits_for(slots, heads, 1094)):
+        both = (1, splits_for(slots, heads, 1094))
+        for splits in (both[time == 1],) if _BRANCHES else both:
             attend._init_fn(qkv, angles, angles, ring, ring, named, position, start, arrived, prefix, splits)
     codec, exact = MIMI, torch.float32
     memory = _empty(slots, codec.num_layers, codec.num_kv_heads, codec.window + 36, codec.head_dim, dtype=exact)
     position, ring = _empty(slots, 2, dtype=whole), memory[:, 0]
     angles = _empty(slots, 1, 2, codec.head_dim, dtype=exact)
     qkv = _empty(slots, 2, 3 * codec.hidden_size, dtype=exact)
-    for splits in (1, splits_for(slots, codec.num_kv_heads, memory.shape[3])):
+    both = (1, splits_for(slots, codec.num_kv_heads, memory.shape[3]))
+    for splits in both[1:] if _BRANCHES else both:
         attend._init_fn(qkv, angles, angles, ring, ring, named, position, position, arrived, 0, splits)
     for steps, channels, outputs, kernel, stride, dilation in ((1926, 1, 64, 7, 1, 1), (1922, 128, 256, 10, 5, 1)):
         frame, weight = _empty(64, steps, channels, dtype=exact), _empty(outputs, kernel * channels, dtype=exact)
@@ -113,11 +120,14 @@ if __name__ == "__main__":
     gate._init_fn(_empty(slots, 1, 2 * config.intermediate_size))
     for rows in (1, 4):
         x, inner = _empty(rows, 1, hidden), config.intermediate_size
-        matvec._init_fn(x, None, weight, _empty(hidden, hidden), None, config.norm_eps, False)
-        matvec._init_fn(x, x, weight, _empty(2 * inner, hidden), None, config.norm_eps, True)
-        matvec._init_fn(_empty(rows, 1, inner), None, None, _empty(hidden, inner), None, 0.0, False)
-        matvec._init_fn(x, x, weight, eight, _empty(3072), config.norm_eps, False)
-        matvec._init_fn(x, x, weight, gates, _empty(2 * inner), config.norm_eps, True)
+        if rows == 4 or not _BRANCHES:
+            matvec._init_fn(x, None, weight, _empty(hidden, hidden), None, config.norm_eps, False)
+            matvec._init_fn(x, x, weight, _empty(2 * inner, hidden), None, config.norm_eps, True)
+            matvec._init_fn(_empty(rows, 1, inner), None, None, _empty(hidden, inner), None, 0.0, False)
+        if rows == 1 or not _BRANCHES:
+            matvec._init_fn(x, x, weight, gates, _empty(2 * inner), config.norm_eps, True)
+        if not _BRANCHES:
+            matvec._init_fn(x, x, weight, eight, _empty(3072), config.norm_eps, False)
     flags = _empty(slots, 2, dtype=torch.bool)
     draw._init_fn(
         _empty(slots, 2049),

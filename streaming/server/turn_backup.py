@@ -9,26 +9,26 @@ from collections.abc import Callable
 from streaming.errors import StreamingError
 from streaming.protocol.messages import Codec
 from streaming.protocol.replay import BookState
-from streaming.server.kept_session import PutDown
+from streaming.server.handover import Handover
+from streaming.server.session_bytes import SessionState
 from streaming.server.session_store import SessionLostError
-from streaming.server.stored_sessions import StoredSessions
 
 _LOG = logging.getLogger(__name__)
 
 
-class TurnKeeper:
-    """One session's. A turn is put there once the engine has copied it and its `turn.done` was said; one at a time, and
-    the latest in the place of one that waits.
+class TurnBackup:
+    """The backup of one session. A turn is put into the store once the engine has copied it and its `turn.done` was
+    said: one at a time, and the latest in the place of one that waits.
 
     lost: called where another server has gone on with the session, because this one was taken for dead.
     """
 
     def __init__(
-        self, store: StoredSessions, name: str, codec: Codec, holder: bytes | None, lost: Callable[[], None]
+        self, handover: Handover, name: str, codec: Codec, holder: bytes | None, lost: Callable[[], None]
     ) -> None:
-        self._store, self._name, self._codec, self._holder, self._lost = store, name, codec, holder, lost
+        self._handover, self._name, self._codec, self._holder, self._lost = handover, name, codec, holder, lost
         self._said: tuple[int, BookState] | None = None
-        self._copied: PutDown | None = None
+        self._copied: SessionState | None = None
         self._putting: asyncio.Task[None] | None = None
         self._over = False
 
@@ -37,9 +37,9 @@ class TurnKeeper:
         self._said = turn, book
         self._look()
 
-    def copied(self, down: PutDown) -> None:
+    def copied(self, state: SessionState) -> None:
         """Note the session as it is at the end of its latest turn."""
-        self._copied = down
+        self._copied = state
         self._look()
 
     async def quiet(self) -> None:
@@ -53,7 +53,7 @@ class TurnKeeper:
         await self.quiet()
         if forget:
             try:
-                await self._store.forget_turn(self._name)
+                await self._handover.forget_turn(self._name)
             except StreamingError as error:
                 _LOG.warning("a session's last turn could not be deleted from the session store: %s", error)
 
@@ -61,7 +61,7 @@ class TurnKeeper:
         if self._putting is None and not self._over and self._next() is not None:
             self._putting = asyncio.create_task(self._put())
 
-    def _next(self) -> tuple[PutDown, BookState] | None:
+    def _next(self) -> tuple[SessionState, BookState] | None:
         if self._copied is None or self._said is None or self._said[0] < self._copied.books.turn - 1:
             return None
         return self._copied, self._said[1]
@@ -70,7 +70,7 @@ class TurnKeeper:
         try:
             while (found := self._next()) is not None and not self._over:
                 self._copied = None
-                await self._store.put_turn(self._name, *found, self._codec, self._holder)
+                await self._handover.put_turn(self._name, *found, self._codec, self._holder)
         except SessionLostError:
             self._lost()
         except StreamingError as error:

@@ -15,14 +15,16 @@ from streaming.models.voice_activity import MAX_STREAM_BYTES
 from streaming.protocol.messages import Codec, NonNegative
 from streaming.protocol.replay import BookState, ReplayBook
 
-_TALK = "talk"
+_HEADER = "talk"
 _MAX_KEPT = 1024
 
 
-class Talk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What stands beside the engine's snapshot. session: its id. holder: the digest of the access token that opened it.
-    speech: what voice activity remembers. received, answered, acknowledged: the counts of messages; kept: those that
-    were sent and not acknowledged, and whether they are text.
+class SessionHeader(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the snapshot's header says beside the engine's own.
+
+    session: its id. holder: the digest of the access token that opened it. speech: what voice activity remembers.
+    received, answered, acknowledged: the counts of messages; kept: those that were sent and not acknowledged, and
+    whether they are text.
     """
 
     version: Literal[1] = 1
@@ -43,7 +45,7 @@ class Talk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 @dataclass(frozen=True)
-class PutDown:
+class SessionState:
     """A session as it was at one moment, without its connection."""
 
     session: str
@@ -52,31 +54,31 @@ class PutDown:
     speech: bytes | None
 
 
-def pack(engine: Engine, down: PutDown, book: BookState, codec: Codec, holder: bytes | None) -> bytes:
+def pack(engine: Engine, state: SessionState, book: BookState, codec: Codec, holder: bytes | None) -> bytes:
     """Return a session as bytes. It takes as long as some megabytes take."""
-    talk = Talk(
-        session=down.session,
+    header = SessionHeader(
+        session=state.session,
         holder=holder,
         codec=codec,
-        books=down.books,
-        speech=down.speech,
+        books=state.books,
+        speech=state.speech,
         received=book.received,
         answered=book.answered,
         acknowledged=book.acknowledged,
         kept=[(isinstance(data, str), data.encode() if isinstance(data, str) else data) for data in book.kept],
     )
-    return engine.pack(down.snapshot, {_TALK: msgspec.json.encode(talk).decode()})
+    return engine.pack(state.snapshot, {_HEADER: msgspec.json.encode(header).decode()})
 
 
-def unpack(engine: Engine, data: bytes) -> tuple[PutDown, Talk]:
+def unpack(engine: Engine, data: bytes) -> tuple[SessionState, SessionHeader]:
     """Return what `pack` was given. Raises `SnapshotError`."""
     snapshot, said = engine.unpack(data)
     try:
-        talk = msgspec.json.decode(said.get(_TALK, ""), type=Talk)
-        talk.book()
+        header = msgspec.json.decode(said.get(_HEADER, ""), type=SessionHeader)
+        header.book()
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise SnapshotError(f"this is no stored session: {error}") from None
-    talk.books.check(snapshot.books.turn, snapshot.books.speaking)
-    if not talk.answered <= talk.received:
+    header.books.check(snapshot.books.turn, snapshot.books.speaking)
+    if not header.answered <= header.received:
         raise SnapshotError("the stored session is damaged: its counts contradict each other")
-    return PutDown(talk.session, snapshot, talk.books, talk.speech), talk
+    return SessionState(header.session, snapshot, header.books, header.speech), header

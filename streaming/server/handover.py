@@ -1,4 +1,4 @@
-"""Sessions of the native protocol in the session store: by their resume tokens, as bytes, and checked."""
+"""Hands sessions of the native protocol to another server, by way of the session store, and takes them over."""
 
 from __future__ import annotations
 
@@ -12,45 +12,46 @@ from streaming.engine.engine import Engine
 from streaming.errors import SnapshotError
 from streaming.protocol.messages import Codec, SessionResume
 from streaming.protocol.replay import BookState, ReplayBook
-from streaming.server.kept_session import PutDown, Talk, pack, unpack
 from streaming.server.resumption import SessionExpiredError
+from streaming.server.session_bytes import SessionHeader, SessionState, pack, unpack
 from streaming.server.session_store import SessionMovingError, SessionStore
 
 
 @dataclass(frozen=True)
-class FoundSession:
+class ClaimedSession:
     """A session that this server has claimed. went_back: its server died, and this is its last finished turn."""
 
     name: str
-    down: PutDown
-    talk: Talk
+    state: SessionState
+    header: SessionHeader
     went_back: bool
 
 
 @dataclass(frozen=True)
-class Moved:
-    """How a session comes to this server. book: its connection's, to go on with. turn: the open one, where it went back
+class Takeover:
+    """How this server goes on with a session. book: its connection's. turn: the open one, where the session went back
     to the end of the turn before; None where it goes on as it was. position: samples that its client has sent.
     """
 
-    down: PutDown
+    state: SessionState
     book: ReplayBook
     turn: int | None
     position: int
 
     @classmethod
-    def of(cls, found: FoundSession, asked: SessionResume) -> Moved:
+    def of(cls, found: ClaimedSession, asked: SessionResume) -> Takeover:
         """Return it for a client that asks so. Raises `ProtocolError` where it cannot have received so many."""
-        book = found.talk.book()
+        book = found.header.book()
         if found.went_back:
-            return cls(found.down, book.begun_anew(asked.received), found.down.books.turn, asked.position)
+            return cls(found.state, book.begun_anew(asked.received), found.state.books.turn, asked.position)
         book.acknowledge(asked.received)
-        return cls(found.down, book, None, asked.position)
+        return cls(found.state, book, None, asked.position)
 
 
-class StoredSessions:
-    """The store, as the protocol's sockets see it. moved: called with the token of a session that has left.
-    is_own: whether a token is of this server.
+class Handover:
+    """The store by resume tokens: sessions go there as bytes, and are checked when they come back.
+
+    moved: called with the token of a session that has left. is_own: whether a token is of this server.
     """
 
     def __init__(
@@ -63,19 +64,21 @@ class StoredSessions:
         """Return the name of a session's entry, which tells nothing of its token."""
         return sha256(f"stored session {token}".encode()).hexdigest()
 
-    async def put(self, name: str, down: PutDown, book: BookState, codec: Codec, holder: bytes | None) -> None:
+    async def put(self, name: str, state: SessionState, book: BookState, codec: Codec, holder: bytes | None) -> None:
         """Keep a session that this server has put down. Raises `StoreError`, `SessionLostError`."""
-        await self._store.put(name, await asyncio.to_thread(pack, self._engine, down, book, codec, holder))
+        await self._store.put(name, await asyncio.to_thread(pack, self._engine, state, book, codec, holder))
 
-    async def put_turn(self, name: str, down: PutDown, book: BookState, codec: Codec, holder: bytes | None) -> None:
+    async def put_turn(
+        self, name: str, state: SessionState, book: BookState, codec: Codec, holder: bytes | None
+    ) -> None:
         """Keep the last finished turn of a session that runs here. Raises `StoreError`, `SessionLostError`."""
-        await self._store.put_turn(name, await asyncio.to_thread(pack, self._engine, down, book, codec, holder))
+        await self._store.put_turn(name, await asyncio.to_thread(pack, self._engine, state, book, codec, holder))
 
     async def forget_turn(self, name: str) -> None:
         """Delete that: the session is over. Raises `StoreError`."""
         await self._store.forget_turn(name)
 
-    async def find(self, token: str, holder: bytes | None) -> FoundSession:
+    async def find(self, token: str, holder: bytes | None) -> ClaimedSession:
         """Claim a session for this server. holder: the digest of the access token of who asks.
 
         Raises `SessionExpiredError` where there is none that this holder opened; `StoreError`, `SessionMovingError`,
@@ -91,14 +94,14 @@ class StoredSessions:
                 "start a new one"
             )
         try:
-            down, talk = await asyncio.to_thread(unpack, self._engine, stored.data)
+            state, header = await asyncio.to_thread(unpack, self._engine, stored.data)
         except SnapshotError:
             await self.give_back(name)
             raise
-        if not hmac.compare_digest(talk.holder or b"", holder or b""):
+        if not hmac.compare_digest(header.holder or b"", holder or b""):
             await self.give_back(name)
             raise SessionExpiredError("this session is over, or was left alone for too long; start a new one")
-        return FoundSession(name, down, talk, stored.owner is not None)
+        return ClaimedSession(name, state, header, stored.owner is not None)
 
     async def give_back(self, name: str) -> None:
         """Let others have it. Raises `StoreError`."""
