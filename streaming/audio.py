@@ -96,7 +96,7 @@ class Framer(Generic[S]):
         """pcm [n] of int16 or float32 -> the frames that it completes [k, FRAME], k >= 0."""
         assert pcm.ndim == 1
         piece: Any = to_int16(pcm) if self._dtype is np.int16 else to_float(pcm)
-        if len(piece) == FRAME and not len(self._rest):  # as most pieces are
+        if len(piece) == FRAME and not len(self._rest):  # most pieces are whole frames
             frame: Any = piece.copy() if piece is pcm else piece
             whole_frame: NDArray[S] = frame.reshape(1, FRAME)
             return whole_frame
@@ -106,7 +106,7 @@ class Framer(Generic[S]):
         return joined[:whole].reshape(-1, FRAME)
 
     def flush(self) -> NDArray[S]:
-        """The samples of the last frame, which is not whole: [n], 0 <= n < FRAME. Empties the framer."""
+        """Return the samples of the last frame, which is not whole: [n], 0 <= n < FRAME. The framer is empty then."""
         rest, self._rest = self._rest, self._rest[:0]
         return rest
 
@@ -185,8 +185,8 @@ class RecordingResampler:
 
     def clear(self) -> None:
         """Make the resampler as new."""
-        self._held = np.zeros(self._width)  # from what the next output needs on
-        self._held_from = 0  # where that is, counted from `width` samples before the recording
+        self._held = np.zeros(self._width)  # the input from the first sample that the next output needs
+        self._held_from = 0  # the position of that sample, counted from `width` samples before the recording
         self._given = self._made = 0
 
     def push(self, samples: Samples) -> Samples:
@@ -198,7 +198,7 @@ class RecordingResampler:
         return self._run(samples, np.iinfo(np.int64).max)
 
     def flush(self) -> Samples:
-        """The end of the recording, float32 [m]. The resampler is then as new."""
+        """Return the end of the recording, float32 [m]. The resampler is then as new."""
         if self._in == self._out:
             return np.zeros(0, np.float32)
         # torchaudio rounds this quotient to float32 before it rounds it up
@@ -309,7 +309,7 @@ class AudioReader:
 
 
 def read_audio(path: str | os.PathLike[str]) -> Samples:
-    """A whole file as float32 [n], 24 kHz mono. Raises `AudioError` as `AudioReader` does."""
+    """Return a whole file as float32 [n], 24 kHz mono. Raises `AudioError` as `AudioReader` does."""
     with AudioReader(path) as reader:
         return np.concatenate([np.zeros(0, np.float32), *reader.blocks()])
 
@@ -363,7 +363,7 @@ class WavWriter:
         self.samples += len(pcm)
 
     def close(self) -> None:
-        """Complete the file and gives it its name. A second call does nothing."""
+        """Complete the file and give it its name. A second call does nothing."""
         if not self._open:
             return
         try:
@@ -381,7 +381,7 @@ class WavWriter:
         if not self._open:
             return
         self._open = False
-        with contextlib.suppress(OSError):  # a full disk is no reason to leave the rest behind
+        with contextlib.suppress(OSError):  # even on a full disk the temporary file is deleted
             self._wave.close()
         with contextlib.suppress(OSError):
             self._handle.close()

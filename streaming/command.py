@@ -50,8 +50,9 @@ def call_at_end_of_input(act: Callable[[], object]) -> None:
     """Read standard input to its end in a thread, and then call `act` there: the `call_soon_threadsafe` of a loop."""
 
     def wait_for_eof() -> None:
-        with suppress(OSError):  # what cannot be read has ended
-            while os.read(0, 4096):  # not by Python's buffer, which is locked while it is read: it aborts at exit
+        with suppress(OSError):  # an input that cannot be read has ended
+            # Not through Python's buffer: a thread that holds its lock makes the interpreter abort at exit.
+            while os.read(0, 4096):
                 pass
         with suppress(RuntimeError):  # the loop is closed: everything has ended by itself
             act()

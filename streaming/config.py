@@ -69,7 +69,7 @@ class MimiConfig:
 
     @staticmethod
     def from_dict(raw: Mapping[str, Any]) -> MimiConfig:
-        """Reads a `config.json`. Raises `CheckpointError` for another model, or one that cannot be streamed."""
+        """Read a `config.json`. Raises `CheckpointError` for another model, or one that cannot be streamed."""
         if raw.get("model_type") != "mimi":
             raise CheckpointError(f"not a Mimi codec: config.json says model_type {raw.get('model_type')!r}")
         expected = {
@@ -146,7 +146,7 @@ class LlamaConfig:
 
     @staticmethod
     def from_dict(raw: Mapping[str, Any]) -> LlamaConfig:
-        """Reads a `config.json`. Raises `CheckpointError` for another architecture."""
+        """Read a `config.json`. Raises `CheckpointError` for another architecture."""
         if raw.get("model_type") != "llama":
             raise CheckpointError(f"not a Llama decoder: config.json says model_type {raw.get('model_type')!r}")
         if "num_quantizers" not in raw:
@@ -202,7 +202,7 @@ def _number(raw: Mapping[str, Any], key: str, default: float | None = None) -> f
 def _attention(
     raw: Mapping[str, Any], hidden: int | None = None, heads: int | None = None, kv_heads: int | None = None
 ) -> tuple[int, int, int, int]:
-    """hidden size, heads, key-value heads, head size. The arguments are the defaults, if there are any."""
+    """Return hidden size, heads, key-value heads and head size. The arguments are the defaults, if there are any."""
     hidden, heads = _size(raw, "hidden_size", hidden), _size(raw, "num_attention_heads", heads)
     kv_heads = _size(raw, "num_key_value_heads", kv_heads or heads)
     if heads % kv_heads:
@@ -221,7 +221,7 @@ def _ratios(raw: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def _rope(raw: Mapping[str, Any]) -> Rope:
-    """Both spellings: `rope_theta` and `rope_scaling` (transformers 4), `rope_parameters` (5)."""
+    """Read both spellings: `rope_theta` and `rope_scaling` (transformers 4), `rope_parameters` (5)."""
     scaling = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
     if not isinstance(scaling, dict):
         raise CheckpointError(f"config.json: rope_scaling is {scaling!r}, must be an object")

@@ -73,7 +73,7 @@ class FrameStep:
         self._device = DeviceStep(codec, decoder, num_slots, context_frames, rewind_frames)
         sizes = (context_frames, rewind_frames, codec.activations, decoder.dtype)
         self.identity = sha256(repr((codec.fingerprint, decoder.fingerprint, *sizes)).encode()).hexdigest()
-        """The same for two steps between which a slot's copy can be carried."""
+        """A text that is the same for two steps where a copy of a slot of one can be put into the other."""
         self._graphs: Graphs | None = None
         self._inputs, self._outputs = self._device.inputs, self._device.outputs  # the host's
         if codec.device.type == "cuda":
@@ -85,10 +85,10 @@ class FrameStep:
         # Lengths of context that are captured: one, where attention reads no more than a slot holds anyway.
         lengths = () if decoder.operations.bounded else (context_frames // 4, context_frames // 2)
         self._buckets = Buckets(num_slots, {length: self._columns(length) for length in (*lengths, _ENDLESS)})
-        self._unheard: Bucket | None = None  # what lets the encoder hear the step before, if it has not yet
+        self._unheard: Bucket | None = None  # the bucket in which the encoder hears the step before, if it has not yet
         self._sampling = [Sampling()] * num_slots
         self._frames = np.zeros(num_slots, np.int64)  # the streams' lengths, as the host knows them
-        self._least = np.zeros(num_slots, np.int64)  # and how short rewinding can make them
+        self._least = np.zeros(num_slots, np.int64)  # the least lengths that rewinding can give them
 
     def open(self, slot: int, sampling: Sampling) -> None:
         """Give a slot to a new session. Nothing of the session before it remains."""
@@ -156,7 +156,7 @@ class FrameStep:
         else:
             self.follow()
             self.configure(slot, sampling)
-        self._place(slot, copy.frames)  # first: where others are computed along, an idle slot is written behind this
+        self._place(slot, copy.frames)  # done first: a step that computes idle slots along writes behind this position
         self._least[slot] = copy.frames - copy.reach
         yield
         yield from put(slot, copy, self._device.tracks(), common, longest)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 _WIDTHS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-"""Numbers of rows that are captured as graphs; a step in between is filled up with rows that are nobody's."""
+"""Numbers of rows that are captured as graphs; a step in between is filled up with rows that belong to no session."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Graphs:
         listen or speak meanwhile.
         """
         with torch.cuda.device(self._device):
-            torch.cuda.synchronize()  # state may be zeroed only now, on whatever stream
+            torch.cuda.synchronize()  # zeroing of state may still be under way, on another stream
             with torch.cuda.stream(self._stream):
                 for _ in range(2):
                     self._work(bucket)

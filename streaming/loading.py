@@ -16,7 +16,7 @@ import torch
 from streaming import config as values
 from streaming.audio import FRAME_RATE
 from streaming.command import VERSION
-from streaming.config import CONTEXT_TOKENS as CONTEXT_TOKENS  # these are loading's own words, too
+from streaming.config import CONTEXT_TOKENS as CONTEXT_TOKENS  # these names are exported from here, too
 from streaming.config import DEMO as DEMO
 from streaming.config import OVERLOAD, LlamaConfig, MimiConfig, Sampling, not_followed, transformer_parameters
 from streaming.device_step import slot_bytes
@@ -37,11 +37,11 @@ from streaming.models.llama import LlamaDecoder
 from streaming.models.mimi import StreamingMimi
 from streaming.models.operations.base import Operations
 from streaming.models.operations.native.library import library, processor
-from streaming.models.quantization import Quantize, QuantizeOption
+from streaming.models.quantized_weights import Quantize, QuantizeOption
 from streaming.models.random_weights import CODECS, DECODERS, MIMI, random_codec, random_decoder
 from streaming.models.token_layout import TokenLayout
 from streaming.most_sessions import most_sessions, rehearsed_s
-from streaming.quantize_choice import KINDS, choose, measured_file, warn_if_slower
+from streaming.quantize_auto import KINDS, choose, least_s, measured_file, warn_if_slower
 
 if TYPE_CHECKING:
     from streaming.engine.engine import Engine
@@ -64,7 +64,7 @@ _REHEARSED_LAYERS = 3
 """Layers of a decoder whose step is measured before the rest is read: more than a cache holds, and quickly rounded."""
 _SHARE = 0.9
 """A decoder's weights, and then the slots, take at most so much of the memory that is free: the rest is for loading,
-connections, graphs, and whoever else is there."""
+connections, graphs, and other processes."""
 
 
 def add_models(
@@ -224,6 +224,7 @@ def _chosen(
     if quantize != "auto":
         return quantize
     opened = library() if codec.device.type == "cpu" else None
+    tokens = 0 if opened is None else config.num_codebooks  # that a step draws, and is known to read all layers for
     where = torch.cuda.get_device_name(codec.device) if codec.device.type == "cuda" else processor()
     told = (
         *(VERSION, torch.__version__, model, repr(config), repr(codec.config), str(codec.dtype), context_tokens),
@@ -232,6 +233,7 @@ def _chosen(
     return choose(
         kinds,
         lambda kind: _step_s(make, config, codec, kind, context_tokens),
+        lambda kind: least_s(kind, tokens * transformer_parameters(config)),
         1 / FRAME_RATE,
         OVERLOAD,
         _would_help(codec.device),
@@ -391,7 +393,7 @@ def load_engine(
         step = FrameStep(models.codec, models.decoder, max_sessions, context_frames, rewind_frames)
         _LOG.info("making the step ready")
         step.warm_up()
-    except (RuntimeError, MemoryError) as error:  # torch raises the first for want of memory, too
+    except (RuntimeError, MemoryError) as error:  # torch raises `RuntimeError` for want of memory, too
         if not is_want_of_memory(error):
             _LOG.exception("the step could not be made ready on %s", models.codec.device)
             raise StreamingError(f"the step could not be made ready on {models.codec.device}: {error}") from error

@@ -17,7 +17,7 @@ class Memory:
 
 
 def available_memory(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> Memory | None:
-    """The machine's memory, or its container's if that is less; None where the system does not tell."""
+    """Return the machine's memory, or its container's if that is less; None where the system does not tell."""
     machine = _machine(proc)
     if machine is None:
         return None
@@ -34,7 +34,7 @@ def resident(proc: Path = Path("/proc")) -> int:
 
 
 def size(count: float) -> str:
-    """Bytes as a person reads them: `1.2 TB`."""
+    """Return bytes as a person reads them: `1.2 TB`."""
     for unit in ("bytes", "kB", "MB", "GB", "TB"):
         if count < 999.5:
             return f"{count:.3g} {unit}"
@@ -56,7 +56,8 @@ def _machine(proc: Path) -> Memory | None:
 
 
 def _containers(proc: Path, cgroups: Path) -> Iterator[Memory]:
-    """The limits of this process's control groups, of both versions (kernel: Documentation/admin-guide/cgroup-v2.rst).
+    """Return the limits of this process's control groups, of both versions (kernel:
+    Documentation/admin-guide/cgroup-v2.rst).
 
     What is cached of files counts as used there and is given back when it is needed: it is free.
     """
@@ -73,7 +74,7 @@ def _containers(proc: Path, cgroups: Path) -> Iterator[Memory]:
             cached = "total_inactive_file"
         else:
             continue
-        inside = root / path.lstrip("/")  # in a container without a namespace of its own this is not there, but above
+        inside = root / path.lstrip("/")  # not there in a container without its own namespace; the one above it is
         for folder in (inside, *inside.parents):
             try:
                 limit = (folder / most).read_text(encoding="utf-8").strip()

@@ -93,7 +93,7 @@ class OptionParser(argparse.ArgumentParser):
         self._source = ""
 
     def parse(self, arguments: Sequence[str] | None, environment: Mapping[str, str]) -> argparse.Namespace:
-        """Ends the process with a message that names the source where something is wrong."""
+        """Return the options. Ends the process with a message that names the source where something is wrong."""
         given = self.parse_args(arguments, self._nothing())
         actions = _sources(self)
         self._check_names(environment, [*map(self.variable, actions), *self._others])
@@ -111,7 +111,7 @@ class OptionParser(argparse.ArgumentParser):
         return given
 
     def variable(self, action: argparse.Action) -> str:
-        """The environment variable of a flag."""
+        """Return the environment variable of a flag."""
         name = _key(action)
         return self._variables.get(name, PREFIX + name.upper().replace("-", "_"))
 
@@ -119,7 +119,9 @@ class OptionParser(argparse.ArgumentParser):
         super().error(f"{self._source}: {message}" if self._source else message)
 
     def _check_names(self, environment: Mapping[str, str], known: Sequence[str]) -> None:
-        """A variable that nobody reads is a limit that does not hold. Those that Kubernetes sets are let pass."""
+        """End the process for a variable that nobody reads: it may be a limit that does not hold. Kubernetes' own are
+        let pass.
+        """
         for name, value in environment.items():
             if name.startswith(PREFIX) and name not in known and not _SERVICE_LINK.fullmatch(f"{name}={value}"):
                 near = difflib.get_close_matches(name, known, 1, 0.5)
@@ -134,7 +136,7 @@ class OptionParser(argparse.ArgumentParser):
             table = tomllib.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
             self.error(f"cannot read --config {path}: {error.strerror}")
-        except ValueError as error:  # of TOML, or of UTF-8
+        except ValueError as error:  # it is no TOML, or no UTF-8
             self.error(f"--config {path} is no TOML file: {error}")
         known = {_key(action): action for action in actions if action.dest != "config"}
         for key, value in table.items():
@@ -147,7 +149,7 @@ class OptionParser(argparse.ArgumentParser):
     def _set(self, given: argparse.Namespace, action: argparse.Action, value: Any, source: str) -> None:
         """Parse a value as if it had been a flag, so that types, choices and messages are the same."""
         self._source = source
-        if action.nargs == 0:  # a switch, which as a flag can only be on
+        if action.nargs == 0:  # a switch: as a flag it can only be on
             text = str(value).lower()
             if text not in _TRUE + _FALSE:
                 self.error(f"must be true or false, not {value!r}")

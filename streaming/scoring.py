@@ -41,13 +41,13 @@ class Score:
 
     @property
     def nats(self) -> float:
-        """Mean over all tokens."""
+        """Return the mean over all tokens."""
         tokens = self.frames * len(self.by_codebook)
         return (sum(self.by_codebook) * self.frames + self.ending) / (tokens + 1)
 
     @property
     def semantic(self) -> float:
-        """Mean over the tokens of codebook 0 and the end."""
+        """Return the mean over the tokens of codebook 0 and the end."""
         return (self.by_codebook[0] * self.frames + self.ending) / (self.frames + 1)
 
 
@@ -61,7 +61,7 @@ def score(
     batch_size: int = 8,
     max_seconds: float = MAX_SECONDS,
 ) -> list[Score]:
-    """Scores of recordings, in the order of `paths`, `batch_size` at a time.
+    """Return the scores of recordings, in the order of `paths`, `batch_size` at a time.
 
     model, codec, device, dtype: as for `load_engine`.
     Raises as `load_models` does, and `AudioError` for what cannot be read or holds nothing.
@@ -80,7 +80,7 @@ def score(
 
 
 def _beginning(path: str, max_seconds: float) -> NDArray[np.float32]:
-    """A recording's beginning, [n]. Raises `AudioError`."""
+    """Return a recording's beginning, [n]. Raises `AudioError`."""
     return read_audio(path)[: max(FRAME, int(max_seconds * SAMPLE_RATE))]
 
 
@@ -96,7 +96,7 @@ class Pairs:
 
 
 def compare(positives: Sequence[Score], negatives: Sequence[Score]) -> Pairs:
-    """Scores of the two sides, pair by pair."""
+    """Compare the scores of the two sides, pair by pair."""
 
     def share(differences: list[float]) -> float:
         return sum(1.0 if difference > 0 else 0.5 if difference == 0 else 0.0 for difference in differences) / len(
@@ -112,7 +112,8 @@ def compare(positives: Sequence[Score], negatives: Sequence[Score]) -> Pairs:
 
 
 def read_pairs(path: Path) -> list[tuple[str, Path, Path]]:
-    """Rows of a CSV with columns `positive`, `negative` and, if there are several, `task`: (task, positive, negative).
+    """Return the rows of a CSV with columns `positive`, `negative` and, if there are several, `task`: (task, positive,
+    negative).
 
     Paths are relative to the CSV. Raises `StreamingError` for another file.
     """
@@ -130,7 +131,7 @@ def read_pairs(path: Path) -> list[tuple[str, Path, Path]]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line of `python -m streaming.score`."""
+    """Run the command line of `python -m streaming.score`."""
     parser = argparse.ArgumentParser(prog="python -m streaming.score", description=__doc__.splitlines()[0])
     parser.add_argument("recordings", nargs="*", type=Path, metavar="WAV", help="The recordings that are scored.")
     parser.add_argument(

@@ -15,7 +15,7 @@ HIDDEN = {"msgspec", "onnxruntime", "silero_vad", "sounddevice", "soundfile", "s
 
 
 class _Without:
-    """A finder of modules that does not find those."""
+    """A finder of modules that does not find the hidden ones."""
 
     def __init__(self, finder: Any) -> None:
         self._finder = finder

@@ -24,10 +24,16 @@ if TYPE_CHECKING:
     from streaming.models.llama import LlamaDecoder
     from streaming.models.mimi import StreamingMimi
 
-LONGEST = ("test_long_session.py", "test_stages.py", "test_compiles.py", "test_churn.py")
-"""Files of a test or two, of half a minute and more."""
+LONGEST = (
+    *("test_long_session.py", "test_stages.py", "test_compiles.py", "test_churn.py", "test_device.py"),
+    *("test_end_to_end.py", "test_server_entry.py", "test_server_death.py", "test_memory.py"),
+    *("test_kubernetes.py", "test_image.py", "test_ray_relay.py"),
+)
+"""Files of few tests, of half a minute and more together."""
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job; what tests start would inherit it
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # a job in a shell's background: what tests start would ignore SIGINT, too
     signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
@@ -47,7 +53,7 @@ def _prepare() -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    torch.set_num_threads(1)  # such tiny products lose by sharing
+    torch.set_num_threads(1)  # products as small as these are slower on several threads
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

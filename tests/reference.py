@@ -29,7 +29,7 @@ from streaming.models.checkpoint import TensorSource, read_config
 from streaming.models.llama import LlamaDecoder
 from streaming.models.mimi import StreamingMimi
 from streaming.models.operations.base import Operations
-from streaming.models.quantization import Quantize
+from streaming.models.quantized_weights import Quantize
 from streaming.models.token_layout import AUDIO, END_OF_AUDIO, TokenLayout, unit_name
 
 FRAME = 1920

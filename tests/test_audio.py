@@ -139,7 +139,7 @@ def _resample(rate: int) -> torchaudio.transforms.Resample:
 
 
 def torchaudios(samples: NDArray[np.float32], rate: int) -> NDArray[np.float32]:
-    """As the published script resamples."""
+    """Return a wave resampled as the published script does."""
     resampled: NDArray[np.float32] = _resample(rate)(torch.from_numpy(samples)).numpy()
     return resampled
 

@@ -293,7 +293,7 @@ def _running(*arguments: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def _status(*arguments: str) -> tuple[int, str]:
-    """Of a command that ends by itself, and the last line that it says of it."""
+    """Return the exit status of a command that ends by itself, and the last line that it says."""
     with _running(*arguments) as process:
         _, said = process.communicate(timeout=120)
         assert "Traceback" not in said, said

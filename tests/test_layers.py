@@ -32,7 +32,7 @@ LAYERS = (
     (
         "streaming.loading",
         "streaming.most_sessions",
-        "streaming.quantize_choice",
+        "streaming.quantize_auto",
         "streaming.at_once",
         "streaming.benchmark",
         "streaming.scoring",

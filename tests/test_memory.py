@@ -122,7 +122,7 @@ from streaming.frame_step import FrameStep
 from streaming.loading import load_models
 def kilobytes(name):
     return int(open("/proc/self/status").read().partition(name + ":")[2].split()[0])
-models, slots = load_models("demo", device="cpu"), 96
+models, slots = load_models("demo", device="cpu"), 48
 small = FrameStep(models.codec, models.decoder, 1, 170, 16)
 everyone, nobody = np.ones(slots, np.bool_), np.zeros(slots, np.bool_)
 rows, pcm = np.arange(slots), np.zeros((slots, 1920), np.float32)

@@ -1,4 +1,4 @@
-"""What the engine takes and gives, measured: `python -m streaming.benchmark NAME ... --json FILE`."""
+"""Run a measurement: `python -m streaming.benchmark NAME ... --json FILE`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The same weights as others run them, in one run, turn by turn: what a frame costs with `transformers`, and here.
+"""What a frame costs with `transformers` and here: the same weights, in turn in one run.
 
 `transformers` streams Mimi's encoder with its caches; its decoder keeps no convolution state, so decoding frame by
 frame with it is only a cost, not sound. A token is one of its `generate`, as the published batch script calls it: so
@@ -105,7 +105,9 @@ def _rows(
 
 @contextmanager
 def _checkpoints(options: argparse.Namespace) -> Iterator[tuple[Path | None, Path]]:
-    """Folders of the decoder and of the codec that both sides load; for --random they are made, and removed again."""
+    """Return the folders of the decoder and of the codec that both sides load; for --random they are made, and removed
+    again.
+    """
     if options.random is None:
         yield folders(options.model, options.codec)
         return

@@ -16,9 +16,9 @@ from streaming.benchmark.report import Report, Value
 from streaming.benchmark.schedule import held
 
 _MOST = 4096
-"""Tried where nobody says how many there is room for."""
+"""The most sessions that are tried where nobody says how many there is room for."""
 _OURS = ("too_many_sessions", "too_many_connections")
-"""Refusals that are about who asks."""
+"""Refusals that concern the client and not the server's room."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +47,7 @@ def measure(options: argparse.Namespace) -> Report:
 async def _measure(options: argparse.Namespace) -> Report:
     manner, levels = runs.manner(options), list[Level]()
     async with runs.target(options) as server:
-        # Of several servers nobody tells the sum, and that of one says nothing.
+        # Nobody tells the sum of several servers, and the number of one says nothing.
         slots = None if server.several else (await server.look()).slots
         most = min(options.max_sessions or _MOST, slots or _MOST)
 

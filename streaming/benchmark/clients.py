@@ -17,7 +17,7 @@ from streaming.benchmark.load import Go, Job, Output, Ready, Record, SessionReco
 from streaming.errors import StreamingError
 
 SESSIONS_A_PROCESS = 16
-"""A session costs about a hundredth of a core."""
+"""Sessions in one client process. A session costs about a hundredth of a core."""
 _ROOT = Path(__file__).resolve().parents[2]
 _START_S = 0.3
 _LOAD_TIMEOUT_S = 120.0

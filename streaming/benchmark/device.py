@@ -40,9 +40,9 @@ _RESERVE_S = 2.0
 """The time that is kept for writing the results."""
 _WHEELS_S = 60.0
 _ANSWER_S = 120.0
-"""torch is read from a cold disk first."""
+"""How long the device may take to answer: torch is read from a cold disk first."""
 _BLAMED = re.compile(rf"{WITHOUT}=([a-z_,]+)")
-"""How a process says which kernels it would be well without."""
+"""The words of a process that names the kernels to leave out."""
 _LEVEL_S = (6.0, 30.0)
 """The seconds of speech at each load of `latency`: as many as the time allows."""
 
@@ -196,7 +196,7 @@ def _measure(items: Sequence[Item], path: Path, until: float, environment: Mappi
 
 
 def _has_gpu() -> bool:
-    """Ask in a process of its own: a driver that hangs is not to hang this one."""
+    """Return whether there is a GPU, asked in a process of its own: a driver that hangs must not stop this one."""
     program = "import sys, torch; sys.exit(not torch.cuda.is_available())"
     try:
         return subprocess.run([sys.executable, "-c", program], timeout=_ANSWER_S, check=False).returncode == 0

@@ -34,7 +34,7 @@ class Level:
 
     @property
     def audible_ms(self) -> list[float]:
-        """End of speech to first audible sample, of every turn that had one, in order."""
+        """Return the times from the end of speech to the first audible sample, of every turn that had one, in order."""
         return [turn.first_audible_ms for turn in self.outcome.turns if turn.first_audible_ms is not None]
 
     @property
@@ -48,7 +48,7 @@ class Level:
 
     @property
     def shortcomings(self) -> list[str]:
-        """Why this is more than the server can carry; empty if it is not. The gate of `capacity`."""
+        """Return why this is more than the server can carry; nothing if it is not. The gate of `capacity`."""
         turns, ended = self.outcome.turns, Counter(session.ended for session in self.outcome.sessions)
         underruns, overruns = sum(turn.underruns for turn in turns), _count(turns, "overrun")
         dropped = sum(turn.dropped_ms for turn in turns)
@@ -68,7 +68,7 @@ class Level:
 
     @property
     def told(self) -> str:
-        """The verdict in words."""
+        """Return the verdict in words."""
         name = ", ".join(f"{key} {value}" for key, value in self.label.items())
         late = [] if self.valid else [f"invalid, the clients were {self.client_late_ms:.0f} ms late by themselves"]
         return f"{name}: {'; '.join(late + self.shortcomings) or 'ok'}"
@@ -123,7 +123,7 @@ def rounded(value: float | None, digits: int = 1) -> float | None:
 
 
 def most_at_once(outcome: Outcome) -> int:
-    """Sessions that were open at the same time, at most."""
+    """Return the most sessions that were open at the same time."""
     changes = [(s.opened_s, 1) for s in outcome.sessions if s.opened_s is not None]
     changes += [(s.closed_s, -1) for s in outcome.sessions if s.opened_s is not None]
     return int(np.cumsum([0, *(change for _, change in sorted(changes))]).max())

@@ -23,7 +23,7 @@ from streaming.benchmark.steps import ROOFLINES, Floats, StepCurve, StepsError, 
 
 _TURNS = 20_000
 _MOST_REPLICAS, _MOST_LOAD = 100_000, 100
-"""Beyond, the events fill the memory before the first one is over."""
+"""The limits of a simulation. With more, its events fill the memory."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -257,8 +257,8 @@ def late_share(steps: StepCurve, dwell_s: list[float]) -> float:
 
 
 def first_frame_ms(steps: StepCurve, dwell_s: list[float], seed: int) -> Floats:
-    """From the last of a prompt's frames to the first of its continuation, of turns drawn at random: what is left of
-    the step that runs when it comes, if one does, the step that hears it, and the one that speaks.
+    """Return the times from the last of a prompt's frames to the first of its continuation, of turns drawn at random:
+    what is left of the step that runs when it comes, if one does, the step that hears it, and the one that speaks.
     """
     random = np.random.default_rng([seed, 2])
     weights = np.array(dwell_s) * np.arange(len(dwell_s))
@@ -269,7 +269,7 @@ def first_frame_ms(steps: StepCurve, dwell_s: list[float], seed: int) -> Floats:
 
 
 def _refused_over_time(scenario: Scenario, result: Result) -> list[float]:
-    """Refusals a second, over each 5 s of the time that counts."""
+    """Return the refusals a second, over each 5 s of the time that counts."""
     every, begin, end = round(LOOK_S), round(scenario.session_s), round(scenario.session_s + scenario.seconds)
     counts = np.zeros(end + every)
     counts[: len(result.refused_at)] = result.refused_at[: len(counts)]

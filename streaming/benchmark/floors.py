@@ -21,14 +21,14 @@ class Rates:
     multiply: dict[torch.dtype, float]
 
     def floor_ms(self, works: Works) -> float:
-        """No machine with these rates is faster: it reads or it multiplies, at best both at once."""
+        """Return the least time for a machine with these rates: it reads or it multiplies, at best both at once."""
         return 1e3 * sum(
             max(work.read_bytes / self.read, work.operations / self.multiply[kind]) for kind, work in works
         )
 
     def raised(self, seen: Sequence[tuple[Works, float]]) -> Rates:
-        """At least what the machine was seen to do, so that nothing was faster than its floor: a library's product may
-        be slow where ours is not, and what fits a cache is read faster than memory.
+        """Return rates that are at least those the machine was seen to reach, so that nothing was faster than its
+        floor: a library's product may be slow where ours is not, and what fits a cache is read faster than memory.
 
         seen: works, and the milliseconds that they took.
         """

@@ -63,7 +63,7 @@ def report(
     *,
     several: bool = False,
 ) -> Report:
-    """Levels of load as a report. several: whether more than one server answered."""
+    """Return the levels of load as a report. several: whether more than one server answered."""
     rows = []
     for level in levels:
         at_once: dict[str, Value] = {} if "sessions" in level.label else {"sessions": most_at_once(level.outcome)}

@@ -85,7 +85,7 @@ def write_gguf(source: TensorSource, config: LlamaConfig, layout: TokenLayout, p
         add(f"blk.{layer}.ffn_norm", source.load(f"{name}.post_attention_layernorm.weight", (hidden,)))
         for theirs, (ours, shape) in matrices.items():
             weight = source.load(f"{name}.{ours}.weight", shape)
-            if theirs in ("attn_q", "attn_k"):  # it turns neighbours, not halves
+            if theirs in ("attn_q", "attn_k"):  # llama.cpp rotates neighbouring numbers, not halves
                 weight = weight.view(-1, 2, dim // 2, hidden).transpose(1, 2).reshape(shape)
             add(f"blk.{layer}.{theirs}", weight)
     writer.write_header_to_file()
@@ -155,7 +155,7 @@ class LlamaCpp:
 
 @functools.cache
 def _quiet() -> object:
-    """Keep what it tells of its files off standard error. Returns what must live as long as the process."""
+    """Keep what llama.cpp says of its files off standard error. Returns what must live as long as the process."""
     import llama_cpp
 
     said = llama_cpp.llama_log_callback(lambda level, text, data: None)

@@ -1,4 +1,4 @@
-"""A client process: sessions that speak and listen at the times that were planned for them, and what they lived.
+"""A client process: sessions that speak and listen at the times that were planned for them, and records of them.
 
 `python -m streaming.benchmark.load` takes a `Job` and then a `Go` as JSON lines on its standard input, gives `Ready`,
 `TurnRecord`s and `SessionRecord`s on its standard output, and ends at once when its input does. It imports no torch.
@@ -66,7 +66,7 @@ class Go(msgspec.Struct, frozen=True):
 
 
 class TurnRecord(msgspec.Struct, frozen=True, tag="turn"):
-    """One turn as its listener lived it. Times ending in _s are seconds from the start of the run.
+    """The record of one turn. Times ending in _s are seconds from the start of the run.
 
     outcome: `whole`: heard to its end in time; `interrupted`: as planned; `overrun`: its time was over before it was
     heard, or before anything was.
@@ -130,7 +130,7 @@ class _Session:
     def __init__(self, job: Job, plan: SessionPlan, speech: Pcm16, begins_s: float, emit: Callable[[Record], None]):
         self._job, self._plan, self._speech = job, plan, speech
         self._begins_s, self._emit = begins_s, emit
-        # It does not grow: what is measured is the server, not a listener's patience.
+        # The target does not grow: the server is measured, and not the listener's buffer.
         buffer = JitterBuffer(max_ms=max(START_MS, job.jitter_ms))
         buffer.target_ms = job.jitter_ms
         self._loudspeaker = SimulatedLoudspeaker(buffer)
@@ -140,7 +140,7 @@ class _Session:
         self._dropped_samples = self._lagging = self._errors = 0
 
     async def run(self) -> None:
-        """The whole session; its record is emitted whatever happens."""
+        """Run the whole session. Its record is emitted whatever happens."""
         ended: Literal["done", "refused", "failed", "stopped"] = "stopped"
         reason = ""
         try:
@@ -210,7 +210,7 @@ class _Session:
             late_ms.append(round(1e3 * own_delay_s, 2))
             await client.send(piece)
             free_s = time.monotonic()
-        # Before anything is awaited: audio may come at once.
+        # This is set before anything is awaited: audio may come at once.
         self._hearing = _Hearing(client.turn, due_s + 1e-3 * late_ms[-1], late_ms)
         await client.speak()
 
@@ -234,7 +234,7 @@ class _Session:
         assert hearing is not None
         self._hearing = None
         whole = hearing.done is not None and playback.drained
-        # Silent in mid-turn at this very moment: a gap that nothing came to end.
+        # The turn is silent at this moment: an underrun that nothing has ended.
         dry = hearing.done is None and playback.audible_s is not None and playback.buffered_ms == 0
         heard = self._loudspeaker.stop()
         as_planned = turn.interrupts and playback.audible_s is not None

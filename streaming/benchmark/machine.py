@@ -39,7 +39,7 @@ def captured(work: Callable[[], object], device: torch.device) -> Callable[[], o
         return work
     with torch.cuda.device(device):
         stream = torch.cuda.Stream()
-        torch.cuda.synchronize()  # what it reads may still be written, on another stream
+        torch.cuda.synchronize()  # what the work reads may still be written, on another stream
         with torch.cuda.stream(stream):
             work()
             work()
@@ -51,14 +51,16 @@ def captured(work: Callable[[], object], device: torch.device) -> Callable[[], o
 
 
 def block_to_read(device: torch.device) -> torch.Tensor:
-    """More than any cache holds: bytes read per second are its size by the time of its `sum`. It lies as weights do."""
+    """Return a block that no cache holds: bytes read per second are its size by the time of its `sum`. It lies as
+    weights do.
+    """
     block = torch.ones(_READ_BYTES[device.type] // 4, device=device)
     return on_huge_pages(block) if device.type == "cpu" else block
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype, tries: int = 7) -> float:
-    """Operations per second of a large matrix product, the best of several; two for each product and sum. A CPU
-    multiplies in float32 whatever its weights are kept in.
+    """Return the operations per second of a large matrix product, the best of several; two for each product and sum. A
+    CPU multiplies in float32 whatever its weights are kept in.
     """
     side = _SIDE[device.type]
     if device.type == "cpu":
@@ -71,10 +73,10 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, tries: int = 7) -> flo
 def interleaved(
     stages: dict[str, Callable[[], object]], device: torch.device, seconds: float
 ) -> dict[str, list[float]]:
-    """Milliseconds of each stage, in turn, again and again: whatever else the machine does meets them all alike."""
+    """Return the milliseconds of each stage, run in turn again and again: other work of the machine slows all alike."""
     taken: dict[str, list[float]] = {name: [] for name in stages}
     for work in stages.values():
-        work()  # the first time is another thing
+        work()  # the first run also prepares, and is not timed
     until = time.perf_counter() + seconds
     while time.perf_counter() < until or min(map(len, taken.values())) < 3:
         for name, work in stages.items():
@@ -96,8 +98,8 @@ def name_of(device: torch.device) -> str:
 
 
 def processor() -> str:
-    """Its name and, since a name alone (`AMD EPYC`) may stand for several generations, its family and model; where the
-    system tells them.
+    """Return the processor's name and, since a name alone (`AMD EPYC`) may stand for several generations, its family
+    and model; where the system tells them.
     """
     info = Path("/proc/cpuinfo")
     text = info.read_text(encoding="utf-8") if info.is_file() else ""

@@ -28,7 +28,7 @@ class PlotError(StreamingError):
 
 
 def check(path: Path) -> None:
-    """Raises `PlotError` now instead of after a long measurement."""
+    """Raise `PlotError` now instead of after a long measurement."""
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError:

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from streaming.benchmark import leash
+from streaming.benchmark import supervisor
 from streaming.command import OutputError, check_result
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,10 +67,10 @@ def take(
         with said.open("ab") as output:
             begins = output.tell()
             started = time.monotonic()
-            status = leash.run([sys.executable, "-m", *run.arguments, *flags], limit_s, output, environment)
+            status = supervisor.run([sys.executable, "-m", *run.arguments, *flags], limit_s, output, environment)
             record["seconds"] = round(time.monotonic() - started, 1)
         told = said.read_bytes()[begins:][-_TAIL:].decode(errors="replace")
-        if report.is_file():  # a run that failed may have told why in its report
+        if report.is_file():  # a run that failed may say why in its report
             record["report"] = json.loads(report.read_text(encoding="utf-8"))
         if status is None:
             return record | {"outcome": f"stopped after {limit_s:g} s", "said": told}

@@ -52,7 +52,7 @@ def measure(options: argparse.Namespace) -> Report:
         rows.append(_row(slots, "all kernels" if on_gpu else "all operations", launches, busy_us, wall_us))
         largest = sorted(totals.items(), key=lambda item: -item[1][1])[: options.top]
         rows += [_row(slots, name, calls, us, wall_us) for name, (calls, us) in largest]
-        del full  # its memory, before the next one's
+        del full  # frees its memory before the next one takes some
     return Report(f"what a step is made of, the mean of {_STEPS}", loaded.facts(), rows)
 
 

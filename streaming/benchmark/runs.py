@@ -165,7 +165,7 @@ def job(
 
 @contextlib.asynccontextmanager
 async def target(options: argparse.Namespace, sessions: int = 1) -> AsyncIterator[Target]:
-    """The server at --url, or one of our own with at least so many slots, after a first session.
+    """Yield the server at --url, or one of our own with at least so many slots, after a first session.
 
     Raises `ContinuationError` if it takes none.
     """
@@ -195,7 +195,7 @@ async def _first_session(options: argparse.Namespace, url: str) -> None:
 
 
 async def _settle(options: argparse.Namespace, url: str) -> SessionRecord:
-    """One session of three seconds, so that every measurement begins with the same past.
+    """Run one session of three seconds, so that every measurement begins with the same past.
 
     A process does some things only once; and a server that judges by its latest steps whether it can take one more
     session would go by those of the load before.
@@ -204,7 +204,7 @@ async def _settle(options: argparse.Namespace, url: str) -> SessionRecord:
     first = job(options, url, held(1, 0.001, past, seed=0), "fast")
     first = msgspec.structs.replace(first, max_seconds=past.max_seconds)
     records: list[Record] = []
-    # In this process: nobody times it.
+    # It runs in this process, since nobody times it.
     await run_sessions(first, load_speech(first.speech), time.monotonic(), asyncio.Event(), records.append)
     return next(record for record in records if isinstance(record, SessionRecord))
 
@@ -212,11 +212,11 @@ async def _settle(options: argparse.Namespace, url: str) -> SessionRecord:
 async def level(
     options: argparse.Namespace, server: Target, label: dict[str, Value], plans: list[SessionPlan]
 ) -> Level:
-    """One run under one load, and a line about it. Leaves the server as it was found."""
+    """Run one load, and print a line about it. The server is left as it was found."""
     before = await server.look()
     outcome = await run_clients(job(options, server.url, plans), processes=options.processes)
     after = await server.look()
-    if server.several:  # known since the first look, or only by now
+    if server.several:  # it may be known since the first look, or only now
         before = after
     result = Level(label, outcome, before, after, options.late_ms)
     print(result.told, file=sys.stderr)

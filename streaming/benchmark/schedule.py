@@ -14,7 +14,7 @@ import numpy as np
 from streaming.audio import FRAME, SAMPLE_RATE
 
 _PHASE_S = 2.0
-"""Sessions that open together begin to speak at random within this time: people do not talk in chorus."""
+"""Sessions that open together begin to speak at random within this time: people do not all begin at once."""
 
 
 class Turn(msgspec.Struct, frozen=True):
@@ -63,7 +63,9 @@ def held(sessions: int, seconds: float, manner: Manner, seed: int) -> list[Sessi
 
 
 def arriving(rate: float, seconds: float, turns: int, manner: Manner, seed: int) -> list[SessionPlan]:
-    """Sessions that come as a Poisson process of `rate` a second and stay for `turns` turns each; at least one."""
+    """Return plans of sessions that come as a Poisson process of `rate` a second and stay for `turns` turns each; at
+    least one.
+    """
     random = np.random.default_rng([seed, 0])
     plans: list[SessionPlan] = []
     arrives_s = 0.0

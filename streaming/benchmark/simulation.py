@@ -139,7 +139,7 @@ class _Fleet:
         self.said = [(True, True)] * count
         self.running, self.ready = _Ready(count), _Ready(count)
         self.turn = [self.random.randrange(count) for _ in range(scenario.proxies)]
-        # Each with a little more for when it was last chosen: among equals it is the turn of who has waited longest.
+        # Counts, and a fraction for when a server was last chosen: of equals, the one that has waited longest is next.
         self.connections = self.numbers.random((scenario.proxies, count)) * 1e-9
         self.chosen = 0
         self.penalty = np.zeros(count)
@@ -198,7 +198,7 @@ class _Fleet:
         return self.result
 
     def arrivals(self) -> Iterator[float]:
-        """A Poisson process, as much faster in a burst."""
+        """Yield the arrivals of a Poisson process, which is as much faster in a burst."""
         when = 0.0
         while True:
             for gap in self.numbers.exponential(1 / self.of.rate, 4096).tolist():
@@ -213,13 +213,13 @@ class _Fleet:
             return mean * (self.random.random() if remaining else 1)
         if self.of.length == "exponential":
             return self.random.expovariate(1 / mean)
-        # Long ones are met more often: as likely as they are long.
+        # Long ones are met more often, in proportion to their length.
         mu = math.log(mean) - _SIGMA**2 / 2 + (_SIGMA**2 if remaining else 0)
         return math.exp(self.random.gauss(mu, _SIGMA)) * (self.random.random() if remaining else 1)
 
     @property
     def phase(self) -> Literal[0, 1] | None:
-        """Steady, or after; None before it counts."""
+        """Return the phase, steady or after; None before the time that counts."""
         return None if self.now < self.begins_s else 0 if self.now < self.event_s else 1
 
     # Sessions
@@ -263,7 +263,9 @@ class _Fleet:
             self.refuse(session, "full")
 
     def pick(self, proxy: int, gone: tuple[int, ...]) -> int | None:
-        """gone: that have just refused the connection. To whoever counts connections they look idle."""
+        """Return a server for a session. gone: servers that have just refused the connection, and look idle by their
+        counts.
+        """
         policy, ready = self.of.policy, self.ready.members
         if policy == "random":
             ready = self.running.members
@@ -316,7 +318,7 @@ class _Fleet:
             self.result.waits_s.append(self.now - self.asked[session])
 
     def end(self, session: int) -> None:
-        if self.ends[session] == self.now:  # else it was cut, and goes on elsewhere
+        if self.ends[session] == self.now:  # otherwise it was cut, and goes on elsewhere
             self.leave(session)
 
     def leave(self, session: int) -> None:
@@ -330,7 +332,7 @@ class _Fleet:
             self.seat(self.line[replica].popleft())
 
     def account(self, replica: int) -> None:
-        """Before its number of sessions changes: how long it was what it is."""
+        """Note how long a server has had so many sessions, before their number changes."""
         begin, end = max(self.since[replica], self.begins_s), min(self.now, self.event_s)
         if end > begin and self.up[replica]:
             self.result.dwell_s[self.open[replica]] += end - begin
@@ -349,7 +351,7 @@ class _Fleet:
         self.at(self.now + self.of.probe_s, self.probe, replica)
 
     def hear(self, replica: int) -> None:
-        """The balancers hear what was last said of a server."""
+        """Tell the balancers what was last said of a server."""
         ready, runs = self.said[replica]
         self.ready.put(replica, ready)
         self.running.put(replica, runs)
@@ -371,7 +373,7 @@ class _Fleet:
         return max(1, round(self.of.share * self.of.replicas))
 
     def go(self, replica: int, back_s: float) -> None:
-        """A server is gone, with its sessions; their people come back within so long, twice that at most."""
+        """End a server and its sessions; their people come back within so long, twice that at most."""
         self.account(replica)
         self.up[replica] = False
         for session in (*self.seated[replica], *self.line[replica]):
@@ -398,7 +400,7 @@ class _Fleet:
             self.stop(self.to_replace.popleft())
 
     def redeploy(self, _: int) -> None:
-        """All of them, so many at a time: each is off the list, lets its turns finish, and comes again."""
+        """Replace all servers, so many at a time: each leaves the list, lets its turns finish, and comes again."""
         self.to_replace = deque(self.random.sample(range(self.of.replicas), self.of.replicas))
         for _ in range(self._affected):
             self.stop(self.to_replace.popleft())
@@ -418,7 +420,7 @@ class _Fleet:
         self.at(self.now + self.of.drain_s, self.stopped, replica)
 
     def turn_over(self, session: int) -> None:
-        """Do its last turn here; the conversation goes on elsewhere."""
+        """End a session's last turn here; the conversation goes on elsewhere."""
         replica = self.place[session][1]
         if session in self.seated[replica] and self.closed[replica]:
             self.move(session, 0.2 + self.random.random())

@@ -87,7 +87,7 @@ def _blocks(frame: int, window: int, block: int) -> int:
 
 
 def _slid(decoder: LlamaDecoder, codes: Tensor, context: Callable[[int], int], alter: Alter | None = None) -> Tensor:
-    """Loss of every frame, one stream through one cache, frame t with a window of context(t) frames: [F]."""
+    """Return the loss of every frame, one stream through one cache, frame t with a window of context(t) frames: [F]."""
     widest = max(context(t) for t in range(len(codes)))
     state = decoder.init_state(1, widest)
     losses = []
@@ -100,7 +100,7 @@ def _slid(decoder: LlamaDecoder, codes: Tensor, context: Callable[[int], int], a
 
 
 def _prefilled(decoder: LlamaDecoder, codes: Tensor, places: Tensor, before: Callable[[int], int]) -> Tensor:
-    """Loss of the frames at `places`, each after before(t) frames fed to an empty cache: [N]."""
+    """Return the loss of the frames at `places`, each after before(t) frames fed to an empty cache: [N]."""
     losses = []
     for batch in places.split(_BATCH):
         lengths = [before(int(t)) for t in batch]

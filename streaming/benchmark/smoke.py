@@ -8,10 +8,8 @@ Whoever measures anything on a new machine asks this first: a fallback that nobo
 from __future__ import annotations
 
 import argparse
-import copy
 import time
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -28,22 +26,19 @@ from streaming.errors import StreamingError
 from streaming.frame_step import FrameStep
 from streaming.models.llama import LlamaDecoder
 from streaming.models.mimi import StreamingMimi
-from streaming.models.operations.base import Operations
 from streaming.models.operations.torch import TorchOperations
 from streaming.models.operations.triton import KERNELS, NAME, WITHOUT
 
 _CONTEXT_FRAMES = 64
 _HEARD, _SPOKEN = 12, 12
 _TIMED = 5
-"""The last frames of each kind: the first ones compile and choose."""
+"""The last frames of each kind, which are timed: in the first ones kernels are compiled and chosen."""
 _LEAST_SAME_CODES = 0.95
 _MOST_PCM_ERROR = 1e-2
 _MOST_NATS = 0.1
 """Means over codes, samples, tokens. In bfloat16 sums in another order turn a near-tie now and then; what is wrong is
 off by far more.
 """
-
-M = TypeVar("M", StreamingMimi, LlamaDecoder)
 
 
 class SmokeError(StreamingError):
@@ -61,7 +56,7 @@ def measure(options: argparse.Namespace) -> Report:
     loaded = models.load(options)
     codec, decoder = loaded.codec, loaded.decoder
     _require_kernels(loaded)
-    plain = _run(_on(codec, TorchOperations()), _on(decoder, TorchOperations()), graphs=False)
+    plain = _run(codec.on(TorchOperations()), decoder.on(TorchOperations()), graphs=False)
     runs = {"plain": plain, "kernels": _run(codec, decoder, graphs=False)}
     if codec.device.type == "cuda":
         runs["graphs"] = _run(codec, decoder, graphs=True)
@@ -77,7 +72,7 @@ def _compare(loaded: StepModels, runs: dict[str, _Run]) -> Report:
     """runs: the first is plain PyTorch's."""
     decoder, plain = loaded.decoder, runs["plain"]
     nats = {
-        "plain": losses(_on(decoder, TorchOperations()), plain.heard).cpu(),
+        "plain": losses(decoder.on(TorchOperations()), plain.heard).cpu(),
         "kernels": losses(decoder, plain.heard).cpu(),
     }
     rows: list[dict[str, str | int | float | None]] = []
@@ -115,8 +110,8 @@ def _culprit(loaded: StepModels, plain: _Run) -> str:
             continue
         fewer = StepModels(
             loaded.name,
-            _on(codec, TritonOperations(without=names)),
-            _on(decoder, TritonOperations(without=names)),
+            codec.on(TritonOperations(without=names)),
+            decoder.on(TritonOperations(without=names)),
         )
         runs = {"plain": plain, "kernels": _run(fewer.codec, fewer.decoder, graphs=False)}
         try:
@@ -134,13 +129,6 @@ def _require_kernels(loaded: StepModels) -> None:
             raise SmokeError(f"the {name} runs on plain PyTorch: the warning above says why it did not get the kernels")
 
 
-def _on(model: M, operations: Operations) -> M:
-    """Return the same weights on other operations."""
-    other = copy.copy(model)
-    other.operations = operations
-    return other
-
-
 @dataclass(frozen=True)
 class _Run:
     """heard, spoken: int64 [F, Q]; pcm: float32 [F * 1920], what was heard, decoded again."""
@@ -154,7 +142,7 @@ class _Run:
 
 
 def _run(codec: StreamingMimi, decoder: LlamaDecoder, graphs: bool) -> _Run:
-    """A session that hears noise and goes on, greedily."""
+    """Run a session that hears noise and goes on, greedily."""
     step = FrameStep(codec, decoder, 1, _CONTEXT_FRAMES, 0, graphs)
     step.open(0, Sampling(temperature=0.0))
     noise = 0.1 * np.random.default_rng(0).standard_normal((_HEARD, 1, FRAME)).astype(np.float32)

@@ -42,7 +42,7 @@ from streaming.options import count, positive
 
 _QUALITY_FRAMES = 200
 _READING = "reading"
-"""Beside the stages: through more memory than a cache holds."""
+"""The name of what is timed beside the stages: reading more memory than a cache holds."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -99,7 +99,7 @@ def measure(options: argparse.Namespace) -> Report:
         # The memory is read in turn with what is measured: on a machine that is shared its rate is not always the same.
         runs: dict[str, Callable[[], object]] = {_READING: block.sum, **{stage.name: stage.run for stage in stages}}
         taken = machine.interleaved(runs, device, options.seconds)
-        done.append((slots, [replace(stage, run=block.sum) for stage in stages], taken))  # lets go of the slots' memory
+        done.append((slots, [replace(stage, run=block.sum) for stage in stages], taken))  # frees the slots' memory
     medians = [{name: machine.median(times) for name, times in taken.items()} for _, _, taken in done]
     reading = block.nbytes / machine.median([ms for _, _, taken in done for ms in taken[_READING]]) * 1e3
     works = [{stage.name: _works(stage, stages) for stage in stages} for _, stages, _ in done]

@@ -92,7 +92,7 @@ def measure(options: argparse.Namespace) -> Report:
         row: dict[str, Value] = {"work": trial.work, "slots": trial.slots, "change": trial.changes}
         try:
             row |= {"us": _time(trial, loaded, options.context_tokens), "failed": None}
-        except (RuntimeError, StreamingError) as error:  # a tile that asks for more than there is
+        except (RuntimeError, StreamingError) as error:  # a tile that asks for more memory than there is
             row |= {"us": None, "failed": " ".join(str(error).split())[:200]}
         rows.append(row)
         print(row, file=sys.stderr, flush=True)

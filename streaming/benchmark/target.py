@@ -53,7 +53,7 @@ class Look:
 
     @property
     def instance(self) -> str | None:
-        """Which process told its health."""
+        """Return which process told its health."""
         instance = self.health.get("instance")
         return instance if isinstance(instance, str) else None
 
@@ -87,7 +87,7 @@ class Target:
         return len(self.instances) > 1
 
     async def look(self) -> Look:
-        """Never fails: a server that tells nothing can be measured too, from its clients' side.
+        """Return a look, and never fail: a server that tells nothing can be measured too, from its clients' side.
 
         Of several servers only what is the same for all of them is told: the model.
         """
@@ -200,10 +200,10 @@ def _parsed(text: str) -> Mapping[str, Any]:
 
 
 def _of_process(pid: int) -> tuple[float | None, float | None]:
-    """Resident bytes and CPU seconds, from Linux' /proc (proc(5)); None where there is no such thing."""
+    """Return resident bytes and CPU seconds, from Linux' /proc (proc(5)); None where there is no such thing."""
     try:
         resident = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-        # After the name, which is in brackets and may hold anything: field 3 is the first.
+        # The fields behind the name, which is in brackets and may hold anything. The first of them is field 3.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (OSError, IndexError):
         return None, None

@@ -327,7 +327,7 @@ async def _client(
         ready.release()
         await go.wait()
         come = _Come()
-        async with asyncio.TaskGroup() as both:  # a reader that fails ends the talk
+        async with asyncio.TaskGroup() as both:  # a reader that fails ends the session's turns, too
             reading = both.create_task(_read(to, server.bare, talk, come, count))
             await _talk(to, server.bare, talk, phase, come, count)
             reading.cancel()
@@ -348,7 +348,7 @@ async def _read(socket: ClientConnection, bare: bool, talk: _Talk, come: _Come, 
         async for data in socket:
             if talk.traffic.is_spoken(data):
                 spoken += 1
-                if spoken <= talk.turn_frames:  # the rest of an Opus stream is a message of its own
+                if spoken <= talk.turn_frames:  # the rest of an Opus stream is another message, and not counted
                     count.spoken += 1
                     come.frames.release()
             if spoken == talk.turn_frames if bare else talk.traffic.done in str(data[:_HEAD]):

@@ -85,7 +85,7 @@ class IdleStep:
         self._frames[slot] = 0
 
     def configure(self, slot: int, sampling: Sampling) -> None:
-        """Nothing is drawn."""
+        """Do nothing: no token is drawn."""
 
     def rewind(self, slot: int, frames: int) -> None:
         self._frames[slot] -= frames
@@ -123,7 +123,7 @@ class IdleStep:
         return False
 
     def follow(self) -> None:
-        """Nothing is heard."""
+        """Do nothing: there is no encoder."""
 
     def __call__(
         self,
@@ -212,7 +212,7 @@ def _answer_times(ended: Callable[[], None]) -> None:
             print(time.process_time(), sum(_without_lock), flush=True)
         loop.call_soon_threadsafe(ended)
 
-    threading.Thread(target=read, daemon=True).start()  # a pipe is no socket on Windows
+    threading.Thread(target=read, daemon=True).start()  # on Windows a loop cannot wait for a pipe
 
 
 def main() -> None:

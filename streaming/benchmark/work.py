@@ -13,7 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from streaming.models.attention import FrameView, KeyValueRing
 from streaming.models.operations.native.matrix import NativeLinear
+from streaming.models.operations.native.operations import NativeLayers, NativeOperations
+from streaming.models.operations.torch import LayerByLayer
 
 _GATHERS = ("embedding", "index.Tensor", "gather", "index_select")
 """Operations that read only what they give."""
@@ -53,7 +56,7 @@ def work_of(run: Callable[[], object], weights: object) -> Work:
 
 
 def tensors_in(thing: object) -> Iterator[Tensor]:
-    """Every tensor that an object holds on to."""
+    """Return every tensor that an object holds."""
     if isinstance(thing, Tensor):
         yield thing
     elif isinstance(thing, list | tuple):
@@ -75,7 +78,7 @@ def _place(tensor: Tensor) -> int:
 
 @contextmanager
 def _native_products(reads: _Reads) -> Iterator[None]:
-    """PyTorch does not see these: they note themselves."""
+    """Note products of native operations, which PyTorch does not see."""
     run = NativeLinear._run
 
     def noted(self: NativeLinear, x: Tensor, rows: int, batch: int, *rest: Any) -> Tensor:
@@ -83,7 +86,10 @@ def _native_products(reads: _Reads) -> Iterator[None]:
         reads.more_operations += 2 * rows * batch * self.inputs * self.outputs
         return run(self, x, rows, batch, *rest)
 
-    with patch.object(NativeLinear, "_run", noted):
+    def one_by_one(self: NativeLayers, x: Tensor, ring: KeyValueRing, view: FrameView) -> tuple[Tensor, Tensor | None]:
+        return LayerByLayer(NativeOperations(), self.layers, self.eps)(x, ring, view)
+
+    with patch.object(NativeLinear, "_run", noted), patch.object(NativeLayers, "__call__", one_by_one):
         yield
 
 

@@ -272,7 +272,7 @@ class ContinuationClient:
 
     @property
     def received_bytes(self) -> int:
-        """The same of all messages received."""
+        """Bytes of all messages received so far, without what sockets add."""
         return self._connection.received_bytes
 
     def latency(self, turn: int) -> TurnLatency:
@@ -394,7 +394,7 @@ class ContinuationClient:
                     self._fail()
                 await asyncio.sleep(0.01)
             raise closed_error(closed) from None
-        if self._failure is not None:  # it came while this waited
+        if self._failure is not None:  # the reason came while this waited
             self._fail()
 
     def _fail(self) -> NoReturn:
@@ -437,7 +437,7 @@ class ContinuationClient:
         return self._on_control(message)
 
     def _go_back(self, turn: int) -> None:
-        """Forget what is lost: this turn is open, and nothing is said in it."""
+        """Forget what the server has lost: this turn is open, and nothing has been said in it."""
         self._turn, self._dropped_turn = min(self._turn, turn), min(self._dropped_turn, turn - 1)
         self._reported, self._spoken_at_samples = (0, 0, 0), self._sent_samples
         for later in [each for each in self._meters if each >= turn]:

@@ -75,7 +75,7 @@ class ServerAddress:
             parts = urlsplit(url if "://" in url else f"ws://{url}")
             parts = parts._replace(scheme={"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme))
             host = parts.hostname
-            _ = parts.port  # says whether it is one
+            _ = parts.port  # raises `ValueError` if it is no port
         except ValueError as error:
             raise ContinuationError(f"{url}: not a server's address ({error}); {_LOOKS}") from None
         if parts.scheme not in ("ws", "wss") or not host:
@@ -90,13 +90,26 @@ def leads_to_this_machine(url: str) -> bool:
     return names_this_machine(ServerAddress.parse(url, None).host)
 
 
-async def dial(address: ServerAddress, timeout_s: float) -> ClientConnection:
+class Socket(ClientConnection):
+    """A WebSocket that knows when it last heard of its server, in the time of its event loop."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.heard_at = self.loop.time()
+
+    def data_received(self, data: bytes) -> None:
+        self.heard_at = self.loop.time()
+        super().data_received(data)
+
+
+async def dial(address: ServerAddress, timeout_s: float) -> Socket:
     """Return a socket whose handshake is done. Raises `RefusedError`, `ContinuationError`."""
     url = address.url
     try:
         async with asyncio.timeout(timeout_s):
-            return await _Connect(
+            socket = await _Connect(
                 url,
+                create_connection=Socket,
                 additional_headers=None if address.token is None else {"Authorization": f"Bearer {address.token}"},
                 compression=None,
                 max_size=MAX_MESSAGE_BYTES,
@@ -104,6 +117,8 @@ async def dial(address: ServerAddress, timeout_s: float) -> ClientConnection:
                 close_timeout=CLOSE_TIMEOUT_S,
                 proxy=None if names_this_machine(address.host) else True,
             )
+            assert isinstance(socket, Socket)
+            return socket
     except TimeoutError:
         raise ContinuationError(f"{url} did not answer in {timeout_s:g} s") from None
     except InvalidStatus as error:
@@ -128,8 +143,8 @@ class _Connect(connect_socket):
 
 
 def _reason(error: OSError) -> str:
-    """Return what the system says of it. asyncio has words of its own, which name a call and a tuple; where a name has
-    several addresses, one behind the other.
+    """Return what the system says of an error. asyncio has words of its own, which name a call and a tuple; where a
+    name has several addresses, one behind the other.
     """
     several = _ERRNO.search(str(error))
     number = error.errno or (int(several[1]) if several else 0)
@@ -159,7 +174,7 @@ async def open_session(socket: ClientConnection, start: SessionStart, saved: byt
     """
     try:
         await socket.send(encode(start))
-        with suppress(ConnectionClosed):  # it says why it takes none
+        with suppress(ConnectionClosed):  # the server says why it takes no saved session
             for piece in pieces(saved):
                 await socket.send(encode_piece(piece))
         while True:

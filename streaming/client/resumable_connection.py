@@ -12,7 +12,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Self
 
-from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
 from streaming.client.dialing import (
@@ -20,6 +19,7 @@ from streaming.client.dialing import (
     RefusedError,
     ServerAddress,
     SessionLostError,
+    Socket,
     closed_error,
     dial,
     open_session,
@@ -52,8 +52,12 @@ from streaming.protocol.opus import WHOLE_FRAMES, OpusReceiver, OpusSender
 from streaming.protocol.replay import ReplayBook
 
 _ATTEMPT_TIMEOUT_S = 5.0
+SILENCE_S = 6.0
+"""A server that can be come back to is heard of every 2 s at the least. A connection of which nothing has come for so
+long has broken without a word."""
+_LOOK_S = 0.5
 _RETRY_S = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6)
-"""Before each attempt to come back; the last one again and again."""
+"""The wait before each attempt to come back; the last one holds for all further attempts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +83,7 @@ class ConnectionRestored:
 class ResumableConnection:
     """A session's connection, made by `open`. One task calls `receive` all the time, any task may `send`."""
 
-    def __init__(
-        self, address: ServerAddress, socket: ClientConnection, start: SessionStart, started: SessionStarted
-    ) -> None:
+    def __init__(self, address: ServerAddress, socket: Socket, start: SessionStart, started: SessionStarted) -> None:
         self.started = started
         self.sent_bytes = self.received_bytes = 0
         """The bytes of all messages so far, without what sockets add."""
@@ -93,12 +95,13 @@ class ResumableConnection:
         self._position = 0  # samples sent so far
         self._lives = 0  # how often the session went back to the end of a turn
         self._played: str | None = None  # the latest report, which is not counted
-        self._in_order = asyncio.Lock()  # what is encoded first is sent first
+        self._in_order = asyncio.Lock()  # messages are sent in the order in which they are encoded
         self._connected = True
         self._lost_at: float | None = None
         self._ack: Ack | None = None
         self._ack_due = asyncio.Event()
         self._acking = asyncio.create_task(self._send_acks())
+        self._looking = None if self._book is None else asyncio.create_task(self._look())
 
     @classmethod
     async def open(cls, url: str, start: SessionStart, token: str | None, timeout_s: float, saved: bytes = b"") -> Self:
@@ -128,7 +131,7 @@ class ResumableConnection:
         said_in = self._lives
         async with self._in_order:
             if said_in != self._lives:
-                return  # it was lost with the server
+                return  # the message is lost, as the session's later part is
             if isinstance(message, AudioMessage):
                 self._position = message.position_samples + len(message.pcm)
             for data in self._encoded(message):
@@ -206,6 +209,8 @@ class ResumableConnection:
         """Note that the session is over, so that nobody waits to send."""
         self._connected = False
         self._acking.cancel()
+        if self._looking is not None:
+            self._looking.cancel()
         if self._book is not None:
             self._book.forget()
             self._acknowledged.set()
@@ -213,6 +218,8 @@ class ResumableConnection:
     async def close(self, goodbye: Message | None) -> None:
         """Say goodbye, wait for the answer a moment, and close the socket."""
         self._acking.cancel()
+        if self._looking is not None:
+            self._looking.cancel()
         if goodbye is not None and self._connected:
             with suppress(ConnectionClosed, TimeoutError):
                 async with asyncio.timeout(CLOSE_TIMEOUT_S):
@@ -238,6 +245,17 @@ class ResumableConnection:
                     await self.send(self._ack)
 
     # Coming back
+
+    async def _look(self) -> None:
+        """Cut a connection that has fallen silent: `receive` notices."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            socket = self._socket
+            if not socket.transport.is_reading():  # it is this side that does not listen
+                socket.heard_at = loop.time()
+            elif loop.time() - socket.heard_at >= SILENCE_S:
+                socket.transport.abort()
 
     def _may_return(self) -> bool:
         """Return whether the server keeps the session: not if either side has closed it in form."""
@@ -276,13 +294,13 @@ class ResumableConnection:
         raise SessionLostError(f"the connection broke, and could not be restored within {seconds:g} s: {reason}")
 
     def _begin_anew(self) -> None:
-        """Forget what was said: the session went back to a time before that. What the server says goes on."""
+        """Forget what was said: the session went back to a time before that. Receiving goes on."""
         self._lives += 1
         self._book, self._played, self._ack = ReplayBook(), None, None
         if self._opus is not None:
             self._opus = OpusSender(WHOLE_FRAMES), self._opus[1]
 
-    async def _resume(self, socket: ClientConnection) -> SessionResumed:
+    async def _resume(self, socket: Socket) -> SessionResumed:
         """Return the server's answer."""
         assert self.started.resume is not None
         assert self._book is not None
@@ -302,7 +320,7 @@ class ResumableConnection:
             socket.transport.abort()
             raise
 
-    async def _resend(self, socket: ClientConnection, book: ReplayBook, received: int) -> None:
+    async def _resend(self, socket: Socket, book: ReplayBook, received: int) -> None:
         """Send what the server has not had, and what is said meanwhile; then whoever sends sends directly again."""
         played: str | None = None
         try:
@@ -315,7 +333,7 @@ class ResumableConnection:
                     assert played is not None
                     await socket.send(played)
                 else:
-                    break  # with nothing awaited since: whatever is said from here on is sent directly
+                    break  # nothing was awaited since: whatever is said from here on is sent directly
         except ConnectionClosed:
-            return  # `receive` notices too
+            return  # `receive` notices it, too
         self._connected = True

@@ -96,7 +96,7 @@ class ConversationBooks(_Books, frozen=True, kw_only=True):
         return self.playback is not None and self.playback.turn == self.turn
 
     def check(self, turn: int, speaking: bool) -> None:
-        """Raise `SnapshotError` where these books contradict themselves, or an engine's that is in this turn."""
+        """Raise `SnapshotError` where these books contradict themselves, or the books of an engine in this turn."""
         drawn = (self.sampling, self.applied, self.start.sampling)
         taker, playback = self.taker, self.playback
         fits = (
@@ -186,7 +186,7 @@ def bytes_of(samples: NDArray[np.float32]) -> bytes:
 
 
 def samples_of(data: bytes) -> NDArray[np.float32]:
-    """Return the samples that `bytes_of` was given. Raises `SnapshotError` for what are no samples of speech."""
+    """Return the samples that `bytes_of` was given. Raises `SnapshotError` where they are no speech."""
     if len(data) % 4:
         raise SnapshotError("the saved conversation is damaged: its audio ends within a sample")
     samples = np.frombuffer(data, "<f4").astype(np.float32)

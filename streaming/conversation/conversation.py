@@ -128,17 +128,17 @@ class Conversation:
         # Input
         self._prompt = Prompt()
         self._position = 0  # samples of input so far
-        self._anew = False  # the next may come at another
-        self._turn = 1  # the one that input belongs to
+        self._anew = False  # whether the next input may begin at any position
+        self._turn = 1  # the turn that input belongs to
         self._patient_until = 0  # the position up to which no input is dropped
         self._lagging_told_at = -math.inf
         self._taker = turn_taking.TurnTaker(start.vad) if start.turn_taking == "vad" else None
         self._takes = takes
         self._tip = 0  # the turn at whose end the stream is, or was before this prompt
         # Output
-        self._playback: Playback | None = None  # of the turn that is being spoken and played, or was last
+        self._playback: Playback | None = None  # of the turn that is spoken, or was spoken last
         self._cut: dict[int, int] = {}  # samples that were sent of turns that were interrupted and are not done yet
-        self._heard_due: float | None = None  # a voice interrupted; by then the client should say what it heard
+        self._heard_due: float | None = None  # until when the client may say what it heard of an interrupted turn
         self._taking_back: int | None = None  # a turn of which nothing is to be kept; the engine has not answered yet
         self._unsaid: tuple[int, int] | None = None  # such a turn, and how many frames of it could not be taken back
         self._keeps: deque[Callable[[Any], None]] = deque()  # who waits for a snapshot, in order
@@ -553,7 +553,9 @@ class Conversation:
             self._act(self._taker.speak(), now)
 
     def _another_sampling(self, sampling: SamplingOptions | None) -> SamplingOptions:
-        """Return how a take is drawn: with a seed of its own unless it was given one. It would say the same again."""
+        """Return how a take is drawn: with a seed of its own unless it was given one. With the same seed it would say
+        the same.
+        """
         settings = self._settings
         own = settings.sampling if sampling is None else settings.filled(sampling)
         if sampling is None or sampling.seed is None:
@@ -592,7 +594,7 @@ class Conversation:
             self._taker.clear()
 
     def _mark_end(self) -> None:
-        """Keep the end of the turn at which the stream is, unless it is kept."""
+        """Keep the end of the turn that the stream has reached, unless it is kept already."""
         if self._takes is not None and self._takes.wants_end(self._tip):
             self._engine.mark(f"end {self._tip}")
             self._takes.keep_end(self._tip, f"end {self._tip}")
@@ -602,7 +604,7 @@ class Conversation:
             self._engine.unmark(mark)
 
     def _interrupt(self, playback: Playback, heard_samples: int, now: float) -> None:
-        """Speak no more of this turn, of which so much was heard: never more than was sent."""
+        """Stop speaking this turn, of which so much was heard: never more than was sent."""
         turn, heard = playback.turn, min(heard_samples, playback.sent_samples)
         self._heard_due = None
         playback.stop(now)
@@ -622,7 +624,7 @@ class Conversation:
     def _took_back(self, turn: int, kept: int) -> int:
         """Go back to the end of the turn's prompt if that many frames were left. Return how many are left then."""
         self._taking_back = None
-        if self._prompt.frames:  # too late: what was said next follows them
+        if self._prompt.frames:  # too late: what the person said next follows these frames
             return kept
         if kept and self._takes is not None and turn in self._takes:
             self._engine.go_back(self._takes.prompt(turn))
@@ -641,7 +643,7 @@ class Conversation:
             )
         )
         self._turn_is_over(done.turn)
-        if done.reason != "interrupted":  # which was kept when it was
+        if done.reason != "interrupted":  # an interrupted turn was kept when it was interrupted
             self._keep_end(now)
         self._active_at = now  # the client may have listened all the while
         if self._playback is not None and self._playback.turn == done.turn:

@@ -49,7 +49,7 @@ def fatal(error: StreamingError) -> End:
 
 
 def refusal(error: StreamingError) -> End:
-    """Return how a client learns that this keeps its session from beginning."""
+    """Return the `session.refused` for an error that keeps a session from beginning."""
     if isinstance(error, ProtocolError):
         return End(error_message(error, fatal=True), CloseCode.POLICY_VIOLATION, close_reason(str(error)))
     return refused(error.code, str(error), _RETRY_AFTER_S if error.passes else 0)

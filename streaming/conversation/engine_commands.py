@@ -57,7 +57,7 @@ class EngineCommands:
         self._give(partial(self._engine.configure, sampling))
 
     def speak(self, turn: int, max_frames: int, lead_frames: int) -> None:
-        """Go on: this turn."""
+        """Speak this turn."""
 
         def speak() -> None:
             spoken = self._engine.speak(max_frames, lead_frames)
@@ -99,7 +99,7 @@ class EngineCommands:
         self._go_on()
 
     def clear(self) -> None:
-        """Drop what waits."""
+        """Drop all commands that wait."""
         self._waiting.clear()
 
     def _give(self, command: Callable[[], None]) -> None:

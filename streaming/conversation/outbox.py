@@ -51,11 +51,11 @@ class Outbox:
         return len(self._replies)
 
     def put(self, reply: Reply) -> None:
-        """Add the last one."""
+        """Add a reply behind the others."""
         self._replies.append(reply)
 
     def take(self) -> Reply | None:
-        """Return the next one, or None if there is none."""
+        """Return the next reply, or None if there is none."""
         return self._replies.popleft() if self._replies else None
 
     def cut(self, turn: int, sent_samples: int) -> None:

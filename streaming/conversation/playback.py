@@ -30,7 +30,7 @@ class Playback:
 
     @classmethod
     def of(cls, books: PlaybackBooks, now: float) -> Self:
-        """Return what these books are of."""
+        """Return the playback that these books describe."""
         playback = cls(books.turn)
         playback.frames, playback.over, playback.sent_frames = books.frames, books.over, books.sent_frames
         playback._ends_at = now + books.ends_in_s
@@ -38,7 +38,7 @@ class Playback:
         return playback
 
     def books(self, now: float) -> PlaybackBooks:
-        """Return all of this."""
+        """Return what another playback needs to go on with this one."""
         return PlaybackBooks(
             turn=self.turn,
             frames=self.frames,

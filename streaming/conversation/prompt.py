@@ -50,7 +50,7 @@ class Prompt:
             self._framer.push(samples_of(books.begun))
 
     def books(self) -> PromptBooks:
-        """Return these books."""
+        """Return what another prompt needs to go on with this one."""
         begun = self._framer.flush()
         self._framer.push(begun)
         return PromptBooks(frames=self.frames, speech_from=self.speech_from, begun=bytes_of(begun))
@@ -71,7 +71,7 @@ class Prompt:
     def keep(self, samples: int) -> int:
         """Clear all but the beginning. Return how many frames the engine has to keep; `cleared` is told what it keeps.
 
-        A frame of which something is kept stays whole.
+        A frame of which any part is kept stays whole.
         """
         kept = min(-(-samples // FRAME), self.frames)
         begun = self._framer.flush()[: max(0, samples - self.frames * FRAME)]

@@ -47,6 +47,8 @@ class Settings:
             self.vad = update.vad
 
     def filled(self, sampling: SamplingOptions) -> SamplingOptions:
-        """Return it with the session's seed where it has none, and the model's settings where they are left open."""
+        """Return the options with the session's seed where they have none, and the model's settings where they leave it
+        open.
+        """
         assert self.sampling.seed is not None
         return filled(sampling, replace(self._usual, seed=self.sampling.seed))

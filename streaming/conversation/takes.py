@@ -40,7 +40,7 @@ class Takes:
         self.turns = memory.turns if turns is None else min(turns, memory.turns)
         self._memory, self._wants_ends = memory, ends
         self._prompts: dict[int, str] = {}  # the mark at the end of each turn's prompt
-        self._ends: dict[int, str] = {}  # and of its continuation
+        self._ends: dict[int, str] = {}  # the mark at the end of its continuation
         self._held_bytes = 0
 
     def __contains__(self, turn: int) -> bool:

@@ -185,7 +185,7 @@ class TurnTaker:
 
     @classmethod
     def of(cls, books: TurnTakerBooks, options: TurnOptions) -> Self:
-        """Return what these books are of."""
+        """Return the turn taker that these books describe."""
         taker = cls(options, books.position)
         taker.state = TurnState(books.state)
         taker._recent, taker._handed_out = samples_of(books.recent), books.handed_out
@@ -193,7 +193,7 @@ class TurnTaker:
         return taker
 
     def books(self) -> TurnTakerBooks:
-        """Return all of this but the options."""
+        """Return what another turn taker needs to go on with this one, the options apart."""
         detected, agreed, active = self._detector.position
         return TurnTakerBooks(
             state=self.state.value,

@@ -61,8 +61,8 @@ class Session:
         self._engine, self._sampling = engine, sampling
         self._session = engine.attach(self._take, sampling, slides, snapshot)
         self._marks = itertools.count(1)
-        self._turn = 0  # the one that was spoken last
-        self._interrupted = 0  # the last one of which `interrupt` was asked
+        self._turn = 0  # the turn that was spoken last
+        self._interrupted = 0  # the last turn that `interrupt` was asked to end
         if snapshot is not None:
             self._turn = snapshot.books.turn - (not snapshot.books.speaking)
             if snapshot.books.speaking:
@@ -214,10 +214,10 @@ class Session:
         return answer.snapshot
 
     def _answer(self) -> Marked | WentBack | Kept:
-        """Wait for what comes of a question. Raises what ended the session."""
+        """Wait for the answer to a question. Raises the error that ended the session."""
         answer = self._answers.get()
         if isinstance(answer, Failed):
-            self._answers.put(answer)  # whoever asks next is told, too
+            self._answers.put(answer)  # the next question is answered with this, too
             raise answer.error
         return answer
 
@@ -258,7 +258,7 @@ class Mark:
 def changed(
     sampling: Sampling, temperature: float | None, top_k: int | None, top_p: float | None, seed: int | None
 ) -> Sampling:
-    """Return it with what is not None in its place. Raises `ValueError` for what is out of range."""
+    """Return the options with what is not None in its place. Raises `ValueError` for what is out of range."""
     return Sampling(
         temperature=sampling.temperature if temperature is None else temperature,
         top_k=sampling.top_k if top_k is None else top_k,

@@ -41,7 +41,7 @@ _ENGINE_FAILED = "the engine has failed; its log says why"
 _HOPELESS_STEPS = 3
 """The engine gives up after so many failed steps in a row."""
 _BOOKS = "books"
-"""The session's own books, among what a saved session says."""
+"""The name of the session's own books in the header of a saved session."""
 _CHORES_S = 0.002
 """Copying may hold up the next step for so long and one piece more: less than 8 ms together, a tenth of a frame."""
 _APART_S = 0.002
@@ -230,7 +230,7 @@ class Engine:
         with Path(path).open("rb") as file:
             try:
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            except ValueError:  # nothing in it
+            except ValueError:  # the file is empty
                 raise SnapshotError(f"{path} is empty: it is no saved session") from None
             with mapped:
                 snapshot, _ = self.unpack(mapped)
@@ -379,7 +379,7 @@ class Engine:
             self._work(working)
 
     def _work(self, sessions: list[EngineSession]) -> None:
-        """Give these sessions' chores their time: a piece each, until it is over."""
+        """Do a piece of each of these sessions' chores, over and over, until their time is up."""
         until = time.monotonic() + _CHORES_S
         while sessions:
             for session in sessions:
@@ -396,7 +396,7 @@ class Engine:
                 sessions = [session for session in sessions if session.works]
 
     def _fail(self, sessions: list[EngineSession], message: str, cause: Exception) -> None:
-        """End these sessions, which are told so."""
+        """End these sessions, and tell them."""
         with self._changed:
             for session in sessions:
                 failed = StepFailedError(message)
@@ -446,7 +446,7 @@ class Engine:
                 else:
                     self._frames_spoken += not result.ended[row]
                     session.spoke(audio, row - heard, result.codes[row], bool(result.ended[row]), seconds)
-            self._changed.notify_all()  # who waits for a queue's room
+            self._changed.notify_all()  # wakes whoever waits for room in a queue
 
     def _reap(self) -> None:
         """Free the slots of closed sessions."""

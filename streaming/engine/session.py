@@ -231,11 +231,11 @@ class EngineSession:
         self._queued_frames = 0
         self._heard_any = False
         self._sampling = sampling
-        # How things will be once all commands given so far have taken effect: what a new command has to fit
+        # The state once all commands given so far have taken effect: what a new command has to fit
         self._speaking_next = False
         self._turn_next = 1
         self._prompt_next = 0
-        # How things are
+        # The state now
         self._turn = 1
         self._prompt_frames = 0  # heard in this turn
         self._spoken = 0  # frames kept of the continuation in this turn, or, while listening, in the last
@@ -245,7 +245,7 @@ class EngineSession:
         self._first_frame_ms: float | None = None
         self._step_seconds = 0.0
         self._steps = 0
-        # What there is to go back to, by name; of each mark that was asked for, what a new command has to fit there
+        # The marks by name; and for each mark that was asked for, the state that a new command has to fit there
         self._marks: dict[str, _Mark] = {}
         self._marks_next: dict[str, tuple[int, bool]] = {}
         self._chore: _Chore | None = None
@@ -479,7 +479,7 @@ class EngineSession:
         return self._chore is not None and not self.unclean and self._state is not State.CLOSED
 
     def work(self) -> None:
-        """Do a piece of what is done between steps, of at most about a megabyte. Called without the engine's lock."""
+        """Do a piece of the work between steps, of at most about a megabyte. Called without the engine's lock."""
         chore = self._chore
         assert chore is not None
         try:

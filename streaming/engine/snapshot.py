@@ -19,7 +19,8 @@ class Books(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     turn: from 1. prompt_frames: heard in this turn. spoken: frames kept of the continuation in this turn or, while
     listening, in the last; spoken_before: of the one before. released: how many of them the listener has had.
-    max_frames, lead_frames: of the continuation. first_frame_ms, step_seconds, steps: what it has taken so far.
+    max_frames, lead_frames: of the continuation. first_frame_ms, step_seconds, steps: the continuation's figures so
+    far.
     """
 
     slides: bool

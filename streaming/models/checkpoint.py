@@ -48,7 +48,7 @@ def locate(source: str | Path) -> Path:
     try:
         path = Path(source).expanduser()
         is_folder = path.is_dir()
-    except (OSError, RuntimeError, ValueError) as error:  # too long a name, a user that there is not, a NUL
+    except (OSError, RuntimeError, ValueError) as error:  # a name that is too long, an unknown user, a NUL
         reason = getattr(error, "strerror", None) or str(error)
         raise CheckpointError(f"{str(source)[:80]!r} cannot be a folder ({reason[:80]}). {_ADVICE}") from error
     if is_folder:
@@ -62,7 +62,7 @@ def locate(source: str | Path) -> Path:
             return Path(snapshot_download(str(source), allow_patterns=list(_PATTERNS)))
     except HFValidationError as error:
         raise CheckpointError(f"{source!r} is neither a folder nor a hub id. {_ADVICE}") from error
-    except Exception as error:  # whatever came between us and the hub: its client's errors have no common base
+    except Exception as error:  # any failure on the way to the hub: its client's errors have no common base
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise HubUnreachableError(f"cannot get {source!r} from the model hub ({reason}). {_ADVICE}") from error
 

@@ -16,7 +16,7 @@ from streaming.memory import size
 
 _LOG = logging.getLogger(__name__)
 _WORTH_SAYING = 100_000_000
-"""Bytes: less is there in seconds."""
+"""Bytes. A smaller download takes only seconds."""
 _EVERY_S = 10.0
 
 
@@ -72,8 +72,8 @@ def told(name: str, wanted: Missing, every_s: float = _EVERY_S) -> Iterator[None
 
 
 def _held(folder: Path) -> int:
-    """Bytes in the cache's files, those that are not whole among them."""
+    """Return the bytes in the cache's files, unfinished ones included."""
     try:
         return sum(path.stat().st_blocks * 512 for path in folder.iterdir())
-    except OSError:  # not there yet, or a file that has got its name just now
+    except OSError:  # the folder is not there yet, or a file was renamed just now
         return 0

@@ -33,10 +33,12 @@ def _huge(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> T
     if sys.platform != "linux" or device.type != "cpu" or not _PAGE <= size < sys.maxsize - _PAGE:
         return torch.empty(shape, device=device, dtype=dtype)
     room = torch.empty(size + _PAGE, device=device, dtype=torch.uint8)
-    if room.device.type != "cpu":  # a tensor on paper, from a mode that measures
+    if room.device.type != "cpu":  # a fake tensor, of a mode that measures
         return room[:size].view(dtype).view(shape)
     start = -room.data_ptr() % _PAGE
-    _madvise()(room.data_ptr() + start, size, mmap.MADV_HUGEPAGE)  # a kernel that has none says so, and does nothing
+    _madvise()(
+        room.data_ptr() + start, size, mmap.MADV_HUGEPAGE
+    )  # a kernel without huge pages returns an error, and does nothing
     return room[start : start + size].view(dtype).view(shape)
 
 

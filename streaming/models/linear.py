@@ -17,7 +17,7 @@ from streaming.errors import CheckpointError, StreamingError
 from streaming.models.checkpoint import TensorSource
 from streaming.models.operations.native.library import library
 from streaming.models.operations.native.matrix import NativeLinear
-from streaming.models.quantization import Quantize, eight_bits, four_bits
+from streaming.models.quantized_weights import Quantize, eight_bits, four_bits
 
 _MULTIPLE = 16
 """Inputs that a processor multiplies at once."""
@@ -73,10 +73,10 @@ class Dense:
 
 @dataclass(frozen=True)
 class Packed:
-    """The same on a CPU without a compiler, in the order in which oneDNN reads it: for a few rows twice as fast as
-    `F.linear`, which leaves weights as they are and goes through a library that is at its best elsewhere
-    (docs/decisions.md). In float32 whatever comes: not every processor multiplies bfloat16, and then it takes ten times
-    as long.
+    """A dense weight on a CPU without a compiler, in the order in which oneDNN reads it: for a few rows twice as fast
+    as `F.linear`, which leaves weights as they are and goes through a library that is at its best elsewhere
+    (docs/decisions.md). The product is in float32 whatever comes: not every processor multiplies bfloat16, and then it
+    takes ten times as long.
 
     A row comes out the same to the last bit, however many others there are.
     """
@@ -86,7 +86,7 @@ class Packed:
 
     @staticmethod
     def can(weight: Tensor) -> bool:
-        """Return whether this processor has it for this weight."""
+        """Return whether this processor has such a product for this weight."""
         float_on_cpu = weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16)
         return float_on_cpu and torch.backends.mkldnn.is_available()
 

@@ -25,10 +25,10 @@ from streaming.config import LlamaConfig
 from streaming.models.attention import FrameView, KeyValueRing, Rotary
 from streaming.models.checkpoint import TensorSource
 from streaming.models.linear import Linear, linear, load_linear
-from streaming.models.operations.base import Operations
+from streaming.models.operations.base import Layer, Operations
 from streaming.models.operations.choice import pick
-from streaming.models.operations.torch import TorchOperations
-from streaming.models.quantization import Quantize
+from streaming.models.operations.torch import TorchOperations, finish
+from streaming.models.quantized_weights import Quantize
 from streaming.models.sampler import Drawing, SamplerState
 from streaming.models.token_layout import TokenLayout
 
@@ -62,33 +62,23 @@ class DecoderState:
         self.ring.scrub(slot)
 
 
-@dataclass(frozen=True)
-class _Layer:
-    norm1: Tensor
-    norm2: Tensor
-    qkv: Linear
-    out: Linear
-    gate_up: Linear
-    down: Linear
+def _load_layer(
+    source: TensorSource, name: str, config: LlamaConfig, quantize: Quantize, activations: torch.dtype
+) -> Layer:
+    hidden, inner = config.hidden_size, config.intermediate_size
+    heads = {"q": config.num_heads, "k": config.num_kv_heads, "v": config.num_kv_heads}
 
-    @staticmethod
-    def load(
-        source: TensorSource, name: str, config: LlamaConfig, quantize: Quantize, activations: torch.dtype
-    ) -> _Layer:
-        hidden, inner = config.hidden_size, config.intermediate_size
-        heads = {"q": config.num_heads, "k": config.num_kv_heads, "v": config.num_kv_heads}
+    def load(parts: dict[str, tuple[int, int]]) -> Linear:
+        return load_linear(source, name, parts, quantize)
 
-        def load(parts: dict[str, tuple[int, int]]) -> Linear:
-            return load_linear(source, name, parts, quantize)
-
-        return _Layer(
-            norm1=source.load(f"{name}.input_layernorm.weight", (hidden,), activations),
-            norm2=source.load(f"{name}.post_attention_layernorm.weight", (hidden,), activations),
-            qkv=load({f"self_attn.{part}_proj": (count * config.head_dim, hidden) for part, count in heads.items()}),
-            out=load({"self_attn.o_proj": (hidden, config.num_heads * config.head_dim)}),
-            gate_up=load({f"mlp.{part}_proj": (inner, hidden) for part in ("gate", "up")}),
-            down=load({"mlp.down_proj": (hidden, inner)}),
-        )
+    return Layer(
+        norm1=source.load(f"{name}.input_layernorm.weight", (hidden,), activations),
+        norm2=source.load(f"{name}.post_attention_layernorm.weight", (hidden,), activations),
+        qkv=load({f"self_attn.{part}_proj": (count * config.head_dim, hidden) for part, count in heads.items()}),
+        out=load({"self_attn.o_proj": (hidden, config.num_heads * config.head_dim)}),
+        gate_up=load({f"mlp.{part}_proj": (inner, hidden) for part in ("gate", "up")}),
+        down=load({"mlp.down_proj": (hidden, inner)}),
+    )
 
 
 class LlamaDecoder:
@@ -128,20 +118,29 @@ class LlamaDecoder:
         heads, may = F.pad(heads, (0, 0, 0, more)), F.pad(may, (0, more), value=-torch.inf)
         self._heads = [linear(head, bias=bias) for head, bias in zip(heads, may, strict=True)]
         self._layers = [
-            _Layer.load(source, f"model.layers.{i}", config, quantize, activations) for i in range(config.num_layers)
+            _load_layer(source, f"model.layers.{i}", config, quantize, activations) for i in range(config.num_layers)
         ]
+        self._run_layers = self.operations.layers(self._layers, config.norm_eps)
         self._norm = source.load("model.norm.weight", (config.hidden_size,), activations)
         self.fingerprint = f"{config} {quantize} {source.fingerprint} {layout.fingerprint}"
-        """Other for a decoder of other weights."""
+        """A text that differs for a decoder of other weights."""
         # [L, H, P, D], keys not rotated
         self.prefix_keys, self._prefix_values = self._run_prefix(
             source.load_rows(embedding, table, torch.tensor(layout.prefix)).to(activations)
         )
 
+    def on(self, operations: Operations) -> LlamaDecoder:
+        """Return the same weights on other operations."""
+        made = copy.copy(self)
+        made.operations = operations
+        made._run_layers = operations.layers(self._layers, self.config.norm_eps)
+        return made
+
     def without_layers(self) -> LlamaDecoder:
-        """Return the same decoder without its layers, of the same sizes: what is left of a step is to be measured."""
+        """Return the same decoder without its layers, of the same sizes, so that the rest of a step can be measured."""
         made = copy.copy(self)
         made._layers = []
+        made._run_layers = self.operations.layers([], self.config.norm_eps)
         return made
 
     def context_frames(self, context_tokens: int) -> int:
@@ -149,7 +148,9 @@ class LlamaDecoder:
         return (context_tokens - self.prefix) // self.num_codebooks
 
     def init_state(self, batch_size: int, context_frames: int, rewind_frames: int = 0) -> DecoderState:
-        """Fresh state for `batch_size` slots that remember `context_frames` and can be rewound by `rewind_frames`."""
+        """Return fresh state for `batch_size` slots that remember `context_frames` and can be rewound by
+        `rewind_frames`.
+        """
         config = self.config
         # One frame more than can be rewound, and one for what a row writes that does not advance.
         depth = rewind_frames + 2
@@ -180,7 +181,7 @@ class LlamaDecoder:
 
     @torch.inference_mode()
     def begin_frame(self, state: DecoderState, slots: Tensor, context_frames: int, columns: int) -> FrameView:
-        """Positions and masks of the next frame of B rows; moves the prefix in front of their slots' windows.
+        """Return positions and masks of the next frame of B rows; move the prefix in front of their slots' windows.
 
         slots: [B] int64, the slot of each row. columns: how many entries of the ring to look at; `columns_for` of the
         longest stream among them.
@@ -206,18 +207,13 @@ class LlamaDecoder:
         """Feed T tokens a row. units: [B, T]; view: of these T tokens. Returns the last layer's output [B, T,
         hidden], normed.
         """
-        operations, pending = self.operations, None
-        x = F.embedding(units, self._embedding)
-        for number, layer in enumerate(self._layers):
-            x, qkv = operations.project(x, pending, layer.norm1, self.config.norm_eps, layer.qkv)
-            attended = operations.attend(qkv, state.ring, number, view)
-            x, pending = self._finish(operations, layer, x, attended)
-        return operations.norm(x, pending, self._norm, self.config.norm_eps)[1]
+        x, pending = self._run_layers(F.embedding(units, self._embedding), state.ring, view)
+        return self.operations.norm(x, pending, self._norm, self.config.norm_eps)[1]
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor, codebook: int) -> Tensor:
-        """Logits of what may follow in this codebook: [B, hidden] to [B, K + 1], the last one `</audio>`, -inf where it
-        may not stand.
+        """Return the logits of what may follow in this codebook: [B, hidden] to [B, K + 1], the last one `</audio>`,
+        -inf where it may not stand.
         """
         return self._heads[codebook](hidden)[..., : self.codebook_size + 1]
 
@@ -233,12 +229,6 @@ class LlamaDecoder:
         frames = state.frames[slots]
         state.lasts[slots, frames.remainder(state.lasts.shape[1])] = self.units(codes)[:, -1]
         state.frames[slots] = frames + active
-
-    def _finish(self, operations: Operations, layer: _Layer, x: Tensor, attended: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the residual stream, and what is yet to be added to it."""
-        pending = operations.linear(attended, layer.out)
-        x, inner = operations.project_gated(x, pending, layer.norm2, self.config.norm_eps, layer.gate_up)
-        return x, operations.linear(inner, layer.down)
 
     @torch.inference_mode()
     def _run_prefix(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
@@ -256,7 +246,7 @@ class LlamaDecoder:
         keys, values = [], []
         for layer in self._layers:
             x, qkv = operations.project(x, pending, layer.norm1, eps, layer.qkv)
-            x, pending = self._finish(operations, layer, x, operations.attend(qkv, ring, 0, view))
+            x, pending = finish(operations, layer, eps, x, operations.attend(qkv, ring, 0, view))
             key, value = qkv[0].view(count, -1, self.config.head_dim).transpose(0, 1)[-2 * heads :].chunk(2)
             keys.append(key)
             values.append(value)

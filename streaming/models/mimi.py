@@ -5,6 +5,7 @@ Offline use is streaming from a fresh state. Parity with `transformers.MimiModel
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -149,16 +150,24 @@ class StreamingMimi:
         self._decoder_transformer = _Transformer(source, "decoder_transformer", config, self.activations)
         self._decoder = SeaNet.load_decoder(source, config)
         self.fingerprint = f"{config} {num_codebooks} {source.fingerprint}"
-        """Other for a codec of other weights."""
+        """A text that differs for a codec of other weights."""
         self._encoder_shapes = [(c.context, c.channels) for c in (*self._encoder.convolutions(), self._downsample)]
         self._decoder_shapes = [(1, hidden), *((c.context, c.channels) for c in self._decoder.convolutions())]
 
+    def on(self, operations: Operations) -> StreamingMimi:
+        """Return the same weights on other operations."""
+        made = copy.copy(self)
+        made.operations = operations
+        return made
+
     def init_state(self, batch_size: int, rewind_frames: int = 0) -> MimiState:
-        """Fresh state for `batch_size` slots. Memory grows with `rewind_frames`, how far a stream may be rewound."""
+        """Return fresh state for `batch_size` slots. Memory grows with `rewind_frames`, how far a stream may be
+        rewound.
+        """
         config = self.config
         depth = (
             rewind_frames + 2
-        )  # one frame more than can be rewound, and one that a row scribbles on that does not advance
+        )  # one frame more than can be rewound, and one for what a row writes that does not advance
         halves = []
         for shapes in (self._encoder_shapes, self._decoder_shapes):
             ring = KeyValueRing.allocate(
@@ -185,7 +194,7 @@ class StreamingMimi:
         lengths: Tensor | None = None,
         slots: Tensor | None = None,
     ) -> Tensor:
-        """One frame of speech to codes.
+        """Return the codes of one frame of speech.
 
         pcm: [B, 1920] float, +-1; active: [B] bool; lengths: [B] int64, samples of the frame that there are, from 1 on,
         the first ones; None: all. What lies past the end of a recording is not silence to `transformers`: no layer has
@@ -202,7 +211,7 @@ class StreamingMimi:
         lengths: Tensor | None = None,
         slots: Tensor | None = None,
     ) -> Tensor:
-        """`encode` without the quantizer: lets the encoder hear a frame. Returns the latent [B, hidden].
+        """`encode` without the quantizer: let the encoder hear a frame. Return the latent [B, hidden].
 
         A stream that goes on after a frame that was not whole has zeros past that frame's end in its past, too, in the
         input of every layer.
@@ -213,7 +222,7 @@ class StreamingMimi:
         contexts = self._contexts(half, slots, frames, self._encoder_shapes)
         x, new = self._encoder(pcm.to(self.activations).unsqueeze(-1), contexts, self.operations, lengths)
         x = self._encoder_transformer(x, slots, frames, half.ring, self.operations)
-        if lengths is not None:  # here the padding is replicated: a last step without its second stands for it
+        if lengths is not None:  # here the padding is replicated: a last step without a second one is read twice
             x = torch.where((lengths <= FRAME // STEPS)[:, None, None], x[:, :1], x)
         # The checkpoint's only replicated padding: the first frame of a stream stands before itself.
         context = torch.where((frames == 0)[:, None, None], x[:, :1], next(contexts))
@@ -223,7 +232,7 @@ class StreamingMimi:
 
     @torch.inference_mode()
     def decode(self, codes: Tensor, state: MimiState, active: Tensor, slots: Tensor | None = None) -> Tensor:
-        """One frame of codes to speech.
+        """Return the speech of one frame of codes.
 
         codes: [B, Q] int64, each in [0, codebook_size); active: [B] bool. Returns pcm [B, 1920] float.
         """

@@ -13,7 +13,7 @@ from streaming.models.checkpoint import Fingerprint, TensorSource
 from streaming.models.llama import LlamaDecoder
 from streaming.models.mimi import StreamingMimi
 from streaming.models.operations.base import Operations
-from streaming.models.quantization import Quantize
+from streaming.models.quantized_weights import Quantize
 from streaming.models.token_layout import TokenLayout
 
 MIMI = MimiConfig(

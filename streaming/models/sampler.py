@@ -97,7 +97,7 @@ def sample(logits: Tensor, state: SamplerState, number: Tensor, few: bool = Fals
     order = _rank(logits, min(FEW, size))
     drawn = _draw(logits, state, chosen, order)
     if not few and size > FEW:
-        # Who has a small top_k draws the same bits, whatever the neighbours have.
+        # A row with a small top_k draws the same bits, whatever its neighbours have.
         every = _draw(logits, state, chosen, _rank(logits, size))
         drawn = torch.where((top_k > 0) & (top_k <= FEW), drawn, every)
     return torch.where(state.temperature > 0, drawn, order[:, 0])

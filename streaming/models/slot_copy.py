@@ -30,8 +30,8 @@ class Track:
 
     ring: its positions are counted from behind its prefix here. history: [S, depth, N], a row for each of the last
     frames, at index frame % depth. per_frame: positions of a frame. back: how many positions before its own a frame
-    looks at. late: how many of the last frame's positions are not in the ring yet. limit: what is in the history are
-    numbers below it; None: they are no numbers of something.
+    looks at. late: how many of the last frame's positions are not in the ring yet. limit: all numbers in the history
+    are below it; None: the history holds no indices.
     """
 
     name: str

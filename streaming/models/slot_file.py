@@ -27,7 +27,7 @@ SIGNATURE = "signature"
 SIGNATURE_BYTES = 32
 MAX_HEADER_BYTES = 8 << 20
 _MAX_FRAMES = 2**40
-"""3,000 years: a position that no arithmetic here overflows with."""
+"""3,000 years. No arithmetic on positions overflows below it."""
 _NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64"}
 
 _Size = Annotated[int, msgspec.Meta(ge=0, le=_MAX_FRAMES)]

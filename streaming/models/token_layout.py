@@ -26,7 +26,7 @@ _PLAIN_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
 _CHANGES = frozenset(
     {"add_bos_token", "add_eos_token", "auto_map", "extra_special_tokens", "additional_special_tokens"}
 )
-"""Settings by which they do not, unless they are empty, as `save_pretrained` writes some of them."""
+"""Settings by which they do more, unless the settings are empty: `save_pretrained` writes some of them so."""
 
 
 def unit_name(code: int, codebook: int) -> str:
@@ -48,7 +48,7 @@ class TokenLayout:
 
     @property
     def fingerprint(self) -> str:
-        """Other for another layout."""
+        """A text that differs for another layout."""
         numbers = self.units.numpy().tobytes() if holds_numbers(self.units) else b""
         units = hashlib.sha256(numbers).hexdigest()
         return f"{self.prefix} {self.end} {units}"

@@ -7,6 +7,9 @@ where a stream begins, and flushed out of it where it ends.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import suppress
+
 import numpy as np
 
 from streaming.audio import SAMPLE_RATE, Pcm16, to_int16
@@ -62,11 +65,11 @@ class OpusSender:
         self._next: Encoder | None = Encoder()  # made here, so that one that is missing is told at once
         self._encoder: Encoder | None = None
         self._rest = np.zeros(0, np.int16)  # less than a packet
-        self._packets: list[bytes] = []  # that hold nothing but what will be skipped
+        self._packets: list[bytes] = []  # packets of nothing but samples that will be skipped
         self._waiting = 0  # samples, which these packets decode to
         self._skip = 0  # decoded samples to come that are none of the stream's
-        self._sent = 0  # the position after what was sent
-        self._given = 0  # and after what was pushed
+        self._sent = 0  # the position behind the last sample that was sent
+        self._given = 0  # and behind the last that was pushed
         self._turn = 0
         self._fresh = True
 
@@ -124,10 +127,17 @@ class OpusSender:
 class OpusReceiver:
     """One direction's decoder: messages in, the PCM that they stand for out. Raises `OpusMissingError`."""
 
-    def __init__(self, *, midway: bool = False) -> None:
-        """midway: a stream may be going on, whose beginning another decoder had: a moment of it sounds different."""
+    def __init__(self, before: Sequence[bytes] = ()) -> None:
+        """before: `latest` of the decoder that had the stream so far; without it 20 ms sound different."""
+        self.latest: tuple[bytes, ...] = ()
+        """The packets of the last message."""
         self._next: Decoder | None = Decoder()  # as in `OpusSender`
-        self._decoder: Decoder | None = Decoder() if midway else None
+        self._decoder: Decoder | None = None
+        if before:
+            self._decoder, self._next, self.latest = self._next, None, tuple(before)
+            with suppress(ProtocolError):  # they are only for the sound of what comes
+                for packet in before:
+                    _decode(self._decoder, packet, np.empty(packet_samples(packet), np.int16))
 
     def push(self, message: OpusMessage) -> AudioMessage:
         """Return exactly `message.samples` samples. Raises `ProtocolError`, before anything large is decoded."""
@@ -142,6 +152,7 @@ class OpusReceiver:
             self._decoder, self._next = self._next or Decoder(), None
         elif self._decoder is None:
             raise ProtocolError("the first Opus message must begin a stream")
+        self.latest = message.packets
         pcm, at = np.empty(sum(lengths), np.int16), 0
         for packet, length in zip(message.packets, lengths, strict=True):
             _decode(self._decoder, packet, pcm[at : at + length])

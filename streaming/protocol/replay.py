@@ -20,8 +20,8 @@ ACK_EVERY = 64
 
 @dataclass(frozen=True)
 class BookState:
-    """What a book knows at one moment. answered: what of it the other side knows to have arrived. kept: what was sent
-    after the messages that were acknowledged.
+    """What a book knows at one moment. received: how many messages came; answered: how many of these the other side
+    knows to have arrived. kept: what was sent after the messages that were acknowledged.
     """
 
     received: int
@@ -37,7 +37,7 @@ class ReplayBook:
         self, received: int = 0, answered: int = 0, acknowledged: int = 0, kept: Sequence[str | bytes] = ()
     ) -> None:
         self.received = received
-        self._answered = answered  # what of it the other side knows to have arrived
+        self._answered = answered  # how many of these the other side knows to have arrived
         self._acknowledged = acknowledged
         self._kept: deque[str | bytes] = deque(kept)  # sent after what was acknowledged
 

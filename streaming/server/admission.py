@@ -15,7 +15,7 @@ from streaming.errors import EngineFullError, StreamingError
 from streaming.server.loop_calls import LoopCalls
 
 _LOOK_AGAIN_S = 0.5
-"""Those in line look this often whether the machine has caught up. A slot that becomes free wakes them at once."""
+"""How often those in line look whether the machine has caught up. A slot that becomes free wakes them at once."""
 
 
 class OverloadedError(EngineFullError):

@@ -1,4 +1,4 @@
-"""The server's command: its flags, and what they must be to each other. Nothing that takes time is imported before they
+"""The server's command: its flags, and which of them go together. Nothing that takes time is imported before they
 are read, so that `--help` and a wrong flag are answered at once.
 """
 
@@ -264,6 +264,6 @@ def main(arguments: list[str] | None = None, program: str = PROGRAM) -> int:
     options = parse(arguments, program=program)
     if options.log_format == "text" and options.log_level in ("debug", "info"):
         complain(STARTING)
-    from streaming.server.start import run  # with all that a server is made of
+    from streaming.server.start import run  # imports all that a server is made of
 
     return run(options, program)

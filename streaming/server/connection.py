@@ -19,6 +19,8 @@ from websockets.protocol import SEND_EOF, State
 
 _READ_BYTES = 4096
 """Most bytes handled at once: a frame of audio (3,864 bytes), or 680 empty pings (30 ms)."""
+_RETURNS_AFTER_S = 6.0
+"""Twice what a phone or a server stands still for now and then."""
 _MAX_UNREAD_BYTES = 2**18
 """The most that may wait for a peer that asks and does not read."""
 
@@ -26,18 +28,29 @@ _MAX_UNREAD_BYTES = 2**18
 class Connection(ServerConnection, asyncio.BufferedProtocol):
     """Cut without ceremony once its peer has neither sent nor, if something waits for it, read a byte for `silence_s`.
 
-    The library's own `ping_timeout` is to be off; its pings make a living peer send.
+    The library's own `ping_timeout` is to be off; its pings make a living peer send. `returns` makes it less patient.
     """
 
     silence_s: ClassVar[float]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._sent_at = self.loop.time()  # by the peer
+        self._sent_at = self.loop.time()  # when the peer last sent something
         self._unread_since: float | None = None  # while more waits for the peer than may
         self._watch: asyncio.TimerHandle | None = None
         self._buffer = memoryview(bytearray(_READ_BYTES))  # under TLS it is filled in slices, which must not be copies
         self._tls = False
+        self._returns = False
+        self._pinged_at = 0.0
+
+    def returns(self) -> None:
+        """Note that the peer can come back: one that has sent nothing for 6 s is cut, since to whichever server it
+        comes back it finds its session only then. Both sides are pinged awake every 2 s.
+        """
+        self._returns = True
+        if self._watch is not None:
+            self._watch.cancel()
+            self._look()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -101,13 +114,19 @@ class Connection(ServerConnection, asyncio.BufferedProtocol):
 
     def _look(self) -> None:
         now = self.loop.time()
-        if not self.transport.is_reading():  # it is this side that does not listen
+        if not self.transport.is_reading():  # this side does not read
             self._sent_at = now
-        dead_since = min(self._sent_at, now if self._unread_since is None else self._unread_since)
-        if now - dead_since >= self.silence_s:
+        unread_since = now if self._unread_since is None else self._unread_since
+        silence_s = min(self.silence_s, _RETURNS_AFTER_S) if self._returns else self.silence_s
+        if now - self._sent_at >= silence_s or now - unread_since >= self.silence_s:
             self.transport.abort()
-        else:
-            self._watch = self.loop.call_later(self.silence_s / 8, self._look)
+            return
+        if self._returns and now - self._pinged_at >= silence_s / 3 and self.state is State.OPEN:
+            self._pinged_at = now
+            if self._unread_since is None:
+                self.protocol.send_ping(b"")
+                self.send_data()
+        self._watch = self.loop.call_later(silence_s / 8, self._look)
 
 
 def connection(silence: float) -> type[ServerConnection]:

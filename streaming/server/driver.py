@@ -225,7 +225,7 @@ class Driver:
         self, putting: asyncio.Future[SessionState | None], conversation: Conversation, snapshot: SessionSnapshot
     ) -> None:
         if putting.done():
-            return  # nobody waits for it any more
+            return  # nobody waits for the session any more
         self._take_unsent(conversation)
         speech = None if self._stream is None else self._stream.to_bytes()
         putting.set_result(SessionState(self._id, snapshot, conversation.books(self._loop.time()), speech))

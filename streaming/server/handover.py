@@ -1,4 +1,4 @@
-"""Hands sessions of the native protocol to another server, by way of the session store, and takes them over."""
+"""Hand sessions of the native protocol to another server, by way of the session store, and take them over."""
 
 from __future__ import annotations
 
@@ -30,22 +30,26 @@ class ClaimedSession:
 @dataclass(frozen=True)
 class Takeover:
     """How this server goes on with a session. book: its connection's. turn: the open one, where the session went back
-    to the end of the turn before; None where it goes on as it was. position: samples that its client has sent.
+    to the end of the turn before; None where it goes on as it was. position: samples that its client has sent. heard:
+    the latest packets of its stream of Opus, where that goes on.
     """
 
     state: SessionState
     book: ReplayBook
     turn: int | None
     position: int
+    heard: tuple[bytes, ...] = ()
 
     @classmethod
     def of(cls, found: ClaimedSession, asked: SessionResume) -> Takeover:
-        """Return it for a client that asks so. Raises `ProtocolError` where it cannot have received so many."""
+        """Return the takeover of a session that a client asks for so. Raises `ProtocolError` where it cannot have
+        received so many.
+        """
         book = found.header.book()
         if found.went_back:
             return cls(found.state, book.begun_anew(asked.received), found.state.books.turn, asked.position)
         book.acknowledge(asked.received)
-        return cls(found.state, book, None, asked.position)
+        return cls(found.state, book, None, asked.position, tuple(found.header.heard))
 
 
 class Handover:
@@ -64,9 +68,17 @@ class Handover:
         """Return the name of a session's entry, which tells nothing of its token."""
         return sha256(f"stored session {token}".encode()).hexdigest()
 
-    async def put(self, name: str, state: SessionState, book: BookState, codec: Codec, holder: bytes | None) -> None:
+    async def put(
+        self,
+        name: str,
+        state: SessionState,
+        book: BookState,
+        codec: Codec,
+        holder: bytes | None,
+        heard: tuple[bytes, ...],
+    ) -> None:
         """Keep a session that this server has put down. Raises `StoreError`, `SessionLostError`."""
-        await self._store.put(name, await asyncio.to_thread(pack, self._engine, state, book, codec, holder))
+        await self._store.put(name, await asyncio.to_thread(pack, self._engine, state, book, codec, holder, heard))
 
     async def put_turn(
         self, name: str, state: SessionState, book: BookState, codec: Codec, holder: bytes | None
@@ -75,7 +87,7 @@ class Handover:
         await self._store.put_turn(name, await asyncio.to_thread(pack, self._engine, state, book, codec, holder))
 
     async def forget_turn(self, name: str) -> None:
-        """Delete that: the session is over. Raises `StoreError`."""
+        """Delete the last finished turn of a session that is over. Raises `StoreError`."""
         await self._store.forget_turn(name)
 
     async def find(self, token: str, holder: bytes | None) -> ClaimedSession:
@@ -104,9 +116,11 @@ class Handover:
         return ClaimedSession(name, state, header, stored.owner is not None)
 
     async def give_back(self, name: str) -> None:
-        """Let others have it. Raises `StoreError`."""
+        """Let other servers have a session that this one has claimed. Raises `StoreError`."""
         await self._store.give_back(name)
 
     async def delete(self, name: str, *, went_back: bool = False) -> None:
-        """Delete it: it runs here, perhaps from its last finished turn on. Raises `StoreError`."""
+        """Delete the entry of a session that runs here now. went_back: it runs from its last finished turn on. Raises
+        `StoreError`.
+        """
         await self._store.delete(name, went_back=went_back)

@@ -54,7 +54,7 @@ class HttpEndpoints:
         admit = dict.fromkeys((PATH, *OPENAI_PATHS), self._keeper.admit) | {METRICS: self._keeper.admit_reader}
         ask = admit.get(path, self._keeper.look)
         answer = ask(request.headers, request.path, address, time.monotonic())
-        if isinstance(answer, Visitor) and path in OPENAI_PATHS:  # nobody comes back to a session there
+        if isinstance(answer, Visitor) and path in OPENAI_PATHS:  # OpenAI's sessions cannot be resumed
             answer = self._keeper.crowded(answer) or answer
         if isinstance(answer, Refusal):
             self._observer.refused(answer.code)

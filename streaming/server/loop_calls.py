@@ -1,4 +1,4 @@
-"""What other threads have for the event loop."""
+"""Calls from other threads to the event loop, which wake it once for many."""
 
 from __future__ import annotations
 
@@ -37,6 +37,6 @@ class LoopCalls:
             function, value = self._posted.popleft()
             try:
                 function(value)
-            except Exception as error:  # each on its own: none can fail another
+            except Exception as error:  # each by itself: no call can fail another
                 context = {"message": "a session failed over what another thread had for it", "exception": error}
                 self._loop.call_exception_handler(context)

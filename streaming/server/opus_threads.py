@@ -33,7 +33,7 @@ class Work(Generic[Result]):
         """Call it, in a thread."""
         try:
             self._result = self._function()
-        except Exception as error:  # raised where the result is asked for
+        except Exception as error:  # it is raised where the result is asked for
             self._error = error
 
     def finish(self, _: None) -> None:
@@ -64,7 +64,7 @@ class WorkThreads:
         self._most = most
         self._threads = ThreadPoolExecutor(most, "opus")
         self._waiting: deque[Work[Any]] = deque()
-        self._busy = 0  # threads, as far as the loop knows
+        self._busy = 0  # threads at work, as far as the loop knows
         self._waking = False
 
     def start(self, function: Callable[[], Result]) -> Work[Result]:
@@ -93,7 +93,7 @@ class WorkThreads:
         self._calls.put(self._rests, None)
 
     def _rests(self, _: None) -> None:
-        """Know that a thread has found nothing more to do; by now there may be something."""
+        """Note that a thread has found nothing more to do, and start it again if there is something by now."""
         self._busy -= 1
         self._wake()
 

@@ -19,7 +19,7 @@ _TIMEOUT_S = 60.0
 
 
 class SavedSessions:
-    """Gives out and takes back. key: None where the operator does not allow it."""
+    """Give sessions out as signed files, and take them back. key: None where the operator does not allow it."""
 
     def __init__(self, engine: Engine, key: SessionKey | None) -> None:
         self._engine, self._key = engine, key
@@ -62,7 +62,7 @@ class SavedSessions:
         key.check(data)
         snapshot, _ = self._engine.unpack(data)
         if snapshot.books.speaking:
-            raise SnapshotError("the saved session was speaking")  # which none is that this server gives out
+            raise SnapshotError("the saved session was speaking")  # and this server gives out none that is
         return snapshot
 
 

@@ -53,12 +53,12 @@ class ServerOptions:
     """port: where to listen, 0 for any that is free. tls: a server's context, None for plain WebSockets.
 
     queue: clients that may wait in line for a slot. idle_s: a session whose client does nothing for so long is ended.
-    resume_s: for how long a session may outlive its connection, 0 for not at all.
-    drain_s: how long running turns may take once the server is to stop. keepalive_s: a ping is sent as often; a client
-    that sends nothing for twice as long, or reads nothing while something waits for it, is cut. handshake_s: how long a
-    connection may take to become a WebSocket. takes: of how many of its latest turns a session keeps what another take
-    of it needs, 0 for none. allow_save: whether clients may have their sessions, signed with session_key.
-    store: where sessions go when this server stops or their client is away, None for nowhere.
+    resume_s: for how long a session may outlive its connection, 0 for not at all. drain_s: how long running turns may
+    take once the server is to stop. keepalive_s: the seconds between pings; a client that sends nothing for twice as
+    long, or reads nothing while something waits for it, is cut. handshake_s: how long a connection may take to become a
+    WebSocket. takes: of how many of its latest turns a session keeps what another take of it needs, 0 for none.
+    allow_save: whether clients may have their sessions, signed with session_key. store: where sessions go when this
+    server stops or their client is away, None for nowhere.
     """
 
     port: int = 8765
@@ -131,7 +131,7 @@ async def run_server(
         service = services[connection.request.path.partition("?")[0]]
         try:
             await service(connection, endpoints.visitors[connection])
-        except Exception:  # the library, which closes the connection, logs nowhere
+        except Exception:  # the library closes the connection, and logs nowhere
             _LOG.exception("a connection failed")
             raise
 
@@ -220,7 +220,7 @@ async def _tend(store: SessionStore, keep_s: float) -> None:
     loop = asyncio.get_running_loop()
     sweep_at = 0.0
     while True:
-        with suppress(StoreError):  # another time
+        with suppress(StoreError):  # it is tried again in the next round
             await store.beat()
             if loop.time() >= sweep_at:
                 sweep_at = loop.time() + max(_POLL_S, min(keep_s / 4, 60.0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -10,13 +11,15 @@ import msgspec
 from streaming.conversation.books import ConversationBooks
 from streaming.engine.engine import Engine
 from streaming.engine.snapshot import SessionSnapshot
-from streaming.errors import SnapshotError
+from streaming.errors import ProtocolError, SnapshotError
 from streaming.models.voice_activity import MAX_STREAM_BYTES
-from streaming.protocol.messages import Codec, NonNegative
+from streaming.protocol.messages import MAX_OPUS_PACKET_BYTES, MAX_OPUS_SAMPLES, Codec, NonNegative
+from streaming.protocol.opus import packet_samples
 from streaming.protocol.replay import BookState, ReplayBook
 
 _HEADER = "talk"
 _MAX_KEPT = 1024
+_Packet = Annotated[bytes, msgspec.Meta(max_length=MAX_OPUS_PACKET_BYTES)]
 
 
 class SessionHeader(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -24,7 +27,7 @@ class SessionHeader(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     session: its id. holder: the digest of the access token that opened it. speech: what voice activity remembers.
     received, answered, acknowledged: the counts of messages; kept: those that were sent and not acknowledged, and
-    whether they are text.
+    whether they are text. heard: the latest packets of Opus.
     """
 
     version: Literal[1] = 1
@@ -37,6 +40,7 @@ class SessionHeader(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     answered: NonNegative
     acknowledged: NonNegative
     kept: Annotated[list[tuple[bool, bytes]], msgspec.Meta(max_length=_MAX_KEPT)]
+    heard: Annotated[list[_Packet], msgspec.Meta(max_length=48)]
 
     def book(self) -> ReplayBook:
         """Return the connection's own book."""
@@ -54,7 +58,14 @@ class SessionState:
     speech: bytes | None
 
 
-def pack(engine: Engine, state: SessionState, book: BookState, codec: Codec, holder: bytes | None) -> bytes:
+def pack(
+    engine: Engine,
+    state: SessionState,
+    book: BookState,
+    codec: Codec,
+    holder: bytes | None,
+    heard: Sequence[bytes] = (),
+) -> bytes:
     """Return a session as bytes. It takes as long as some megabytes take."""
     header = SessionHeader(
         session=state.session,
@@ -66,6 +77,7 @@ def pack(engine: Engine, state: SessionState, book: BookState, codec: Codec, hol
         answered=book.answered,
         acknowledged=book.acknowledged,
         kept=[(isinstance(data, str), data.encode() if isinstance(data, str) else data) for data in book.kept],
+        heard=list(heard),
     )
     return engine.pack(state.snapshot, {_HEADER: msgspec.json.encode(header).decode()})
 
@@ -76,7 +88,9 @@ def unpack(engine: Engine, data: bytes) -> tuple[SessionState, SessionHeader]:
     try:
         header = msgspec.json.decode(said.get(_HEADER, ""), type=SessionHeader)
         header.book()
-    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        if sum(map(packet_samples, header.heard)) > MAX_OPUS_SAMPLES:
+            raise SnapshotError("the stored session is damaged: it has too much of Opus")
+    except (msgspec.DecodeError, ProtocolError, UnicodeError, RecursionError) as error:
         raise SnapshotError(f"this is no stored session: {error}") from None
     header.books.check(snapshot.books.turn, snapshot.books.speaking)
     if not header.answered <= header.received:

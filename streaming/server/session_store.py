@@ -30,7 +30,7 @@ from streaming.server.store_files import StoreError, StoreFiles
 BEAT_S = 1.0
 """How often a server says that it lives."""
 DEAD_S = 6.0
-"""A server that has not for so long is dead."""
+"""A server that has not said so for so long is dead."""
 _FOLDERS = ("sessions", "claims", "turns", "owners", "lost")
 _MARK = re.compile(r"[0-9a-f]{8}")
 _NOBODY = "-"
@@ -73,7 +73,7 @@ class SessionStore:
         self._files = StoreFiles(url, key)
         self._files.make(_FOLDERS)
         self._seen: dict[str, tuple[tuple[str, ...], float]] = {}
-        self._beats: dict[str, tuple[bytes, float]] = {}  # of others, and since when they have been as they are
+        self._beats: dict[str, tuple[bytes, float]] = {}  # of other servers, and since when
 
     # Sessions that are put down
 
@@ -82,7 +82,8 @@ class SessionStore:
 
         def put(wanted: Callable[[], bool]) -> None:
             self._files.write(f"sessions/{name}", data, name, wanted)
-            if self._files.exists(f"lost/{name}.{self.mark}"):  # looked for last: who writes it reads the entry then
+            # Looked for last: whoever writes it reads the entry after that.
+            if self._files.exists(f"lost/{name}.{self.mark}"):
                 self._files.remove(f"sessions/{name}")
                 raise SessionLostError("this server was taken for dead, and another has the session")
             with suppress(FileNotFoundError):
@@ -128,7 +129,7 @@ class SessionStore:
         await self._write(put)
 
     async def forget_turn(self, name: str) -> None:
-        """Delete that: the session is over. Raises `StoreError`."""
+        """Delete the last finished turn of a session that is over. Raises `StoreError`."""
         await self._files.call(lambda: self._files.remove(f"turns/{name}.{self.mark}"))
 
     # Servers
@@ -172,7 +173,7 @@ class SessionStore:
             if owner is None:
                 return ClaimedEntry(name, self._files.read(f"sessions/{name}", name))
             self._files.create(f"lost/{name}.{owner}")
-            if self._files.exists(f"sessions/{name}"):  # it did put it down, at the last moment
+            if self._files.exists(f"sessions/{name}"):  # its server did put it down, at the last moment
                 return ClaimedEntry(name, self._files.read(f"sessions/{name}", name))
             return ClaimedEntry(name, self._files.read(f"turns/{name}.{owner}", name), owner)
         except FileNotFoundError:

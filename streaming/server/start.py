@@ -118,7 +118,7 @@ def run(options: argparse.Namespace, program: str) -> int:
             text = options.log_format == "text"
             event_loop.run(serve(engine, keeper, served, until_eof=options.until_eof, text=text))
             status = 1 if engine.failure is not None else 0
-            end_on_signals(status)  # it is over, but for what is closed
+            end_on_signals(status)  # the server is over, and only closes what is open
             if engine.hung:  # Python would wait for the device at its end, for ever
                 os._exit(status)
             return status

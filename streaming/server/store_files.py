@@ -6,6 +6,8 @@ All calls run in threads of their own, few at a time and each for so long: a sto
 from __future__ import annotations
 
 import asyncio
+import errno
+import logging
 import os
 import secrets
 import threading
@@ -21,8 +23,10 @@ _CALL_S = 5.0
 _START_S = 20.0
 """How long the store may take to show that it can be used, when the server starts."""
 _CALLS, _URGENT_CALLS = 8, 2
-"""At once. Those that hang count until they end."""
+"""How many calls run at once. Those that hang count until they end."""
 _NONCE_BYTES = 12
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_LOG = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -89,7 +93,9 @@ class StoreFiles:
         thread.join(_START_S)
         if thread.is_alive():
             raise StoreError(f"the session store {self._url} cannot be used: it did not answer in {_START_S:g} s")
-        if failed:
+        if failed and isinstance(failed[0], OSError) and failed[0].errno in _FULL:
+            _LOG.warning("the session store %s is full: sessions end with this server until there is room", self._url)
+        elif failed:
             reason = str(failed[0]) or type(failed[0]).__name__
             raise StoreError(f"the session store {self._url} cannot be used: {reason}")
 
@@ -130,8 +136,15 @@ class StoreFiles:
         return bytes(self._fs.cat_file(f"{self._root}/{path}"))
 
     def put_plain(self, path: str, data: bytes) -> None:
-        """Write a file as it is, in the place of an earlier one."""
-        self._fs.pipe_file(f"{self._root}/{path}", data)
+        """Write a file as it is, in the place of an earlier one. In a folder one of the same size needs no more room: a
+        server on a full disk must not be taken for dead.
+        """
+        if "file" in self._fs.protocol:
+            with open(f"{self._root}/{path}", "wb", opener=_without_truncating) as file:
+                file.write(data)
+                file.truncate()
+        else:
+            self._fs.pipe_file(f"{self._root}/{path}", data)
 
     def create(self, path: str) -> bool:
         """Make a small file that nobody else can make. Return whether it was not there."""
@@ -179,7 +192,7 @@ class StoreFiles:
         }
 
     async def call(self, work: Callable[[], T], *, urgent: bool = False) -> T:
-        """Do this in a daemon thread: one that hangs must not keep the process from ending. urgent: do not wait for
+        """Call `work` in a daemon thread: one that hangs must not keep the process from ending. urgent: do not wait for
         calls that are not. Raises `StoreError`, and what of this project's errors `work` raises.
         """
         calls = self._urgent_calls if urgent else self._calls
@@ -204,7 +217,7 @@ class StoreFiles:
             result, error = None, None
             try:
                 result = work()
-            except Exception as raised:  # of whatever library the store is reached by; told to whoever asked
+            except Exception as raised:  # whatever library reaches the store; whoever asked is told
                 error = raised
             try:
                 loop.call_soon_threadsafe(tell, result, error)
@@ -221,6 +234,10 @@ class StoreFiles:
             raise
         except Exception as error:
             raise StoreError(f"the session store failed: {_kind(error)}") from error
+
+
+def _without_truncating(path: str, flags: int) -> int:
+    return os.open(path, flags & ~os.O_TRUNC, 0o600)
 
 
 def _kind(error: Exception) -> str:

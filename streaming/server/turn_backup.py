@@ -1,4 +1,4 @@
-"""Puts each finished turn of a session into the session store, so that the session outlives a server that dies."""
+"""Put each finished turn of a session into the session store, so that the session outlives a server that dies."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ class VoiceActivity:
         self._model: VoiceActivityModel | None = None
         self._waiting: list[_Request] = []
         self._judging: asyncio.Task[None] | None = None
-        self._thread = ThreadPoolExecutor(1, "voice-activity")  # always the same: what it needs stays in its cache
+        self._thread = ThreadPoolExecutor(1, "voice-activity")  # one, so that the model stays in its cache
 
     @property
     def loaded(self) -> bool:
@@ -79,12 +79,12 @@ class VoiceActivity:
                     [request.stream for request in requests],
                     [request.windows for request in requests],
                 )
-            except Exception as error:  # each session is told, and ends; what fails is not this server's loop
+            except Exception as error:  # each session is told, and ends; the server's loop goes on
                 answers = [error] * len(requests)
             for request, answer in zip(requests, answers, strict=True):
                 try:
                     request.judged(answer)
-                except Exception as error:  # each on its own: none can fail another
+                except Exception as error:  # each by itself: no session can fail another
                     context = {"message": "a session failed over its voice activity", "exception": error}
                     loop.call_exception_handler(context)
             await asyncio.sleep(began + _TOGETHER_S - loop.time())

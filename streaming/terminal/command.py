@@ -1,4 +1,4 @@
-"""The client's command: its flags, and what they must be to each other. Nothing that takes time is imported before they
+"""The client's command: its flags, and which of them go together. Nothing that takes time is imported before they
 are read, so that `--help` and a wrong flag are answered at once.
 
 Exit status: 0 if a continuation came whole, 1 if not, 2 for wrong flags, 130 after Ctrl-C, 143 after
@@ -34,9 +34,9 @@ def main(arguments: Sequence[str] | None = None, program: str = PROGRAM) -> int:
     """Run the client with these command line arguments, and return the exit status."""
     options = parse(arguments, program)
     if sys.stdout is not None and sys.stdout.isatty() and not (options.json or options.list_devices):
-        print(STARTING, end="\r", flush=True)  # what comes is written over it
+        print(STARTING, end="\r", flush=True)  # the next line is written over it
     try:
-        from streaming.terminal.start import run  # with all that a conversation takes
+        from streaming.terminal.start import run  # imports all that a talk needs
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == "streaming":
             raise
@@ -192,7 +192,7 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
         if Path(getattr(options, one)).resolve() == Path(getattr(options, other)).resolve():
             parser.error(f"--{one} and --{other} name the same file")
     if options.transport == "opus":
-        from streaming.protocol.opus import opus_available  # brings numpy
+        from streaming.protocol.opus import opus_available  # imports numpy
 
         if not opus_available():
             parser.error("--transport opus needs a Python package: `pip install opuslib-next-bundled`")

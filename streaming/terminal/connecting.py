@@ -29,7 +29,7 @@ NO_OPUS = (
     "the server has no Opus (`pip install opuslib-next-bundled` there): audio is sent as it is, 384 kbit/s each way"
 )
 AGAIN_S = (0.0, 0.5, 1.0, 2.0, 4.0)
-"""Before each attempt to begin anew; the last one again and again."""
+"""The wait before each attempt to begin anew; the last one holds for all further attempts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +48,8 @@ async def find_server(args: argparse.Namespace, session: contextlib.AsyncExitSta
     command = [*server_command(args.model, args.codec), "--max-sessions", "1"]
     # A token of its own: whoever else is on this machine can reach the port, and has no business there.
     token = secrets.token_urlsafe(32)
-    # What the environment says to servers is not for this one: it could not even be reached with other tokens or TLS.
-    # How it computes is another matter.
+    # Settings of servers in the environment are not for this one: with other tokens or TLS it could not be reached.
+    # Settings of how it computes are.
     ours = ("STREAMING_NATIVE", "STREAMING_WITHOUT_KERNELS")
     environment = {
         name: value for name, value in os.environ.items() if name in ours or not name.startswith("STREAMING_")
@@ -111,7 +111,7 @@ async def begin_anew(
             if not error.retry_after_ms:
                 raise
         except ContinuationError:
-            pass  # it is away, perhaps for longer
+            pass  # the server is away, perhaps for longer
     raise AssertionError
 
 
@@ -155,7 +155,7 @@ def own_key(environment: Mapping[str, str]) -> str:
 
 
 def _teller(view: View) -> Callable[[str], None]:
-    """Return what shows the lines of a server that starts."""
+    """Return a function that shows the lines of a server that starts."""
 
     def tell(line: str) -> None:
         said = ServerLine.parse(line)

@@ -33,7 +33,7 @@ DEAD_S = 5.0
 """A microphone that delivers nothing for so long is gone."""
 
 _NUMBERS = (0, 3, 4, 5)
-"""Columns of the device table that stand at the right."""
+"""Columns of the device table that are aligned to the right."""
 
 Direction = Literal["input", "output"]
 
@@ -315,7 +315,9 @@ class Speaker:
 
 
 def _between(earlier_s: float, later_s: float, latency_s: float) -> float:
-    """By PortAudio's clock; the stream's latency where its driver does not tell."""
+    """Return the seconds between two times of PortAudio's clock; the stream's latency where its driver does not tell
+    them.
+    """
     told = earlier_s > 0 and later_s > 0
     return max(0.0, float(later_s) - float(earlier_s)) if told else latency_s
 

@@ -1,4 +1,4 @@
-"""Echo cancellation: takes out of the microphone what the loudspeaker said, so that headphones are not needed.
+"""Echo cancellation: take out of the microphone what the loudspeaker said, so that headphones are not needed.
 
 It is WebRTC's, from `livekit`'s AudioProcessingModule, which needs no server. Nothing else of that module is on: no
 noise suppression, no gain control. Even so it moves phases, cuts below 100 Hz and above 10 kHz, and takes some of a
@@ -46,13 +46,15 @@ class EchoCanceller:
         self._played: deque[tuple[Pcm16, int, float]] = deque(maxlen=MAX_PLAYED_BLOCKS)
         self._resampler: Resampler | None = None
         self._far, self._near = np.zeros(0, np.int16), np.zeros(0, np.int16)
-        self._ahead_s = 0.0  # from when the loudspeaker's samples come here until they are heard
+        self._ahead_s = 0.0  # how long before they are heard the loudspeaker's samples come here
         self._echo_until_s = float("-inf")
         self._mixed = 0.0  # how much of the latest sample was the module's
-        self._before = np.zeros(BLOCK, np.int16)  # the module is a block late, so what passes it by has to be
+        self._before = np.zeros(BLOCK, np.int16)  # held back, since the module is a block late, too
 
     def played(self, pcm: Pcm16, rate: int, audible_s: float) -> None:
-        """The loudspeaker was given these samples, int16 [n] at its rate; the first is heard at `time.monotonic`."""
+        """Note that the loudspeaker was given these samples, int16 [n] at its rate; the first is heard at
+        `time.monotonic`.
+        """
         self._played.append((pcm, rate, audible_s))
 
     def clean(self, pcm: Pcm16, captured_s: float) -> Pcm16:

@@ -38,9 +38,9 @@ class JitterBuffer:
         self.sample_rate = sample_rate
         self.target_ms = START_MS
         self.underruns = 0
-        """Over all turns."""
+        """Counted over all turns."""
         self.dropped_samples = 0
-        """Over all turns."""
+        """Counted over all turns."""
         self._max_ms = max_ms
         self._latency = latency_samples
         self._queue: deque[Pcm16] = deque()
@@ -51,7 +51,7 @@ class JitterBuffer:
         self._in_device: deque[tuple[int, int]] = deque()
         self._played = 0
         self._playing = False
-        # Ran dry in mid-turn. A gap only if more comes: the last sample may be played before word of the end is here.
+        # The buffer ran dry in a turn. It is an underrun only if more comes: the end may be told after the last sample.
         self._dry = False
         self._complete = False
 
@@ -99,7 +99,7 @@ class JitterBuffer:
             self._take(excess)
 
     def complete(self) -> None:
-        """No more of this turn will come: play what is here to its end."""
+        """Note that no more of this turn will come: what is here is played to its end."""
         self._complete = True
 
     def pull(self, n: int) -> Pcm16:
@@ -116,7 +116,7 @@ class JitterBuffer:
         return out
 
     def flush(self) -> int:
-        """Throw away what has not left the loudspeaker and starts afresh for the next turn.
+        """Throw away what has not left the loudspeaker, and start afresh for the next turn.
 
         Returns how many samples of the turn were heard. What the device itself still holds counts as not heard.
         """
@@ -142,7 +142,9 @@ class JitterBuffer:
         return np.concatenate(parts) if parts else np.zeros(0, np.int16)
 
     def _advance(self, n: int) -> None:
-        """The device took n more samples, so that older ones have left it. Exact to one block, never too much."""
+        """Note that the device took n more samples, so that older ones have left it. Exact to one block, never too
+        much.
+        """
         self._device_samples += n
         self._in_device.append((self._device_samples, self._left))
         while self._in_device and self._in_device[0][0] + self._latency <= self._device_samples:

@@ -120,7 +120,7 @@ class Keyboard:
 
     def _put(self, key: Key | None) -> None:
         if key is None or self._queue.qsize() < MAX_KEYS:
-            with contextlib.suppress(asyncio.QueueFull):  # its end was told before
+            with contextlib.suppress(asyncio.QueueFull):  # the end was told before
                 self._queue.put_nowait(key)
 
     def _read(self) -> None:
@@ -170,15 +170,15 @@ def key_by_key(*, releases: bool, descriptor: int = 0, tell: Callable[[bytes], N
     finally:
         if told and tell is not None:
             tell(b"\x1b[<u")
-        # What was typed and not read, the release of a key above all, is not for the shell.
+        # What was typed and not read must not reach the shell, above all the release of a key.
         termios.tcsetattr(descriptor, termios.TCSAFLUSH, before)
 
 
 def _in_background(descriptor: int) -> bool:
-    """Return whether a shell runs this as a job that has not the terminal: to set that up would stop it."""
+    """Return whether a shell runs this as a job without the terminal: setting the terminal up would stop the job."""
     try:
         return os.tcgetpgrp(descriptor) != os.getpgrp()
-    except OSError:  # some terminal, but not the one that controls this process
+    except OSError:  # a terminal that does not control this process
         return False
 
 

@@ -52,7 +52,7 @@ class LiveView:
         self._live = Live(
             console=console or Console(),
             get_renderable=self._render,
-            refresh_per_second=_REFRESHES_PER_S,  # of itself: what is being done may take seconds
+            refresh_per_second=_REFRESHES_PER_S,  # by itself: what is being done may take seconds
             transient=True,
         )
 
@@ -73,7 +73,7 @@ class LiveView:
         self._live.refresh()
 
     def __enter__(self) -> Self:
-        # What was said before there was a view goes.
+        # The line that was printed before there was a view is erased.
         self._live.console.control(Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2)))
         self._live.start()
         return self

@@ -87,7 +87,7 @@ async def own_server(
     """
     process = await asyncio.create_subprocess_exec(
         *command,
-        stdin=asyncio.subprocess.PIPE,  # it ends when this process does, however that ends
+        stdin=asyncio.subprocess.PIPE,  # it is closed when this process ends, however that happens
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         env=environment,
@@ -113,7 +113,7 @@ async def own_server(
         if not url.done() and not line.startswith((STARTING, _TOLD_LATER)):
             said(line)
 
-    # Read to their ends, or a full pipe would stop the server.
+    # Both are read to their ends, since a full pipe would stop the server.
     readers = [
         asyncio.create_task(_each_line(process.stdout, on_output)),
         asyncio.create_task(_each_line(process.stderr, on_error)),
@@ -146,10 +146,10 @@ async def own_server(
                     async with asyncio.timeout(grace_s):
                         await process.wait()
         finally:
-            # Also when a second Ctrl-C cuts the grace short.
+            # This is also done when a second Ctrl-C ends the wait.
             if process.returncode is None:
                 process.kill()
-        # Bounded: a grandchild that keeps the pipes open is none of ours.
+        # Bounded: a grandchild may keep the pipes open.
         await asyncio.wait({ended, *readers}, timeout=_EXIT_S)
         for task in (ended, *readers):
             task.cancel()

@@ -17,7 +17,7 @@ FAST_PIECE_SAMPLES = SAMPLE_RATE // 2
 
 
 async def file_pieces(reader: AudioReader, *, realtime: bool) -> AsyncIterator[Samples]:
-    """The file as float32 pieces, [480] in real time and [12000] otherwise, the last one shorter.
+    """Yield the file as float32 pieces, [480] in real time and [12000] otherwise, the last one shorter.
 
     In real time each piece comes when its last sample would have been spoken, by a schedule from the first call on, so
     that delays do not add up. Raises `AudioError` for a damaged file.
@@ -32,7 +32,7 @@ async def file_pieces(reader: AudioReader, *, realtime: bool) -> AsyncIterator[S
 
 
 async def silence_pieces() -> AsyncIterator[Pcm16]:
-    """Silence in real time, int16 [480] pieces, for ever: a microphone in a room where nobody speaks."""
+    """Yield silence in real time, int16 [480] pieces, for ever: a microphone in a room where nobody speaks."""
     start_s = time.monotonic()
     given = 0
     while True:

@@ -42,14 +42,14 @@ HEADPHONES = (
 ONLY_PLAYED = "The continuation is only played: --output WAV would keep it."
 ONLY_TIMED = "The continuation is only timed: --output WAV would keep it."
 _TOLD_LINES = 3
-"""Of what the sound system said, where a device could not be used."""
+"""Lines of the sound system that are told where a device could not be used."""
 
 
 def run(args: argparse.Namespace, program: str) -> int:
     """Do what the options say, and return the exit status. program: what its complaints begin with."""
     with held_back() as said:
         status, complaint = _run(args, program)
-    lines = list(dict.fromkeys(said))  # ALSA repeats itself
+    lines = list(dict.fromkeys(said))  # ALSA says the same several times
     for line in lines if args.verbose else lines[-_TOLD_LINES:] if isinstance(complaint, DeviceError) else ():
         complain(f"sound system: {line}")
     if complaint is not None:
@@ -74,7 +74,7 @@ def _run(args: argparse.Namespace, program: str) -> tuple[int, StreamingError | 
     except asyncio.CancelledError:
         return TERMINATED, None
     except BrokenPipeError:
-        drop_output()  # whoever read it is gone
+        drop_output()  # the reader of standard output is gone
         return 1, None
     return 0, None
 
@@ -84,7 +84,7 @@ async def _politely(work: Coroutine[Any, Any, None]) -> None:
     loop, task = asyncio.get_running_loop(), asyncio.ensure_future(work)
     with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # Windows; not the main thread
         for number in signal.Signals:
-            if number.name in ("SIGTERM", "SIGHUP"):  # the latter is unknown to Windows
+            if number.name in ("SIGTERM", "SIGHUP"):  # Windows does not know SIGHUP
                 loop.add_signal_handler(number, task.cancel)
     await task
 
@@ -168,14 +168,14 @@ async def converse(args: argparse.Namespace, program: str) -> None:
                             await save(client, args.save, view)
                     except SessionLostError as error:
                         if args.url is None:
-                            raise  # a server of our own that is gone does not come back
+                            raise  # the client's own server does not come back
                         view.event("session_lost", {"message": f"{error}; a new conversation begins"})
                     finally:
                         whole_turns, last = whole_turns + talk.whole_turns, talk.last_report or last
                     if not over:
                         client = await begin_anew(args, server, session, view, talk.meters)
         finally:
-            # However it ended, what was said was said: keep it.
+            # However it ended, what was said is kept.
             if output is not None and output.samples:
                 output.close()
             if record is not None:
@@ -207,7 +207,7 @@ def _summarize(
     sentence = result(started, turns, report, [path for path in (args.output, args.record) if path], heard=heard)
     files = {"output": args.output, "record": args.record}
     view.event("summary", {"sentence": sentence, "turns": turns, **files, **asdict(report)})
-    if not args.json and not sys.stdout.isatty():  # on a terminal the view has said it
+    if not args.json and not sys.stdout.isatty():  # on a terminal the view has said so
         complain(f"{program}: {sentence}")
         if args.verbose:
             complain(f"{program}: {report.figures()}")

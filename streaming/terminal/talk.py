@@ -1,4 +1,4 @@
-"""One session as a person lives it: speech goes out, the continuation is played, measured, shown and kept.
+"""One session from a person's side: speech goes out, the continuation is played, measured, shown and kept.
 
 File mode and microphone mode are this one talk with different sources of speech and loudspeakers.
 """
@@ -115,15 +115,15 @@ class Talk:
         self._away_until_s: float | None = None  # while the connection is lost
         self._lost_at_samples = 0
         self._behind_until_s = 0.0
-        self._rate = (time.monotonic(), 0, 0)  # then, and the bytes sent and received by then
+        self._rate = (time.monotonic(), 0, 0)  # a time, and the bytes sent and received by then
         self._loudspeaker = loudspeaker
         self._output = output
         self._record = record
         self._spoken: _Spoken | None = None
-        self._kept: tuple[int, Pcm16] | None = None  # a turn and its audio, unless another take replaces it
+        self._kept: tuple[int, Pcm16] | None = None  # a turn and its audio, which another take would replace
         self._file_mode = False
         self._microphone: SpeechSource | None = None
-        self._nothing_samples = 0  # given by a microphone that may be dead
+        self._nothing_samples = 0  # samples of a microphone that may be dead
         self._file_ended_s: float | None = None
         self._last_event_s = time.monotonic()
         self._over = asyncio.Event()
@@ -219,7 +219,7 @@ class Talk:
     async def _say(self) -> None:
         """Send what was taken from the source."""
         if self._unsaid:
-            pcm: Any = np.concatenate(self._unsaid)  # of one type; or a file's float32 and silence, zero in any
+            pcm: Any = np.concatenate(self._unsaid)  # all of one type, or a file's float32 and zeros
             self._unsaid.clear()
             await self._client.send(pcm)
 
@@ -263,7 +263,7 @@ class Talk:
 
     async def _push(self, key: Key) -> None:
         if self._talking:
-            await self._speak()  # released or, where the terminal does not tell of that, pressed again
+            await self._speak()  # the key was released or, where the terminal does not tell so, pressed again
         elif key is not Key.RELEASED:
             if self._spoken is not None:
                 await self._interrupt(self._spoken)
@@ -292,7 +292,7 @@ class Talk:
             case TurnDone() if spoken is not None and event.turn == spoken.turn:
                 spoken.done = event
                 if self._loudspeaker is not None:
-                    self._loudspeaker.complete()  # the next tick finds out when it is played
+                    self._loudspeaker.complete()  # the next tick sees when all is played
                 else:
                     self._finish(spoken, _NOT_HEARD)
             case TakeStarted():
@@ -325,7 +325,7 @@ class Talk:
                 else:
                     self._go_back(turn, after)
             case Audio() | TurnDone() | Interrupted() | SessionUpdated():
-                pass  # the rest of a turn that is over here
+                pass  # it is the rest of a turn that is over here
 
     def _go_back(self, turn: int, after_ms: float) -> None:
         """Say that what was said and heard in this turn is lost, and listen again unless the one before still plays."""
@@ -358,7 +358,7 @@ class Talk:
         if self._file_mode and (waiting or self._file_ended_s is None):
             raise ContinuationError(f"the server cannot continue this: {message}")
         if error.in_reply_to == "interrupt":
-            return  # the server has gone by its own clock meanwhile
+            return  # the server has used its own clock meanwhile
         self._view.event("notice", {"message": message})
         if waiting:
             self._listen()
@@ -421,7 +421,7 @@ class Talk:
         self._listen()
 
     def _finish(self, spoken: _Spoken, playback: LoudspeakerState) -> None:
-        """The turn is done and played to its end."""
+        """Report a turn that is done and played to its end."""
         assert spoken.done is not None
         self._spoken = None
         if self._loudspeaker is not None:
@@ -448,7 +448,9 @@ class Talk:
             self._view.event("listening", {"turn": self._client.turn})
 
     def _keep(self, spoken: _Spoken, samples: int) -> None:
-        """Put a turn's audio by, in place of that of which it is another take. Written when the next turn comes."""
+        """Hold a turn's audio, in place of the turn of which it is another take. It is written when the next turn
+        comes.
+        """
         if self._kept is not None and self._kept[0] != spoken.of:
             self._write()
         if self._output is not None and spoken.pieces:

@@ -128,16 +128,16 @@ class TurnReport:
 
 
 class View(Protocol):
-    """Shows what happened (`event`) and how things stand (`show`). It is a context manager."""
+    """A view that shows what happened (`event`) and the present state (`show`). It is a context manager."""
 
     def event(self, name: str, fields: Mapping[str, Any]) -> None:
-        """One of the events above."""
+        """Show one of the events above."""
 
     def progress(self, message: str, share: float | None = None) -> None:
         """Show what is being done before there is a session, and how much of it, from 0 to 1, if that is known."""
 
     def show(self, meters: Meters) -> None:
-        """The present levels; called some 25 times a second."""
+        """Show the present state; called some 25 times a second."""
 
     def __enter__(self) -> Self: ...
 

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 @contextmanager
 def balancing(*urls: str) -> Iterator[str]:
-    """The address of a round robin over these servers, with the path of the first."""
+    """Yield the address of a round robin over these servers, with the path of the first."""
     turn = itertools.cycle([(urlsplit(url).hostname, urlsplit(url).port) for url in urls])
     loop = asyncio.new_event_loop()
     ready, stop = threading.Event(), asyncio.Event()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -12,16 +12,23 @@ import torch
 from streaming.benchmark import smoke
 from streaming.benchmark.models import StepModels
 from streaming.benchmark.smoke import SmokeError, _Run
+from streaming.models.operations.base import Operations
 from streaming.models.operations.torch import TorchOperations
 
 fused = pytest.importorskip("streaming.models.operations.triton.operations", exc_type=ImportError)
 
 
+@dataclass
+class _Model:
+    operations: Operations
+    device = torch.device("cpu")
+
+    def on(self, operations: Operations) -> _Model:
+        return _Model(operations)
+
+
 def _loaded(without: tuple[str, ...] = ()) -> StepModels:
-    codec, decoder = (
-        SimpleNamespace(operations=fused.TritonOperations(without=without), device=torch.device("cpu"))
-        for _ in range(2)
-    )
+    codec, decoder = (_Model(fused.TritonOperations(without=without)) for _ in range(2))
     return StepModels("stub", cast(Any, codec), cast(Any, decoder))
 
 

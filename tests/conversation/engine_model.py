@@ -49,7 +49,7 @@ class EngineModel:
         self.room, self.length = room, length
         self.failure: StreamingError | None = None
         self.log: list[tuple[Any, ...]] = []
-        self.frames: list[NDArray[np.float32]] = []  # that were heard or wait to be
+        self.frames: list[NDArray[np.float32]] = []  # frames that were heard or wait to be heard
         self.events: deque[Event] = deque()
         self.released = 0
         self.marks: set[str] = set()
@@ -245,7 +245,7 @@ class Talk:
             self.conversation.receive(one, self.now)
 
     def audio(self, samples: int, turn: int = 0) -> AudioMessage:
-        """The next of the input."""
+        """Return the next samples of the input."""
         values = 1 + np.arange(self.position, self.position + samples) // SAMPLES_PER_VALUE
         audio = AudioMessage(turn, self.position, values.astype(np.int16))
         self.position += samples
@@ -279,7 +279,7 @@ class Talk:
         self.now = max(self.now, until)
 
     def replies(self, most: int = 10**9) -> list[Reply]:
-        """Have the socket take what waits."""
+        """Return the replies that wait, as if the socket took them."""
         taken: list[Reply] = []
         while len(taken) < most and (reply := self.outbox.take()) is not None:
             if isinstance(reply, AudioMessage):
@@ -288,7 +288,7 @@ class Talk:
         return taken
 
     def told(self) -> list[Any]:
-        """What waits but for audio, of which there is one `audio N` for N frames in a row."""
+        """Return the replies that wait, with one `audio N` for N frames in a row."""
         found: list[Any] = []
         count = 0
         for reply in [*self.replies(), None]:

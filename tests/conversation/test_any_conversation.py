@@ -144,7 +144,7 @@ def replace(word: Any, **changes: Any) -> Any:
 
 
 def check_replies(talk: Checked) -> None:
-    """The course of the turns, as a client sees it."""
+    """Check the course of the turns, as a client sees it."""
     speaking = sent = 0  # the turn that is being spoken, and samples of it
     done = 0
     for place, reply in enumerate(talk.taken):
@@ -171,7 +171,7 @@ def check_replies(talk: Checked) -> None:
 
 
 def check_input(talk: Checked) -> None:
-    """The engine hears what was said, in order and nothing twice."""
+    """Check that the engine hears what was said, in order and nothing twice."""
     heard = np.concatenate([np.zeros(1, np.float32), *talk.engine.frames]) * 2**15
     values = heard[heard > 0]  # without padding
     assert np.all(np.diff(values) >= 0)

@@ -23,7 +23,7 @@ from streaming.engine.events import Event
 from streaming.errors import SnapshotError
 
 PATIENCE_S = 30.0
-"""Only ever waited for in vain: then the test fails."""
+"""A wait as long as this is in vain, and the test fails."""
 
 E = TypeVar("E", bound=Event)
 
@@ -78,7 +78,7 @@ class Stream:
 
 @dataclass(frozen=True)
 class StubCopy:
-    """A stream's entries."""
+    """A copy of a stub's slot: its stream's entries."""
 
     identity: str
     entries: list[Entry]
@@ -93,7 +93,7 @@ class StubCopy:
 
 
 def pcm_of(digest: int) -> Pcm:
-    """Told apart on the wire, too: values that 16 bits hold exactly."""
+    """Return a frame that can be told from others on the wire, too: 16 bits hold its values exactly."""
     return np.full(FRAME, (digest % 2**16 - 2**15) / 2**15, np.float32)
 
 
@@ -249,7 +249,7 @@ class StubStep:
         return 1 << 20
 
     def pack(self, copy: StubCopy, said: dict[str, str]) -> bytes:
-        return msgspec.json.encode((copy, said)).ljust(100) + bytes(32)  # the place of a signature
+        return msgspec.json.encode((copy, said)).ljust(100) + bytes(32)  # room for a signature
 
     def unpack(self, data: bytes | mmap) -> tuple[StubCopy, dict[str, str]]:
         try:

@@ -41,7 +41,7 @@ SPOKEN = spoken(SAMPLING)
 
 
 SLOTS = np.zeros(1, np.int64)
-"""Of a step for the one slot that there is."""
+"""The slots of a step for the one slot that there is."""
 
 
 def held() -> threading.Condition:
@@ -98,7 +98,7 @@ class Bench:
         self.live.spoke(StepAudio(result.pcm), 0, result.codes[0], bool(result.ended[0]), 0.002)
 
     def run(self) -> None:
-        """Steps until the session has nothing to do."""
+        """Run steps until the session has nothing to do."""
         while self.step_once():
             pass
 

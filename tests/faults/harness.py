@@ -129,10 +129,12 @@ class _Starved:
         self._sum = self._stolen = 0
 
     def __call__(self) -> float:
-        """In seconds; never falls. While this process has no file descriptor left nothing new is learned."""
+        """Return the time in seconds, which never falls. While this process has no file descriptor left nothing new is
+        learned.
+        """
         with self._lock, suppress(OSError):
             for thread in os.listdir("/proc/self/task"):
-                with suppress(OSError, IndexError):  # it has ended; the kernel keeps no such figures
+                with suppress(OSError, IndexError):  # the thread has ended, or the kernel keeps no such figures
                     waited = int(Path(f"/proc/self/task/{thread}/schedstat").read_text(encoding="ascii").split()[1])
                     last = self._last.get(thread, 0)
                     self._sum += waited - last if waited >= last else waited  # less: the number is another thread's
@@ -182,7 +184,7 @@ def collected_descriptors() -> int:
 
 
 def resident_mib() -> float:
-    """This process's memory."""
+    """Return how much memory this process holds."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 

@@ -26,7 +26,7 @@ from streaming.protocol.messages import SamplingOptions, SessionStart
 from tests.engine.stub_step import StubStep
 from tests.server.live_server import Client, client, get, run, serving
 
-SECONDS = float(os.environ.get("CHURN_SECONDS", "8"))
+SECONDS = float(os.environ.get("CHURN_SECONDS", "6"))
 SEED = int(os.environ.get("CHURN_SEED", "20261122"))
 CLIENTS = 12
 SPEECH = (np.arange(25 * FRAME) % 251).astype(np.int16)

@@ -62,14 +62,14 @@ def server(shared: Watched) -> Iterator[Watched]:
 
 @pytest.fixture
 def impatient() -> Iterator[Watched]:
-    """One that gives up a silent connection after `SILENT_S`."""
+    """A server that gives up a silent connection after `SILENT_S`."""
     with watched(keepalive_s=KEEPALIVE_S) as it:
         yield it
         it.assert_clean()
 
 
 def _speaking(peer: RawClient, start: SessionStart = ENDLESS) -> RawClient:
-    """In the middle of a continuation."""
+    """Yield a session in the middle of a continuation."""
     peer.start(start).send(audio(SPEECH) + text(messages.Speak(turn=1)))
     peer.expect(b'"turn.speaking"')
     return peer
@@ -117,7 +117,7 @@ def test_a_reset_at_any_phase_of_a_turn_frees_the_slot(server: Watched) -> None:
             part = turn[whole][: rng.randrange(len(turn[whole]))] if whole < len(turn) else b""
             peer = RawClient(server.port)
             for piece in (*turn[:whole], part):
-                with suppress(ConnectionError):  # it may have said goodbye already
+                with suppress(ConnectionError):  # the server may have said goodbye already
                     peer.send(piece)
                 time.sleep(rng.choice((0.0, 0.0, 0.001, 0.004)))
             peer.reset()

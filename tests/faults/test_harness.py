@@ -11,14 +11,14 @@ from tests.faults.harness import LATE_S, Healthy, Since, Watched, beside_a_healt
 
 
 def _stands_still(server: Watched, healthy: Healthy) -> None:
-    """As if it waited for a peer that is stalled, in the middle of a turn wherever that is."""
+    """Wait as for a stalled peer, in the middle of a turn of the loop."""
     for _ in range(3):
         server.loop.call_soon_threadsafe(time.sleep, 1.5 * LATE_S)
         healthy.waits_for_turns(1)
 
 
 def _works(server: Watched, healthy: Healthy) -> None:
-    """For half a second of processor time, in one go."""
+    """Use half a second of processor time, in one go."""
 
     def work() -> None:
         begun_s = time.thread_time()

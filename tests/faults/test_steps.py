@@ -71,7 +71,7 @@ def test_a_lost_device_is_told_in_health_and_to_every_session() -> None:
     seen: list[dict[str, object]] = []
 
     def look(server: Watched) -> None:
-        """Until nobody answers any more."""
+        """Look until nobody answers any more."""
         with suppress(OSError):
             while True:
                 try:

@@ -14,7 +14,7 @@ from streaming.errors import CheckpointError, StreamingError
 from streaming.models.linear import Dense, Packed, linear
 from streaming.models.operations.native.library import library
 from streaming.models.operations.native.matrix import NativeLinear
-from streaming.models.quantization import Quantize
+from streaming.models.quantized_weights import Quantize
 
 KINDS: list[Quantize] = ["none", "int8", "int4"]
 INTEGERS = KINDS[1:]
@@ -24,7 +24,7 @@ ERROR = {"none": 0.0, "int8": 0.02, "int4": 0.12}
 
 @pytest.fixture(autouse=True, params=["native", "torch"])
 def made_of(request: pytest.FixtureRequest) -> str:
-    """Whose products they are."""
+    """Return whose products they are."""
     if request.param == "torch":
         request.getfixturevalue("without_native")
     elif library() is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -94,6 +95,7 @@ VARIANTS: dict[str, dict[str, object]] = {
 }
 
 
+@pytest.mark.twice
 @pytest.mark.parametrize("by_token", [False, True], ids=["by-frame", "by-token"])
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
 def test_logits_equal_those_of_the_whole_prompt(
@@ -125,6 +127,7 @@ def schedules(draw: st.DrawFn) -> list[tuple[int, int, int, bool]]:
     return draw(st.lists(st.tuples(st.integers(1, 3), masks, rarely, st.booleans()), min_size=15, max_size=30))
 
 
+@pytest.mark.twice
 @settings(max_examples=15)
 @given(schedules())
 def test_slots_out_of_step_each_equal_their_own_prompt(
@@ -162,6 +165,7 @@ def in_window(folder: Path, codes: Tensor, frame: int) -> Tensor:
     return judge(folder, codes[max(0, frame + 1 - WINDOW) : frame + 1])[-1]
 
 
+@pytest.mark.twice
 @pytest.mark.parametrize("rewind_frames", [0, 3])
 def test_a_context_that_slid_equals_a_prompt_of_its_last_frames(shallow: Path, rewind_frames: int) -> None:
     """Pins a prefix that stays behind, a window off by a frame, keys found in the wrong place once the ring wraps."""
@@ -195,6 +199,7 @@ def test_positions_of_hours_are_as_good_as_the_first(shallow: Path, start: int, 
             assert_near(ours[0], in_window(shallow, codes, frame), tolerance)
 
 
+@pytest.mark.twice
 def test_the_length_of_the_ring_changes_nothing(decoder: LlamaDecoder) -> None:
     """Pins keys found in the wrong place in the deeper layers, which the shallow tests cannot see."""
     codes = random_codes(40, 4)
@@ -205,6 +210,7 @@ def test_the_length_of_the_ring_changes_nothing(decoder: LlamaDecoder) -> None:
             assert_near(other, first, 1e-5)
 
 
+@pytest.mark.twice
 @pytest.mark.parametrize("cut", [1, 3])
 @pytest.mark.parametrize("length", [3, WINDOW, 4 * WINDOW])
 def test_a_rewound_stream_goes_on_as_if_it_had_never_gone_there(decoder: LlamaDecoder, length: int, cut: int) -> None:
@@ -246,6 +252,7 @@ def test_every_token_sees_itself_however_long_its_stream_is(decoder_checkpoint: 
         assert view.visible[0, 0].gather(1, view.index[0][:, None]).all(), f"{frames} frames"
 
 
+@pytest.mark.twice
 def test_reading_only_what_is_held_changes_nothing(decoder_dir: Path) -> None:
     """Pins a stream that outgrows the columns that are read: the newest keys would be missing. In PyTorch, since
     compiled operations read what a slot holds, whatever they are told.
@@ -279,6 +286,25 @@ def test_bfloat16_is_near(decoder_dir: Path, decoder: LlamaDecoder) -> None:
         assert_near(ours.float(), wanted, 0.1)
 
 
+def test_on_other_operations_the_layers_are_run_by_these(decoder: LlamaDecoder) -> None:
+    """Kernels would have been compared with themselves: the layers stayed with the operations that they came with."""
+
+    class Counted(TorchOperations):
+        attended = 0
+
+        def attend(self, *args: Any) -> Tensor:
+            self.attended += 1
+            return super().attend(*args)
+
+    counted = Counted()
+    other, frame = decoder.on(counted), random_codes(1, 4)[0]
+    said = feed(other, poisoned(other, 1), frame[None])
+    assert counted.attended == decoder.config.num_layers
+    assert_near(said, feed(decoder, poisoned(decoder, 1), frame[None]), 1e-4)
+    assert counted.attended == decoder.config.num_layers
+
+
+@pytest.mark.twice
 def test_scrub_forgets_even_nan(decoder: LlamaDecoder) -> None:
     """Pins a slot that stays poisoned for every later session, and one that loses its prefix when it is cleaned."""
     state, fresh = decoder.init_state(2, WINDOW), decoder.init_state(2, WINDOW)

@@ -1,6 +1,6 @@
 """The streaming codec against `transformers.MimiModel`, which sees the whole file at once.
 
-`check` runs this file twice: on the operations that suit the processor, and in PyTorch alone.
+`check` runs what is marked `twice` on the operations that suit the processor, and in PyTorch alone.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ def streams(frames: int, count: int = SLOTS) -> Tensor:
     return torch.from_numpy(np.stack([speech(frames, seed) for seed in range(count)]))
 
 
+@pytest.mark.twice
 @pytest.mark.parametrize(
     ("overrides", "num_codebooks", "frames"),
     [
@@ -115,6 +116,7 @@ def stream_of_any_length(codec: StreamingMimi, pcm: Tensor) -> Tensor:
     return torch.cat(codes)
 
 
+@pytest.mark.twice
 @pytest.mark.parametrize("num_codebooks", [4, 8])
 @pytest.mark.parametrize(
     "overrides",
@@ -149,6 +151,7 @@ def test_a_recording_of_any_length_equals_the_whole_file(
     assert differ > ENOUGH, "the checkpoint says too little to tell silence from an end"
 
 
+@pytest.mark.twice
 def test_what_follows_an_end_finds_every_layers_input_as_the_end_left_it(codec_dir: Path) -> None:
     """A live stream goes on after a turn's last frame. Judged by `transformers`' own layers, with zeros past the end in
     the input of each; and no slot beside it changes by a bit. Pins a context that holds what the end's step computed
@@ -225,6 +228,7 @@ def judged(codec_dir: Path) -> tuple[Tensor, Tensor, Tensor]:
     return pcm.view(SLOTS, -1, FRAME), *offline(codec_dir, pcm, 4)
 
 
+@pytest.mark.twice
 @settings(max_examples=12)
 @given(schedules())
 def test_streams_out_of_step_each_equal_their_own_file(
@@ -260,6 +264,7 @@ def test_streams_out_of_step_each_equal_their_own_file(
     assert state.decoder.frames.tolist() == decoded
 
 
+@pytest.mark.twice
 @pytest.mark.parametrize("cut", [1, 3, 4])
 @pytest.mark.parametrize("length", [3, 4, 12, 23])
 def test_a_rewound_stream_goes_on_as_if_it_had_never_gone_there(codec: StreamingMimi, length: int, cut: int) -> None:
@@ -292,6 +297,7 @@ def test_a_rewound_stream_goes_on_as_if_it_had_never_gone_there(codec: Streaming
         assert torch.equal(ours, wanted)
 
 
+@pytest.mark.twice
 def test_scrub_forgets_even_nan(codec: StreamingMimi) -> None:
     """Pins a slot that stays poisoned for every later session once one of them fed NaN."""
     state, fresh = codec.init_state(2), codec.init_state(2)
@@ -309,6 +315,7 @@ def test_scrub_forgets_even_nan(codec: StreamingMimi) -> None:
         assert torch.equal(codec.decode(codes, state, both), codec.decode(wanted, fresh, both))
 
 
+@pytest.mark.twice
 def test_following_is_encoding_without_the_codes(codec: StreamingMimi) -> None:
     """Pins an encoder that is warm after listening only, not after hearing a continuation."""
     pcm = streams(14, 1).view(1, -1, FRAME)

@@ -13,6 +13,7 @@ from transformers import MimiModel
 from tests.reference import load_codec
 
 
+@pytest.mark.twice
 @pytest.mark.parametrize("num_semantic", [1, 3])
 def test_codes_and_latents_equal_transformers(codec_checkpoint: Callable[..., Path], num_semantic: int) -> None:
     """Pins the two parts quantising the same residual, one part's codes decoded by the other's table, and distances

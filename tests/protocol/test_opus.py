@@ -212,3 +212,29 @@ def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     finally:
         for cache in caches:
             cache.cache_clear()
+
+
+def test_a_decoder_that_heard_the_last_message_goes_on_as_one_that_heard_all() -> None:
+    """Pins 20 ms of another sound where a session has come to another server."""
+    sender, undisturbed = OpusSender(WHOLE_FRAMES), OpusReceiver()
+    at = np.arange(20 * FRAME)
+    speech = (4_000 * np.sin(at / 20 + 9 * np.sin(at / 5_000)) + 2_000 * np.sin(at / 3)).astype(np.int16)
+    messages = [
+        message
+        for place in range(0, len(speech), FRAME)
+        for message in sender.push(AudioMessage(1, place, speech[place : place + FRAME]))
+    ]
+    for message in messages[:10]:
+        undisturbed.push(message)
+    moved = OpusReceiver(undisturbed.latest)
+    assert moved.latest == undisturbed.latest
+    for message in messages[10:]:
+        expected = undisturbed.push(message).pcm.astype(float)
+        difference = np.abs(moved.push(message).pcm - expected).max()
+        assert difference < 0.02 * np.abs(expected).max()
+
+
+def test_packets_that_cannot_be_decoded_are_no_reason_not_to_go_on() -> None:
+    """Pins a session that is lost for a moment of its sound."""
+    message = OpusSender().push(AudioMessage(1, 0, np.zeros(2 * FRAME, np.int16)))[0]
+    assert len(OpusReceiver((b"\xff" * 3, b"")).push(message).pcm) == message.samples

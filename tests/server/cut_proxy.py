@@ -23,6 +23,8 @@ class CutProxy:
         """Whether connections are taken at all."""
         self.frozen = False
         """Whether bytes are held back: to both sides the other one has gone silent."""
+        self.bytes_per_s: float | None = None
+        """How many pass in each direction, None for all."""
 
     @property
     def url(self) -> str:
@@ -50,6 +52,8 @@ class CutProxy:
             while data := await source.read(1024):
                 while self.frozen:
                     await asyncio.sleep(0.01)
+                if self.bytes_per_s is not None:
+                    await asyncio.sleep(len(data) / self.bytes_per_s)
                 if left is not None:
                     data, left = data[:left], left - len(data)
                 sink.write(data)

@@ -27,7 +27,7 @@ from streaming.server.door.gatekeeper import Gatekeeper
 from streaming.server.server import ServerOptions, Shutdown, run_server
 
 PATIENCE_S = 60.0
-"""Only ever waited for in vain: then the test fails."""
+"""A wait as long as this is in vain, and the test fails."""
 
 T = TypeVar("T")
 M = TypeVar("M", bound=Message)
@@ -56,7 +56,7 @@ def run_server_py(*flags: str) -> subprocess.CompletedProcess[str]:
 
 
 def get(url: str) -> bytes:
-    """A plain GET."""
+    """Return the answer to a plain GET."""
     with urllib.request.urlopen(url, timeout=10) as response:  # noqa: S310  (loopback)
         return bytes(response.read())
 
@@ -160,7 +160,7 @@ class Client:
         return await self.expect(messages.TurnDone)
 
     def spoken(self, turn: int = 1) -> NDArray[np.int16]:
-        """All audio of a turn."""
+        """Return all audio of a turn."""
         return np.concatenate(self.audio.get(turn, [np.zeros(0, np.int16)]))
 
 

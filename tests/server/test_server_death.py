@@ -14,13 +14,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from streaming.audio import FRAME
+from streaming.audio import FRAME, SAMPLE_RATE
 from streaming.client.client import Audio, ContinuationClient
 from streaming.client.dialing import ServerAddress
 from streaming.client.resumable_connection import ConnectionRestored
 from streaming.errors import ContinuationError
 from streaming.protocol.messages import Interrupted, SamplingOptions, SessionStart, TurnDone
+from streaming.protocol.opus import opus_available
 from tests.server.live_server import PATIENCE_S, run
 
 ROOT = Path(__file__).parents[2]
@@ -76,9 +78,10 @@ class Person:
         return b"".join(self.heard[number])
 
 
-def started(pace: str = "fast") -> SessionStart:
+def started(pace: str = "fast", codec: str = "pcm16") -> SessionStart:
     return SessionStart(
         pace=pace,  # type: ignore[arg-type]
+        codecs=(codec,),
         max_seconds=2.0,
         resume=True,
         sampling=SamplingOptions(seed=5),
@@ -146,6 +149,69 @@ def test_a_session_goes_on_from_its_last_finished_turn_when_its_server_is_killed
             assert [person.turn(turn) for turn in (1, 2, 3)] == whole
 
     with process(*STUB, str(tmp_path), STEP_S) as (one, here), process(*STUB, str(tmp_path), STEP_S) as (_, there):
+        run(talk(one, here, there))
+
+
+def voice(frames: int) -> NDArray[np.int16]:
+    """Something like a voice, whose pitch glides."""
+    at = np.arange(frames * FRAME) / SAMPLE_RATE
+    phase = 2 * np.pi * (120 * at + 8 * np.sin(4 * at))
+    return sum(2_500 * np.sin(k * phase) / k for k in range(1, 12)).astype(np.int16)  # type: ignore[union-attr]
+
+
+def off(heard: bytes, said: NDArray[np.int16]) -> NDArray[np.float64]:
+    """How far what was heard is from what was said in each 20 ms, as a share of what was said."""
+    difference = np.frombuffer(heard, np.int16).astype(float) - said
+    return np.sqrt(np.mean(difference.reshape(-1, 480) ** 2, 1) / np.mean(said.reshape(-1, 480).astype(float) ** 2, 1))
+
+
+@pytest.mark.skipif(not opus_available(), reason="no libopus")
+@pytest.mark.parametrize("when", ["saying", "speaking", "killed"])
+def test_opus_goes_on_at_another_server_without_a_click(tmp_path: Path, when: str) -> None:
+    """Pins a decoder that has not the stream's beginning, and an encoder whose rest is lost or said twice."""
+    said = voice(25)  # as long as an echo is
+
+    async def talk(one: subprocess.Popen[str], here: str, there: str) -> None:
+        async with ContinuationClient.connect(there, started(codec="opus")) as session:
+            stayed = Person(session)
+            await stayed.say(said)
+            await stayed.until()
+            assert session.started.codec == "opus"
+        async with ContinuationClient.connect(here, started(codec="opus")) as session:
+            went = Person(session)
+            went.goes_to(there)
+            if when == "saying":
+                await session.send(said[: 9 * FRAME + 500])
+                one.send_signal(signal.SIGTERM)
+                await session.send(said[9 * FRAME + 500 :])
+                await session.speak()
+            else:
+                await went.say(said)
+                await went.until(frames=7)
+                if when == "speaking":
+                    one.send_signal(signal.SIGTERM)
+            await went.until()
+            if when == "killed":
+                await kept(tmp_path, 1)
+                await session.send(said[: 4 * FRAME])
+                await session.speak()
+                await went.until(frames=3)
+                one.kill()
+                await went.until(back=True)
+                assert session.turn == 2
+                went.heard.pop(2, None)
+                await session.send(said)
+                await session.speak()
+                await went.until()
+            assert len(went.restored) == 1
+        for turn in went.heard:
+            assert len(went.turn(turn)) == len(stayed.turn(1)) == 2 * len(said)
+            assert off(went.turn(turn), said).max() < 1.2 * off(stayed.turn(1), said).max()
+
+    with (
+        process(*STUB, str(tmp_path), STEP_S, "echo") as (one, here),
+        process(*STUB, str(tmp_path), STEP_S, "echo") as (_, there),
+    ):
         run(talk(one, here, there))
 
 

@@ -20,7 +20,7 @@ PIECE = 480
 
 @pytest.fixture
 def speech() -> NDArray[np.float32]:
-    """Nine seconds."""
+    """Return nine seconds of speech."""
     return np.tile(read_audio(ROOT / "examples" / "prompt.wav"), 3)[: 9 * SAMPLE_RATE]
 
 
@@ -49,7 +49,7 @@ def conversation(
 
 
 def room(far: NDArray[np.float32], delay_s: float) -> NDArray[np.float32]:
-    """Half as loud, with 100 ms of reverberation."""
+    """Return a sound half as loud, with 100 ms of reverberation."""
     rng = np.random.default_rng(0)
     answer = 0.12 * rng.standard_normal(2_400) * np.exp(-np.arange(2_400) / 400)
     answer[0] = 1.0

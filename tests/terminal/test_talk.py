@@ -54,7 +54,7 @@ from tests.terminal.witness import Witness
 
 
 class FakeMicrophone:
-    """In a quiet room. peak: of the noise that it gives."""
+    """A microphone in a quiet room. peak: of the noise that it gives."""
 
     dropped_ms = 40.0
 

@@ -7,6 +7,9 @@ says which of them a model gets.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,6 +17,25 @@ from torch import Tensor
 from streaming.models.attention import FrameView, KeyValueRing, Rotary
 from streaming.models.linear import Linear
 from streaming.models.sampler import Drawing, SamplerState
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One of a decoder's layers. norm1, norm2: [hidden]; qkv, out, gate_up, down: its products."""
+
+    norm1: Tensor
+    norm2: Tensor
+    qkv: Linear
+    out: Linear
+    gate_up: Linear
+    down: Linear
+
+
+class Layers(Protocol):
+    """All of a decoder's layers, one after another."""
+
+    def __call__(self, x: Tensor, ring: KeyValueRing, view: FrameView) -> tuple[Tensor, Tensor | None]:
+        """Return the residual stream, and what is yet to be added to it. x: [B, T, hidden]; view: of these tokens."""
 
 
 class Operations(ABC):
@@ -95,6 +117,10 @@ class Operations(ABC):
 
         qkv: [B, T, (H * G + 2 * H) * D], not rotated; view: of these T tokens.
         """
+
+    @abstractmethod
+    def layers(self, layers: Sequence[Layer], eps: float) -> Layers:
+        """Return a decoder's layers as one. eps: of their norms."""
 
     @abstractmethod
     def extend(self, context: Tensor, x: Tensor, activate: bool, lengths: Tensor | None = None, hop: int = 1) -> Tensor:

@@ -18,7 +18,7 @@ from streaming.models.operations.base import Operations
 from streaming.models.operations.native.operations import NativeOperations
 from streaming.models.operations.torch import TorchOperations
 from streaming.models.operations.triton import KERNELS, WITHOUT
-from streaming.models.quantization import Quantize
+from streaming.models.quantized_weights import Quantize
 from streaming.models.sampler import Drawing, SamplerState
 
 _LOG = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ def _pick(
         kernel = ""
         try:
             for following in rehearsal(operations):
-                _finish(device)  # so that the faults of the kernel before are seen as its own
+                _finish(device)  # so that a fault of the kernel before is not taken for this one's
                 kernel = following
             _finish(device)
         except torch.AcceleratorError as error:
@@ -107,13 +107,13 @@ def _left_out() -> frozenset[str]:
 
 
 def _broken(kernel: str, without: frozenset[str], error: Exception) -> StreamingError:
-    """What is said of a device that is lost to this process, so that nothing else can be tried in it."""
+    """Return what is said of a device that is lost to this process, so that nothing else can be tried in it."""
     names = ",".join(sorted(without | {kernel}))
     return StreamingError(f"{error}\nthe kernel {kernel} broke the device; {WITHOUT}={names} leaves it out")
 
 
 def _finish(device: torch.device) -> None:
-    """Wait for the device, if it is there: fake ones of tests are not."""
+    """Wait for the device, unless it is a test's fake one."""
     if torch.cuda.is_available():
         torch.cuda.synchronize(device)
 

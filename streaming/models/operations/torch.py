@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,7 +13,7 @@ from streaming.models import sampler
 from streaming.models.attention import FrameView, KeyValueRing, Rotary, attend, rotate
 from streaming.models.context_window import frame_positions, window_start
 from streaming.models.linear import Linear
-from streaming.models.operations.base import Operations
+from streaming.models.operations.base import Layer, Layers, Operations
 from streaming.models.sampler import Drawing, SamplerState
 
 
@@ -83,6 +86,9 @@ class TorchOperations(Operations):
         h = qkv.view(*qkv.shape[:2], -1, ring.keys.shape[4]).transpose(1, 2)
         return attend(ring.keep(h, layer, view), ring, layer, view.slots, view.visible)
 
+    def layers(self, layers: Sequence[Layer], eps: float) -> Layers:
+        return LayerByLayer(self, layers, eps)
+
     def extend(self, context: Tensor, x: Tensor, activate: bool, lengths: Tensor | None = None, hop: int = 1) -> Tensor:
         if lengths is not None:
             x = ended(x, lengths, hop)
@@ -99,6 +105,29 @@ class TorchOperations(Operations):
 
     def draw(self, logits: Tensor, book: int, state: SamplerState, frame: Drawing, few: bool) -> Tensor:
         return sampler.draw(logits, book, state, frame, few)
+
+
+@dataclass(frozen=True)
+class LayerByLayer:
+    """A decoder's layers, one operation after another. See `Layers`."""
+
+    operations: Operations
+    layers: Sequence[Layer]
+    eps: float
+
+    def __call__(self, x: Tensor, ring: KeyValueRing, view: FrameView) -> tuple[Tensor, Tensor | None]:
+        operations, pending = self.operations, None
+        for number, layer in enumerate(self.layers):
+            x, qkv = operations.project(x, pending, layer.norm1, self.eps, layer.qkv)
+            x, pending = finish(operations, layer, self.eps, x, operations.attend(qkv, ring, number, view))
+        return x, pending
+
+
+def finish(operations: Operations, layer: Layer, eps: float, x: Tensor, attended: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the residual stream behind a layer's attention, and what is yet to be added to it."""
+    pending = operations.linear(attended, layer.out)
+    x, inner = operations.project_gated(x, pending, layer.norm2, eps, layer.gate_up)
+    return x, operations.linear(inner, layer.down)
 
 
 def ended(x: Tensor, lengths: Tensor, hop: int) -> Tensor:

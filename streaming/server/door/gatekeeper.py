@@ -70,7 +70,7 @@ class Gatekeeper:
         self.limits = limits or Limits()
         self._usage = Usage(self.limits)
         host = Host.parse(bind.host)
-        # Who names an origin stands behind a proxy that may pass its host on.
+        # An operator who names origins may have a proxy in front that passes its own host on.
         self._hosts = {"localhost", *(origin.host for origin in origins), *([host.name] if host is not None else [])}
 
     def look(self, headers: Headers, path: str, peer: str | None, now: float) -> Refusal | None:

@@ -39,7 +39,7 @@ class PendingHandshakes:
 
     def enter(self, connection: socket.socket, peer: str | None) -> None:
         """Note that a connection was accepted. peer: its address."""
-        self.leave(connection.fileno())  # of one that was closed: its number is used again
+        self.leave(connection.fileno())  # a connection that was closed: its file descriptor is used again
         address = address_key(peer)
         if address is not None and self._addresses[address] >= self._limits.handshakes_per_address:
             self._turn_away(next(number for number, (_, other) in self._waiting.items() if other == address))
@@ -60,7 +60,7 @@ class PendingHandshakes:
     def _turn_away(self, number: int) -> None:
         connection = self._waiting[number][0]
         self.leave(number)
-        with suppress(OSError):  # it may be closed already, or its peer gone
+        with suppress(OSError):  # the connection may be closed already, or its peer gone
             connection.shutdown(socket.SHUT_RDWR)  # asyncio, whose it is, reads the end and closes it
 
 
@@ -78,7 +78,7 @@ class ListeningSocket(socket.socket):
     def accept(self) -> tuple[socket.socket, Any]:
         if self._in_a_row >= _AT_ONCE:
             self._in_a_row = 0
-            raise BlockingIOError  # the rest in the next turn
+            raise BlockingIOError  # the rest are accepted in the next turn of the loop
         try:
             connection, peer = super().accept()
         except OSError as error:

@@ -14,7 +14,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class ProxyError(StreamingError):
-    """A network of proxies that is none."""
+    """What the operator calls a network of proxies is none."""
 
     code = "bad_proxy"
 

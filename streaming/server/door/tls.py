@@ -26,7 +26,7 @@ def load_tls(certificate: str | None, key: str | None) -> ssl.SSLContext | None:
         raise TlsError(f"--tls-key {key} is encrypted: decrypt it first (openssl pkey -in {key} -out KEY)")
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:
-        context.load_cert_chain(certificate, key, password=lambda: "")  # never ask at the terminal
+        context.load_cert_chain(certificate, key, password=lambda: "")  # so that OpenSSL does not ask at the terminal
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
             why = f"--tls-key {key} is not the key of the first certificate in --tls-cert {certificate}"

@@ -76,7 +76,7 @@ class Tokens:
     """
 
     def __init__(self, holders: Iterable[Holder], path: Path | None = None, now: float = 0.0) -> None:
-        self._held = self._seen = tuple(holders)  # what counts, and what the latest look has found
+        self._held = self._seen = tuple(holders)  # the holders that count, and those that the latest look has found
         self._path = path
         self._signature: _Signature | None = None
         self._settled = path is None
@@ -171,8 +171,8 @@ def _signature(path: Path) -> _Signature | None:
 def _read(path: Path) -> list[str]:
     """Return the file's lines. Raises `OSError`, also for what is no file, or far too large to be one of tokens."""
     if not path.is_file():
-        path.stat()  # raises where there is nothing
-        raise OSError(errno.EINVAL, "not a regular file")  # a pipe has nothing to say a second time
+        path.stat()  # raises `OSError` where there is no file
+        raise OSError(errno.EINVAL, "not a regular file")  # a pipe can be read once only
     with path.open("rb") as file:
         data = file.read(MAX_FILE_BYTES + 1)
     if len(data) > MAX_FILE_BYTES:

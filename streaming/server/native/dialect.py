@@ -22,9 +22,9 @@ from streaming.server.turn_backup import TurnBackup
 class NativeDialect:
     """The conversation's own words.
 
-    book: of a session that can be resumed, None for others. saved: who makes a file of a session. midway: the
-    client may be in the middle of a stream of Opus. backup: is told of the end of turns. answer: sends a message of
-    the connection's own. threads: for Opus.
+    book: of a session that can be resumed, None for others. saved: who makes a file of a session. heard: the
+    latest packets of Opus of a client that another server had. backup: is told of the end of turns. answer: sends a
+    message of the connection's own. threads: for Opus.
 
     What Opus remembers of the stream outlives a socket, as the messages that are kept do: encoded once, sent again as
     they are.
@@ -37,12 +37,12 @@ class NativeDialect:
         codec: Codec = "pcm16",
         saved: SavedSessions | None = None,
         *,
-        midway: bool = False,
+        heard: Sequence[bytes] = (),
         backup: TurnBackup | None = None,
         threads: OpusThreads | None = None,
     ) -> None:
         self._answer, self._book, self._codec, self._saved, self._backup = answer, book, codec, saved, backup
-        self._opus = (OpusSender(), OpusReceiver(midway=midway)) if codec == "opus" else None
+        self._opus = (OpusSender(), OpusReceiver(heard)) if codec == "opus" else None
         self._threads = threads
 
     def decode(self, data: str | bytes) -> Sequence[Received | Work[Received]]:
@@ -55,7 +55,7 @@ class NativeDialect:
                 self._book.acknowledge(received.received)
                 return []
         except ProtocolError as error:
-            return [error.with_traceback(None)]  # which would keep the message alive
+            return [error.with_traceback(None)]  # a traceback would keep the message in memory
         if isinstance(received, Work) or received.counted:
             answer = self._book.receive()
             if answer is not None:
@@ -112,6 +112,11 @@ class NativeDialect:
             raise
         return self._kept(reply, work.result())
 
+    @property
+    def heard(self) -> tuple[bytes, ...]:
+        """The latest packets of Opus that came, without which another decoder does not go on as this one does."""
+        return () if self._opus is None else self._opus[1].latest
+
     async def end_stream(self) -> Sequence[str | bytes]:
         """Return what is left of the stream of Opus that is being sent, which is over: another encoder goes on."""
         if self._opus is None:
@@ -125,7 +130,7 @@ class NativeDialect:
         return said
 
     def _kept(self, reply: Message | AudioMessage, said: list[str | bytes]) -> list[str | bytes]:
-        """Return what is said, after it was kept for a client that comes back."""
+        """Keep what is said for a client that comes back, and return it."""
         if self._book is not None and reply.counted:
             for data in said:
                 self._book.send(data)

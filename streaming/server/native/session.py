@@ -17,6 +17,7 @@ from streaming.errors import StreamingError
 from streaming.protocol import messages
 from streaming.protocol.messages import AudioMessage, Codec, Message, SessionResume, SessionResumed
 from streaming.protocol.replay import ReplayBook
+from streaming.server.connection import Connection
 from streaming.server.door.gatekeeper import Visitor
 from streaming.server.driver import Driver
 from streaming.server.handover import Handover, Takeover
@@ -31,7 +32,7 @@ from streaming.server.watch.observer import SessionObserver
 
 _LOG = logging.getLogger(__name__)
 _PUT_DOWN_S = 10.0
-"""How long it may take to put a session into the store; it goes on here otherwise."""
+"""How long it may take to put a session into the store. If it takes longer, the session goes on here."""
 _LAST_REPLY_S = 1.0
 _OPUS_MESSAGES_PER_S = 400
 """Opus messages a second that are read of one client. Each may cost the thread that decodes 0.3 ms: this is 48 times
@@ -72,9 +73,9 @@ class NativeSession(ServerSession):
         self._observer = observer
         self._resume_s = None if resume is None else resume.seconds
         self._book = None if resume is None else ReplayBook() if takeover is None else takeover.book
-        midway = takeover is not None and takeover.turn is None
+        heard = () if takeover is None else takeover.heard
         self._native = NativeDialect(
-            driver.answer, self._book, codec, saved, midway=midway, backup=backup, threads=threads
+            driver.answer, self._book, codec, saved, heard=heard, backup=backup, threads=threads
         )
         super().__init__(driver, self._native, visitor, socket)
         self._codec, self._token, self._handover, self._takeover = codec, token, handover, takeover
@@ -143,9 +144,9 @@ class NativeSession(ServerSession):
         return self._book is not None and not closed and (self._leaving or self._book.received > 0)
 
     async def _come_back(self, takeover: Takeover) -> list[str | bytes]:
-        """Return what the client that the session has come here with is told first, once there is a slot."""
+        """Return what the client of a session from another server is told first, once there is a slot."""
         if not await self._driver.begins():
-            return []  # it is told why
+            return []  # the client is told why
         if takeover.turn is None:
             self._driver.expect_replay(takeover.position)
         elif self._backup is not None:
@@ -171,7 +172,8 @@ class NativeSession(ServerSession):
                 if self._backup is not None:
                     await self._backup.quiet()
                 if state is not None:
-                    await handover.put(name, state, self._book.state(), self._codec, self.visitor.digest)
+                    holder, heard = self.visitor.digest, self._native.heard
+                    await handover.put(name, state, self._book.state(), self._codec, holder, heard)
                     stored = True
         except SessionLostError:
             self.lose()
@@ -186,7 +188,7 @@ class NativeSession(ServerSession):
             self._driver.leave(MOVED)
             self._socket.transport.abort()
             return True, []
-        if stored:  # and its client is here already
+        if stored:  # and the client is here already
             with suppress(StreamingError):
                 await handover.delete(name)
         said += await self._encoded(self._driver.unsent())
@@ -201,6 +203,9 @@ class NativeSession(ServerSession):
         return said
 
     def _session_socket(self) -> SessionSocket:
+        if self._book is not None:
+            assert isinstance(self._socket, Connection)
+            self._socket.returns()
         return SessionSocket(self._socket, self._driver, self._dialect, self._messages_per_s)
 
     async def _wait_for_client(self, driving: asyncio.Task[None]) -> _Return | None:

@@ -27,5 +27,5 @@ def in_order(reply: Callable[[], list[ServerEvent]], event_id: str | None = None
 
 def rejected(error: ProtocolError, event_id: str | None) -> Echo:
     """Return what says, in order, that an event of the client's cannot be taken."""
-    said = rejection(error, event_id)  # not the error itself, which would keep the event alive
+    said = rejection(error, event_id)  # not the error itself, which would keep the event in memory
     return in_order(lambda: [said])

@@ -26,7 +26,7 @@ class InputBuffer:
     def __init__(self, format: Format) -> None:
         self.position = self.committed = self.uncommitted = 0
         self._decoder = FormatDecoder(format)
-        self._given = 0  # in this turn
+        self._given = 0  # samples given to the conversation in this turn
         self._clears = Clears()
         self._held: deque[Pcm16] = deque()
         self._held_samples = 0
@@ -36,7 +36,7 @@ class InputBuffer:
         self._add(self._decoder.push(audio))
 
     def complete(self) -> None:
-        """Add what the decoder has kept: no more comes that belongs to it."""
+        """Add what the decoder still holds: the input is complete."""
         self._add(self._decoder.flush())
 
     def change_format(self, format: Format) -> None:
@@ -68,7 +68,7 @@ class InputBuffer:
         return given
 
     def commit(self) -> None:
-        """Note that the client has said all of it."""
+        """Note that the client has committed all its input."""
         self.committed, self.uncommitted = self._given + self._held_samples, 0
 
     def clear_held(self) -> None:

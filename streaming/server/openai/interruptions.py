@@ -21,8 +21,8 @@ class Interruptions:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._answers: deque[list[ServerEvent]] = deque()  # what to say when an `interrupt` was answered
-        self._turn: int | None = None  # of a response that was cancelled, and what was heard of it is unsaid
-        self._until = 0.0  # the client may say that
+        self._turn: int | None = None  # of a cancelled response, until it is said what was heard of it
+        self._until = 0.0  # until when the client may say that
 
     @property
     def unsaid(self) -> bool:
@@ -31,11 +31,11 @@ class Interruptions:
 
     @property
     def overdue(self) -> bool:
-        """Return whether the client has had its time to say so."""
+        """Return whether the client's time to say so is over."""
         return self.unsaid and self._clock() >= self._until
 
     def cancel(self, response: Response) -> messages.Interrupt:
-        """Say no more of it; what was not heard of what was sent is cut when the client says so."""
+        """Tell nothing more of a response. What was sent of it and not heard is cut when the client says so."""
         response.speaking = False
         self._turn, self._until = response.turn, self._clock() + HEARD_TIMEOUT_S
         return self._interrupt(response, ALL_SENT)

@@ -27,7 +27,7 @@ class Items:
         return item_id in self._items
 
     def add(self, item: Item) -> str | None:
-        """Add the last one. Return the id of the item before it."""
+        """Add an item behind the others. Return the id of the item before it."""
         previous = next(reversed(self._items), None)
         self._items[item.id] = item
         while len(self._items) > MAX_ITEMS:

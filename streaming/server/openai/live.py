@@ -70,7 +70,7 @@ class LiveDialect:
         self._begun = int(time.time())
         self._position = 0  # samples of input so far
         self._muted = False
-        self._spoken = self._reported = 0  # samples so far, and of these what the client was told
+        self._spoken = self._reported = 0  # samples so far, and how many of them the client was told of
 
     def decode(self, data: str | bytes) -> Sequence[Received]:
         try:

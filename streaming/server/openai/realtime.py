@@ -42,9 +42,9 @@ class RealtimeDialect:
         self._model, self._give = model, give
         self._session_id, self._event_prefix, self._events = new_id("sess"), new_id("event"), 0
         self._options = Options()
-        self._updates: deque[Options] = deque()  # that the conversation has not made its own yet
+        self._updates: deque[Options] = deque()  # those that the conversation has not taken over yet
         self._input = InputBuffer(self._options.input)
-        self._speech_item: str | None = None  # being spoken by the client
+        self._speech_item: str | None = None  # the item that the client is speaking
         self._items = Items()
         self._responses = Responses(model, self._items)
         self._interruptions = Interruptions(clock)
@@ -151,7 +151,7 @@ class RealtimeDialect:
     def _clear(self) -> list[Received]:
         given = self._interruptions.cut_by_clock()
         self._input.clear_held()
-        if self._responses.busy and self._options.detection is None:  # nothing but what was held
+        if self._responses.busy and self._options.detection is None:  # there was nothing but what was held
             return [*given, in_order(lambda: [events.Cleared()])]
         return [*given, messages.InputClear(keep_samples=self._input.clear_given())]
 

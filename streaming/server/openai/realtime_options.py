@@ -28,7 +28,9 @@ class Model:
     context_frames: int
 
     def seconds(self, limit: Limit) -> float:
-        """A frame is one token a codebook; without a limit, as long as what the model remembers."""
+        """Return the seconds that so many tokens last, one a codebook and frame; without a limit, what the model
+        remembers.
+        """
         frames = self.context_frames if limit == "inf" else max(1, limit // self.num_codebooks)
         return min(frames, _MAX_FRAMES) / FRAME_RATE
 

@@ -45,26 +45,26 @@ class Responses:
         self._model, self._items, self._conversation_id = model, items, new_id("conv")
         self.open: Response | None = None
         self.last: Response | None = None
-        self._asked = 0  # `response.create` that the conversation has not accepted yet
-        self._refusal: messages.Error | None = None  # of the last one
+        self._asked = 0  # how many `response.create` the conversation has not accepted yet
+        self._refusal: messages.Error | None = None  # of the last `response.create`
         self._accepted: deque[Asked] = deque()
         self._turns = 0  # responses so far, which is also the number of the last one's turn
         self._stream_frames = 0  # what the model has heard and said before this turn
-        self._prompt_frames = 0  # of which this turn's prompt
+        self._prompt_frames = 0  # how many of these are this turn's prompt
         self._spoken = (0, 0)  # the last turn, and how many frames of it the context keeps
 
     @property
     def awaited(self) -> bool:
-        """Return whether one that was asked for has not begun."""
+        """Return whether a response that was asked for has not begun."""
         return bool(self._asked or self._accepted)
 
     @property
     def busy(self) -> bool:
-        """Return whether one is being spoken, or will be."""
+        """Return whether a response is being spoken, or will be."""
         return self.awaited or (self.open is not None and self.open.speaking)
 
     def speaking(self, response_id: str | None) -> Response | None:
-        """Return the one that is being spoken, if it is this one; None is any."""
+        """Return the response that is being spoken, if it has this id; None stands for any."""
         response = self.open
         if response is not None and response.speaking and response_id in (None, response.id):
             return response
@@ -141,14 +141,14 @@ class Responses:
         self._stream_frames += done.samples // FRAME
         response = self.open
         if response is None or response.turn != done.turn:
-            return []  # closed already, by somebody's voice
+            return []  # a voice has closed it already
         self.open = None
         said: list[ServerEvent] = []
         if done.reason == "interrupted":
             said = self._close(response, "cancelled", "client_cancelled")
         else:
             said = response.delta(response.encoder.flush())
-            ended = done.reason == "end" or response.limit == "inf"  # nobody limited it
+            ended = done.reason == "end" or response.limit == "inf"  # the client did not limit it
             said += self._close(response, *(("completed", None) if ended else ("incomplete", "max_output_tokens")))
         if self._accepted:
             said += self._begin(self._accepted.popleft(), options)

@@ -1,4 +1,4 @@
-"""The sockets of OpenAI's protocols: a conversation for each, in its dialect. Nobody comes back to one."""
+"""The sockets of OpenAI's protocols: a conversation for each, in its dialect. None can be resumed."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ class LiveService(OpenAIService):
 
 
 def _let_events_be_large(socket: ServerConnection) -> None:
-    """15 MiB of audio in one event; the native protocol, whose limit the server has, needs far less.
+    """Allow 15 MiB of audio in one event; the native protocol, whose limit the server has, needs far less.
 
     And no more than two of them at a time: `websockets` would keep sixteen for a session that cannot take them yet.
     """

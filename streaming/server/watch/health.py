@@ -22,7 +22,8 @@ class Away(Protocol):
 
 @dataclass(frozen=True)
 class Health:
-    """Read anew each time. sessions: all there are, those in line and those whose client is away included.
+    """A server's state, read anew each time. sessions: all there are, those in line and those whose client is away
+    included.
 
     instance: which process it is that answers, so that whoever asks twice knows whether both answers are of one.
     """

@@ -40,7 +40,7 @@ def configure(form: Format, level: str) -> None:
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.captureWarnings(True)
     logging.getLogger("streaming").setLevel(level.upper())
-    logging.getLogger("websockets").setLevel(logging.CRITICAL)  # it tells strangers' rubbish as errors, with tracebacks
+    logging.getLogger("websockets").setLevel(logging.CRITICAL)  # it logs strangers' rubbish as errors, with tracebacks
 
 
 class Throttle(logging.Filter):
@@ -87,7 +87,7 @@ class TextFormatter(logging.Formatter):
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Value]:
-    return getattr(record, "fields", {})  # what logging's `extra` makes of it
+    return getattr(record, "fields", {})  # logging makes an attribute of `extra`
 
 
 def _content(record: logging.LogRecord) -> dict[str, Value]:

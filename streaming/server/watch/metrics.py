@@ -21,7 +21,7 @@ METRICS = "/metrics"
 CONTENT_TYPE = prometheus_client.CONTENT_TYPE_LATEST
 _FIRST_FRAME_S = (0.005, 0.01, 0.02, 0.03, 0.04, 0.06, 0.08, 0.1, 0.12, 0.16, 0.2, 0.25, 0.3, 0.5, 0.75, 1, 2, 5, 10)
 
-# Shown as 0 before the first of them: what appears with its first event has no rate when it matters most.
+# Shown as 0 before the first event: a counter that appears with its first event has no rate then.
 _REFUSED = (
     "full",
     "overloaded",

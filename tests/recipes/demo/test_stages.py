@@ -10,8 +10,11 @@ import pytest
 import soundfile
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from recipes.demo import features, free_speech, joint, quantiser
+from recipes.demo import clips, features, free_speech, joint, quantiser
+from recipes.demo.latents import Latents
+from recipes.demo.recipe import Run
 from recipes.demo.train import main
 from streaming.audio import FRAME
 from tests.reference import speech
@@ -19,7 +22,9 @@ from tests.reference import speech
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A corpus of two voices of noise, and no need for the libraries that made the real one."""
+    """A corpus of two voices of noise, no need for the libraries that made the real one, and little to fit to and to
+    judge by: what a stage reads and writes is the same.
+    """
     for number, voice in enumerate(("one", "two")):
         for split, blocks in (("train", (1, 2)), ("test", (49,))):
             folder = tmp_path / "corpus" / voice / split
@@ -30,6 +35,15 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def prosody(pcm: NDArray[np.float32]) -> NDArray[np.float32]:
         return np.resize(np.float32([1, 1, -1, -1, 0.5, 0.2, 0, 0]), (len(pcm) // FRAME, features.PROSODY))
 
+    def few_to_judge_by(run: Run, frames: int, steps: int, _: int) -> tuple[clips.Crops, tuple[Tensor, Tensor]]:
+        return material(run, frames, steps, 2)
+
+    def fit_to_few(crops: clips.Crops, _: int) -> Latents:
+        return fit(crops, 2)
+
+    material, fit = clips.material, Latents.fit
+    monkeypatch.setattr(clips, "material", few_to_judge_by)
+    monkeypatch.setattr(Latents, "fit", fit_to_few)
     monkeypatch.setattr(features, "prosody", prosody)
     monkeypatch.setattr(quantiser, "_FRAMES", 1200)
     monkeypatch.setattr(quantiser, "_ROUNDS", 1)

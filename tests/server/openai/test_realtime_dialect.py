@@ -48,7 +48,7 @@ class Talk:
         return [json.loads(event) for event in asyncio.run(self._dialect.encode(reply))]
 
     def handled(self) -> list[dict[str, Any]]:
-        """All before is handled."""
+        """Have all before handled."""
         return self.server(self._echoes.popleft())
 
     def speaks(self, frames: int, **response: Any) -> str:
@@ -61,7 +61,7 @@ class Talk:
         return str(next(event["item"]["id"] for event in created if event["type"] == "response.output_item.added"))
 
     def manual(self) -> None:
-        """The client takes the turns."""
+        """Have the client take the turns."""
         self.client("session.update", session={"type": "realtime"} | MANUAL)
 
     def done(self, reason: Reason, frames: int, turn: int = 1) -> list[dict[str, Any]]:
@@ -84,7 +84,7 @@ def heard(given: list[Received]) -> list[int]:
 
 
 def code(events: list[dict[str, Any]]) -> str:
-    """Of the error that they are."""
+    """Return the code of the error that these events are."""
     (event,) = events
     assert event["type"] == "error", event
     return str(event["error"]["code"])

@@ -8,4 +8,5 @@
 #include "products.h"
 #include "norms.h"
 #include "attention.h"
+#include "layers.h"
 #include "draw.h"

@@ -1,4 +1,4 @@
-"""Compiles `kernels.c` with the system's C compiler, once for each processor and compiler, and opens it.
+"""Compile `kernels.c` with the system's C compiler, once for each processor and compiler, and open it.
 
 It shares PyTorch's threads: it is linked with the OpenMP library that PyTorch has loaded. Two pools of threads, each
 waiting for work in a loop, would take the processor from each other.
@@ -49,6 +49,10 @@ _FUNCTIONS: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "native_layer_norm": (None, (c_void_p, c_void_p, c_void_p, c_float, c_int64, c_int64, c_void_p)),
     "native_extend": (None, (c_void_p, c_int64, c_int64, c_void_p, c_int64, c_int64, c_int, c_void_p, c_int)),
     "native_draw": (None, (c_void_p, c_void_p, *[c_int64] * 4, c_void_p)),
+    "native_layers": (
+        c_int64,
+        (c_void_p, c_int64, c_float, c_void_p, c_int64, c_void_p, c_void_p, *[c_int64] * 5, c_void_p, c_void_p, c_int),
+    ),
     "native_attend": (c_int64, (c_void_p, c_void_p, c_void_p, *[c_int64] * 5, c_void_p, c_int)),
 }
 """The functions' results and arguments."""
@@ -56,7 +60,7 @@ _FUNCTIONS: dict[str, tuple[type | None, tuple[type, ...]]] = {
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The compiled operations, or None where they cannot be had; a line in the log says why."""
+    """Return the compiled operations, or None where they cannot be had; a line in the log says why."""
     if os.environ.get(SWITCH) == "0":
         _LOG.info("running without native operations, slower: %s=0 says so", SWITCH)
         return None
@@ -101,7 +105,7 @@ def build(target: str = NATIVE) -> ctypes.CDLL:
         try:
             return _open(cache / name)
         except (OSError, AttributeError):
-            pass  # a disk that was full, a machine that died: made anew
+            pass  # the disk was full, or the machine died, as it was written: it is compiled anew
     _LOG.info("compiling the operations for this processor, which is done once")
     with tempfile.TemporaryDirectory(dir=cache) as folder:
         objects, built = Path(folder) / "kernels.o", Path(folder) / name
@@ -115,7 +119,7 @@ def build(target: str = NATIVE) -> ctypes.CDLL:
 
 
 def _for(target: str) -> str:
-    """The compiler's flag. On Arm `-mcpu=native` is what both gcc and clang know."""
+    """Return the compiler's flag. On Arm `-mcpu=native` is what both gcc and clang know."""
     arm = platform.machine() in ("aarch64", "arm64")
     return "-mcpu=native" if target == NATIVE and arm else f"-march={target}"
 
@@ -136,7 +140,7 @@ def _open(path: Path) -> ctypes.CDLL:
 
 
 def _openmp() -> Path:
-    """The OpenMP library of this process, which PyTorch has brought."""
+    """Return the OpenMP library of this process, which PyTorch has brought."""
     for path in _libraries():
         if path.name.startswith(("libgomp", "libiomp", "libomp")):
             return path
@@ -170,12 +174,12 @@ def cache_folder(name: str) -> Path | None:
     """Return a folder that is ours alone, for what lies in it may be run; None where there can be none."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     folder = Path(base) / "streaming-continuation" / name
-    if not folder.is_absolute() or platform.system() == "Windows":  # where owners are told by other means
+    if not folder.is_absolute() or platform.system() == "Windows":  # Windows tells a file's owner by other means
         return None
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = folder.stat()
-    except OSError:  # no home, or not to be written to
+    except OSError:  # there is no home, or it cannot be written to
         return None
     if found.st_uid != os.getuid() or found.st_mode & 0o022:
         reason = "others could write to it" if found.st_uid == os.getuid() else "it belongs to another user"

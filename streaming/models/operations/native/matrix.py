@@ -65,6 +65,8 @@ class NativeLinear:
         pointers = [pointer(tensor) for tensor in self._kept]
         self._matrix = _Matrix(kind, self.inputs, self.outputs, group, *pointers)
         self._matrix_at = byref(self._matrix)
+        self.address = ctypes.addressof(self._matrix)
+        """Of what C knows of it; good as long as this lives."""
         self.gates = self.outputs % (2 * int(opened.native_block())) == 0
         """Whether `run` can apply a gate."""
 

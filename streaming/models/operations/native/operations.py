@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from ctypes import byref, c_int64, c_void_p
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from streaming.models.attention import FrameView, KeyValueRing, Rotary
 from streaming.models.linear import Linear
+from streaming.models.operations.base import Layer, Layers
 from streaming.models.operations.native.library import library
 from streaming.models.operations.native.matrix import FLOATS, NativeLinear, pointer
 from streaming.models.operations.torch import TorchOperations, ended
@@ -30,6 +32,10 @@ class _View(ctypes.Structure):
         *((name, c_void_p) for name in ("slots", "position", "start", "cos", "sin")),
         *((name, c_int64) for name in ("position_stride", "start_stride", "start_step", "angle_stride")),
     )
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = tuple((name, c_void_p) for name in ("norm1", "norm2", "qkv", "out", "gate_up", "down"))
 
 
 class _Drawing(ctypes.Structure):
@@ -53,6 +59,72 @@ class NativeView(FrameView):
         addresses = [tensor.data_ptr() for tensor in (self.slots, position, start, cos, sin)]
         step = start.stride(1) if start.shape[1] > 1 else 0
         return _View(*addresses, position.stride(0), start.stride(0), step, cos.stride(0))
+
+
+class NativeLayers:
+    """A decoder's layers in one call: what `LayerByLayer` gives, to the bit. See `Layers`."""
+
+    def __init__(self, opened: ctypes.CDLL, layers: Sequence[Layer], eps: float) -> None:
+        """layers: one at least, such as `can` says."""
+        self._run, self.layers, self.eps = opened.native_layers, layers, eps
+        products = [_native_products(layer) for layer in layers]
+        norms = [(pointer(layer.norm1), pointer(layer.norm2)) for layer in layers]
+        self._native = (_Layer * len(layers))(
+            *(_Layer(*two, *(one.address for one in four)) for two, four in zip(norms, products, strict=True))
+        )
+        self._attended = products[0][1].inputs
+
+    @staticmethod
+    def can(layers: Sequence[Layer]) -> bool:
+        """Return whether these run in one call: all of their products are native, and their gates, too."""
+        products = [product for layer in layers for product in (layer.qkv, layer.out, layer.gate_up, layer.down)]
+        gates = [layer.gate_up for layer in layers]
+        native = all(isinstance(product, NativeLinear) for product in products)
+        return bool(layers) and native and all(isinstance(gate, NativeLinear) and gate.gates for gate in gates)
+
+    def __call__(self, x: Tensor, ring: KeyValueRing, view: FrameView) -> tuple[Tensor, Tensor]:
+        assert isinstance(view, NativeView) and x.dtype == torch.float32
+        batch, time, _ = x.shape
+        x = x.contiguous()
+        total, pending = torch.empty_like(x), torch.empty_like(x)
+        heads, dim = ring.keys.shape[2], ring.keys.shape[4]
+        groups = self._attended // dim // heads
+        if self._run(
+            self._native,
+            len(self.layers),
+            self.eps,
+            byref(_ring(ring, view, 0)),
+            ring.keys.stride(1),
+            byref(view.native),
+            pointer(x),
+            batch,
+            time,
+            heads,
+            groups,
+            dim,
+            pointer(total),
+            pointer(pending),
+            torch.get_num_threads(),
+        ):
+            raise MemoryError(f"no memory for the layers of {batch * time} tokens")
+        return total, pending
+
+
+def _native_products(layer: Layer) -> list[NativeLinear]:
+    """Return a layer's products in the order of C."""
+    products = [layer.qkv, layer.out, layer.gate_up, layer.down]
+    return [product for product in products if isinstance(product, NativeLinear)]
+
+
+def _ring(ring: KeyValueRing, view: FrameView, layer: int) -> _Ring:
+    """Return a layer's keys and values as C reads them."""
+    keys = ring.keys
+    assert view.start.shape[1] == 1 or ring.prefix == 0
+    assert keys.is_contiguous() and ring.values.shape == keys.shape and ring.values.is_contiguous()
+    slot, step, head, _, _ = keys.stride()
+    offset = layer * step * keys.itemsize
+    places = keys.data_ptr() + offset, ring.values.data_ptr() + offset
+    return _Ring(FLOATS[keys.dtype], ring.prefix, ring.size, slot, head, *places)
 
 
 class NativeOperations(TorchOperations):
@@ -115,24 +187,11 @@ class NativeOperations(TorchOperations):
     def attend(self, qkv: Tensor, ring: KeyValueRing, layer: int, view: FrameView) -> Tensor:
         assert isinstance(view, NativeView)
         batch, time, width = qkv.shape
-        keys, heads, dim = ring.keys, ring.keys.shape[2], ring.keys.shape[4]
+        heads, dim = ring.keys.shape[2], ring.keys.shape[4]
         groups = width // dim // heads - 2
-        assert view.start.shape[1] == 1 or ring.prefix == 0
-        assert keys.is_contiguous() and ring.values.shape == keys.shape and ring.values.is_contiguous()
         out = torch.empty(batch, time, heads * groups * dim)
-        slot, step, head, _, _ = keys.stride()
-        offset = layer * step * keys.itemsize
-        native_ring = _Ring(
-            FLOATS[keys.dtype],
-            ring.prefix,
-            ring.size,
-            slot,
-            head,
-            keys.data_ptr() + offset,
-            ring.values.data_ptr() + offset,
-        )
         if self._library.native_attend(
-            byref(native_ring),
+            byref(_ring(ring, view, layer)),
             byref(view.native),
             pointer(qkv),
             batch,
@@ -145,6 +204,11 @@ class NativeOperations(TorchOperations):
         ):
             raise MemoryError(f"no memory for the scores of {batch} rows")
         return out
+
+    def layers(self, layers: Sequence[Layer], eps: float) -> Layers:
+        if NativeLayers.can(layers):
+            return NativeLayers(self._library, layers, eps)
+        return super().layers(layers, eps)
 
     def extend(self, context: Tensor, x: Tensor, activate: bool, lengths: Tensor | None = None, hop: int = 1) -> Tensor:
         batch, old, channels = context.shape

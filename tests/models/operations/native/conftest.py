@@ -57,7 +57,7 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str
 def processor(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, emulated: Callable[[str], Remote]
 ) -> Iterator[str]:
-    """Compiled for it, and loaded."""
+    """A processor that the operations are compiled for, and loaded."""
     yield from _loaded(request.param, monkeypatch, emulated)
 
 
@@ -65,7 +65,7 @@ def processor(
 def processor_of_integers(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, emulated: Callable[[str], Remote]
 ) -> Iterator[str]:
-    """Compiled for it, and loaded."""
+    """A processor that the operations are compiled for, and loaded."""
     yield from _loaded(request.param, monkeypatch, emulated)
 
 

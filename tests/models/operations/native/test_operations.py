@@ -17,9 +17,10 @@ from streaming.models.attention import Rotary
 from streaming.models.linear import Dense
 from streaming.models.operations.native.library import library
 from streaming.models.operations.native.matrix import NativeLinear
-from streaming.models.operations.native.operations import NativeOperations
-from streaming.models.operations.torch import TorchOperations
-from streaming.models.quantization import eight_bits, four_bits
+from streaming.models.operations.native.operations import NativeLayers, NativeOperations
+from streaming.models.operations.torch import LayerByLayer, TorchOperations
+from streaming.models.quantized_weights import Quantize, eight_bits, four_bits
+from streaming.models.random_weights import TINY, random_decoder
 from tests.models.operations.native.twins import int4_product, int8_product
 from tests.models.operations.triton.draws import OPTIONS, assert_same_draws, drawing, options
 from tests.models.operations.triton.rings import assert_same_ring, cleaned, poisoned_ring, scattered
@@ -293,3 +294,24 @@ def test_a_step_says_what_a_plain_step_says(codec_dir: Path, decoder_dir: Path, 
         native = FrameStep(load_codec(codec_dir), load_decoder(decoder_dir), 2, 3, 1)
     assert type(native._device.codec.operations) is NativeOperations
     assert_same_steps(native, plain, ["ll", "sl", "ss", "-s"] * 8)
+
+
+@pytest.mark.parametrize("quantize", ["none", "int8", "int4"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_layers_in_one_call_are_those_one_after_another(quantize: Quantize, dtype: torch.dtype) -> None:
+    """Pins keys and values of a layer that go to another's place, and a residual stream that is added to twice."""
+    decoder = random_decoder(TINY, CPU, dtype, quantize)
+    assert isinstance(decoder._run_layers, NativeLayers)
+    states = [decoder.init_state(3, 8) for _ in range(2)]
+    runs = [decoder._run_layers, LayerByLayer(NativeOperations(), decoder._layers, TINY.norm_eps)]
+    slots, books = torch.tensor([2, 0]), decoder.num_codebooks
+    said = []
+    for state, run in zip(states, runs, strict=True):
+        torch.manual_seed(0)
+        state.frames.copy_(torch.tensor([30, 0, 3]))
+        view = decoder.begin_frame(state, slots, 8, decoder.columns_for(state, 30))
+        outs = [run(torch.randn(2, 1, 128), state.ring, view.columns(0, 1))]
+        outs.append(run(torch.randn(2, books - 1, 128), state.ring, view.columns(1, books)))
+        said.append([*(part for out in outs for part in out), state.ring.keys, state.ring.values])
+    for one, other in zip(*said, strict=True):
+        assert one is not None and torch.equal(one, other)

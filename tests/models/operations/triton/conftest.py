@@ -30,7 +30,7 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 
 @pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def dtype(request: pytest.FixtureRequest) -> torch.dtype:
-    """Of weights, activations and rings."""
+    """The type of weights, activations and rings."""
     return request.param
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from streaming.models.quantization import eight_bits, four_bits
+from streaming.models.quantized_weights import eight_bits, four_bits
 
 
 def test_eight_bits_have_a_magnitude() -> None:

@@ -9,20 +9,24 @@ from pathlib import Path
 import pytest
 import torch
 
-from streaming import loading, quantize_choice
+from streaming import loading, quantize_auto
 from streaming.errors import StreamingError, TooLargeError
 from streaming.memory import Memory
 from streaming.models.operations.native import library as native
-from streaming.models.quantization import Quantize
-from streaming.quantize_choice import KINDS, choose, product_s, warn_if_slower
+from streaming.models.quantized_weights import Quantize
+from streaming.quantize_auto import KINDS, choose, least_s, product_s, warn_if_slower
 
 
 class _Machine:
     """Takes so many milliseconds for a step with each kind of weights."""
 
-    def __init__(self, none: float, int8: float, int4: float) -> None:
-        self.ms = {"none": none, "int8": int8, "int4": int4}
+    def __init__(self, none: float, int8: float, int4: float, products: float = 0.0) -> None:
+        """products: which share of a step's time they are known to take."""
+        self.ms, self.products = {"none": none, "int8": int8, "int4": int4}, products
         self.asked: list[Quantize] = []
+
+    def least(self, kind: Quantize) -> float:
+        return self.products * self.ms[kind] / 1e3
 
     def __call__(self, kind: Quantize) -> float:
         self.asked.append(kind)
@@ -30,7 +34,7 @@ class _Machine:
 
 
 def chosen(machine: _Machine, file: Path | None = None, key: str = "key", kinds: Sequence[Quantize] = KINDS) -> str:
-    return choose(kinds, machine, 0.08, 0.8, "A GPU", key, file)
+    return choose(kinds, machine, machine.least, 0.08, 0.8, "A GPU", key, file)
 
 
 @pytest.mark.parametrize(
@@ -51,6 +55,29 @@ def test_the_least_loss_that_is_fast_enough_is_taken(
     machine = _Machine(none, int8, int4)
     assert chosen(machine) == kind
     assert machine.asked == list(KINDS[:asked])
+
+
+@pytest.mark.parametrize(
+    ("none", "int8", "int4", "kind", "asked"),
+    [
+        (60.0, 40.0, 20.0, "none", ["none"]),
+        (200.0, 100.0, 55.0, "int4", ["int8", "int4"]),
+        (400.0, 200.0, 55.0, "int4", ["int4"]),
+        (400.0, 200.0, 100.0, "int4", ["int4"]),
+        (200.0, 400.0, 500.0, "none", ["none"]),
+    ],
+)
+def test_what_is_too_slow_by_its_products_alone_is_not_measured(
+    none: float, int8: float, int4: float, kind: str, asked: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Pins 22 s of a start for reading weights that are far too many for this machine."""
+    file, machine = tmp_path / "seconds.json", _Machine(none, int8, int4, products=0.5)
+    with caplog.at_level("INFO"):
+        assert chosen(machine, file) == kind
+    assert machine.asked == asked
+    assert ("none is too slow by its products alone" in caplog.messages[-1]) == ("none" not in asked)
+    assert chosen(machine, file) == kind
+    assert machine.asked == asked
 
 
 def test_it_says_what_it_took_and_why(caplog: pytest.LogCaptureFixture) -> None:
@@ -151,7 +178,7 @@ def test_integers_that_are_slower_than_float32_are_told(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Pins an old processor on which --quantize makes things worse in silence."""
-    monkeypatch.setattr(quantize_choice, "library", lambda: _Library(instructions))
+    monkeypatch.setattr(quantize_auto, "library", lambda: _Library(instructions))
     warn_if_slower(kind, lambda tried: 5e-3 if tried == "none" else ms / 1e3)
     assert ("slower than float32" in caplog.text) == warns
     assert not warns or f"({instructions}): 9.0 ms a product, float32 5.0" in caplog.text
@@ -168,6 +195,20 @@ def test_a_trial_multiplies(kind: Quantize) -> None:
     if native.library() is None:
         pytest.skip("no native operations here")
     assert product_s(kind) > 0
+    assert least_s(kind, 1 << 24) > 0
+
+
+def test_a_trial_of_numbers_of_bfloat16_reads_half_as_much() -> None:
+    """Pins a checkpoint in bfloat16 that is called too slow, since its trial reads float32."""
+    if native.library() is None:
+        pytest.skip("no native operations here")
+    kept = [quantize_auto._matrix("none", number)._kept[0] for number in (0.1, 0.5)]  # type: ignore[attr-defined]
+    assert kept[0].nbytes == 2 * kept[1].nbytes
+
+
+def test_without_native_operations_nothing_is_known_in_advance(without_native: None) -> None:
+    """Pins a product that cannot be tried, and a kind that is left out for it."""
+    assert least_s("int4", 1 << 24) == 0
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from streaming.files import write_private
 from streaming.models.linear import Dense, Linear
 from streaming.models.operations.native.library import WIDENED, cache_folder, library
 from streaming.models.operations.native.matrix import NativeLinear
-from streaming.models.quantization import Quantize
+from streaming.models.quantized_weights import Quantize
 
 _LOG = logging.getLogger(__name__)
 KINDS: tuple[Quantize, ...] = ("none", "int8", "int4")
@@ -39,6 +39,7 @@ def measured_file() -> Path | None:
 def choose(
     kinds: Sequence[Quantize],
     measure: Callable[[Quantize], float],
+    least: Callable[[Quantize], float],
     frame_s: float,
     share: float,
     help_: str,
@@ -49,22 +50,31 @@ def choose(
     is, the fastest of them. The log says what was chosen and why.
 
     kinds: from the one that loses least on. measure: the seconds of a step; called for no more kinds than needed, and
-    for none that `file` has under `key`. help_: what would help where nothing is fast enough.
+    for none that `file` has under `key`. least: no step takes less, which is known in a moment; what is too slow by
+    that alone is not measured, and kept as infinity. help_: what would help where nothing is fast enough.
     """
-    taken = _read(file).get(key, {})
+    taken, limit = _read(file).get(key, {}), share * frame_s
     known = set(taken)
+
+    def measured(kind: Quantize) -> float:
+        _LOG.info("--quantize auto: measuring a step with %s, which is done once", kind)
+        return measure(kind)
+
     for kind in kinds:
         if kind not in taken:
-            _LOG.info("--quantize auto: measuring a step with %s, which is done once", kind)
-            taken[kind] = measure(kind)
-        if taken[kind] <= share * frame_s:
+            taken[kind] = measured(kind) if least(kind) <= limit else math.inf
+        if taken[kind] <= limit:
             break
     looked = [kind for kind in kinds if kind in taken]
-    enough = [kind for kind in looked if taken[kind] <= share * frame_s]
+    if all(math.isinf(taken[kind]) for kind in looked):
+        fastest = min(looked, key=least)
+        taken[fastest] = measured(fastest)
+        known.discard(fastest)
+    enough = [kind for kind in looked if taken[kind] <= limit]
     chosen = enough[0] if enough else min(looked, key=taken.__getitem__)
     if not known.issuperset(looked):
         _keep(file, key, taken)
-    others = ", ".join(f"{kind} {1e3 * taken[kind]:.0f}" for kind in looked if kind != chosen)
+    others = ", ".join(_told(kind, taken[kind]) for kind in looked if kind != chosen)
     found = (
         f"--quantize auto takes {chosen}: a step of one session takes {1e3 * taken[chosen]:.0f} ms of a frame's "
         f"{1e3 * frame_s:.0f}{f' ({others})' if others else ''}"
@@ -77,6 +87,18 @@ def choose(
         late = "it will stutter" if taken[chosen] > frame_s else "that leaves no room for anything else"
         _LOG.warning("%s, which is the fastest here, and %s. %s would help", found, late, help_)
     return chosen
+
+
+def _told(kind: Quantize, seconds: float) -> str:
+    return f"{kind} is too slow by its products alone" if math.isinf(seconds) else f"{kind} {1e3 * seconds:.0f}"
+
+
+def least_s(kind: Quantize, weights: int) -> float:
+    """Return what products with so many weights take at least: what a matrix that may lie in a cache takes, in bfloat16
+    for `none`, since a checkpoint's numbers may be that. 0 without native operations.
+    """
+    outputs, inputs = _SHAPE
+    return 0.0 if library() is None else product_s(kind, 0.5) * weights / (outputs * inputs)
 
 
 def warn_if_slower(kind: Quantize, measure: Callable[[Quantize], float] | None = None) -> None:
@@ -104,9 +126,11 @@ def warn_if_slower(kind: Quantize, measure: Callable[[Quantize], float] | None =
 
 
 @torch.inference_mode()
-def product_s(kind: Quantize) -> float:
-    """Return the seconds of one row's product with a matrix that no cache holds, the least of some tries."""
-    matrix, x = _matrix(kind), torch.ones(1, _SHAPE[1])
+def product_s(kind: Quantize, number: float = 0.1) -> float:
+    """Return the seconds of one row's product with a matrix that few caches hold, the least of some tries. number: all
+    of its weights, if they are kept as they are. 0.1 is not a number of bfloat16's, 0.5 is.
+    """
+    matrix, x = _matrix(kind, number), torch.ones(1, _SHAPE[1])
     taken = []
     for _ in range(_TRIES):
         started = time.perf_counter()
@@ -115,10 +139,10 @@ def product_s(kind: Quantize) -> float:
     return min(taken)
 
 
-def _matrix(kind: Quantize) -> Linear:
+def _matrix(kind: Quantize, number: float) -> Linear:
     outputs, inputs = _SHAPE
     if kind == "none":
-        weight = torch.full(_SHAPE, 0.1)  # not a number of bfloat16's
+        weight = torch.full(_SHAPE, number)
         return NativeLinear.pack(weight) if NativeLinear.can(weight) else Dense(weight)
     ones = torch.ones(_SHAPE, dtype=torch.int8)
     if kind == "int8":
@@ -139,7 +163,7 @@ def _read(file: Path | None) -> dict[str, dict[Quantize, float]]:
 
 def _seconds(taken: dict[str, object]) -> dict[Quantize, float]:
     numbers: Collection[tuple[Quantize, object]] = [(kind, taken.get(kind)) for kind in KINDS]
-    return {kind: s for kind, s in numbers if isinstance(s, float) and math.isfinite(s) and s > 0}
+    return {kind: s for kind, s in numbers if isinstance(s, float) and s > 0}
 
 
 def _keep(file: Path | None, key: str, taken: dict[Quantize, float]) -> None:

@@ -1,9 +1,9 @@
-"""`python -m streaming.benchmark.leash SECONDS COMMAND...`: a command that ends in time, and with whoever started it.
+"""`python -m streaming.benchmark.supervisor SECONDS COMMAND...`: a command that ends in time, and with its starter.
 
-Standard input is the leash: when it ends, its other end was let go, whatever became of the process that held it. All
-that the command started ends with it, whatever session it is in: on Linux the orphans of this process's children become
-its children (prctl(2), PR_SET_CHILD_SUBREAPER), and it leaves none. A GPU whose last measurement still runs is
-no use to the next.
+The starter holds the other end of standard input: when the input ends, the starter is done or dead. All that the
+command started ends with it, whatever session it is in: on Linux the orphans of this process's children become its
+children (prctl(2), PR_SET_CHILD_SUBREAPER), and it leaves none. A GPU whose last measurement still runs is no use to
+the next.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-TIMED_OUT, LET_GO = 124, 125
+TIMED_OUT, ABANDONED = 124, 125
 """Exit statuses: the time was over (as of timeout(1)), or the starter had gone."""
 _SET_DEATH_SIGNAL, _SET_SUBREAPER = 1, 36  # linux/prctl.h
 _LOOK_S = 0.05
@@ -32,12 +32,12 @@ _ROOT = Path(__file__).resolve().parents[2]
 def run(
     command: Sequence[str], limit_s: float, output: IO[bytes], environment: Mapping[str, str] | None = None
 ) -> int | None:
-    """Run a command on a leash, from the repository's root. Return its exit status, None if it took too long.
+    """Run a command under a supervisor, from the repository's root. Return its exit status, None if it took too long.
 
     output: what it says goes there as it is said, whatever ends it.
     """
-    leashed = subprocess.Popen(
-        [sys.executable, "-m", "streaming.benchmark.leash", f"{limit_s:g}", *command],
+    supervisor = subprocess.Popen(
+        [sys.executable, "-m", "streaming.benchmark.supervisor", f"{limit_s:g}", *command],
         cwd=_ROOT,
         env=environment,
         stdin=subprocess.PIPE,
@@ -45,12 +45,12 @@ def run(
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
-    assert leashed.stdin is not None
+    assert supervisor.stdin is not None
     try:
-        status = leashed.wait()
+        status = supervisor.wait()
     finally:
-        leashed.stdin.close()
-        leashed.wait()
+        supervisor.stdin.close()
+        supervisor.wait()
     return None if status == TIMED_OUT else status
 
 
@@ -72,7 +72,7 @@ def main(arguments: list[str]) -> int:
         if time.monotonic() > until:
             why = TIMED_OUT
         elif select.select([sys.stdin], [], [], _LOOK_S)[0] and not os.read(0, 4096):
-            why = LET_GO
+            why = ABANDONED
         if why is not None:
             _end(child)
     with suppress(ProcessLookupError):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from streaming.benchmark import leash
+from streaming.benchmark import supervisor
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 60.0
@@ -26,9 +26,9 @@ time.sleep({seconds})
 STARTER = """
 import sys
 from pathlib import Path
-from streaming.benchmark import leash
+from streaming.benchmark import supervisor
 with Path(sys.argv[1]).open("ab") as said:
-    leash.run([sys.executable, "-c", sys.argv[2]], 600.0, said)
+    supervisor.run([sys.executable, "-c", sys.argv[2]], 600.0, said)
 """
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes as Linux has them")
@@ -73,7 +73,7 @@ def test_all_that_was_started_ends_with_a_starter_that_is_killed(tmp_path: Path,
 def test_what_takes_too_long_ends_with_all_that_it_started(tmp_path: Path) -> None:
     said = tmp_path / "said"
     with said.open("ab") as output:
-        assert leash.run([sys.executable, "-c", FAMILY.format(seconds=600)], 3.0, output) is None
+        assert supervisor.run([sys.executable, "-c", FAMILY.format(seconds=600)], 3.0, output) is None
     _assert_gone(_wait_for(said))
 
 
@@ -81,7 +81,7 @@ def test_what_ends_by_itself_leaves_nothing_and_tells_its_status(tmp_path: Path)
     """A benchmark that broke left its server behind."""
     said = tmp_path / "said"
     with said.open("ab") as output:
-        assert leash.run([sys.executable, "-c", FAMILY.format(seconds=0) + "sys.exit(3)"], 60.0, output) == 3
+        assert supervisor.run([sys.executable, "-c", FAMILY.format(seconds=0) + "sys.exit(3)"], 60.0, output) == 3
     _assert_gone(_wait_for(said))
 
 
@@ -92,5 +92,5 @@ def test_one_that_does_not_listen_to_reason_is_killed(tmp_path: Path) -> None:
     )
     said = tmp_path / "said"
     with said.open("ab") as output:
-        assert leash.run([sys.executable, "-c", deaf], 2.0, output) is None
+        assert supervisor.run([sys.executable, "-c", deaf], 2.0, output) is None
     assert said.read_text() == "deaf\n"

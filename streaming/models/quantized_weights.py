@@ -18,7 +18,7 @@ _GROUPS = (64, 32)
 _STEPS = (8.0, 8.75, 9.5)
 """Tried in 4 bits: how many steps it is to a group's largest magnitude."""
 _ROUNDED_AT_ONCE = 64
-"""Outputs."""
+"""Outputs that are rounded in one piece."""
 _TINY = 1e-30
 """The least that a scale may be."""
 
@@ -57,7 +57,7 @@ def four_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
             scale = (largest / -steps).bfloat16()
             tried = (wide / scale.float()[..., None]).round().clamp(-8, 7)
             error = torch.addcmul(wide, tried, scale.float()[..., None], value=-1).square_().sum(dim=-1)
-            better = ~(error >= least)  # what is not a number stays none
+            better = ~(error >= least)  # NaN stays NaN
             least = torch.where(better, error, least)
             scales[rows] = torch.where(better, scale, scales[rows])
             values[rows] = torch.where(better[..., None], tried.to(torch.int8), values[rows])
