@@ -31,6 +31,7 @@ from streaming.config import Sampling
 from streaming.engine.engine import Engine
 from streaming.models import voice_activity
 from streaming.protocol import libopus
+from streaming.server import event_loop
 from streaming.server.door.bind import check_bind
 from streaming.server.door.gatekeeper import Gatekeeper
 from streaming.server.door.limits import Limits
@@ -219,7 +220,10 @@ def main() -> None:
     parser.add_argument("server", choices=("real", "bare"))
     name = parser.parse_args().server
     logging.disable(logging.CRITICAL)
-    asyncio.run(serve_real() if name == "real" else serve_bare())
+    if name == "real":
+        event_loop.run(serve_real())
+    else:
+        asyncio.run(serve_bare())
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ A step is three verbs: schedule (which sessions are ready), run, postprocess (wh
 from __future__ import annotations
 
 import logging
+import math
 import mmap
 import secrets
 import threading
@@ -43,6 +44,10 @@ _BOOKS = "books"
 """The name of the session's own books in the header of a saved session."""
 _CHORES_S = 0.002
 """Copying may hold up the next step for so long and one piece more: less than 8 ms together, a tenth of a frame."""
+_APART_S = 0.002
+"""Steps begin no closer together than this. Whoever comes alone does not wait for it, nor does anybody where a step
+takes longer, as those of real models do. Below that, each step would have one session in it, and wake its owner for it.
+"""
 _HUNG_S = 60.0
 """A step that takes so long will not return: a GPU's fault can leave a replay waiting for ever. The slowest that was
 measured, 8B on two cores, takes two seconds.
@@ -289,8 +294,8 @@ class Engine:
 
     def _run(self) -> None:
         try:
-            following = 0.0
-            while (plan := self._schedule()) is not None:
+            started, following = -math.inf, 0.0
+            while (plan := self._schedule(started + _APART_S)) is not None:
                 self._began_at = started = time.monotonic()
                 try:
                     result = self._step(plan.slots, plan.pcm, plan.listening, plan.speaking, plan.lengths)
@@ -344,11 +349,12 @@ class Engine:
         _LOG.error("a step failed; its %d sessions end, the others go on", len(sessions), exc_info=error)
         self._fail(sessions, "a step failed, and this session with it; the engine's log says why", error)
 
-    def _schedule(self) -> _Plan | None:
+    def _schedule(self, not_before: float) -> _Plan | None:
         """Wait until a session is ready, and return the next step's batch; None when the engine is to stop.
 
         Between two steps the sessions' chores get their time, a little of it.
         """
+        time.sleep(max(0.0, not_before - time.monotonic()))
         worked = False
         while True:
             with self._changed:

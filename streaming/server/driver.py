@@ -32,6 +32,7 @@ from streaming.models.voice_activity import SpeechStream
 from streaming.protocol import messages
 from streaming.protocol.messages import AudioMessage, Message, SessionStart, SessionUpdate
 from streaming.server.admission import Admission, StoppingError
+from streaming.server.opus_threads import Work
 from streaming.server.session_bytes import SessionState
 from streaming.server.voice_activity import VoiceActivity
 from streaming.server.watch.observer import SessionObserver
@@ -81,7 +82,7 @@ class Driver:
         self._outbox = Outbox()
         self._conversation: Conversation | None = None  # once there is a slot
         self._early: deque[events.Event] = deque()  # what the engine told before that
-        self._inbox: deque[Received] = deque()
+        self._inbox: deque[Received | Work[Received]] = deque()
         self._asked = False  # a message waits for voice activity
         self._stream: SpeechStream | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -124,9 +125,17 @@ class Driver:
             self._may_read.clear()
             await self._may_read.wait()
 
-    def give(self, received: Received) -> None:
-        """Take what the client said, or why it could not be understood."""
+    def give(self, received: Received | Work[Received]) -> None:
+        """Take what the client said, or why it could not be understood. What a thread is still finding out is handled
+        when its turn has come and the thread is done.
+        """
         self._inbox.append(received)
+        if isinstance(received, Work):
+            received.then = self._look
+        else:
+            self._interact(None)
+
+    def _look(self) -> None:
         self._interact(None)
 
     async def begins(self) -> bool:
@@ -385,7 +394,12 @@ class Driver:
 
     def _handle_messages(self, conversation: Conversation) -> None:
         while self._inbox and not (self._asked or self._held) and conversation.ready and conversation.end is None:
-            received = self._inbox.popleft()
+            received = self._inbox[0]
+            if isinstance(received, Work):
+                if not received.finished.is_set():
+                    break
+                received = received.result()
+            self._inbox.popleft()
             if isinstance(received, AudioMessage) and self._stream is not None:
                 self._judge(received, self._stream)
             elif isinstance(received, SessionUpdate) and received.turn_taking == "vad" and not self._voices.loaded:

@@ -1,4 +1,6 @@
-"""Threads that encode Opus for all sessions of an event loop: libopus needs no interpreter's lock."""
+"""Threads that encode and decode Opus for all sessions of an event loop: libopus needs no interpreter's lock, and what
+it leaves in a processor's caches slows down whatever the same thread does next.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ import os
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from streaming.server.loop_calls import LoopCalls
 
@@ -18,13 +20,14 @@ Result = TypeVar("Result")
 
 
 class Work(Generic[Result]):
-    """A function that a thread calls. finished: set in the loop, after that."""
+    """A function that a thread calls. finished: set in the loop, after that. then: called in the loop right after."""
 
     def __init__(self, function: Callable[[], Result]) -> None:
         self._function = function
         self._result: Result | None = None
         self._error: Exception | None = None
         self.finished = asyncio.Event()
+        self.then: Callable[[], None] | None = None
 
     def do(self) -> None:
         """Call it, in a thread."""
@@ -36,6 +39,8 @@ class Work(Generic[Result]):
     def finish(self, _: None) -> None:
         """Say in the loop that it was called."""
         self.finished.set()
+        if self.then is not None:
+            self.then()
 
     def result(self) -> Result:
         """Return what the function returned, or raise what it raised."""
@@ -44,30 +49,36 @@ class Work(Generic[Result]):
         return self._result  # type: ignore[return-value]  # None is a result, too
 
 
-class OpusThreads:
-    """Call functions in the order in which they come. What waits is bounded by its owners: each has one at a time.
+class WorkThreads:
+    """Call functions in the order in which they come. What waits is bounded by its owners: each has a few at a time.
 
-    A thread that has called one function looks for the next by itself, and the loop is woken once for all that are
-    finished by then: with a wake-up of a thread and of the loop for each of them, the wake-ups cost as much as all
-    else of a frame.
+    Threads are woken once for all that comes in one turn of the loop. A thread that has called one function looks for
+    the next by itself, and the loop is woken once for all that are finished by then: with a wake-up of a thread and of
+    the loop for each of them, the wake-ups cost as much as all else of a frame.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most: int) -> None:
+        """most: threads. With one, functions are also finished in that order."""
         self._calls = LoopCalls()
-        self._most = min(_MOST_THREADS, os.cpu_count() or 1)
-        self._threads = ThreadPoolExecutor(self._most, "opus")
-        self._waiting: deque[Work[list[str | bytes]]] = deque()
+        self._loop = asyncio.get_running_loop()
+        self._most = most
+        self._threads = ThreadPoolExecutor(most, "opus")
+        self._waiting: deque[Work[Any]] = deque()
         self._busy = 0  # threads at work, as far as the loop knows
+        self._waking = False
 
-    def start(self, function: Callable[[], list[str | bytes]]) -> Work[list[str | bytes]]:
-        """Have a thread call this. From the loop."""
+    def start(self, function: Callable[[], Result]) -> Work[Result]:
+        """Have a thread call this, from the next turn of the loop on. From the loop."""
         work = Work(function)
         self._waiting.append(work)
-        self._wake()
+        if not self._waking:
+            self._waking = True
+            self._loop.call_soon(self._wake)
         return work
 
     def _wake(self) -> None:
-        if self._waiting and self._busy < self._most:
+        self._waking = False
+        for _ in range(min(len(self._waiting), self._most - self._busy)):
             self._busy += 1
             self._threads.submit(self._do_all)
 
@@ -85,3 +96,11 @@ class OpusThreads:
         """Note that a thread has found nothing more to do, and start it again if there is something by now."""
         self._busy -= 1
         self._wake()
+
+
+class OpusThreads:
+    """The threads of all sessions. One decodes: a session's messages are decoded in the order in which they came."""
+
+    def __init__(self) -> None:
+        self.encoders = WorkThreads(min(_MOST_THREADS, os.cpu_count() or 1))
+        self.decoder = WorkThreads(1)

@@ -14,6 +14,7 @@ from streaming.conversation.conversation import Received
 from streaming.conversation.outbox import Echo, End, Saved
 from streaming.protocol.messages import AudioMessage, Message
 from streaming.server.driver import Driver
+from streaming.server.opus_threads import Work
 
 MESSAGES_PER_S = 2000
 """Messages a second that are read of one client: handling them takes the event loop's time from the others."""
@@ -29,8 +30,10 @@ class Dialect(Protocol):
     def ready(self) -> bool:
         """Return whether one more reply may be encoded. If not, it will be once the client has said something."""
 
-    def decode(self, data: str | bytes) -> Sequence[Received]:
-        """Return what a client said. What is wrong with it is a `ProtocolError` in its place, not raised."""
+    def decode(self, data: str | bytes) -> Sequence[Received | Work[Received]]:
+        """Return what a client said, or the work that finds it out. What is wrong with it is a `ProtocolError` in its
+        place, not raised.
+        """
 
     async def encode(self, reply: Message | AudioMessage | Echo | Saved) -> Sequence[str | bytes]:
         """Return how a reply is said. One call at a time, in order; nothing is lost when it is cancelled."""

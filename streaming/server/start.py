@@ -17,6 +17,7 @@ from streaming.audio import FRAME_RATE
 from streaming.command import INTERRUPTED, call_at_end_of_input, complain, end_on_signals, raise_on_interrupt, say
 from streaming.engine.engine import Engine
 from streaming.errors import StreamingError
+from streaming.server import event_loop
 from streaming.server.door.bind import check_address, check_bind
 from streaming.server.door.gatekeeper import Gatekeeper
 from streaming.server.door.limits import Limits
@@ -114,7 +115,8 @@ def run(options: argparse.Namespace, program: str) -> int:
             gc.collect()
             gc.freeze()  # hundreds of thousands of objects that stay: going through them took 0.3 s of everybody's time
             raise_on_interrupt()  # where the loop cannot handle signals
-            asyncio.run(serve(engine, keeper, served, until_eof=options.until_eof, text=options.log_format == "text"))
+            text = options.log_format == "text"
+            event_loop.run(serve(engine, keeper, served, until_eof=options.until_eof, text=text))
             status = 1 if engine.failure is not None else 0
             end_on_signals(status)  # the server is over, and only closes what is open
             if engine.hung:  # Python would wait for the device at its end, for ever

@@ -146,6 +146,20 @@ def test_a_session_that_waits_for_its_listener_holds_up_nobody() -> None:
         slow.wait_for_event(TurnDone)
 
 
+def test_steps_that_take_nothing_begin_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else each has one session in it, and wakes its owner for it. Told by the least time that they can take."""
+    monkeypatch.setattr("streaming.engine.engine._APART_S", 0.02)
+    step, recorder = StubStep(1), Recorder()
+    with Engine(step) as engine:
+        live = engine.attach(recorder, SAMPLING)
+        hear(live, 1)
+        recorder.wait_for_event(FrameHeard)
+        began = time.monotonic()
+        live.speak(5, 5)
+        recorder.wait_for_event(TurnDone)
+        assert time.monotonic() - began >= 4 * 0.02
+
+
 def test_an_idle_engine_runs_no_steps() -> None:
     step = StubStep(1)
     with running(step) as engine:
@@ -549,8 +563,9 @@ def test_an_owner_that_raises_harms_no_other_session(at_the_end: bool, caplog: p
     assert "Event loop is closed" in caplog.text
 
 
-def test_half_an_hour_keeps_memory_flat() -> None:
+def test_half_an_hour_keeps_memory_flat(monkeypatch: pytest.MonkeyPatch) -> None:
     """22,000 frames in one session, in turns with interruptions. What was kept a frame would be 20,000 of it."""
+    monkeypatch.setattr("streaming.engine.engine._APART_S", 0.0)  # it is about memory, not about 45 s of waiting
     step = StubStep(1)
     spoken_frames, answered = threading.Semaphore(0), threading.Semaphore(0)
 

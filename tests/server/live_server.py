@@ -21,6 +21,7 @@ from streaming.audio import FRAME
 from streaming.engine.engine import Engine
 from streaming.protocol import messages
 from streaming.protocol.messages import AudioMessage, Message, SessionStart
+from streaming.server import event_loop
 from streaming.server.door.bind import check_bind
 from streaming.server.door.gatekeeper import Gatekeeper
 from streaming.server.server import ServerOptions, Shutdown, run_server
@@ -89,7 +90,7 @@ def serving(engine: Engine, keeper: Gatekeeper | None = None, **options: Any) ->
 
         await run_server(engine, keeper, ServerOptions(port=0, **options), shutdown, listening)
 
-    thread = threading.Thread(target=lambda: asyncio.run(main()), name="server")
+    thread = threading.Thread(target=lambda: event_loop.run(main()), name="server")
     thread.start()
     assert ready.wait(PATIENCE_S)
     url, loop, shutdown = found[0]

@@ -12,6 +12,7 @@ import pytest
 
 from streaming.audio import FRAME
 from streaming.config import Sampling
+from streaming.conversation.conversation import Received
 from streaming.conversation.ends import GONE, INTERNAL
 from streaming.conversation.outbox import Echo, End, Reply
 from streaming.engine.events import Event, Failed
@@ -20,6 +21,7 @@ from streaming.models.voice_activity import VoiceActivityUnavailableError
 from streaming.protocol import messages
 from streaming.protocol.messages import AudioMessage, SessionStart, SessionUpdate
 from streaming.server.driver import Driver
+from streaming.server.opus_threads import Work
 from streaming.server.voice_activity import VoiceActivity
 from tests.conversation.engine_model import Counts, EngineModel
 from tests.server.live_server import run
@@ -328,6 +330,72 @@ def test_a_client_that_says_too_much_is_read_no_further() -> None:
         session.driver.stop()
         echoes = [reply.token for reply in await session.rest() if isinstance(reply, Echo)]
         assert echoes == list(range(16))
+
+    driven(main)
+
+
+def test_what_is_said_behind_audio_that_is_being_decoded_waits_for_it() -> None:
+    """Opus is decoded by a thread: the word to go on must not overtake the speech before it, nor must a second piece
+    that is decoded sooner.
+    """
+
+    async def main() -> None:
+        session = Session(opened())
+        await session.until(messages.SessionStarted)
+        first, second = (Work[Received](lambda at=at: AudioMessage(0, at, LOUD)) for at in (0, FRAME))
+        for received in (first, second, Echo("behind")):
+            session.driver.give(received)
+        second.do()
+        second.finish(None)
+        await settled()
+        assert not session.line.slot.frames
+        first.do()
+        first.finish(None)
+        assert await session.driver.next_reply() == Echo("behind")
+        assert len(session.line.slot.frames) == 2
+        session.driver.leave()
+        await session.running
+
+    driven(main)
+
+
+def test_audio_that_is_being_decoded_counts_among_what_waits() -> None:
+    async def main() -> None:
+        session = Session(opened())
+        await session.until(messages.SessionStarted)
+        works = [Work[Received](lambda: Echo("decoded")) for _ in range(16)]
+        for work in works:
+            session.driver.give(work)
+        waiting = asyncio.create_task(session.driver.room())
+        await settled()
+        assert not waiting.done()
+        works[0].do()
+        works[0].finish(None)
+        await waiting
+        session.driver.leave()
+        await session.running
+
+    driven(main)
+
+
+def test_a_session_is_not_put_down_before_its_audio_is_decoded() -> None:
+    """What its client has said and counts as received would be missing where the session goes on."""
+
+    async def main() -> None:
+        session = Session(opened())
+        await session.until(messages.SessionStarted)
+        work = Work[Received](lambda: AudioMessage(0, 0, LOUD))
+        session.driver.give(work)
+        putting = asyncio.create_task(session.driver.put_down())
+        await settled()
+        assert not session.line.slot.frames and not session.line.slot.log
+        work.do()
+        work.finish(None)
+        await settled()
+        assert len(session.line.slot.frames) == 1 and session.line.slot.log[-1] == ("keep",)
+        putting.cancel()
+        session.driver.leave()
+        await session.running
 
     driven(main)
 

@@ -8,17 +8,15 @@ from collections.abc import Callable
 
 import pytest
 
-from streaming.server import opus_threads
-from streaming.server.opus_threads import OpusThreads
+from streaming.server.opus_threads import OpusThreads, WorkThreads
 from tests.server.live_server import run
 
 
 def test_what_waits_is_done_in_order_by_a_thread_that_is_awake(monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread was woken for each spoken frame, and the loop for each that was finished."""
-    monkeypatch.setattr(opus_threads, "_MOST_THREADS", 1)
 
     async def scenario() -> None:
-        threads, go, order = OpusThreads(), threading.Event(), list[int]()
+        threads, go, order = WorkThreads(1), threading.Event(), list[int]()
 
         def first() -> list[str | bytes]:
             go.wait(10)
@@ -43,10 +41,9 @@ def test_what_waits_is_done_in_order_by_a_thread_that_is_awake(monkeypatch: pyte
 
 def test_work_that_comes_when_a_thread_has_just_found_none_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     """Work that came between a thread's last look and its rest lay until other work came: a session fell silent."""
-    monkeypatch.setattr(opus_threads, "_MOST_THREADS", 1)
 
     async def scenario() -> None:
-        threads, found_none, go = OpusThreads(), asyncio.Event(), threading.Event()
+        threads, found_none, go = WorkThreads(1), asyncio.Event(), threading.Event()
         loop, put = asyncio.get_running_loop(), threads._calls.put
 
         def put_late(function: Callable[[None], None], value: None) -> None:
@@ -72,7 +69,7 @@ def test_what_fails_is_told_to_its_owner_alone() -> None:
         raise ValueError("this one's fault")
 
     async def scenario() -> None:
-        threads = OpusThreads()
+        threads = WorkThreads(2)
         works = [threads.start(lambda: ["good"]), threads.start(fails), threads.start(lambda: ["good"])]
         for work in works:
             await work.finished.wait()
@@ -87,7 +84,7 @@ def test_no_more_threads_than_processors(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("os.cpu_count", lambda: 2)
 
     async def scenario() -> None:
-        threads, go = OpusThreads(), threading.Event()
+        threads, go = OpusThreads().encoders, threading.Event()
         at_once: list[int] = []
 
         def blocks() -> list[str | bytes]:

@@ -14,7 +14,7 @@ from streaming.protocol import messages
 from streaming.protocol.messages import Ack, AudioMessage, Codec, Message, SessionStarted, TurnDone
 from streaming.protocol.opus import OpusReceiver, OpusSender
 from streaming.protocol.replay import ReplayBook
-from streaming.server.opus_threads import OpusThreads
+from streaming.server.opus_threads import OpusThreads, Work
 from streaming.server.saved_sessions import SavedSessions
 from streaming.server.turn_backup import TurnBackup
 
@@ -45,7 +45,8 @@ class NativeDialect:
         self._opus = (OpusSender(), OpusReceiver(heard)) if codec == "opus" else None
         self._threads = threads
 
-    def decode(self, data: str | bytes) -> Sequence[Received]:
+    def decode(self, data: str | bytes) -> Sequence[Received | Work[Received]]:
+        received: Received | Work[Received]
         try:
             received = self._decode_audio(data) if isinstance(data, bytes) else messages.decode_client(data)
             if self._book is None:
@@ -55,18 +56,27 @@ class NativeDialect:
                 return []
         except ProtocolError as error:
             return [error.with_traceback(None)]  # a traceback would keep the message in memory
-        if received.counted:
+        if isinstance(received, Work) or received.counted:
             answer = self._book.receive()
             if answer is not None:
                 self._answer(answer)
         return [received]
 
-    def _decode_audio(self, data: bytes) -> AudioMessage:
+    def _decode_audio(self, data: bytes) -> AudioMessage | Work[Received]:
         if self._codec == "float32":
             return messages.decode_float(data)
         if self._opus is None:
             return messages.decode_audio(data)
-        return self._opus[1].push(messages.decode_opus(data))
+        receiver, message = self._opus[1], messages.decode_opus(data)
+
+        def heard() -> Received:
+            try:
+                return receiver.push(message)
+            except ProtocolError as error:
+                return error.with_traceback(None)
+
+        assert self._threads is not None
+        return self._threads.decoder.start(heard)
 
     async def encode(self, reply: Message | AudioMessage | Echo | Saved) -> Sequence[str | bytes]:
         assert not isinstance(reply, Echo)
@@ -93,7 +103,7 @@ class NativeDialect:
             return encoded if isinstance(reply, AudioMessage) else [*encoded, messages.encode(reply)]
 
         assert self._threads is not None
-        work = self._threads.start(said)
+        work = self._threads.encoders.start(said)
         try:
             await work.finished.wait()
         except asyncio.CancelledError:

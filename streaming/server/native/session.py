@@ -35,8 +35,8 @@ _PUT_DOWN_S = 10.0
 """How long it may take to put a session into the store. If it takes longer, the session goes on here."""
 _LAST_REPLY_S = 1.0
 _OPUS_MESSAGES_PER_S = 400
-"""Opus messages a second that are read of one client. Each may cost 0.3 ms of the event loop: this is 48 times what a
-client needs, and an eighth of the loop's time."""
+"""Opus messages a second that are read of one client. Each may cost the thread that decodes 0.3 ms: this is 48 times
+what a client needs, and an eighth of the thread's time."""
 
 
 @dataclass(frozen=True, slots=True)

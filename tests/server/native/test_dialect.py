@@ -8,17 +8,45 @@ import numpy as np
 import pytest
 
 from streaming.audio import FRAME
+from streaming.errors import ProtocolError
 from streaming.protocol import messages
-from streaming.protocol.messages import AudioMessage
-from streaming.protocol.opus import opus_available
+from streaming.protocol.messages import AudioMessage, OpusMessage, encode_audio
+from streaming.protocol.opus import OpusReceiver, OpusSender, opus_available
 from streaming.protocol.replay import ReplayBook
 from streaming.server.native.dialect import NativeDialect
-from streaming.server.opus_threads import OpusThreads
+from streaming.server.opus_threads import OpusThreads, Work
 from tests.server.live_server import run
 
 pytestmark = pytest.mark.skipif(not opus_available(), reason="no libopus")
 
 SPEECH = (3_000 * np.sin(np.arange(2 * FRAME) / 9)).astype(np.int16)
+
+
+def test_audio_is_counted_when_it_comes_and_decoded_in_order_by_a_thread() -> None:
+    """Where the connection breaks meanwhile, its client must not say again what is being decoded. What cannot be
+    decoded is told in its place.
+    """
+
+    async def scenario() -> None:
+        book = ReplayBook()
+        dialect = NativeDialect(lambda message: None, book, "opus", threads=OpusThreads())
+        sender = OpusSender()
+        said = [*sender.push(AudioMessage(1, 0, SPEECH)), *sender.flush()]
+        works = [work for message in said for work in dialect.decode(encode_audio(message))]
+        torn = OpusMessage(1, len(SPEECH), fresh=False, skip=0, samples=960, packets=(b"\xff" * 9,))
+        (wrong,) = dialect.decode(encode_audio(torn))
+        assert book.received == len(works) + 1 and len(works) == len(said) > 1
+        assert isinstance(wrong, Work)
+        await wrong.finished.wait()
+        expected = OpusReceiver()
+        for work, message in zip(works, said, strict=True):
+            assert isinstance(work, Work)
+            found = work.result()
+            assert isinstance(found, AudioMessage)
+            np.testing.assert_array_equal(found.pcm, expected.push(message).pcm)
+        assert isinstance(wrong.result(), ProtocolError)
+
+    run(scenario())
 
 
 def test_what_is_being_encoded_when_the_connection_breaks_is_kept_for_the_return() -> None:
