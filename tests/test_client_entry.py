@@ -491,7 +491,7 @@ class TestWithoutTorch:
     [
         ("x/y", None, 1, ["a.wav"], False, "5.0 s in your voice -> a.wav, first sound after 40 ms"),
         ("x/y", None, 1, ["a.wav", "b.wav"], True, "5.0 s in your voice -> a.wav and b.wav, first sound after 40 ms"),
-        ("demo", "it babbles", 1, [], True, "5.0 s by the demo model, only played, first sound after 40 ms"),
+        ("demo", "it recites", 1, [], True, "5.0 s by the demo model, only played, first sound after 40 ms"),
         ("random:8b", "noise", 3, [], False, "3 turns by random:8b, only timed, first sound after 40 ms"),
     ],
 )

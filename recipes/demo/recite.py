@@ -102,6 +102,19 @@ class Reciter(nn.Module):
         embedding: Tensor = self.model.model.embed_tokens.weight
         return hidden @ embedding[rows].T
 
+    def all_logits(self, hidden: Tensor) -> Tensor:
+        """Return the logits of all tokens, [N, V], of hidden states [N, D].
+
+        Training is against all of them: other programs generate without a mask of the codebook whose turn it is.
+        """
+        embedding: Tensor = self.model.model.embed_tokens.weight
+        return hidden @ embedding.T
+
+    def tokens(self, codes: Tensor, book: int) -> Tensor:
+        """Return the tokens of a codebook's codes, [N]; K of the first one is `</audio>`."""
+        ends = codes == self.units.shape[1]
+        return torch.where(ends, self.end, self.units[book][codes.masked_fill(ends, 0)])
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -297,16 +310,19 @@ def losses(reciter: Reciter, batch: Batch) -> dict[str, Tensor]:
         where = target != _NONE
         if where.any():
             rows = ends[where]
-            logits = reciter.logits(rows, 0) if head is None else head(rows)
-            found[name] = F.cross_entropy(logits, target[where])
+            if head is None:
+                found[name] = F.cross_entropy(reciter.all_logits(rows), reciter.tokens(target[where], 0))
+            else:
+                found[name] = F.cross_entropy(head(rows), target[where])
     for name in ("said", "manner"):
         target = getattr(batch, name)
         total, count = torch.zeros(()), 0
         for book in range(target.shape[2]):
             where = target[:, :, book] != _NONE
             if where.any():
-                logits = reciter.logits(hidden[:, :-1, book][where], book)
-                total = total + F.cross_entropy(logits, target[:, :, book][where], reduction="sum")
+                logits = reciter.all_logits(hidden[:, :-1, book][where])
+                tokens = reciter.tokens(target[:, :, book][where], book)
+                total = total + F.cross_entropy(logits, tokens, reduction="sum")
                 count += int(where.sum())
         if count:
             found[name] = total / count
@@ -400,8 +416,11 @@ def train(run: Run, budget: float, alone: float, processes: int) -> None:
 
 
 def ship(folder: Path, target: Path, dtype: torch.dtype = torch.bfloat16) -> None:
-    """Writes `target/decoder` from the average of the weights, and `target/codec`, which is the package's own."""
-    reciter = state(folder).average
+    """Write `target/decoder` from the last weights, and `target/codec`, which is the package's own.
+
+    At the end of training, when the rate is low, their average is no better.
+    """
+    reciter = state(folder).modules["model"]
     assert isinstance(reciter, Reciter)
     with torch.no_grad():
         reciter.model.model.norm.weight.mul_(SHARPNESS)

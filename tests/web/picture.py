@@ -1,6 +1,6 @@
 """Takes the README's picture of the page in mid-conversation: `python -m tests.web.picture docs/page.webp`.
 
-The server is `server.py` with whatever flags follow, the microphone hears `examples/prompt.wav`.
+The server is `server.py` with whatever flags follow, the microphone hears `examples/count.wav`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def main(picture: Path, *flags: str) -> None:
     ):
         assert server.stdout is not None
         url = server.stdout.readline().split()[-1].replace("ws://", "http://").removesuffix(PATH)
-        with browser(Path(folder), ROOT / "examples" / "prompt.wav") as new_page:
+        with browser(Path(folder), ROOT / "examples" / "count.wav") as new_page:
             _take(new_page(), url, picture)
         assert server.stdin is not None
         server.stdin.close()

@@ -53,6 +53,18 @@ def book(markers: Markers) -> Book:
     return Book(markers, said)
 
 
+def test_codes_are_learned_against_all_tokens(reciter: Reciter) -> None:
+    """transformers, which has no mask, drew another codebook's token: only codes of the same one had been compared."""
+    hidden = torch.randn(3, reciter.model.config.hidden_size, generator=torch.Generator().manual_seed(1))
+    codes = torch.tensor([0, 5, CODEC["codebook_size"]])
+    tokens = reciter.tokens(codes, 0)
+    assert tokens[2] == reciter.end
+    every, of_book = reciter.all_logits(hidden), reciter.logits(hidden, 0)
+    assert every.shape == (3, reciter.model.config.vocab_size)
+    torch.testing.assert_close(every[:, tokens], of_book[:, codes])
+    assert (reciter.tokens(torch.tensor([5]), 3) == reciter.units[3][5]).all()
+
+
 def test_a_number_of_two_words_can_be_said_apart() -> None:
     """People who count slowly, and machines that paste recordings, were understood worst: they pause within 21."""
     said: list[str] = []
@@ -142,8 +154,11 @@ def test_the_nearest_voice_is_by_pitch(pitch: float, voice: int) -> None:
     assert blocks.voice_of(pitch) == voice
 
 
-def test_a_row_goes_on_in_the_speakers_voice_and_ends_where_the_sequence_does(book: Book, markers: Markers) -> None:
+def test_a_row_goes_on_in_the_speakers_voice_and_ends_where_the_sequence_does(
+    book: Book, markers: Markers, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Pins a target one frame late, and a continuation whose end is cut off without `</audio>`."""
+    monkeypatch.setattr(recite, "CONTINUATION", 34)
     ninety_nine = _prompt([-1] * 5 + [99, 99, 100], [98, 99], pitch=104.0)
     rows = recite.Rows([ninety_nine], markers, book, seed=0, alone=0.0)
     found = [rows.row(ninety_nine) for _ in range(20)]
@@ -238,18 +253,15 @@ def test_losses_are_of_the_positions_that_predict(reciter: Reciter, book: Book, 
     for frame, codes in enumerate(row["said"]):
         for number_of_book, code in enumerate(codes):
             if code != -100:
-                allowed = reciter.units[number_of_book]
-                if number_of_book == 0:
-                    allowed = torch.cat((allowed, torch.tensor([reciter.end])))
-                scores = logits[len(reciter.prefix) - 1 + frame * BOOKS + number_of_book][allowed]
-                said.append(float(scores.logsumexp(0) - scores[code]))
+                scores = logits[len(reciter.prefix) - 1 + frame * BOOKS + number_of_book]
+                said.append(float(scores.logsumexp(0) - scores[reciter.units[number_of_book, code]]))
     assert float(found["said"]) == pytest.approx(np.mean(said), rel=1e-4)
     begins = []
     for frame, code in enumerate(row["begin"]):
         if code != -100:
             scores = logits[len(reciter.prefix) - 1 + frame * BOOKS]
-            scores = torch.cat((scores[reciter.units[0]], scores[reciter.end][None]))
-            begins.append(float(scores.logsumexp(0) - scores[code]))
+            token = reciter.end if code == CODEC["codebook_size"] else reciter.units[0, code]
+            begins.append(float(scores.logsumexp(0) - scores[token]))
     assert float(found["begin"]) == pytest.approx(np.mean(begins), rel=1e-4)
 
 
