@@ -28,7 +28,7 @@ from streaming.client.client import ContinuationClient
 from streaming.protocol.messages import SessionStart, TurnDone
 from streaming.server.command import parse
 from streaming.server.door.session_key import ENVIRONMENT as KEY_VARIABLE
-from streaming.server.native import _LAST_REPLY_S, _PUT_DOWN_S
+from streaming.server.native.session import _LAST_REPLY_S, _PUT_DOWN_S
 from streaming.server.watch.health import LIVE, READY
 from streaming.server.watch.metrics import METRICS
 from tests.deploy.test_image import environment, instructions
