@@ -82,7 +82,9 @@ class Reciter(nn.Module):
             for book in range(CODEC["num_quantizers"])
         ]
         self.register_buffer("units", torch.tensor(units), persistent=False)
-        self.end = tokenizer.token_to_id(END_OF_AUDIO)
+        end = tokenizer.token_to_id(END_OF_AUDIO)
+        assert end is not None
+        self.end = end
         self.prefix = torch.tensor(tokenizer.encode(AUDIO).ids)
 
     def hidden(self, codes: Tensor) -> Tensor:
