@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -22,17 +21,6 @@ from tests.server.live_server import LiveServer, client, run, serving
 pytestmark = pytest.mark.skipif(not opus_available(), reason="no libopus")
 
 SPEECH = (3_000 * np.sin(np.arange(10 * FRAME + 50) / 9)).astype(np.int16)
-
-
-@pytest.fixture
-def step() -> StubStep:
-    return StubStep(2)
-
-
-@pytest.fixture
-def server(step: StubStep) -> Iterator[LiveServer]:
-    with Engine(step, "stub") as engine, serving(engine) as live:
-        yield live
 
 
 async def _turn(session: ContinuationClient) -> tuple[NDArray[np.int16], messages.TurnSpeaking]:

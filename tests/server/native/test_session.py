@@ -6,7 +6,7 @@ import asyncio
 import json
 import urllib.error
 import zlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import numpy as np
@@ -28,17 +28,6 @@ from tests.server.live_server import Client, LiveServer, client, get, run, servi
 
 FAST = SessionStart(pace="fast", max_seconds=0.8, sampling=SamplingOptions(seed=5))
 SPEECH = (np.arange(3 * FRAME) % 251).astype(np.int16)
-
-
-@pytest.fixture
-def step() -> StubStep:
-    return StubStep(2)
-
-
-@pytest.fixture
-def server(step: StubStep) -> Iterator[LiveServer]:
-    with Engine(step, "stub") as engine, serving(engine) as live:
-        yield live
 
 
 async def _turn(url: str, start: SessionStart = FAST) -> bytes:
