@@ -63,8 +63,8 @@ INLINE int32_t start4(const int32_t *sums) { return whole_start(sums); }
 INLINE vi end4(vi sum) { return sum; }
 
 #elif LANES >= 8
-/* Without VNNI bytes are multiplied in pairs, and a pair's sum saturates at 16 bits. Magnitude by magnitude with the
- * sign of both, 2 * 127 * 127 fits. A nibble's products are summed in 16 bits, 32 to each: what overflows on the way
+/* Without VNNI bytes are multiplied in pairs, and a pair's sum saturates at 16 bits. An activation's magnitude by a
+ * weight with the sign of both, 2 * 127 * 127 fits. A nibble's products are summed in 16 bits, 32 to each: what overflows on the way
  * comes back, since the sum begins at -8 times that of the activations, and 32 * 8 * 127 fits.
  */
 #if LANES == 16
@@ -90,7 +90,7 @@ INLINE Four four(const int8_t *x) {
     memcpy(&bytes, x, 4);
     return bytes - (vi){};
 }
-INLINE vi dot8(vi sum, vi weights, Four a) { return sum + MADD(MADDUBS(MAGNITUDE(weights), SIGNED(a, weights)), ONES); }
+INLINE vi dot8(vi sum, vi weights, Four a) { return sum + MADD(MADDUBS(MAGNITUDE(a), SIGNED(weights, a)), ONES); }
 INLINE vi dot4(vi sum, vi nibbles, Four a) { return ADD16(sum, MADDUBS(nibbles, a)); }
 INLINE int32_t start4(const int32_t *sums) {
     return (-8 * (sums[0] + sums[1]) & 0xFFFF) | (uint32_t)(-8 * (sums[2] + sums[3])) << 16;

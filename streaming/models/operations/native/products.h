@@ -50,41 +50,53 @@ INLINE int vectors(int64_t outputs) { return outputs > 2 * LANES ? WIDE : output
 /* J vectors of outputs by R rows: in registers, with the weights and an activation beside the sums. */
 #define AT_ONCE(R) (REGISTERS == 32 || (R) <= 2 ? WIDE : WIDE / 2)
 
-INLINE void tile(const int kind, const int R, const int J, const int width, const void *weight, const float *const *x,
-                 int64_t inputs, float *out) {
-    vf sum[ROWS][WIDE];
-    UNROLL for (int r = 0; r < R; r++) UNROLL for (int j = 0; j < J; j++) sum[r][j] = (vf){};
-    const float *w32 = weight;
-    const uint16_t *w16 = weight;
-    for (int64_t k = 0; k < inputs; k++, w32 += width * LANES, w16 += width * LANES) {
-        vf w[WIDE];
-        if (kind == BFLOAT16) prefetch(w16, J * LANES * 2);
-        if (kind == FLOAT32)
-            UNROLL for (int j = 0; j < J; j++) w[j] = load(w32 + j * LANES);
-        else if (width == 1)
-            w[0] = widen(w16);
-        else
-            UNROLL for (int j = 0; j < J; j += 2) {
-                vi both = load_integers(w16 + j * LANES);
-                w[j] = (vf)(both << 16), w[j + 1] = (vf)(both & -65536);
+/* A row alone takes two blocks of outputs at once: two streams are read faster than one (docs/decisions.md), and share
+ * what is done to an activation. The second lies so many bytes `further`.
+ */
+#define BOTH 2
+
+INLINE void tile(const int kind, const int H, const int R, const int J, const int width, const char *weight,
+                 int64_t further, const float *const *x, int64_t inputs, float *out) {
+    const int size = kind == FLOAT32 ? 4 : 2;
+    vf sum[BOTH][ROWS][WIDE];
+    UNROLL for (int h = 0; h < H; h++)
+        UNROLL for (int r = 0; r < R; r++) UNROLL for (int j = 0; j < J; j++) sum[h][r][j] = (vf){};
+    for (int64_t k = 0; k < inputs; k++, weight += width * LANES * size) {
+        UNROLL for (int h = 0; h < H; h++) {
+            const float *w32 = (const float *)(weight + h * further);
+            const uint16_t *w16 = (const uint16_t *)(weight + h * further);
+            vf w[WIDE];
+            if (kind == BFLOAT16) prefetch(w16, J * LANES * 2);
+            if (kind == FLOAT32)
+                UNROLL for (int j = 0; j < J; j++) w[j] = load(w32 + j * LANES);
+            else if (width == 1)
+                w[0] = widen(w16);
+            else
+                UNROLL for (int j = 0; j < J; j += 2) {
+                    vi both = load_integers(w16 + j * LANES);
+                    w[j] = (vf)(both << 16), w[j + 1] = (vf)(both & -65536);
+                }
+            UNROLL for (int r = 0; r < R; r++) {
+                vf a = spread(x[r][k]);
+                UNROLL for (int j = 0; j < J; j++) sum[h][r][j] = fused(w[j], a, sum[h][r][j]);
             }
-        UNROLL for (int r = 0; r < R; r++) {
-            vf a = spread(x[r][k]);
-            UNROLL for (int j = 0; j < J; j++) sum[r][j] = fused(w[j], a, sum[r][j]);
         }
     }
-    UNROLL for (int r = 0; r < R; r++) UNROLL for (int j = 0; j < J; j++) store(out + r * BLOCK + j * LANES, sum[r][j]);
+    UNROLL for (int h = 0; h < H; h++)
+        UNROLL for (int r = 0; r < R; r++)
+            UNROLL for (int j = 0; j < J; j++) store(out + (h * ROWS + r) * BLOCK + j * LANES, sum[h][r][j]);
 }
 
 INLINE void tiles(const int kind, const int R, int width, const char *w, const float *const *x, int64_t inputs,
                   float *out) {
     const int size = kind == FLOAT32 ? 4 : 2, J = AT_ONCE(R);
     if (width == 1)
-        tile(kind, R, 1, 1, w, x, inputs, out);
+        tile(kind, 1, R, 1, 1, w, 0, x, inputs, out);
     else if (width == 2)
-        tile(kind, R, 2, 2, w, x, inputs, out);
+        tile(kind, 1, R, 2, 2, w, 0, x, inputs, out);
     else
-        for (int j = 0; j < WIDE; j += J) tile(kind, R, J, WIDE, w + j * LANES * size, x, inputs, out + j * LANES);
+        for (int j = 0; j < WIDE; j += J)
+            tile(kind, 1, R, J, WIDE, w + j * LANES * size, 0, x, inputs, out + j * LANES);
 }
 
 #define SHAPE(R)                                                                                                       \
@@ -177,71 +189,89 @@ INLINE void sums_of_pairs(const int R, const int J, const int kind, const char *
 #endif
 }
 
-INLINE void tile_of_int8(const int R, const int J, const Matrix *m, int64_t block, int from, const Integers *x,
-                         float *out) {
-    const int8_t *w = (const int8_t *)m->weight + block * BLOCK * m->inputs + from * 4 * LANES;
-    const float *scales = (const float *)m->scales + 2 * block * BLOCK + from * LANES;
-    vi sum[4][WIDE];
-    UNROLL for (int r = 0; r < R; r++)
-        UNROLL for (int j = 0; j < J; j++)
-            sum[r][j] = UNSIGNED_ACTIVATIONS ? load_integers(scales + BLOCK + j * LANES) : (vi){};
+/* Of `block`, and where H is BOTH of the one `apart` blocks further, too: out [H, ROWS, BLOCK]. */
+INLINE void tile_of_int8(const int H, const int R, const int J, const Matrix *m, int64_t block, int64_t apart, int from,
+                         const Integers *x, float *out) {
+    const char *w = (const char *)m->weight + block * BLOCK * m->inputs + from * 4 * LANES;
+    const int64_t further = apart * BLOCK * m->inputs;
+    vi sum[BOTH][4][WIDE];
+    UNROLL for (int h = 0; h < H; h++) {
+        const float *starts = (const float *)m->scales + (2 * (block + h * apart) + 1) * BLOCK + from * LANES;
+        UNROLL for (int r = 0; r < R; r++)
+            UNROLL for (int j = 0; j < J; j++)
+                sum[h][r][j] = UNSIGNED_ACTIVATIONS ? load_integers(starts + j * LANES) : (vi){};
+    }
     if (PAIRS && R > 1)
-        sums_of_pairs(R, J, INT8, (const char *)w, 0, m->inputs, x, sum);
+        sums_of_pairs(R, J, INT8, w, 0, m->inputs, x, sum[0]);
     else for (int64_t k = 0; k < m->inputs; k += 4, w += 4 * BLOCK) {
         Four a[4];
-        prefetch(w, J * 4 * LANES);
         UNROLL for (int r = 0; r < R; r++) a[r] = four(x[r].value + k);
-        UNROLL for (int j = 0; j < J; j++) {
-            vi weights = load_integers(w + j * 4 * LANES);
-            UNROLL for (int r = 0; r < R; r++) sum[r][j] = dot8(sum[r][j], weights, a[r]);
+        UNROLL for (int h = 0; h < H; h++) {
+            prefetch(w + h * further, J * 4 * LANES);
+            UNROLL for (int j = 0; j < J; j++) {
+                vi weights = load_integers(w + h * further + j * 4 * LANES);
+                UNROLL for (int r = 0; r < R; r++) sum[h][r][j] = dot8(sum[h][r][j], weights, a[r]);
+            }
         }
     }
-    UNROLL for (int r = 0; r < R; r++) UNROLL for (int j = 0; j < J; j++) {
-        vf value = __builtin_convertvector(sum[r][j], vf) * (load(scales + j * LANES) * x[r].scale[0]);
-        store(out + r * BLOCK + (from + j) * LANES, value);
+    UNROLL for (int h = 0; h < H; h++) {
+        const float *scales = (const float *)m->scales + 2 * (block + h * apart) * BLOCK + from * LANES;
+        UNROLL for (int r = 0; r < R; r++) UNROLL for (int j = 0; j < J; j++) {
+            vf value = __builtin_convertvector(sum[h][r][j], vf) * (load(scales + j * LANES) * x[r].scale[0]);
+            store(out + (h * ROWS + r) * BLOCK + (from + j) * LANES, value);
+        }
     }
 }
 
-INLINE void tile_of_int4(const int R, const int J, const Matrix *m, int64_t block, int from, const Integers *x,
-                         float *out) {
-    const char *w = (const char *)m->weight + block * BLOCK * (m->inputs / m->group) * (2 + m->group / 2);
-    vf sum[4][WIDE];
-    UNROLL for (int r = 0; r < R; r++) UNROLL for (int j = 0; j < J; j++) sum[r][j] = (vf){};
+/* As `tile_of_int8`. */
+INLINE void tile_of_int4(const int H, const int R, const int J, const Matrix *m, int64_t block, int64_t apart, int from,
+                         const Integers *x, float *out) {
+    const int64_t size = BLOCK * (m->inputs / m->group) * (2 + m->group / 2), further = apart * size;
+    const char *w = (const char *)m->weight + block * size;
+    vf sum[BOTH][4][WIDE];
+    UNROLL for (int h = 0; h < H; h++)
+        UNROLL for (int r = 0; r < R; r++) UNROLL for (int j = 0; j < J; j++) sum[h][r][j] = (vf){};
     for (int64_t g = 0; g * m->group < m->inputs; g++) {
-        const uint16_t *scales = (const uint16_t *)w + from * LANES;
-        vi part[4][WIDE];
-        UNROLL for (int r = 0; r < R; r++) UNROLL for (int j = 0; j < J; j++) part[r][j] = x[r].start[g] - (vi){};
+        const char *scales = w + from * 2 * LANES;
+        vi part[BOTH][4][WIDE];
+        UNROLL for (int h = 0; h < H; h++)
+            UNROLL for (int r = 0; r < R; r++)
+                UNROLL for (int j = 0; j < J; j++) part[h][r][j] = x[r].start[g] - (vi){};
         w += 2 * BLOCK;
         int64_t k = g * m->group, until = k + m->group;
         if (PAIRS && R > 1)
-            sums_of_pairs(R, J, INT4, w + from * 4 * LANES, k, until, x, part), w += m->group / 2 * BLOCK;
+            sums_of_pairs(R, J, INT4, w + from * 4 * LANES, k, until, x, part[0]), w += m->group / 2 * BLOCK;
         else for (; k < until; k += 8, w += 4 * BLOCK) {
             Four low[4], high[4];
-            prefetch(w + from * 4 * LANES, J * 4 * LANES);
             UNROLL for (int r = 0; r < R; r++) low[r] = four(x[r].value + k), high[r] = four(x[r].value + k + 4);
-            UNROLL for (int j = 0; j < J; j++) {
-                vi both = load_integers(w + (from + j) * 4 * LANES);
-                vi lower = both & 0x0F0F0F0F, upper = both >> 4 & 0x0F0F0F0F;
-                UNROLL for (int r = 0; r < R; r++)
-                    part[r][j] = dot4(dot4(part[r][j], lower, low[r]), upper, high[r]);
+            UNROLL for (int h = 0; h < H; h++) {
+                const char *eight = w + h * further + from * 4 * LANES;
+                prefetch(eight, J * 4 * LANES);
+                UNROLL for (int j = 0; j < J; j++) {
+                    vi both = load_integers(eight + j * 4 * LANES);
+                    vi lower = both & 0x0F0F0F0F, upper = both >> 4 & 0x0F0F0F0F;
+                    UNROLL for (int r = 0; r < R; r++)
+                        part[h][r][j] = dot4(dot4(part[h][r][j], lower, low[r]), upper, high[r]);
+                }
             }
         }
-        UNROLL for (int j = 0; j < J; j++) {
-            vf scale = widen(scales + j * LANES);
+        UNROLL for (int h = 0; h < H; h++) UNROLL for (int j = 0; j < J; j++) {
+            vf scale = widen((const uint16_t *)(scales + h * further) + j * LANES);
             UNROLL for (int r = 0; r < R; r++)
-                sum[r][j] += __builtin_convertvector(end4(part[r][j]), vf) * (scale * x[r].scale[g]);
+                sum[h][r][j] += __builtin_convertvector(end4(part[h][r][j]), vf) * (scale * x[r].scale[g]);
         }
     }
-    UNROLL for (int r = 0; r < R; r++)
-        UNROLL for (int j = 0; j < J; j++) store(out + r * BLOCK + (from + j) * LANES, sum[r][j]);
+    UNROLL for (int h = 0; h < H; h++)
+        UNROLL for (int r = 0; r < R; r++)
+            UNROLL for (int j = 0; j < J; j++) store(out + (h * ROWS + r) * BLOCK + (from + j) * LANES, sum[h][r][j]);
 }
 
 #define SHAPE_OF_INTEGERS(R)                                                                                           \
     static void int8_##R(const Matrix *m, int64_t block, const Integers *x, float *out) {                             \
-        for (int from = 0; from < WIDE; from += AT_ONCE(R)) tile_of_int8(R, AT_ONCE(R), m, block, from, x, out);       \
+        for (int from = 0; from < WIDE; from += AT_ONCE(R)) tile_of_int8(1, R, AT_ONCE(R), m, block, 0, from, x, out); \
     }                                                                                                                  \
     static void int4_##R(const Matrix *m, int64_t block, const Integers *x, float *out) {                             \
-        for (int from = 0; from < WIDE; from += AT_ONCE(R)) tile_of_int4(R, AT_ONCE(R), m, block, from, x, out);       \
+        for (int from = 0; from < WIDE; from += AT_ONCE(R)) tile_of_int4(1, R, AT_ONCE(R), m, block, 0, from, x, out); \
     }
 SHAPE_OF_INTEGERS(1)
 SHAPE_OF_INTEGERS(2)
@@ -256,6 +286,21 @@ static void block_of_integers(const Matrix *m, int64_t block, const Integers *x,
             (now == 4 ? int4_4 : now == 2 ? int4_2 : int4_1)(m, block, x, out);
         rows -= now, x += now, out += now * BLOCK;
     }
+}
+
+/* Two blocks of full width by one row; out: [BOTH, ROWS, BLOCK]. */
+static void two_blocks(const Matrix *m, int64_t block, int64_t apart, const float *const *x, const Integers *integers,
+                       float *out) {
+    const int64_t size = m->kind == FLOAT32 ? 4 : 2, bytes = BLOCK * m->inputs * size;
+    const char *w = (const char *)m->weight + block * bytes;
+    if (m->kind == INT8)
+        tile_of_int8(BOTH, 1, WIDE, m, block, apart, 0, integers, out);
+    else if (m->kind == INT4)
+        tile_of_int4(BOTH, 1, WIDE, m, block, apart, 0, integers, out);
+    else if (m->kind == BFLOAT16)
+        tile(BFLOAT16, BOTH, 1, WIDE, WIDE, w, apart * bytes, x, m->inputs, out);
+    else
+        tile(FLOAT32, BOTH, 1, WIDE, WIDE, w, apart * bytes, x, m->inputs, out);
 }
 
 /* What follows the sums of one row of a block: `count` outputs from `first` on. `sums` and `others` are [BLOCK]. */
@@ -282,37 +327,44 @@ INLINE void finish(const Matrix *m, const After *after, int64_t first, int64_t c
         memcpy(out, result, count * 4);
 }
 
+/* Tasks are `blocks` of outputs, each with the one `apart` blocks further where that is not 0, by `parts` of the rows. */
 typedef struct {
     const Matrix *m;
     const Rows *x;
     const After *after;
     const Integers *integers; /* x as such, where the weights are */
-    int64_t rows, width, blocks, parts;
+    int64_t rows, width, blocks, apart, parts;
     float *out;
 } Product;
 
-/* A block of outputs, or of both halves if gated, by MANY_ROWS rows. */
+/* One or two blocks of outputs by MANY_ROWS rows. */
 static void part_of_product(int64_t task, void *what) {
     const Product *p = what;
     const Matrix *m = p->m;
-    int64_t block = task / p->parts, first = block * BLOCK, from = task % p->parts * MANY_ROWS;
+    int64_t block = task / p->parts, from = task % p->parts * MANY_ROWS;
     int64_t until = from + MANY_ROWS < p->rows ? from + MANY_ROWS : p->rows;
-    int64_t count = p->width - first < BLOCK ? p->width - first : BLOCK;
-    int gated = p->after->activation == GATED;
-    float sums[ROWS * BLOCK], others[ROWS * BLOCK];
+    int64_t left = m->outputs - (block + p->apart) * BLOCK;
+    int two = p->apart && left > 0, gated = p->after->activation == GATED;
+    float sums[BOTH][ROWS * BLOCK];
     for (int64_t row = from; row < until; row += ROWS) {
         int now = until - row < ROWS ? until - row : ROWS;
-        if (p->integers) {
-            block_of_integers(m, block, p->integers + row, now, sums);
-            if (gated) block_of_integers(m, p->blocks + block, p->integers + row, now, others);
-        } else {
-            const float *inputs[ROWS];
-            for (int r = 0; r < now; r++) inputs[r] = row_of(p->x, row + r);
-            block_of_floats(m, block, inputs, now, sums);
-            if (gated) block_of_floats(m, p->blocks + block, inputs, now, others);
+        const Integers *integers = p->integers ? p->integers + row : 0;
+        const float *inputs[ROWS];
+        for (int r = 0; r < now; r++) inputs[r] = row_of(p->x, row + r);
+        if (two && now == 1 && vectors(left) == WIDE)
+            two_blocks(m, block, p->apart, inputs, integers, sums[0]);
+        else
+            for (int h = 0; h <= two; h++)
+                if (integers)
+                    block_of_integers(m, block + h * p->apart, integers, now, sums[h]);
+                else
+                    block_of_floats(m, block + h * p->apart, inputs, now, sums[h]);
+        for (int h = 0; h <= (two && !gated); h++) {
+            int64_t first = (block + h * p->apart) * BLOCK;
+            int64_t count = p->width - first < BLOCK ? p->width - first : BLOCK;
+            for (int r = 0; r < now; r++)
+                finish(m, p->after, first, count, p->width, row + r, sums[h] + r * BLOCK, sums[1] + r * BLOCK, p->out);
         }
-        for (int r = 0; r < now; r++)
-            finish(m, p->after, first, count, p->width, row + r, sums + r * BLOCK, others + r * BLOCK, p->out);
     }
 }
 
@@ -320,9 +372,11 @@ static void part_of_product(int64_t task, void *what) {
  * Returns 0, or -1 for want of memory.
  */
 int64_t native_product(const Matrix *m, const Rows *x, const After *after, float *out, int threads) {
-    int64_t rows = x->batch * x->rows, width = after->activation == GATED ? m->outputs / 2 : m->outputs;
-    int64_t blocks = (width + BLOCK - 1) / BLOCK, parts = (rows + MANY_ROWS - 1) / MANY_ROWS;
+    int64_t rows = x->batch * x->rows, gated = after->activation == GATED, width = gated ? m->outputs / 2 : m->outputs;
+    int64_t blocks = (width + BLOCK - 1) / BLOCK, parts = (rows + MANY_ROWS - 1) / MANY_ROWS, apart = gated ? blocks : 0;
     int64_t bytes = m->inputs * m->outputs * (m->kind == FLOAT32 ? 8 : m->kind == BFLOAT16 ? 4 : m->kind == INT8 ? 2 : 1) / 2;
+    if (bytes * (rows + 3) <= 1 << 19) threads = 1;
+    if (!gated && rows == 1 && (threads == 1 || blocks >= 8 * threads)) blocks = apart = (blocks + 1) / 2;
     Integers *integers = 0;
     if (m->kind >= INT8) {
         int64_t groups = m->kind == INT4 ? m->inputs / m->group : 1;
@@ -335,8 +389,8 @@ int64_t native_product(const Matrix *m, const Rows *x, const After *after, float
             quantise(m, row_of(x, r), integers[r]);
         }
     }
-    Product product = {m, x, after, integers, rows, width, blocks, parts, out};
-    share(blocks * parts, bytes * (rows + 3) > 1 << 19 ? threads : 1, part_of_product, &product);
+    Product product = {m, x, after, integers, rows, width, blocks, apart, parts, out};
+    share(blocks * parts, threads, part_of_product, &product);
     free(integers);
     return 0;
 }
