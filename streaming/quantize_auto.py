@@ -147,7 +147,7 @@ def _matrix(kind: Quantize, number: float) -> Linear:
     ones = torch.ones(_SHAPE, dtype=torch.int8)
     if kind == "int8":
         return NativeLinear.pack_int8(ones, torch.ones(outputs))
-    return NativeLinear.pack_int4(ones, torch.ones(outputs, inputs // 64, dtype=torch.bfloat16))
+    return NativeLinear.pack_int4(ones, torch.ones(outputs, inputs // 128, dtype=torch.bfloat16))
 
 
 def _read(file: Path | None) -> dict[str, dict[Quantize, float]]:

@@ -28,7 +28,7 @@ from streaming.models.linear import Linear, linear, load_linear
 from streaming.models.operations.base import Layer, Operations
 from streaming.models.operations.choice import pick
 from streaming.models.operations.torch import TorchOperations, finish
-from streaming.models.quantized_weights import Quantize
+from streaming.models.quantized_weights import Quantize, rounding
 from streaming.models.sampler import Drawing, SamplerState
 from streaming.models.token_layout import TokenLayout
 
@@ -122,7 +122,7 @@ class LlamaDecoder:
         ]
         self._run_layers = self.operations.layers(self._layers, config.norm_eps)
         self._norm = source.load("model.norm.weight", (config.hidden_size,), activations)
-        self.fingerprint = f"{config} {quantize} {source.fingerprint} {layout.fingerprint}"
+        self.fingerprint = f"{config} {rounding(quantize)} {source.fingerprint} {layout.fingerprint}"
         """A text that differs for a decoder of other weights."""
         # [L, H, P, D], keys not rotated
         self.prefix_keys, self._prefix_values = self._run_prefix(

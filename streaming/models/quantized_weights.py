@@ -13,14 +13,19 @@ Quantize = Literal["none", "int8", "int4"]
 QuantizeOption = Literal["auto", "none", "int8", "int4"]
 """`auto`: the one that loses least and is fast enough on this machine."""
 
-_GROUPS = (64, 32)
-"""Inputs that share a scale in 4 bits. More than 64 would not fit the sums of `native/integers.h`."""
+_GROUPS = (128, 64, 32)
+"""Inputs that share a scale in 4 bits: as many as divide a layer's."""
 _STEPS = (8.0, 8.75, 9.5)
 """Tried in 4 bits: how many steps it is to a group's largest magnitude."""
 _ROUNDED_AT_ONCE = 64
 """Outputs that are rounded in one piece."""
 _TINY = 1e-30
 """The least that a scale may be."""
+
+
+def rounding(quantize: Quantize) -> str:
+    """Return a text that differs where weights are rounded differently."""
+    return f"{quantize} {_GROUPS} {_STEPS}" if quantize == "int4" else quantize
 
 
 def eight_bits(weight: Tensor) -> tuple[Tensor, Tensor]:

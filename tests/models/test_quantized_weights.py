@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from streaming.models.quantized_weights import eight_bits, four_bits
+from streaming.models import quantized_weights
+from streaming.models.quantized_weights import Quantize, eight_bits, four_bits, rounding
 
 
 def test_eight_bits_have_a_magnitude() -> None:
@@ -16,14 +17,14 @@ def test_eight_bits_have_a_magnitude() -> None:
     assert scale.tolist() == pytest.approx([1 / 127, 0, 3 / 127])
 
 
-@pytest.mark.parametrize("inputs", [96, 128])
-def test_four_bits_lose_the_least_of_what_is_tried(inputs: int) -> None:
+@pytest.mark.parametrize(("inputs", "group", "most"), [(96, 32, 0.087), (192, 64, 0.094), (256, 128, 0.1)])
+def test_four_bits_lose_the_least_of_what_is_tried(inputs: int, group: int, most: float) -> None:
     """Pins a scale of the wrong sign, a value that wraps around, and a cut that costs more than it gives."""
     wide = torch.randn(130, inputs)
     four, scales = four_bits(wide)
     assert four.amin() == -8 and four.amax() == 7
     groups = scales.shape[1]
-    assert inputs // groups == (32 if inputs == 96 else 64)
+    assert inputs // groups == group
     grouped = wide.view(130, groups, -1)
     largest = grouped.gather(-1, grouped.abs().argmax(dim=-1, keepdim=True))
 
@@ -34,7 +35,16 @@ def test_four_bits_lose_the_least_of_what_is_tried(inputs: int) -> None:
     assert torch.allclose(ours, error(scales.float()[..., None]))
     for steps in (8.0, 8.75, 9.5):
         assert (ours <= error((largest / -steps).bfloat16().float()) * 1.0001).all()
-    assert (ours.sum() / wide.square().sum()) ** 0.5 < (0.087 if inputs == 96 else 0.094)
+    assert (ours.sum() / wide.square().sum()) ** 0.5 < most
+
+
+def test_other_rounding_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pins a saved session that went on with weights that had been rounded in other groups."""
+    kinds: list[Quantize] = ["none", "int8", "int4"]
+    before = [rounding(kind) for kind in kinds]
+    assert len(set(before)) == 3
+    monkeypatch.setattr(quantized_weights, "_GROUPS", (64, 32))
+    assert [rounding(kind) == text for kind, text in zip(kinds, before, strict=True)] == [True, True, False]
 
 
 def test_four_bits_of_nothing_and_of_no_number() -> None:

@@ -1,8 +1,8 @@
 /* Products of bytes, four to a lane, for every instruction set; the sums are the same on all of them, to the bit.
  *
  * `Four` is four activations, spread over all lanes. `dot8` adds the products with four weights of 8 bits in each lane,
- * and its sum begins at `start8`; `dot4` those with four nibbles, 0 to 15 for -8 to 7, and its sum, over `group` inputs
- * of at most 64, begins at `start4` and becomes whole in `end4`. Bytes are from -127 to 127: -128 has no magnitude in a
+ * and its sum begins at `start8`; `dot4` those with four nibbles, 0 to 15 for -8 to 7, and its sum, over 64 inputs at
+ * most, begins at `start4` and becomes whole in `end4`. Bytes are from -127 to 127: -128 has no magnitude in a
  * byte.
  */
 

@@ -127,7 +127,7 @@ static void block_of_floats(const Matrix *m, int64_t block, const float *const *
 }
 
 /* Activations as integers, with a scale for each group of inputs (int8: all of them): x is about value * scale. start:
- * see `start4`.
+ * see `start4`, for each `summed` inputs.
  */
 typedef struct {
     int8_t *value;
@@ -135,11 +135,14 @@ typedef struct {
     int32_t *start;
 } Integers;
 
+/* So many inputs of a group are summed at once. */
+INLINE int64_t summed(const Matrix *m) { return m->kind == INT8 ? m->inputs : m->group < 64 ? m->group : 64; }
+
 /* The scale is the group's largest magnitude by 127, a value the nearest whole number to x * (1 / scale), ties to even;
  * nothing here may be fused.
  */
 static void quantise(const Matrix *m, const float *x, Integers to) {
-    int64_t group = m->kind == INT4 ? m->group : m->inputs;
+    const int64_t group = m->kind == INT4 ? m->group : m->inputs, some = summed(m);
     const int8_t shift = UNSIGNED_ACTIVATIONS && m->kind == INT8 ? -128 : 0;
     for (int64_t g = 0; g * group < m->inputs; g++) {
         const float *from = x + g * group;
@@ -151,16 +154,19 @@ static void quantise(const Matrix *m, const float *x, Integers to) {
         float largest = 1e-30f;
         UNROLL for (int i = 0; i < LANES; i++) largest = high[i] > largest ? high[i] : largest;
         float scale = largest / 127.0f + total(bad), inverse = 1.0f / scale;
-        vi sum = (vi){};
-        for (int64_t k = 0; k < group; k += LANES) {
-            vi v = __builtin_convertvector(rounded(load(from + k) * inverse), vi);
-            sum += v;
-            vb bytes = __builtin_convertvector(v, vb) ^ shift;
-            memcpy(to.value + g * group + k, &bytes, LANES);
+        to.scale[g] = scale;
+        for (int64_t first = 0; first < group; first += some) {
+            vi sum = (vi){};
+            for (int64_t k = first; k < first + some; k += LANES) {
+                vi v = __builtin_convertvector(rounded(load(from + k) * inverse), vi);
+                sum += v;
+                vb bytes = __builtin_convertvector(v, vb) ^ shift;
+                memcpy(to.value + g * group + k, &bytes, LANES);
+            }
+            int32_t sums[4] = {0};
+            UNROLL for (int i = 0; i < LANES; i++) sums[i % 4] += sum[i];
+            to.start[(g * group + first) / some] = start4(sums);
         }
-        int32_t sums[4] = {0};
-        UNROLL for (int i = 0; i < LANES; i++) sums[i % 4] += sum[i];
-        to.scale[g] = scale, to.start[g] = start4(sums);
     }
 }
 
@@ -226,39 +232,49 @@ INLINE void tile_of_int8(const int H, const int R, const int J, const Matrix *m,
 /* As `tile_of_int8`. */
 INLINE void tile_of_int4(const int H, const int R, const int J, const Matrix *m, int64_t block, int64_t apart, int from,
                          const Integers *x, float *out) {
-    const int64_t size = BLOCK * (m->inputs / m->group) * (2 + m->group / 2), further = apart * size;
+    const int64_t size = BLOCK * (m->inputs / m->group) * (2 + m->group / 2), further = apart * size, some = summed(m);
     const char *w = (const char *)m->weight + block * size;
     vf sum[BOTH][4][WIDE];
     UNROLL for (int h = 0; h < H; h++)
         UNROLL for (int r = 0; r < R; r++) UNROLL for (int j = 0; j < J; j++) sum[h][r][j] = (vf){};
     for (int64_t g = 0; g * m->group < m->inputs; g++) {
         const char *scales = w + from * 2 * LANES;
-        vi part[BOTH][4][WIDE];
-        UNROLL for (int h = 0; h < H; h++)
-            UNROLL for (int r = 0; r < R; r++)
-                UNROLL for (int j = 0; j < J; j++) part[h][r][j] = x[r].start[g] - (vi){};
+        vi whole[BOTH][4][WIDE];
         w += 2 * BLOCK;
-        int64_t k = g * m->group, until = k + m->group;
-        if (PAIRS && R > 1)
-            sums_of_pairs(R, J, INT4, w + from * 4 * LANES, k, until, x, part[0]), w += m->group / 2 * BLOCK;
-        else for (; k < until; k += 8, w += 4 * BLOCK) {
-            Four low[4], high[4];
-            UNROLL for (int r = 0; r < R; r++) low[r] = four(x[r].value + k), high[r] = four(x[r].value + k + 4);
-            UNROLL for (int h = 0; h < H; h++) {
-                const char *eight = w + h * further + from * 4 * LANES;
-                prefetch(eight, J * 4 * LANES);
-                UNROLL for (int j = 0; j < J; j++) {
-                    vi both = load_integers(eight + j * 4 * LANES);
-                    vi lower = both & 0x0F0F0F0F, upper = both >> 4 & 0x0F0F0F0F;
-                    UNROLL for (int r = 0; r < R; r++)
-                        part[h][r][j] = dot4(dot4(part[h][r][j], lower, low[r]), upper, high[r]);
+        for (int64_t first = g * m->group; first < (g + 1) * m->group; first += some) {
+            vi part[BOTH][4][WIDE];
+            UNROLL for (int h = 0; h < H; h++)
+                UNROLL for (int r = 0; r < R; r++)
+                    UNROLL for (int j = 0; j < J; j++) part[h][r][j] = x[r].start[first / some] - (vi){};
+            int64_t k = first;
+            if (PAIRS && R > 1)
+                sums_of_pairs(R, J, INT4, w + from * 4 * LANES, k, k + some, x, part[0]), w += some / 2 * BLOCK;
+            else for (; k < first + some; k += 8, w += 4 * BLOCK) {
+                Four low[4], high[4];
+                UNROLL for (int r = 0; r < R; r++) low[r] = four(x[r].value + k), high[r] = four(x[r].value + k + 4);
+                UNROLL for (int h = 0; h < H; h++) {
+                    const char *eight = w + h * further + from * 4 * LANES;
+                    prefetch(eight, J * 4 * LANES);
+                    UNROLL for (int j = 0; j < J; j++) {
+                        vi both = load_integers(eight + j * 4 * LANES);
+                        vi lower = both & 0x0F0F0F0F, upper = both >> 4 & 0x0F0F0F0F;
+                        UNROLL for (int r = 0; r < R; r++)
+                            part[h][r][j] = dot4(dot4(part[h][r][j], lower, low[r]), upper, high[r]);
+                    }
                 }
             }
+            const int more = first > g * m->group;
+            UNROLL for (int h = 0; h < H; h++)
+                UNROLL for (int r = 0; r < R; r++)
+                    UNROLL for (int j = 0; j < J; j++) {
+                        vi sum = end4(part[h][r][j]);
+                        whole[h][r][j] = more ? whole[h][r][j] + sum : sum;
+                    }
         }
         UNROLL for (int h = 0; h < H; h++) UNROLL for (int j = 0; j < J; j++) {
             vf scale = widen((const uint16_t *)(scales + h * further) + j * LANES);
             UNROLL for (int r = 0; r < R; r++)
-                sum[h][r][j] += __builtin_convertvector(end4(part[h][r][j]), vf) * (scale * x[r].scale[g]);
+                sum[h][r][j] += __builtin_convertvector(whole[h][r][j], vf) * (scale * x[r].scale[g]);
         }
     }
     UNROLL for (int h = 0; h < H; h++)
@@ -379,13 +395,13 @@ int64_t native_product(const Matrix *m, const Rows *x, const After *after, float
     if (!gated && rows == 1 && (threads == 1 || blocks >= 8 * threads)) blocks = apart = (blocks + 1) / 2;
     Integers *integers = 0;
     if (m->kind >= INT8) {
-        int64_t groups = m->kind == INT4 ? m->inputs / m->group : 1;
-        if (!(integers = malloc(rows * (sizeof(Integers) + 8 * groups + m->inputs)))) return -1;
+        int64_t groups = m->kind == INT4 ? m->inputs / m->group : 1, sums = m->inputs / summed(m);
+        if (!(integers = malloc(rows * (sizeof(Integers) + 4 * (groups + sums) + m->inputs)))) return -1;
         float *scales = (float *)(integers + rows);
         int32_t *starts = (int32_t *)(scales + groups * rows);
-        int8_t *values = (int8_t *)(starts + groups * rows);
+        int8_t *values = (int8_t *)(starts + sums * rows);
         for (int64_t r = 0; r < rows; r++) {
-            integers[r] = (Integers){values + r * m->inputs, scales + groups * r, starts + groups * r};
+            integers[r] = (Integers){values + r * m->inputs, scales + groups * r, starts + sums * r};
             quantise(m, row_of(x, r), integers[r]);
         }
     }
