@@ -32,6 +32,7 @@ from streaming.protocol.messages import (
     SpeechStarted,
     SpeechStopped,
     Take,
+    TurnVoice,
 )
 from streaming.protocol.replay import WINDOW
 from streaming.terminal.jitter_buffer import JitterBuffer
@@ -151,6 +152,25 @@ class TestFiles:
         assert not record[:8_000, 1].any()
         heard = record[8_000:, 1]
         np.testing.assert_array_equal(heard[heard > 0], whole_continuation(5))
+
+    def test_the_voice_that_the_model_goes_on_in_is_told(self, speech: Path) -> None:
+        """A person was promised their own voice, and heard another."""
+
+        async def in_a_voice(peer: Peer, message: ClientMessage) -> None:
+            if isinstance(message, Speak):
+                await peer.begin()
+                await peer.send(TurnVoice(turn=1, voice="a deep voice"))
+                await peer.send_frame(1, 0)
+                await peer.done(FRAME)
+
+        async def test() -> None:
+            async with fake_server(in_a_voice) as server:
+                report = await stream_file(server, speech, view=view)
+            assert report.voice == "a deep voice"
+
+        view = Witness()
+        run(test())
+        assert ("voice", {"turn": 1, "voice": "a deep voice"}) in view.events
 
     def test_a_gap_in_the_continuation_is_reported_to_the_server(self, speech: Path) -> None:
         """The server's operator learned of gaps from the people who heard them."""
