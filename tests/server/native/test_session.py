@@ -17,7 +17,7 @@ from websockets.exceptions import ConnectionClosed
 
 from streaming.audio import FRAME
 from streaming.client.client import Audio, ContinuationClient, Event
-from streaming.config import Sampling
+from streaming.config import ModelVoices, Sampling
 from streaming.conversation.conversation import Conversation
 from streaming.engine.engine import Engine
 from streaming.protocol import messages
@@ -63,6 +63,28 @@ def test_a_turn_is_announced_spoken_and_counted(server: LiveServer) -> None:
             assert (done.turn, done.reason, done.samples) == (1, "max_seconds", 10 * FRAME)
             assert len(session.spoken()) == done.samples
             assert done.first_frame_ms is not None
+
+    run(scenario())
+
+
+def test_a_model_s_voice_is_told_before_the_audio_to_those_who_ask() -> None:
+    """A strict client ends at a message that it did not ask for."""
+    voices = ModelVoices(1, {code: f"voice {code}" for code in range(2048)})
+
+    async def told(url: str, start: SessionStart) -> list[type[messages.Message]]:
+        async with client(url, start) as session:
+            await session.hear(SPEECH)
+            await session.speak()
+            for message in session.said:
+                if isinstance(message, messages.TurnVoice):
+                    assert message.turn == 1 and message.voice.startswith("voice ")
+            return [type(message) for message in session.said[1:]]
+
+    async def scenario() -> None:
+        with Engine(StubStep(1), "stub", voices=voices) as engine, serving(engine) as server:
+            asked = SessionStart(pace="fast", max_seconds=0.8, voices=True)
+            assert await told(server.url, asked) == [messages.TurnSpeaking, messages.TurnVoice, messages.TurnDone]
+            assert await told(server.url, FAST) == [messages.TurnSpeaking, messages.TurnDone]
 
     run(scenario())
 
