@@ -14,6 +14,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from streaming.audio import SAMPLE_RATE
+from streaming.config import ModelVoices
 from tests.web.browser import Page, browser, chromium
 from tests.web.live_page import NOTICE, Served, keep, open_page, served, talk
 
@@ -328,6 +329,16 @@ def test_a_model_that_goes_on_from_certain_words_says_which_before_the_press(pag
             page.wait_for_phase("talking")
             assert page.text("#suggestion") == says
             assert page.evaluate("document.querySelector('#suggestion').checkVisibility()")
+
+
+def test_a_model_with_voices_of_its_own_says_in_which_one_it_goes_on(page: Page) -> None:
+    """Who had spoken heard somebody else go on, and was not told why."""
+    every = ModelVoices(1, dict.fromkeys(range(2048), "a deep voice"))
+    with served(voices=every) as it:
+        open_page(page, it.live, maxSeconds=20)
+        talk(page, LONGER_THAN_A_TAP_S)
+        page.wait_for_phase("speaking")
+        page.wait_for("document.querySelector('#hint').innerText === 'In a deep voice. Hold and talk to interrupt it.'")
 
 
 def test_a_model_that_takes_any_speech_suggests_nothing(page: Page, server: Served) -> None:
