@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.deploy.stub_server import STUBBED
+
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 240.0
 DRAIN_S = 4.0
@@ -48,6 +50,7 @@ _FILES = {
 }
 os.environ |= {  # read when Ray is imported
     **settings(),
+    **STUBBED,
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(DRAIN_S + 8),
     "RAY_SERVE_HAPROXY_METRICS_PORT": str(_PORTS[0]),
     "RAY_SERVE_HAPROXY_STATS_PORT": str(_PORTS[1]),

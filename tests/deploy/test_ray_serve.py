@@ -1,4 +1,4 @@
-"""`deploy/ray/` under a real Ray Serve behind its HAProxy: two replicas of the demo model on this machine.
+"""`deploy/ray/` under a real Ray Serve behind its HAProxy: two replicas on this machine, whose servers have no weights.
 
 Skips itself where Ray is not installed: `pip install -e ".[dev,ray]"`. Two minutes, most of them Serve's own waits.
 """

@@ -176,7 +176,7 @@ def test_an_open_door_is_refused_at_the_start(
 def test_a_server_of_ones_own_ends_with_whoever_started_it() -> None:
     """A client that was killed left a loaded model behind. `--until-eof`: the pipe closes when its process is gone."""
     process = subprocess.Popen(
-        [sys.executable, "server.py", "--port", "0", "--until-eof"],
+        [sys.executable, "-m", "tests.deploy.stub_server", "--port", "0", "--until-eof"],
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
