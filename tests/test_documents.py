@@ -37,6 +37,7 @@ from streaming.server.door.session_key import SessionKey
 from streaming.server.door.tokens import Tokens
 from streaming.server.handover import Handover
 from streaming.server.session_store import SessionStore
+from tests.deploy.stub_server import STUBBED
 from tests.engine.stub_step import StubStep
 from tests.server.live_server import Client, LiveServer, client, get, run, serving
 
@@ -269,12 +270,12 @@ def test_the_close_codes_are_all_that_there_are() -> None:
 # Exit statuses
 
 
-def _python(*arguments: str) -> subprocess.Popen[str]:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("STREAMING_")}
+def _python(*arguments: str, environment: dict[str, str] | None) -> subprocess.Popen[str]:
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("STREAMING_")}
     return subprocess.Popen(
         [sys.executable, *arguments],
         cwd=ROOT,
-        env=environment | {"PYTHONPATH": str(ROOT)},
+        env=ours | {"PYTHONPATH": str(ROOT)} | (environment or {}),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -283,8 +284,8 @@ def _python(*arguments: str) -> subprocess.Popen[str]:
 
 
 @contextmanager
-def _running(*arguments: str) -> Iterator[subprocess.Popen[str]]:
-    process = _python(*arguments)
+def _running(*arguments: str, environment: dict[str, str] | None = None) -> Iterator[subprocess.Popen[str]]:
+    process = _python(*arguments, environment=environment)
     try:
         yield process
     finally:
@@ -300,8 +301,14 @@ def _status(*arguments: str) -> tuple[int, str]:
         return process.returncode, said.strip().splitlines()[-1] if said.strip() else ""
 
 
-def _signalled(number: signal.Signals, *arguments: str, wait_for: Callable[[subprocess.Popen[str]], None]) -> int:
-    with _running(*arguments) as process:
+def _signalled(
+    number: signal.Signals,
+    *arguments: str,
+    wait_for: Callable[[subprocess.Popen[str]], None],
+    environment: dict[str, str] | None = None,
+) -> int:
+    """Return the exit status of a command that gets this signal. environment: variables besides this process' own."""
+    with _running(*arguments, environment=environment) as process:
         wait_for(process)
         process.send_signal(number)
         _, said = process.communicate(timeout=120)
@@ -316,6 +323,12 @@ def _importing(process: subprocess.Popen[str]) -> None:
         time.sleep(0.01)
 
 
+def _first_line(process: subprocess.Popen[str]) -> None:
+    """Wait until a command has said something."""
+    assert process.stdout is not None
+    print(process.stdout.readline())
+
+
 SERVER = ("server.py", "--port", "0")
 SCORE = ("-m", "streaming.score", "examples/prompt.wav")
 STEP = ("-m", "streaming.benchmark", "step", "--slots", "1", "--seconds", "0.01")
@@ -326,7 +339,7 @@ def _server_status(documented: str) -> int:
     if documented in ("130", "143"):
         return _signalled(signal.SIGINT if documented == "130" else signal.SIGTERM, *SERVER, wait_for=_importing)
     if documented == "0":
-        return _signalled(signal.SIGTERM, *SERVER, wait_for=lambda process: print(process.stdout.readline()))  # type: ignore[union-attr]
+        return _signalled(signal.SIGTERM, *SERVER, environment=STUBBED, wait_for=_first_line)
     if documented == "2":
         return _status("server.py", "--port", "many")[0]
     status, line = _status(*SERVER, "--model", "/nowhere")
@@ -367,7 +380,7 @@ def _client_status(documented: str) -> int:
     if documented in ("130", "143"):
         number = signal.SIGINT if documented == "130" else signal.SIGTERM
         # its own server has been started: the client's first line
-        return _signalled(number, *talk, wait_for=lambda process: print(process.stdout.readline()))  # type: ignore[union-attr]
+        return _signalled(number, *talk, wait_for=_first_line)
     if documented == "2":
         return _status("client.py", "--max-seconds", "0")[0]
     if documented == "1":

@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -22,12 +23,15 @@ from streaming.benchmark import __main__ as benchmark
 from streaming.command import OutputError, check_result, write_result
 from streaming.server.door.tls import TlsError, load_tls
 from streaming.terminal import command as client
+from tests.deploy.stub_server import STUBBED
 from tests.server.certificate import self_signed
 
 ROOT = Path(__file__).parents[1]
 SPEECH = str(ROOT / "examples" / "prompt.wav")
 LONG = "a" * 300
 FULL = Path("/dev/full")
+WITHOUT_WEIGHTS = " ".join(f"{name}={shlex.quote(value)}" for name, value in STUBBED.items())
+"""What a shell puts before a `server.py` that starts in a second."""
 RESULTS = "docs/results/cpu-2-cores-amd-epyc.json"
 needs_full = pytest.mark.skipif(not FULL.exists(), reason="no /dev/full")
 ServerSays = Callable[..., tuple[int | str | None, str]]
@@ -138,14 +142,14 @@ def test_a_server_that_is_to_end_with_an_input_that_is_closed_does_not_start() -
 def test_a_server_that_cannot_say_where_it_listens_ends() -> None:
     """Whoever started it waits for that line. It was a traceback, and then another one at the interpreter's end."""
     with FULL.open("wb") as full:
-        done = command("server.py", "--port", "0", stdout=full)
+        done = command("server.py", "--port", "0", within=f"{WITHOUT_WEIGHTS} {{}}", stdout=full)
     assert done.returncode == 1
     assert sentence(done) == "server.py: cannot write to standard output: No space left on device"
 
 
 @needs_full
 def test_a_server_whose_log_cannot_be_written_serves() -> None:
-    done = command("server.py", "--port", "0", "--until-eof", within="{} 2>/dev/full")
+    done = command("server.py", "--port", "0", "--until-eof", within=f"{WITHOUT_WEIGHTS} {{}} 2>/dev/full")
     assert done.returncode == 0
     assert done.stdout.startswith(b"listening on ws://127.0.0.1:")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import subprocess
 import sys
@@ -21,14 +22,13 @@ from streaming.engine.engine import Engine
 from streaming.protocol import messages
 from streaming.protocol.messages import SessionStart
 from streaming.server.start import page_of
+from tests.deploy.stub_server import STUBBED
 from tests.engine.stub_step import StubStep
 from tests.server.live_server import client, run, run_server_py, serving
 
 ROOT = Path(__file__).parents[1]
 SPEECH = np.zeros(2 * FRAME, np.int16)
 SEEDED = messages.SamplingOptions(seed=1)
-STUB = ("-m", "tests.deploy.stub_server")
-"""What Python runs where it does not matter what the server says."""
 LOSES_ITS_DEVICE = """
 import sys
 
@@ -56,11 +56,16 @@ sys.exit(main(lambda *_, **__: Engine(step, "stub", hung_s=0.5)))
 
 
 @contextmanager
-def _server(*flags: str, program: tuple[str, ...] = ("server.py",)) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """The process, once it has said where it listens. program: what Python runs."""
+def _server(
+    *flags: str, program: tuple[str, ...] = ("server.py",), environment: dict[str, str] | None = None
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The process, once it has said where it listens. program: what Python runs; environment: variables besides this
+    process' own.
+    """
     process = subprocess.Popen(
         [sys.executable, *program, *flags],
         cwd=ROOT,
+        env=os.environ | (environment or {}),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -97,7 +102,7 @@ def test_a_terminated_server_finishes_its_turns_and_its_port_can_be_had_at_once(
         run(scenario(url, process))
         assert process.wait(60) == 0
         port = str(urlsplit(url).port)
-        with _server("--port", port, program=STUB) as (again, same):
+        with _server("--port", port, environment=STUBBED) as (again, same):
             assert same == url
             again.send_signal(signal.SIGINT)
             again.send_signal(signal.SIGINT)
@@ -211,7 +216,7 @@ def test_the_page_is_where_a_browser_can_go(url: str, page: str) -> None:
 
 def test_a_person_is_told_of_the_page_and_a_program_of_the_address() -> None:
     """The last thing said was an address that no browser opens."""
-    with _server("--port", "0", program=STUB) as (process, url):
+    with _server("--port", "0", environment=STUBBED) as (process, url):
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0
         assert process.stdout is not None and process.stderr is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import http.client
+import os
 import ssl
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from streaming.server.door.limits import Limits
 from streaming.server.door.origins import parse_origins
 from streaming.server.door.tls import load_tls
 from streaming.server.door.tokens import Tokens
+from tests.deploy.stub_server import STUBBED
 from tests.engine.stub_step import StubStep
 from tests.server.certificate import self_signed
 from tests.server.live_server import client, run, serving
@@ -176,8 +178,9 @@ def test_an_open_door_is_refused_at_the_start(
 def test_a_server_of_ones_own_ends_with_whoever_started_it() -> None:
     """A client that was killed left a loaded model behind. `--until-eof`: the pipe closes when its process is gone."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.deploy.stub_server", "--port", "0", "--until-eof"],
+        [sys.executable, "server.py", "--port", "0", "--until-eof"],
         cwd=ROOT,
+        env=os.environ | STUBBED,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

@@ -31,7 +31,7 @@ if library() is None:
     pytest.skip("no native operations here", allow_module_level=True)
 
 CPU = torch.device("cpu")
-SHAPES = [(64, 64), (100, 37), (2049, 256), (32, 192), (1, 192), (17, 5), (130, 2048)]
+SHAPES = [(64, 64), (100, 37), (513, 256), (32, 192), (1, 192), (17, 5), (130, 2048)]
 ROWS = (1, 2, 3, 5, 6, 7, 50, 97)
 
 
