@@ -184,7 +184,7 @@ class TestReading:
     def test_a_recording_is_what_the_published_script_makes_of_it(
         self, tmp_path: Path, rate: int, channels: int
     ) -> None:
-        """With the channels' mean taken first. It needs no soxr."""
+        """The mean of its channels is taken first. None of it needs soxr."""
         source = 0.3 * np.random.default_rng(0).standard_normal((rate + 77, channels))
         soundfile.write(tmp_path / "a.wav", source, rate, subtype="PCM_16")
         samples, _ = soundfile.read(tmp_path / "a.wav", dtype="float32", always_2d=True)
@@ -272,7 +272,7 @@ class TestReading:
 
     @pytest.mark.parametrize("rate", [1, 999, 768_001, 2**31 - 1])
     def test_a_rate_that_is_none_of_audio(self, tmp_path: Path, rate: int) -> None:
-        """At 1 Hz, 8 KB became 384 MB."""
+        """At a rate of 1 Hz, 8 KB became 384 MB."""
         path = tmp_path / "odd.wav"
         soundfile.write(path, np.zeros(4000, np.int16), rate)
         with pytest.raises(AudioError, match=f"{rate} Hz is not a sample rate of audio"):

@@ -226,7 +226,7 @@ class TestDevices:
         assert not list(tmp_path.iterdir())
 
     def test_a_conversation_with_a_microphone(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        """Both devices at rates of their own, 48,000 and 44,100 Hz, and the conversation kept to the sample."""
+        """Both devices have rates of their own, 48,000 and 44,100 Hz, and the conversation is kept to the sample."""
         install(monkeypatch, live=True)
         view = Witness()
 
@@ -388,7 +388,7 @@ class TestOwnServer:
         assert not alive(int((installed / "pid").read_text()))
 
     def test_what_is_kept_nowhere_is_said_so(self, installed: Path, speech: Path) -> None:
-        """A file was streamed, and what came was gone."""
+        """A file was streamed, and what came was thrown away without a word."""
         done = run_client(installed, str(speech), "--verbose")
         messages = [event.get("message", "") for event in map(json.loads, done.stdout.splitlines())]
         assert start.ONLY_TIMED in messages, "standard output is no terminal: it is not even played"
@@ -498,7 +498,7 @@ class TestWithoutTorch:
 def test_a_result_is_one_sentence(
     model: str, notice: str | None, turns: int, files: list[str], heard: bool, said: str
 ) -> None:
-    """It was nine figures in three lines, and a promise of your own voice that the demo does not keep."""
+    """The result was nine figures in three lines, and promised your own voice, which the demo does not keep."""
     started = msgspec.structs.replace(STARTED, model=model, notice=notice)
     report = TurnReport(1, "end", True, 5.02, 38.0, 40.2, 80.0, 0, 1.2, 0.4, 30.0, 20.0)
     assert start.result(started, turns, report, files, heard=heard) == said

@@ -179,7 +179,7 @@ REFUSALS = table("protocol.md", "code")
 def test_a_refusal_is_as_documented(
     code: str, retry_after_ms: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Clients are written from that page: a code that it has and the server has not is a branch that never runs."""
+    """Clients are written from that page: a code that the page alone has is a branch that never runs."""
     refused = _refusal_of(code, monkeypatch, tmp_path)
     assert (refused.code, refused.retry_after_ms) == (code, retry_after_ms)
 
@@ -395,7 +395,7 @@ STATUSES = [row[0] for row in table("operations.md", "exit status")]
 @pytest.mark.parametrize("documented", STATUSES)
 @pytest.mark.parametrize("command", ["server", "client", "benchmark", "score"])
 def test_an_exit_status_is_as_documented(documented: str, command: str) -> None:
-    """A signal while it loaded ended it with -15 or -2, or in a traceback of an import."""
+    """A signal while a command loaded ended it with -15 or -2, or in a traceback of an import."""
     provoke = {
         "server": _server_status,
         "client": _client_status,

@@ -241,7 +241,7 @@ def test_a_model_is_loaded_as_chosen(
 
 
 def test_a_step_is_reckoned_from_some_of_its_layers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three layers are 30 ms more than none: ten layers take 100 ms, and what is around them 5."""
+    """Three layers take 30 ms more than none: so ten layers take 100 ms, and what is around them 5."""
 
     class Clock:
         def __init__(self, codec: object, decoder: object, *_: int) -> None:

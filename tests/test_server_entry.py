@@ -83,8 +83,8 @@ def _server(
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 def test_a_terminated_server_finishes_its_turns_and_its_port_can_be_had_at_once() -> None:
-    """It cut them off, left the address in use, or aborted at its exit because a thread waited for the end of standard
-    input; the demo model, the real step, a real signal.
+    """The server cut its turns off, left the address in use, or aborted at its exit because a thread waited for the end
+    of standard input. The model is the demo, the step the real one, and the signal a real one.
     """
 
     async def scenario(url: str, process: subprocess.Popen[str]) -> None:
@@ -112,8 +112,8 @@ def test_a_terminated_server_finishes_its_turns_and_its_port_can_be_had_at_once(
 def test_two_servers_with_a_share_each_speak_at_once_on_one_machine(
     server_says: Callable[..., tuple[int | str | None, str]],
 ) -> None:
-    """What docs/gpu.md tells to start: both have their own weights and slots, and say the same. A share that is
-    too small is told before anything is made.
+    """docs/gpu.md says how to start them. Both have their own weights and slots, and say the same. A share that is too
+    small is told before anything is made.
     """
 
     async def turns(url: str) -> tuple[list[tuple[str, int]], NDArray[np.int16]]:
@@ -156,7 +156,7 @@ def test_a_server_whose_engine_has_failed_ends_with_status_1() -> None:
 
 
 def test_a_server_whose_step_hangs_says_so_and_ends() -> None:
-    """Its thread cannot be ended, and Python waits at its exit for a device that does not answer."""
+    """The step's thread cannot be ended, and Python waits at its exit for a device that does not answer."""
 
     async def scenario(url: str) -> None:
         async with client(url, SessionStart(pace="fast")) as session:
@@ -171,7 +171,7 @@ def test_a_server_whose_step_hangs_says_so_and_ends() -> None:
 
 
 def test_a_port_that_is_taken_is_said_so_before_a_model_is_loaded() -> None:
-    """After minutes of loading an 8B model."""
+    """The port was tried after the minutes that an 8B model takes to load."""
     with Engine(StubStep(1)) as engine, serving(engine) as server:
         done = run_server_py("--port", str(urlsplit(server.url).port), "--model", "/nowhere")
     assert done.returncode == 1
@@ -194,7 +194,7 @@ def test_a_port_that_is_taken_is_said_so_before_a_model_is_loaded() -> None:
 def test_what_cannot_be_loaded_is_one_line_that_says_what_to_do(
     flags: list[str], said: str, server_says: Callable[..., tuple[int | str | None, str]]
 ) -> None:
-    """A traceback of forty lines, the last of them about an allocator."""
+    """The line was a traceback of forty lines, the last of them about an allocator."""
     status, told = server_says(*flags)
     assert status == 1
     starting, line = told.splitlines()
@@ -215,7 +215,7 @@ def test_the_page_is_where_a_browser_can_go(url: str, page: str) -> None:
 
 
 def test_a_person_is_told_of_the_page_and_a_program_of_the_address() -> None:
-    """The last thing said was an address that no browser opens."""
+    """The last thing that the server said was an address that no browser opens."""
     with _server("--port", "0", environment=STUBBED) as (process, url):
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0

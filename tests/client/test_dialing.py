@@ -131,7 +131,7 @@ class TestAccess:
 
     @pytest.mark.parametrize("token", ["", "a b", "a\r\nX-Other: b", "ä", "a\n"])
     def test_what_is_no_token_is_not_sent_and_not_repeated(self, token: str) -> None:
-        """A line end in it wrote a header of its own."""
+        """A line end in a token wrote a header of its own."""
 
         async def test() -> None:
             with pytest.raises(ContinuationError, match="the token holds a character that no token may have"):
@@ -180,7 +180,7 @@ class TestAccess:
         run(test())
 
     def test_a_redirect_is_not_followed(self) -> None:
-        """A token followed to wherever an answer pointed."""
+        """The token went to wherever an answer pointed."""
 
         async def test() -> None:
             async with fake_server() as other:

@@ -78,7 +78,7 @@ ONE_TURN = [(name, recipe) for name, recipe in zip(NAMES, RECIPES, strict=True) 
 def test_a_recipe_records_what_the_model_said(
     server: LiveServer, step: StubStep, tmp_path: Path, name: str, recipe: str
 ) -> None:
-    """Down to the sample; a frame that a client lost, doubled or got late would show."""
+    """The recording is right to the sample: a frame that a client lost, doubled or got late would show."""
     step.ends = lambda length, _: name == "openai" and length == 100  # the others say how much they want
     run_client(server, recipe, tmp_path)
     with wave.open(str(tmp_path / "continuation.wav")) as file:

@@ -113,7 +113,7 @@ def test_kustomizations_name_what_is_there_and_leave_nothing_out() -> None:
 @pytest.mark.skipif(KUBECTL is None, reason="no kubectl to put the overlays together with")
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_an_overlay_is_one_that_kubernetes_takes(overlay: str) -> None:
-    """Of its own kinds, by their schemas; those of other projects are not on PyPI."""
+    """Kubernetes' own kinds are checked by their schemas; those of other projects are not on PyPI."""
     validate = pytest.importorskip("kubernetes_validate", reason="PyPI has kubernetes-validate, of 100 MB")
     for document in built(overlay):
         assert document["metadata"]["namespace"] == "streaming"
@@ -145,7 +145,7 @@ def test_what_is_put_together_is_what_was_meant() -> None:
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_every_option_is_one_of_the_servers(overlay: str) -> None:
-    """A key that the server does not know ends every pod at its start; a variable does nothing."""
+    """A key that the server does not know ends every pod at its start; such a variable does nothing."""
     config = FOLDER / "base" / "server.toml"
     options = parse(["--config", str(config)], {})
     for key, value in tomllib.loads(config.read_text(encoding="utf-8")).items():

@@ -36,7 +36,7 @@ class TestMissing:
             list_devices()
 
     def test_portaudio(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """`import sounddevice` raises OSError, which reads like a bug of ours."""
+        """Where PortAudio is missing, `import sounddevice` raises OSError, which reads like a bug of ours."""
         real = builtins.__import__
 
         def without_portaudio(name: str, *args: Any, **kwargs: Any) -> Any:
@@ -123,7 +123,7 @@ class TestMicrophone:
         asyncio.run(test())
 
     def test_a_voice_on_either_channel_is_heard(self) -> None:
-        """A headset that has it on the right was silent."""
+        """A headset that has the voice on its right channel was silent."""
 
         async def test() -> None:
             with Microphone(find_device(list_devices(), "3", "input")) as microphone:

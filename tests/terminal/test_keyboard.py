@@ -72,7 +72,9 @@ class TestDecoder:
         assert parser.feed(b"\x1b[13;1:3u", 5.3) == [Key.RELEASED]
 
     def test_a_terminal_that_does_not(self) -> None:
-        """A key that was held started and stopped the talking thirty times a second."""
+        """A terminal that does not tell of releases repeats a held key: talking started and stopped thirty times a
+        second.
+        """
         parser = KeyParser(steady=True)
         keys = parser.feed(PRESS, 0.0)
         for number in range(60):
@@ -144,7 +146,7 @@ class TestTerminal:
 
 
 def test_the_letter_t_is_another_take_however_long_it_is_held() -> None:
-    """Held for a second it would have been ten takes."""
+    """A key that was held for a second would have been ten takes."""
     for steady in (False, True):
         keys = KeyParser(steady=steady)
         assert keys.feed(b"t", 0.0) == [Key.TAKE]
