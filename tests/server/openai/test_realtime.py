@@ -627,9 +627,13 @@ def test_the_same_seed_gives_the_same_response_at_the_temperature_asked_for(serv
     assert run(scenario(seeded)) == run(scenario(seeded)) != run(scenario(seeded | {"temperature": 0.3}))
 
 
-def test_a_long_append_is_taken_and_a_longer_one_is_too_much(server: LiveServer, step: StubStep) -> None:
+def test_a_long_append_is_taken_and_a_longer_one_is_too_much(
+    server: LiveServer, step: StubStep, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """15 MiB in one event is what clients may send; the native protocol's limit is 96 KiB."""
     step.context_frames = 10_000
+    monkeypatch.setattr("streaming.engine.engine._APART_S", 0.0)  # there are 4,096 steps, which wait for nobody
+    monkeypatch.setattr("streaming.server.event_loop._TOGETHER_S", 0.0)
 
     async def scenario() -> None:
         async with realtime(server.url, MANUAL) as session:
