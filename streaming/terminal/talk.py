@@ -328,12 +328,14 @@ class Talk:
                 pass  # it is the rest of a turn that is over here
 
     def _go_back(self, turn: int, after_ms: float) -> None:
-        """Say that what was said and heard in this turn is lost, and listen again unless the one before still plays."""
-        if self._file_mode:
+        """Say that what was said and heard in this turn is lost, and listen again unless the one before still plays or
+        has a rest that comes.
+        """
+        spoken = self._spoken
+        if self._file_mode and (self._file_ended_s is None or spoken is None or spoken.turn >= turn):
             raise ContinuationError("the server died, and what was said to it is lost: start again")
         self._view.event("went_back", {"turn": turn, "after_ms": after_ms})
         self._unsaid.clear()
-        spoken = self._spoken
         if spoken is not None and spoken.turn >= turn:
             if self._loudspeaker is not None:
                 self._keep(spoken, self._loudspeaker.stop())

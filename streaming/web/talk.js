@@ -732,7 +732,7 @@ export class Talk {
     }
   }
 
-  /** The server died, and another one goes on: nothing of this turn is there any more. */
+  /** The server died, and another one goes on: nothing of this turn and of what came after it is there any more. */
   async #goBack(turn) {
     this.#told("The server failed, and another one goes on. What was said since its last answer is lost.", {
       rank: "warning",
@@ -743,7 +743,7 @@ export class Talk {
     if (this.#vad && this.phase === "talking") this.#setPhase("ready"); // a voice will be noticed anew
     this.#took();
     const [session, spoken] = [this.#session, this.#spoken];
-    if (spoken !== null && (spoken.turn >= turn || spoken.total === null)) { // or its rest has not come
+    if (spoken !== null && spoken.turn >= turn) { // the rest of one before it comes still
       [this.#spoken, this.#stale] = [null, true];
       const heard = (await this.#audio.stopPlayback()) ?? spoken.reported;
       this.#stale = false;

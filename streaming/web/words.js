@@ -72,7 +72,8 @@ function picked({ phase, grip, asking, place, playingFile, handsFree, microphone
 /** What one might say to this model, as a sentence; "" where nobody knows. */
 export function suggestion(suggestions) {
   if (suggestions.length === 0) return "";
-  return `Try saying ${new Intl.ListFormat("en-GB", { type: "disjunction" }).format(suggestions.map((one) => `“${one}”`))}.`;
+  const quoted = suggestions.map((one) => `“${one.replaceAll(" ", "\u00a0")}”`); // a line ends between two of them
+  return `Try saying ${new Intl.ListFormat("en-GB", { type: "disjunction" }).format(quoted)}.`;
 }
 
 /** What becomes of what the microphone hears. */
