@@ -186,19 +186,21 @@ class TestFlags:
 
 
 class TestDevices:
-    def test_a_list(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_devices_are_listed(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
         install(monkeypatch)
         assert client.main(["--list-devices"]) == 0
         assert "USB Headset" in capsys.readouterr().out
 
-    def test_a_list_as_json(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_devices_are_listed_as_json(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         install(monkeypatch)
         assert client.main(["--list-devices", "--json"]) == 0
         devices = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
         assert [device["number"] for device in devices] == [0, 1, 2, 3]
 
     @pytest.mark.parametrize("flags", [["--list-devices"], []])
-    def test_without_sounddevice(
+    def test_without_sounddevice_it_says_what_to_install(
         self, flags: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         """The microphone mode started a server before it found out that there is no microphone."""
@@ -206,7 +208,9 @@ class TestDevices:
         assert client.main(flags) == 1
         assert "pip install sounddevice" in capsys.readouterr().err
 
-    def test_an_unknown_device(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_an_unknown_device_is_told(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         install(monkeypatch)
         assert client.main(["--input-device", "bluetooth"]) == 1
         assert "no input device 'bluetooth'" in capsys.readouterr().err
@@ -352,7 +356,7 @@ class TestTransport:
             monkeypatch.setattr("streaming.terminal.connecting.opus_available", lambda there=there: there)
             assert connecting.wants_opus(args, server) is (wanted and there)
 
-    def test_opus_without_the_package(
+    def test_opus_without_the_package_says_what_to_install(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         monkeypatch.setattr("streaming.protocol.opus.opus_available", lambda: False)
@@ -450,12 +454,12 @@ class TestWithoutTorch:
         out, error = await asyncio.wait_for(process.communicate(), 60)
         return process.returncode, out.decode(), error.decode()
 
-    def test_help(self) -> None:
+    def test_help_is_shown(self) -> None:
         status, out, error = asyncio.run(self.run_without_torch("--help"))
         assert status == 0, error
         assert "--list-devices" in out
 
-    def test_a_file(self, speech: Path) -> None:
+    def test_a_file_is_continued(self, speech: Path) -> None:
         """A laptop that only speaks and listens should not have to install a gigabyte."""
 
         async def test() -> tuple[int | None, str, str]:

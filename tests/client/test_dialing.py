@@ -65,7 +65,7 @@ class TestOpening:
             ("http://", "not a server's address"),
         ],
     )
-    def test_no_such_server(self, url: str, reason: str) -> None:
+    def test_a_server_that_is_not_there_is_told_with_the_reason(self, url: str, reason: str) -> None:
         async def test() -> None:
             with pytest.raises(ContinuationError, match=reason):
                 async with ContinuationClient.connect(url):

@@ -323,7 +323,7 @@ class TestVoiceActivity:
 
         run(test())
 
-    def test_a_file_without_speech(self, speech: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_file_without_speech_is_not_waited_for(self, speech: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("streaming.terminal.talk.VAD_PATIENCE_S", 0.1)
 
         async def test() -> None:

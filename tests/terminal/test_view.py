@@ -127,7 +127,7 @@ def test_what_stands_below_the_figures_does_not_jump() -> None:
     assert heights[0] < heights[1] == heights[2] == heights[3]
 
 
-def test_a_report_in_words() -> None:
+def test_a_report_has_its_figures_in_words() -> None:
     words = REPORT.figures()
     assert "2.00 s of continuation (max seconds)" in words
     assert "first audible sample after 45.0 ms" in words

@@ -75,7 +75,7 @@ def test_all_that_was_sent_before_a_voice_interrupted_counts_as_heard(server: Li
     ("format", "frame_bytes"),
     [({"type": "audio/pcm", "rate": 16000}, 2560), ({"type": "audio/pcmu", "rate": 8000}, 640)],
 )
-def test_other_formats(server: LiveServer, format: dict, frame_bytes: int) -> None:
+def test_other_formats_go_both_ways(server: LiveServer, format: dict, frame_bytes: int) -> None:
     async def scenario() -> None:
         async with live(server.url, format) as session:
             assert session.seen[0]["session"]["audio"]["format"] == format

@@ -599,7 +599,7 @@ def test_what_the_api_refuses_is_refused_and_the_session_goes_on(
 
 
 @pytest.mark.parametrize("name", ["audio/pcmu", "audio/pcma"])
-def test_telephone_audio_both_ways(server: LiveServer, step: StubStep, name: str) -> None:
+def test_telephone_audio_goes_both_ways(server: LiveServer, step: StubStep, name: str) -> None:
     async def scenario() -> None:
         formats = {"input": {"format": {"type": name}, "turn_detection": None}, "output": {"format": {"type": name}}}
         async with realtime(server.url) as session:
