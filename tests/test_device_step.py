@@ -47,7 +47,7 @@ MAKES_NOTHING = ("empty", "prim.device")
 
 
 class Watch(TorchDispatchMode):
-    """Notes every operation, and refuses those that look back at the host.
+    """Note every operation, and refuse those that look back at the host.
 
     launches: at least how many kernels a GPU runs. An operation counts once, unless all it gives is another view of
     what it got; some are more than one (a sort, a sum over few rows, a product that is split).

@@ -125,7 +125,7 @@ async def _expired(server: LiveServer) -> messages.SessionRefused:
 
 
 def _refusal_of(code: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> messages.SessionRefused:
-    """Brings a server into the state in which it refuses so, and asks."""
+    """Bring a server into the state in which it refuses so, and ask."""
     elsewhere = SessionResume(token="00000000.x", received=0, position=0)  # noqa: S106
     if code == "overloaded":
         with Engine(StubStep(2, delay_s=lambda: 0.1)) as engine, engine.open(seed=1) as session:
@@ -317,7 +317,7 @@ def _signalled(
 
 
 def _importing(process: subprocess.Popen[str]) -> None:
-    """Waits until a command is in the middle of importing torch."""
+    """Wait until a command is in the middle of importing torch."""
     maps = Path(f"/proc/{process.pid}/maps")
     while process.poll() is None and "libtorch" not in maps.read_text(encoding="utf-8"):
         time.sleep(0.01)

@@ -53,7 +53,7 @@ def frames_of(count: int, seed: int = 0) -> Audio:
 
 
 def run(step: FrameStep, slot: int, prompt: Audio, spoken: int) -> tuple[Codes, Audio]:
-    """Listens to `prompt` [F, 1920] and speaks `spoken` frames. All codes [F + n, Q] and all audio [F + n, 1920]."""
+    """Listen to `prompt` [F, 1920] and speak `spoken` frames. All codes [F + n, Q] and all audio [F + n, 1920]."""
     results = [advance(step, {slot: frame}) for frame in prompt]
     results += [advance(step, {slot: None}) for _ in range(spoken)]
     return np.stack([r.codes[slot] for r in results]), np.stack([r.pcm[slot] for r in results])

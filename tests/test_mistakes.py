@@ -41,7 +41,7 @@ FLEET = ("fleet", "--replicas", "2", "--minutes", "0.05", "--load", "0.5", "--po
 def command(
     *arguments: str, stdout: int | IO[bytes] = subprocess.PIPE, stdin: int | None = subprocess.DEVNULL, within: str = ""
 ) -> subprocess.CompletedProcess[bytes]:
-    """Runs a command of the repository. within: a line for a shell, in which `{}` is the command."""
+    """Run a command of the repository. within: a line for a shell, in which `{}` is the command."""
     line: Sequence[str] = (sys.executable, *arguments)
     if within:
         line = ("sh", "-c", within.format(" ".join(line)))

@@ -14,7 +14,7 @@ from streaming.most_sessions import most_sessions
 
 
 class _Clock:
-    """Stands for `FrameStep`: a step takes so long for one session, and so much more for each further one."""
+    """Stand for `FrameStep`: a step takes so long for one session, and so much more for each further one."""
 
     def __init__(self, first_ms: float, more_ms: float) -> None:
         self.first_ms, self.more_ms, self.spent_s = first_ms, more_ms, 0.0

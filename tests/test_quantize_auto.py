@@ -18,7 +18,7 @@ from streaming.quantize_auto import KINDS, choose, least_s, product_s, warn_if_s
 
 
 class _Machine:
-    """Takes so many milliseconds for a step with each kind of weights."""
+    """Take so many milliseconds for a step with each kind of weights."""
 
     def __init__(self, none: float, int8: float, int4: float, products: float = 0.0) -> None:
         """products: which share of a step's time they are known to take."""

@@ -45,7 +45,7 @@ def live_sessions(
     lead_ms: int = 1_000,
     patient: bool = False,
 ) -> Level:
-    """Runs sessions of these turns in this process. meanwhile: a coroutine beside them.
+    """Run sessions of these turns in this process. meanwhile: a coroutine beside them.
 
     The lead is long, so that only what a test arranges takes long enough to be heard.
     """

@@ -47,7 +47,7 @@ def server(step: StubStep) -> Iterator[LiveServer]:
 
 
 def run_client(server: LiveServer, program: str, folder: Path) -> str:
-    """Runs it in `folder`, beside the examples; returns what it printed."""
+    """Run it in `folder`, beside the examples, and return what it printed."""
     host = server.url.split("/")[2]
     (folder / "examples").symlink_to(ROOT / "examples")
     script = folder / "recipe.py"

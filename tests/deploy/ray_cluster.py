@@ -67,7 +67,7 @@ with warnings.catch_warnings(action="ignore"):  # its own, of other libraries' f
 
 
 def until(true: Callable[[], Any], seconds: float = PATIENCE_S) -> Any:
-    """Waits for something to be so, and returns it."""
+    """Wait for something to be so, and return it."""
     deadline = time.monotonic() + seconds
     while not (value := true()):
         assert time.monotonic() < deadline, "it did not come about"

@@ -56,7 +56,7 @@ class Served:
             connection.close()
 
     async def health(self, **wanted: int) -> None:
-        """Waits until `/health` says so."""
+        """Wait until `/health` says so."""
         while True:
             report = json.loads((await asyncio.to_thread(self.request, "GET", "/health"))[2])
             if all(report[key] == value for key, value in wanted.items()):

@@ -41,14 +41,14 @@ def hear(live: EngineSession, *values: int) -> None:
 
 
 def settle(live: EngineSession, recorder: Recorder) -> None:
-    """Waits until all commands have taken effect: interruptions of no turn are answered, too."""
+    """Wait until all commands have taken effect: interruptions of no turn are answered, too."""
     count = len(recorder.of(Interrupted)) + 1
     live.interrupt(0, 0)
     recorder.wait_for_event(Interrupted, count)
 
 
 class ThreadDriver:
-    """Waits for the engine's thread, and pauses at random."""
+    """Wait for the engine's thread, and pause at random."""
 
     def __init__(self, live: EngineSession, recorder: Recorder, timing: random.Random) -> None:
         self.wait_for_room = live.wait_for_room

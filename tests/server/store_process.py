@@ -22,7 +22,7 @@ from tests.engine.stub_step import Pcm, StubResult, StubStep
 
 
 class Echo(StubStep):
-    """Says what it has heard in the stream, frame by frame, and then again."""
+    """Say what it has heard in the stream, frame by frame, and then again."""
 
     def _advance(self, slot: int, row: int, pcm: Pcm | None, result: StubResult) -> None:
         entries = self.streams[slot].entries

@@ -55,7 +55,7 @@ def server(step: StubStep) -> Iterator[LiveServer]:
 
 @pytest.fixture
 def hasty(step: StubStep) -> Iterator[LiveServer]:
-    """Keeps sessions for half a second."""
+    """Keep sessions for half a second."""
     with Engine(step, "stub") as engine, serving(engine, resume_s=RESUME_S) as live:
         yield live
 
@@ -80,7 +80,7 @@ async def _until_stopping(server: LiveServer) -> None:
 
 
 async def _turn(session: ContinuationClient) -> tuple[NDArray[np.int16], list[Event]]:
-    """Speaks a prompt in small pieces and takes its whole continuation."""
+    """Speak a prompt in small pieces and take its whole continuation."""
     for at in range(0, len(SPEECH), 700):
         await session.send(SPEECH[at : at + 700])
     await session.speak()

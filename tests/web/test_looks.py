@@ -77,7 +77,7 @@ def scheme(request: pytest.FixtureRequest) -> bool:
 
 
 def _dress(page: Page, phase: str) -> None:
-    """Makes it look as in this phase: the style sheet goes by this attribute alone."""
+    """Make it look as in this phase: the style sheet goes by this attribute alone."""
     page.evaluate(f"document.body.dataset.phase = {phase!r}")
     problem = str(phase == "problem").lower()
     page.evaluate(
