@@ -50,7 +50,7 @@ def served(
 
 
 def open_page(page: Page, live: LiveServer, microphone: str = "granted", **settings: Any) -> None:
-    """Opens the page once it knows its server. settings: as `settings.js` keeps them."""
+    """Open the page once it knows its server. settings: as `settings.js` keeps them."""
     page.allow_microphone(live.http, microphone)
     page.before_scripts(f"localStorage.settings ??= {json.dumps(json.dumps({'maxSeconds': 2} | settings))}")
     page.open(f"{live.http}/")
@@ -58,7 +58,7 @@ def open_page(page: Page, live: LiveServer, microphone: str = "granted", **setti
 
 
 def talk(page: Page, seconds: float) -> None:
-    """Holds the space bar for so long, from when it is heard."""
+    """Hold the space bar for so long, from when it is heard."""
     with page.holding_space():
         page.wait_for_phase("talking")
         time.sleep(seconds)
