@@ -14,6 +14,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from streaming.audio import SAMPLE_RATE
+from streaming.config import ModelVoices
 from tests.web.browser import Page, browser, chromium
 from tests.web.live_page import NOTICE, Served, keep, open_page, served, talk
 
@@ -132,6 +133,49 @@ def test_the_question_can_be_refused_late_and_escape_does_not_wait_for_it(page: 
     page.evaluate("window.allow()")
     time.sleep(LONGER_THAN_A_TAP_S)
     assert page.text("#microphone-state") == "Off", "a late answer opens nothing"
+
+
+def test_trying_the_microphone_asks_and_what_is_heard_then_is_seen_and_not_sent(page: Page, server: Served) -> None:
+    """Whoever looks at the level first meets the browser's question there, and may answer it late."""
+    page.before_scripts(ASKS)
+    open_page(page, server.live)
+    page.click("#mute")
+    page.wait_for_phase("asking")
+    _state(page, "May it hear you?")
+    assert page.text("#microphone-state") == "Asking"
+    keep(page, "trying")
+    time.sleep(2 * LONGER_THAN_A_TAP_S)
+    page.evaluate("window.allow()")
+    page.wait_for_phase("idle")
+    assert page.text("#microphone-state") == "On, not sent"
+    assert page.text("#mute") == "Turn off"
+    page.wait_for("Number(document.querySelector('#meter').style.getPropertyValue('--level')) > 0")
+    assert server.engine.stats().sessions == 0
+    talk(page, LONGER_THAN_A_TAP_S)
+    page.wait_for_phase("speaking")
+    assert page.evaluate("window.asked") == 1, "the browser has been answered"
+
+
+def test_trying_the_microphone_can_be_refused_and_given_up(page: Page, server: Served) -> None:
+    """After a refusal the same button asks again; Escape does not wait for an answer, and a late one opens nothing."""
+    page.before_scripts(ASKS)
+    open_page(page, server.live)
+    page.click("#mute")
+    page.wait_for("window.asked === 1")
+    page.evaluate("window.refuse()")
+    page.wait_for_phase("problem")
+    assert page.text("#problem-title") == "The browser refused the microphone"
+    assert page.text("#microphone-state") == "Off"
+    keep(page, "trying-refused")
+    page.click("#mute")
+    page.wait_for("window.asked === 2")
+    page.wait_for_phase("asking")
+    _press(page, "Escape")
+    page.wait_for_phase("idle")
+    page.evaluate("window.allow()")
+    time.sleep(LONGER_THAN_A_TAP_S)
+    assert page.text("#microphone-state") == "Off", "a late answer opens nothing"
+    assert page.text("#mute") == "Try it"
 
 
 def test_hands_free_begins_when_the_browser_has_been_answered(page: Page, server: Served) -> None:
@@ -278,13 +322,23 @@ def test_a_model_that_goes_on_from_certain_words_says_which_before_the_press(pag
     """A demo that recites was met with a name, and babbled. What is to be said stays in sight while it is said."""
     with served(suggestions=("one, two, three", "Monday, Tuesday")) as it:
         open_page(page, it.live)
-        says = "Try saying “one, two, three” or “Monday, Tuesday”."
+        says = "Try saying “one,\N{NBSP}two,\N{NBSP}three” or “Monday,\N{NBSP}Tuesday”."
         assert page.text("#suggestion") == says
         keep(page, "suggestion")
         with page.holding_space():
             page.wait_for_phase("talking")
             assert page.text("#suggestion") == says
             assert page.evaluate("document.querySelector('#suggestion').checkVisibility()")
+
+
+def test_a_model_with_voices_of_its_own_says_in_which_one_it_goes_on(page: Page) -> None:
+    """Who had spoken heard somebody else go on, and was not told why."""
+    every = ModelVoices(1, dict.fromkeys(range(2048), "a deep voice"))
+    with served(voices=every) as it:
+        open_page(page, it.live, maxSeconds=20)
+        talk(page, LONGER_THAN_A_TAP_S)
+        page.wait_for_phase("speaking")
+        page.wait_for("document.querySelector('#hint').innerText === 'In a deep voice. Hold and talk to interrupt it.'")
 
 
 def test_a_model_that_takes_any_speech_suggests_nothing(page: Page, server: Served) -> None:
@@ -316,7 +370,7 @@ def test_what_is_wrong_with_a_field_is_said_beside_it(page: Page, server: Served
 
 
 def test_space_talks_after_a_slider_and_after_a_summary(page: Page, server: Served) -> None:
-    """It was dead after a slider was used, and closed the settings after their summary was clicked."""
+    """The space bar was dead after a slider was used, and closed the settings after their summary was clicked."""
     open_page(page, server.live)
     page.click("summary")
     page.wait_for("document.querySelector('#settings').open")
@@ -355,7 +409,7 @@ def test_letters_that_are_typed_press_nothing(page: Page, server: Served) -> Non
 
 
 def test_a_conversation_by_keyboard_alone(page: Page, server: Served) -> None:
-    """Tab to everything, Space and Enter work what has the focus, and Esc leads out."""
+    """Tab leads to everything, Space and Enter work what has the focus, and Esc leads out."""
     open_page(page, server.live, maxSeconds=1)
 
     def tab_to(name: str) -> None:
@@ -393,7 +447,7 @@ def test_a_conversation_by_keyboard_alone(page: Page, server: Served) -> None:
 
 
 def test_a_conversation_that_was_not_downloaded_is_not_thrown_away_unasked(page: Page, server: Served) -> None:
-    """One letter deleted it."""
+    """One letter deleted the conversation."""
     open_page(page, server.live, maxSeconds=1)
     talk(page, LONGER_THAN_A_TAP_S)
     page.wait_for_phase("speaking")
@@ -486,7 +540,7 @@ def test_who_has_the_only_place_is_not_told_that_the_server_is_full(page: Page) 
 
 
 def test_the_picture_is_drawn_anew_when_the_settings_take_room_from_it(page: Page, server: Served) -> None:
-    """It was squashed, its labels too, until something else was to be drawn."""
+    """The picture was squashed, and its labels too, until something else was to be drawn."""
     open_page(page, server.live, maxSeconds=1)
     talk(page, 0.3)
     page.wait_for_phase("ready")
@@ -498,7 +552,7 @@ def test_the_picture_is_drawn_anew_when_the_settings_take_room_from_it(page: Pag
 
 
 def test_another_take_and_the_way_back_to_the_first(page: Page, server: Served) -> None:
-    """One press goes on from the same words with another seed; the takes stay, and the chosen one is gone on from."""
+    """One press goes on from the same words with another seed. The takes stay, and the chosen one is gone on from."""
     open_page(page, server.live, maxSeconds=1)
     talk(page, LONGER_THAN_A_TAP_S)
     page.wait_for_phase("speaking")
@@ -523,7 +577,7 @@ def test_another_take_and_the_way_back_to_the_first(page: Page, server: Served) 
 
 @pytest.mark.parametrize("kept", [1, 2])
 def test_the_conversation_goes_on_from_the_take_that_is_kept(page: Page, server: Served, kept: int) -> None:
-    """What the server holds is the prompt, the kept take's frames, what was said next and the answer to that."""
+    """The server holds the prompt, the kept take's frames, what was said next, and the answer to that."""
     open_page(page, server.live, maxSeconds=1)
     ready = "document.body.dataset.phase === 'ready' && !document.querySelector('#take').disabled"
     talk(page, LONGER_THAN_A_TAP_S)
