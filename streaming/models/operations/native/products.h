@@ -10,6 +10,7 @@
 
 #define ROWS 6       /* that one tile takes, at most */
 #define MANY_ROWS 48 /* that one thread takes with a block; a multiple of ROWS */
+#define MANY_INPUTS 256 /* whose weights stay in a near cache for all those rows */
 
 enum { FLOAT32, BFLOAT16, INT8, INT4 };
 enum { PLAIN, GELU, GATED };
@@ -34,10 +35,13 @@ typedef struct {
     int64_t batch, rows, batch_stride, row_stride;
 } Rows;
 
-/* What is done to results [rows, outputs]: an activation, then x * scale[n], then + residual[m, n]. */
+/* What is done to results [rows, outputs]: an activation, then x * scale[n], then + residual[m, n], then an ELU. gap: so
+ * many elements lie between the results of one of the batch and those of the next.
+ */
 typedef struct {
     int64_t activation;
     const float *scale, *residual;
+    int64_t elu, gap;
 } After;
 
 INLINE const float *row_of(const Rows *x, int64_t row) {
@@ -50,15 +54,25 @@ INLINE int vectors(int64_t outputs) { return outputs > 2 * LANES ? WIDE : output
 /* J vectors of outputs by R rows: in registers, with the weights and an activation beside the sums. */
 #define AT_ONCE(R) (REGISTERS == 32 || (R) <= 2 ? WIDE : WIDE / 2)
 
+/* Some inputs of a block: those from `first` until `last`. ahead: how far from these weights those are, in bytes, that are
+ * needed next.
+ */
+typedef struct {
+    int64_t first, last, ahead;
+} Inputs;
+
+/* Adds the products with these inputs to out [R, BLOCK], whose sums begin with input 0. */
 INLINE void tile(const int kind, const int R, const int J, const int width, const void *weight, const float *const *x,
-                 int64_t inputs, float *out) {
+                 Inputs some, float *out) {
     vf sum[ROWS][WIDE];
-    UNROLL for (int r = 0; r < R; r++) UNROLL for (int j = 0; j < J; j++) sum[r][j] = (vf){};
-    const float *w32 = weight;
-    const uint16_t *w16 = weight;
-    for (int64_t k = 0; k < inputs; k++, w32 += width * LANES, w16 += width * LANES) {
+    UNROLL for (int r = 0; r < R; r++)
+        UNROLL for (int j = 0; j < J; j++) sum[r][j] = some.first ? load(out + r * BLOCK + j * LANES) : (vf){};
+    const int size = kind == FLOAT32 ? 4 : 2;
+    const float *w32 = (const float *)weight + some.first * width * LANES;
+    const uint16_t *w16 = (const uint16_t *)weight + some.first * width * LANES;
+    for (int64_t k = some.first; k < some.last; k++, w32 += width * LANES, w16 += width * LANES) {
         vf w[WIDE];
-        if (kind == BFLOAT16) prefetch(w16, J * LANES * 2);
+        prefetch_far((kind == FLOAT32 ? (const char *)w32 : (const char *)w16) + some.ahead, J * LANES * size);
         if (kind == FLOAT32)
             UNROLL for (int j = 0; j < J; j++) w[j] = load(w32 + j * LANES);
         else if (width == 1)
@@ -76,41 +90,48 @@ INLINE void tile(const int kind, const int R, const int J, const int width, cons
     UNROLL for (int r = 0; r < R; r++) UNROLL for (int j = 0; j < J; j++) store(out + r * BLOCK + j * LANES, sum[r][j]);
 }
 
-INLINE void tiles(const int kind, const int R, int width, const char *w, const float *const *x, int64_t inputs,
+INLINE void tiles(const int kind, const int R, int width, const char *w, const float *const *x, Inputs some,
                   float *out) {
     const int size = kind == FLOAT32 ? 4 : 2, J = AT_ONCE(R);
     if (width == 1)
-        tile(kind, R, 1, 1, w, x, inputs, out);
+        tile(kind, R, 1, 1, w, x, some, out);
     else if (width == 2)
-        tile(kind, R, 2, 2, w, x, inputs, out);
+        tile(kind, R, 2, 2, w, x, some, out);
     else
-        for (int j = 0; j < WIDE; j += J) tile(kind, R, J, WIDE, w + j * LANES * size, x, inputs, out + j * LANES);
+        for (int j = 0; j < WIDE; j += J) tile(kind, R, J, WIDE, w + j * LANES * size, x, some, out + j * LANES);
 }
 
 #define SHAPE(R)                                                                                                       \
-    static void float32_##R(int width, const char *w, const float *const *x, int64_t inputs, float *out) {            \
-        tiles(FLOAT32, R, width, w, x, inputs, out);                                                                   \
+    static void float32_##R(int width, const char *w, const float *const *x, Inputs some, float *out) {               \
+        tiles(FLOAT32, R, width, w, x, some, out);                                                                     \
     }                                                                                                                  \
-    static void bfloat16_##R(int width, const char *w, const float *const *x, int64_t inputs, float *out) {           \
-        tiles(BFLOAT16, R, width, w, x, inputs, out);                                                                  \
+    static void bfloat16_##R(int width, const char *w, const float *const *x, Inputs some, float *out) {              \
+        tiles(BFLOAT16, R, width, w, x, some, out);                                                                    \
     }
 SHAPE(1)
 SHAPE(2)
 SHAPE(4)
 SHAPE(6)
 
-/* One block of floating-point weights by up to ROWS rows; out: [ROWS][BLOCK]. */
+/* One block of floating-point weights by `rows` rows; out: [rows, BLOCK]. Weights that more than one tile needs are read
+ * from memory in parts, the next one while all rows are multiplied with this one.
+ */
 static void block_of_floats(const Matrix *m, int64_t block, const float *const *x, int rows, float *out) {
-    int64_t first = block * BLOCK, size = m->kind == FLOAT32 ? 4 : 2;
+    int64_t first = block * BLOCK, size = m->kind == FLOAT32 ? 4 : 2, part = rows > ROWS ? MANY_INPUTS : m->inputs;
     int width = vectors(m->outputs - first);
     const char *w = (const char *)m->weight + first * m->inputs * size;
-    while (rows > 0) {
-        int now = rows >= 6 ? 6 : rows >= 4 ? 4 : rows >= 2 ? 2 : 1;
-        if (m->kind == FLOAT32)
-            (now == 6 ? float32_6 : now == 4 ? float32_4 : now == 2 ? float32_2 : float32_1)(width, w, x, m->inputs, out);
-        else
-            (now == 6 ? bfloat16_6 : now == 4 ? bfloat16_4 : now == 2 ? bfloat16_2 : bfloat16_1)(width, w, x, m->inputs, out);
-        rows -= now, x += now, out += now * BLOCK;
+    Inputs some = {0, 0, rows > ROWS ? part * width * LANES * size : AHEAD};
+    for (; some.first < m->inputs; some.first = some.last) {
+        some.last = some.first + part < m->inputs ? some.first + part : m->inputs;
+        for (int row = 0, now; row < rows; row += now) {
+            const float *const *from = x + row;
+            float *to = out + row * BLOCK;
+            now = rows - row >= 6 ? 6 : rows - row >= 4 ? 4 : rows - row >= 2 ? 2 : 1;
+            if (m->kind == FLOAT32)
+                (now == 6 ? float32_6 : now == 4 ? float32_4 : now == 2 ? float32_2 : float32_1)(width, w, from, some, to);
+            else
+                (now == 6 ? bfloat16_6 : now == 4 ? bfloat16_4 : now == 2 ? bfloat16_2 : bfloat16_1)(width, w, from, some, to);
+        }
     }
 }
 
@@ -258,28 +279,35 @@ static void block_of_integers(const Matrix *m, int64_t block, const Integers *x,
     }
 }
 
-/* What follows the sums of one row of a block: `count` outputs from `first` on. `sums` and `others` are [BLOCK]. */
-INLINE void finish(const Matrix *m, const After *after, int64_t first, int64_t count, int64_t width, int64_t row,
-                   const float *sums, const float *others, float *out) {
-    float result[BLOCK];
+/* What follows the sums of some rows of a block: `count` outputs from `first` on. sums, others: [rows, BLOCK]; residual,
+ * where there is any, and out: of each row, from its first output on.
+ */
+INLINE void finish(const int activation, const Matrix *m, const After *after, int64_t first, int64_t count, int64_t width,
+                   int rows, const float *sums, const float *others, const float *const *residual, float *const *out) {
+    const vf none = {};
     for (int64_t n = 0; n < count; n += LANES) {
-        vf y = load(sums + n);
-        if (m->bias) y += some(m->bias + first + n, count - n);
-        if (after->activation == GELU) y = gelu(y);
-        if (after->activation == GATED) {
-            vf other = load(others + n);
-            if (m->bias) other += some(m->bias + width + first + n, count - n);
-            y = y / (1.0f + exponential(-y)) * other;
+        int64_t left = count - n, at = first + n;
+        vf bias = m->bias ? some(m->bias + at, left) : none;
+        vf other_bias = m->bias && activation == GATED ? some(m->bias + width + at, left) : none;
+        vf scale = after->scale ? some(after->scale + at, left) : none;
+        for (int r = 0; r < rows; r++) {
+            vf y = load(sums + r * BLOCK + n);
+            if (m->bias) y += bias;
+            if (activation == GELU) y = gelu(y);
+            if (activation == GATED) {
+                vf other = load(others + r * BLOCK + n);
+                if (m->bias) other += other_bias;
+                y = y / (1.0f + exponential(-y)) * other;
+            }
+            if (after->scale) y *= scale;
+            if (after->residual) y += some(residual[r] + at, left);
+            if (after->elu) y = elu(y);
+            if (left >= LANES)
+                store(out[r] + at, y);
+            else
+                store_some(out[r] + at, y, left);
         }
-        if (after->scale) y *= some(after->scale + first + n, count - n);
-        store(result + n, y);
     }
-    out += row * width + first;
-    if (after->residual) {
-        const float *residual = after->residual + row * width + first;
-        for (int64_t n = 0; n < count; n++) out[n] = residual[n] + result[n];
-    } else
-        memcpy(out, result, count * 4);
 }
 
 typedef struct {
@@ -298,26 +326,36 @@ static void part_of_product(int64_t task, void *what) {
     int64_t block = task / p->parts, first = block * BLOCK, from = task % p->parts * MANY_ROWS;
     int64_t until = from + MANY_ROWS < p->rows ? from + MANY_ROWS : p->rows;
     int64_t count = p->width - first < BLOCK ? p->width - first : BLOCK;
-    int gated = p->after->activation == GATED;
-    float sums[ROWS * BLOCK], others[ROWS * BLOCK];
-    for (int64_t row = from; row < until; row += ROWS) {
-        int now = until - row < ROWS ? until - row : ROWS;
-        if (p->integers) {
-            block_of_integers(m, block, p->integers + row, now, sums);
-            if (gated) block_of_integers(m, p->blocks + block, p->integers + row, now, others);
-        } else {
-            const float *inputs[ROWS];
-            for (int r = 0; r < now; r++) inputs[r] = row_of(p->x, row + r);
-            block_of_floats(m, block, inputs, now, sums);
-            if (gated) block_of_floats(m, p->blocks + block, inputs, now, others);
-        }
-        for (int r = 0; r < now; r++)
-            finish(m, p->after, first, count, p->width, row + r, sums + r * BLOCK, others + r * BLOCK, p->out);
+    const After *after = p->after;
+    int gated = after->activation == GATED;
+    int64_t member = from / p->x->rows, place = from % p->x->rows; /* of the batch, and among its rows */
+    int rows = until - from;
+    float sums[MANY_ROWS * BLOCK], others[MANY_ROWS * BLOCK];
+    const float *inputs[MANY_ROWS], *residual[MANY_ROWS];
+    float *out[MANY_ROWS];
+    for (int r = 0; r < rows; r++) {
+        inputs[r] = p->x->x + member * p->x->batch_stride + place * p->x->row_stride;
+        residual[r] = after->residual + (from + r) * p->width;
+        out[r] = p->out + (from + r) * p->width + member * after->gap;
+        if (++place == p->x->rows) place = 0, member++;
     }
+    if (p->integers) {
+        block_of_integers(m, block, p->integers + from, rows, sums);
+        if (gated) block_of_integers(m, p->blocks + block, p->integers + from, rows, others);
+    } else {
+        block_of_floats(m, block, inputs, rows, sums);
+        if (gated) block_of_floats(m, p->blocks + block, inputs, rows, others);
+    }
+    if (after->activation == PLAIN)
+        finish(PLAIN, m, after, first, count, p->width, rows, sums, others, residual, out);
+    else if (after->activation == GELU)
+        finish(GELU, m, after, first, count, p->width, rows, sums, others, residual, out);
+    else
+        finish(GATED, m, after, first, count, p->width, rows, sums, others, residual, out);
 }
 
-/* out [batch * rows, outputs] = after(x W + bias). GATED: half of the outputs, silu of the first times the second.
- * Returns 0, or -1 for want of memory.
+/* out [batch * rows, outputs] = after(x W + bias). GATED: half of the outputs, silu of the first times the second. `out`
+ * may be the residual. Returns 0, or -1 for want of memory.
  */
 int64_t native_product(const Matrix *m, const Rows *x, const After *after, float *out, int threads) {
     int64_t rows = x->batch * x->rows, width = after->activation == GATED ? m->outputs / 2 : m->outputs;
