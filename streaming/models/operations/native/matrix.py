@@ -92,6 +92,8 @@ class NativeLinear:
         if torch.equal(low.float(), weight.float()):
             weight = low
         outputs, inputs = weight.shape
+        if outputs == 1:
+            return NativeLinear(FLOATS[torch.float32], (outputs, inputs), weight.float().flatten(), bias=bias)
         block, lanes = int(opened.native_block()), int(opened.native_lanes())
         whole, rest = outputs // block * block, outputs % block
 

@@ -4,8 +4,8 @@
  * kept off their way: activations are float32, threads take blocks as they come, and what follows a product happens
  * while its results are in a register's reach.
  *
- * Every output sums its products in the order of its inputs, alone: its bits depend on its own row and on nothing else,
- * neither on the other rows nor on the threads.
+ * Every output sums its products in the order of its inputs, alone, or, where a matrix has no other, lane by lane: its
+ * bits depend on its own row and on nothing else, neither on the other rows nor on the threads.
  */
 
 #define ROWS 6       /* that one tile takes, at most */
@@ -16,8 +16,8 @@ enum { FLOAT32, BFLOAT16, INT8, INT4 };
 enum { PLAIN, GELU, GATED };
 
 /* A matrix of weights, [outputs / BLOCK] blocks of
- * - float32, bfloat16: [inputs][BLOCK]. A last block of few outputs is 1 or 2 vectors wide. Two vectors of bfloat16 lie
- *   as one of words, the first in the lower halves, which takes two operations to take apart instead of four.
+ * - float32, bfloat16: [inputs][BLOCK]. A last block of few outputs is 1 or 2 vectors wide. A single output is float32,
+ *   [inputs]. Two vectors of bfloat16 lie as one of words, the first in the lower halves, which takes two operations to take apart instead of four.
  * - int8: [inputs / 4][BLOCK][4]. scales: [outputs / BLOCK][2][BLOCK], a float32 scale and, int32, -128 times the sum of
  *   the output's weights.
  * - int4: for each group of inputs its scales, bfloat16 [BLOCK], and its nibbles, [group / 8][BLOCK][4], the first four
@@ -113,10 +113,30 @@ SHAPE(2)
 SHAPE(4)
 SHAPE(6)
 
+/* A single output of `rows` rows, to the first of each [BLOCK] of out: a vector would hold one output and nothing. */
+static void single(const float *w, const float *const *x, int64_t inputs, int rows, float *out) {
+    for (int row = 0; row < rows; row += 4) {
+        const float *from[4];
+        vf sum[4];
+        float result[4];
+        UNROLL for (int r = 0; r < 4; r++) from[r] = x[row + r < rows ? row + r : row], sum[r] = (vf){};
+        for (int64_t k = 0; k < inputs; k += LANES) {
+            vf weights = some(w + k, inputs - k);
+            UNROLL for (int r = 0; r < 4; r++) sum[r] = fused(some(from[r] + k, inputs - k), weights, sum[r]);
+        }
+        totals(4, sum, result);
+        for (int r = 0; r < 4 && row + r < rows; r++) out[(row + r) * BLOCK] = result[r];
+    }
+}
+
 /* One block of floating-point weights by `rows` rows; out: [rows, BLOCK]. Weights that more than one tile needs are read
  * from memory in parts, the next one while all rows are multiplied with this one.
  */
 static void block_of_floats(const Matrix *m, int64_t block, const float *const *x, int rows, float *out) {
+    if (m->outputs == 1) {
+        single(m->weight, x, m->inputs, rows, out);
+        return;
+    }
     int64_t first = block * BLOCK, size = m->kind == FLOAT32 ? 4 : 2, part = rows > ROWS ? MANY_INPUTS : m->inputs;
     int width = vectors(m->outputs - first);
     const char *w = (const char *)m->weight + first * m->inputs * size;
