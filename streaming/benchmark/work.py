@@ -14,9 +14,15 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from streaming.models.attention import FrameView, KeyValueRing
+from streaming.models.contexts import Contexts
 from streaming.models.operations.native.matrix import NativeLinear
-from streaming.models.operations.native.operations import NativeLayers, NativeOperations
-from streaming.models.operations.torch import LayerByLayer
+from streaming.models.operations.native.operations import (
+    NativeCodecLayers,
+    NativeConvolutions,
+    NativeLayers,
+    NativeOperations,
+)
+from streaming.models.operations.torch import CodecLayerByLayer, ConvolutionByConvolution, LayerByLayer
 
 _GATHERS = ("embedding", "index.Tensor", "gather", "index_select")
 """Operations that read only what they give."""
@@ -79,17 +85,28 @@ def _place(tensor: Tensor) -> int:
 @contextmanager
 def _native_products(reads: _Reads) -> Iterator[None]:
     """Note products of native operations, which PyTorch does not see."""
-    run = NativeLinear._run
+    run = NativeLinear.run
 
-    def noted(self: NativeLinear, x: Tensor, rows: int, batch: int, *rest: Any) -> Tensor:
+    def noted(self: NativeLinear, x: Tensor, *rest: Any, **more: Any) -> Tensor:
         reads.bytes += sum(tensor.nbytes for tensor in tensors_in(self))
-        reads.more_operations += 2 * rows * batch * self.inputs * self.outputs
-        return run(self, x, rows, batch, *rest)
+        reads.more_operations += 2 * x.numel() * self.outputs
+        return run(self, x, *rest, **more)
 
-    def one_by_one(self: NativeLayers, x: Tensor, ring: KeyValueRing, view: FrameView) -> tuple[Tensor, Tensor | None]:
+    def layers(self: NativeLayers, x: Tensor, ring: KeyValueRing, view: FrameView) -> tuple[Tensor, Tensor | None]:
         return LayerByLayer(NativeOperations(), self.layers, self.eps)(x, ring, view)
 
-    with patch.object(NativeLinear, "_run", noted), patch.object(NativeLayers, "__call__", one_by_one):
+    def codec_layers(self: NativeCodecLayers, x: Tensor, ring: KeyValueRing, view: FrameView) -> Tensor:
+        return CodecLayerByLayer(NativeOperations(), self.layers, self.eps)(x, ring, view)
+
+    def convolutions(self: NativeConvolutions, x: Tensor, contexts: Contexts, lengths: Tensor | None = None) -> Tensor:
+        return ConvolutionByConvolution(NativeOperations(), self.convolutions)(x, contexts, lengths)
+
+    with (
+        patch.object(NativeLinear, "run", noted),
+        patch.object(NativeLayers, "__call__", layers),
+        patch.object(NativeCodecLayers, "__call__", codec_layers),
+        patch.object(NativeConvolutions, "__call__", convolutions),
+    ):
         yield
 
 

@@ -6,7 +6,6 @@ Offline use is streaming from a fresh state. Parity with `transformers.MimiModel
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -14,13 +13,13 @@ from torch import Tensor
 
 from streaming.audio import FRAME
 from streaming.config import MimiConfig
-from streaming.models.attention import KeyValueRing, Rotary
+from streaming.models.attention import FrameView, KeyValueRing, Rotary
 from streaming.models.checkpoint import TensorSource
 from streaming.models.linear import Linear, load_linear
-from streaming.models.operations.base import Operations
+from streaming.models.operations.base import CodecLayer, Operations
 from streaming.models.operations.choice import pick_for_codec
 from streaming.models.quantizer import SplitQuantizer
-from streaming.models.seanet import CausalConv1d, SeaNet
+from streaming.models.seanet import load_convolution, load_decoder, load_encoder
 
 STEPS = 2
 """Transformer steps a frame: 25 Hz against 12.5."""
@@ -59,67 +58,29 @@ class MimiState:
         self.decoder.scrub(slot)
 
 
-@dataclass(frozen=True)
-class _Layer:
-    """One pre-norm transformer layer with layer scale: `MimiTransformerLayer`."""
+def _load_layer(source: TensorSource, name: str, config: MimiConfig, activations: torch.dtype) -> CodecLayer:
+    hidden, inner = config.hidden_size, config.intermediate_size
+    heads = {"q": config.num_heads, "k": config.num_kv_heads, "v": config.num_kv_heads}
 
-    norm1: tuple[Tensor, Tensor]
-    norm2: tuple[Tensor, Tensor]
-    qkv: Linear
-    out: Linear
-    scale1: Tensor
-    up: Linear
-    down: Linear
-    scale2: Tensor
+    def vector(which: str) -> Tensor:
+        return source.load(f"{name}.{which}", (hidden,), activations)
 
-    @staticmethod
-    def load(source: TensorSource, name: str, config: MimiConfig, activations: torch.dtype) -> _Layer:
-        hidden, inner = config.hidden_size, config.intermediate_size
-        heads = {"q": config.num_heads, "k": config.num_kv_heads, "v": config.num_kv_heads}
+    def norm(which: str) -> tuple[Tensor, Tensor]:
+        return vector(f"{which}.weight"), vector(f"{which}.bias")
 
-        def vector(which: str) -> Tensor:
-            return source.load(f"{name}.{which}", (hidden,), activations)
+    def load(parts: dict[str, tuple[int, int]]) -> Linear:
+        return load_linear(source, name, parts)
 
-        def norm(which: str) -> tuple[Tensor, Tensor]:
-            return vector(f"{which}.weight"), vector(f"{which}.bias")
-
-        def load(parts: dict[str, tuple[int, int]]) -> Linear:
-            return load_linear(source, name, parts)
-
-        return _Layer(
-            norm1=norm("input_layernorm"),
-            norm2=norm("post_attention_layernorm"),
-            qkv=load({f"self_attn.{part}_proj": (count * config.head_dim, hidden) for part, count in heads.items()}),
-            out=load({"self_attn.o_proj": (hidden, config.num_heads * config.head_dim)}),
-            scale1=vector("self_attn_layer_scale.scale"),
-            up=load({"mlp.fc1": (inner, hidden)}),
-            down=load({"mlp.fc2": (hidden, inner)}),
-            scale2=vector("mlp_layer_scale.scale"),
-        )
-
-
-class _Transformer:
-    """The windowed transformer between the convolutions and the quantizer, the same on both sides."""
-
-    def __init__(self, source: TensorSource, name: str, config: MimiConfig, activations: torch.dtype) -> None:
-        self.config = config
-        self.rotary = Rotary(config.rope, config.head_dim, source.device)
-        names = [f"{name}.layers.{index}" for index in range(config.num_layers)]
-        self.layers = [_Layer.load(source, layer, config, activations) for layer in names]
-
-    def __call__(self, x: Tensor, slots: Tensor, frames: Tensor, ring: KeyValueRing, operations: Operations) -> Tensor:
-        """x: [B, 2, hidden]; slots, frames: [B], the streams' slots and positions. Returns [B, 2, hidden]."""
-        window, eps = self.config.window, self.config.norm_eps
-        position = frames[:, None] * STEPS + torch.arange(x.shape[1], device=x.device)
-        start = (position - (window - 1)).clamp(min=0)
-        view = operations.view(slots, position, start, ring, self.rotary, ring.keys.shape[3])
-        for number, layer in enumerate(self.layers):
-            h = operations.linear(operations.layer_norm(x, *layer.norm1, eps), layer.qkv)
-            h = operations.attend(h, ring, number, view)
-            x = operations.add_linear(x, layer.scale1, h, layer.out)
-            h = operations.linear_gelu(operations.layer_norm(x, *layer.norm2, eps), layer.up)
-            x = operations.add_linear(x, layer.scale2, h, layer.down)
-        return x
+    return CodecLayer(
+        norm1=norm("input_layernorm"),
+        norm2=norm("post_attention_layernorm"),
+        qkv=load({f"self_attn.{part}_proj": (count * config.head_dim, hidden) for part, count in heads.items()}),
+        out=load({"self_attn.o_proj": (hidden, config.num_heads * config.head_dim)}),
+        scale1=vector("self_attn_layer_scale.scale"),
+        up=load({"mlp.fc1": (inner, hidden)}),
+        down=load({"mlp.fc2": (hidden, inner)}),
+        scale2=vector("mlp_layer_scale.scale"),
+    )
 
 
 class StreamingMimi:
@@ -137,27 +98,42 @@ class StreamingMimi:
         self.config = config
         self.num_codebooks = num_codebooks
         self.device, self.dtype = source.device, source.dtype
-        self.operations = pick_for_codec(config, source.device, source.dtype) if operations is None else operations
-        self.activations = self.operations.activations or source.dtype
+        operations = pick_for_codec(config, source.device, source.dtype) if operations is None else operations
+        self.activations = operations.activations or source.dtype
         self.quantizer = SplitQuantizer.load(source, config, num_codebooks, self.activations)
-        self._encoder = SeaNet.load_encoder(source, config)
-        self._encoder_transformer = _Transformer(source, "encoder_transformer", config, self.activations)
+        self._rotary = Rotary(config.rope, config.head_dim, source.device)
+        self._encoder = load_encoder(source, config)
+        self._encoder_layers = self._load_layers(source, "encoder_transformer")
         hidden = config.hidden_size
         shape = (hidden, hidden, 2 * STEPS)
-        self._downsample = CausalConv1d.load(source, "downsample", shape, stride=STEPS, bias=False)
+        # The checkpoint's only replicated padding.
+        self._downsample = load_convolution(
+            source, "downsample", shape, stride=STEPS, bias=False, activate=False, replicates=True
+        )
         shape = (hidden, 1, 2 * STEPS)  # depthwise
         self._upsample = source.load("upsample.conv.weight", shape, self.activations).squeeze(1)
-        self._decoder_transformer = _Transformer(source, "decoder_transformer", config, self.activations)
-        self._decoder = SeaNet.load_decoder(source, config)
+        self._decoder_layers = self._load_layers(source, "decoder_transformer")
+        self._decoder = load_decoder(source, config)
         self.fingerprint = f"{config} {num_codebooks} {source.fingerprint}"
         """A text that differs for a codec of other weights."""
-        self._encoder_shapes = [(c.context, c.channels) for c in (*self._encoder.convolutions(), self._downsample)]
-        self._decoder_shapes = [(1, hidden), *((c.context, c.channels) for c in self._decoder.convolutions())]
+        self._use(operations)
+
+    def _load_layers(self, source: TensorSource, name: str) -> list[CodecLayer]:
+        names = [f"{name}.layers.{index}" for index in range(self.config.num_layers)]
+        return [_load_layer(source, layer, self.config, self.activations) for layer in names]
+
+    def _use(self, operations: Operations) -> None:
+        self.operations, eps = operations, self.config.norm_eps
+        self._run_encoder = operations.convolutions(self._encoder)
+        self._run_encoder_layers = operations.codec_layers(self._encoder_layers, eps)
+        self._run_downsample = operations.convolutions([self._downsample])
+        self._run_decoder_layers = operations.codec_layers(self._decoder_layers, eps)
+        self._run_decoder = operations.convolutions(self._decoder)
 
     def on(self, operations: Operations) -> StreamingMimi:
         """Return the same weights on other operations."""
         made = copy.copy(self)
-        made.operations = operations
+        made._use(operations)
         return made
 
     def init_state(self, batch_size: int, rewind_frames: int = 0) -> MimiState:
@@ -168,8 +144,12 @@ class StreamingMimi:
         depth = (
             rewind_frames + 2
         )  # one frame more than can be rewound, and one for what a row writes that does not advance
+        upsampled = self.config.hidden_size
         halves = []
-        for shapes in (self._encoder_shapes, self._decoder_shapes):
+        for width in (
+            sum(conv.context * conv.channels for conv in (*self._encoder, self._downsample)),
+            upsampled + sum(conv.context * conv.channels for conv in self._decoder),
+        ):
             ring = KeyValueRing.allocate(
                 batch_size,
                 config.num_layers,
@@ -180,7 +160,6 @@ class StreamingMimi:
                 self.device,
                 self.activations,
             )
-            width = sum(steps * channels for steps, channels in shapes)
             contexts = torch.zeros(batch_size, depth, width, device=self.device, dtype=self.activations)
             halves.append(HalfState(torch.zeros(batch_size, dtype=torch.int64, device=self.device), contexts, ring))
         return MimiState(halves[0], halves[1], rewind_frames)
@@ -219,15 +198,14 @@ class StreamingMimi:
         assert pcm.shape[1:] == (FRAME,), pcm.shape
         half, slots = state.encoder, _rows(slots, pcm)
         frames = half.frames[slots]
-        contexts = self._contexts(half, slots, frames, self._encoder_shapes)
-        x, new = self._encoder(pcm.to(self.activations).unsqueeze(-1), contexts, self.operations, lengths)
-        x = self._encoder_transformer(x, slots, frames, half.ring, self.operations)
+        contexts = self.operations.contexts(half.contexts, slots, frames)
+        x = self._run_encoder(pcm.to(self.activations).unsqueeze(-1), contexts, lengths)
+        x = self._run_encoder_layers(x, half.ring, self._view(slots, frames, half.ring))
         if lengths is not None:  # here the padding is replicated: a last step without a second one is read twice
             x = torch.where((lengths <= FRAME // STEPS)[:, None, None], x[:, :1], x)
-        # The checkpoint's only replicated padding: the first frame of a stream stands before itself.
-        context = torch.where((frames == 0)[:, None, None], x[:, :1], next(contexts))
-        x, last = self._downsample(x, context, self.operations)
-        self._advance(half, slots, frames, [*new, last], active)
+        x = self._run_downsample(x, contexts)
+        contexts.keep()
+        half.frames[slots] = frames + active
         return x.squeeze(1)
 
     @torch.inference_mode()
@@ -238,28 +216,22 @@ class StreamingMimi:
         """
         half, slots = state.decoder, _rows(slots, codes)
         frames = half.frames[slots]
-        contexts = self._contexts(half, slots, frames, self._decoder_shapes)
+        contexts = self.operations.contexts(half.contexts, slots, frames)
         latent = self.quantizer.decode(codes).unsqueeze(1)  # [B, 1, hidden]
         taps = self._upsample.T  # [2 * STEPS, hidden]: the latest latent's taps, then the one's before it
-        x = latent * taps[:STEPS] + next(contexts) * taps[STEPS:]
-        x = self._decoder_transformer(x, slots, frames, half.ring, self.operations)
-        x, new = self._decoder(x, contexts, self.operations)
-        self._advance(half, slots, frames, [latent, *new], active)
+        x = latent * taps[:STEPS] + contexts.take(1, latent.shape[2]) * taps[STEPS:]
+        contexts.leave(latent)
+        x = self._run_decoder_layers(x, half.ring, self._view(slots, frames, half.ring))
+        x = self._run_decoder(x, contexts)
+        contexts.keep()
+        half.frames[slots] = frames + active
         return x.squeeze(-1)
 
-    def _contexts(
-        self, half: HalfState, slots: Tensor, frames: Tensor, shapes: list[tuple[int, int]]
-    ) -> Iterator[Tensor]:
-        """Return the contexts that each stream's last frame left, zeros at its beginning: [B, context, C] each."""
-        flat = half.contexts[slots, (frames - 1).remainder(half.contexts.shape[1])]
-        flat = torch.where((frames == 0)[:, None], torch.zeros((), dtype=flat.dtype, device=flat.device), flat)
-        parts = flat.split([steps * channels for steps, channels in shapes], dim=1)
-        return (part.view(len(frames), steps, channels) for part, (steps, channels) in zip(parts, shapes, strict=True))
-
-    def _advance(self, half: HalfState, slots: Tensor, frames: Tensor, contexts: list[Tensor], active: Tensor) -> None:
-        flat = torch.cat([context.flatten(1) for context in contexts], dim=1)
-        half.contexts[slots, frames.remainder(half.contexts.shape[1])] = flat
-        half.frames[slots] = frames + active
+    def _view(self, slots: Tensor, frames: Tensor, ring: KeyValueRing) -> FrameView:
+        """Return the view of the two steps of each stream's next frame."""
+        position = frames[:, None] * STEPS + torch.arange(STEPS, device=frames.device)
+        start = (position - (self.config.window - 1)).clamp(min=0)
+        return self.operations.view(slots, position, start, ring, self._rotary, ring.keys.shape[3])
 
 
 def _rows(slots: Tensor | None, batch: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from streaming.models.attention import FrameView, KeyValueRing, Rotary
+from streaming.models.contexts import Contexts
 from streaming.models.linear import Linear
 from streaming.models.sampler import Drawing, SamplerState
 
@@ -36,6 +37,65 @@ class Layers(Protocol):
 
     def __call__(self, x: Tensor, ring: KeyValueRing, view: FrameView) -> tuple[Tensor, Tensor | None]:
         """Return the residual stream, and what is yet to be added to it. x: [B, T, hidden]; view: of these tokens."""
+
+
+@dataclass(frozen=True)
+class CodecLayer:
+    """One of the codec's pre-norm layers with layer scale: `MimiTransformerLayer`. norm1, norm2: weight and bias,
+    [hidden] each; scale1, scale2: [hidden]; qkv, out, up, down: its products.
+    """
+
+    norm1: tuple[Tensor, Tensor]
+    norm2: tuple[Tensor, Tensor]
+    qkv: Linear
+    out: Linear
+    scale1: Tensor
+    up: Linear
+    down: Linear
+    scale2: Tensor
+
+
+class CodecLayers(Protocol):
+    """All layers of one of the codec's transformers, one after another."""
+
+    def __call__(self, x: Tensor, ring: KeyValueRing, view: FrameView) -> Tensor:
+        """x: [B, T, hidden]; view: of these steps. Returns [B, T, hidden]."""
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """A causal convolution, plain or transposed.
+
+    product: [kernel * channels] to [upsample * C_out]. activate: whether an ELU stands before it; its context has that
+    behind it. adds: whether the input of the convolution before it, as it was before its ELU, is added to its result.
+    replicates: whether a stream's first step stands before itself; otherwise zeros do.
+    """
+
+    product: Linear
+    channels: int
+    kernel: int
+    stride: int = 1
+    dilation: int = 1
+    upsample: int = 1
+    activate: bool = False
+    adds: bool = False
+    replicates: bool = False
+
+    @property
+    def context(self) -> int:
+        """The input steps before the current ones that the kernel reaches back to."""
+        return (self.kernel - 1) * self.dilation + 1 - self.stride
+
+
+class Convolutions(Protocol):
+    """Convolutions one after another."""
+
+    def __call__(self, x: Tensor, contexts: Contexts, lengths: Tensor | None = None) -> Tensor:
+        """Return [B, T', C_out] of a frame x [B, T, C], where T and what follows from it are multiples of the strides.
+
+        lengths: [B] int64, samples of the frame that belong to the stream; None: all. Every convolution then finds
+        zeros in its own input behind the last step that holds one of them.
+        """
 
 
 class Operations(ABC):
@@ -121,6 +181,18 @@ class Operations(ABC):
     @abstractmethod
     def layers(self, layers: Sequence[Layer], eps: float) -> Layers:
         """Return a decoder's layers as one. eps: of their norms."""
+
+    @abstractmethod
+    def codec_layers(self, layers: Sequence[CodecLayer], eps: float) -> CodecLayers:
+        """Return the codec's layers as one."""
+
+    @abstractmethod
+    def contexts(self, memory: Tensor, slots: Tensor, frames: Tensor) -> Contexts:
+        """Return a frame's contexts: see `Contexts`."""
+
+    @abstractmethod
+    def convolutions(self, convolutions: Sequence[Convolution]) -> Convolutions:
+        """Return convolutions, one at least, as one."""
 
     @abstractmethod
     def extend(self, context: Tensor, x: Tensor, activate: bool, lengths: Tensor | None = None, hop: int = 1) -> Tensor:

@@ -9,11 +9,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from streaming.audio import FRAME
 from streaming.models import sampler
 from streaming.models.attention import FrameView, KeyValueRing, Rotary, attend, rotate
 from streaming.models.context_window import frame_positions, window_start
+from streaming.models.contexts import Contexts
 from streaming.models.linear import Linear
-from streaming.models.operations.base import Layer, Layers, Operations
+from streaming.models.operations.base import (
+    CodecLayer,
+    CodecLayers,
+    Convolution,
+    Convolutions,
+    Layer,
+    Layers,
+    Operations,
+)
 from streaming.models.sampler import Drawing, SamplerState
 
 
@@ -89,6 +99,15 @@ class TorchOperations(Operations):
     def layers(self, layers: Sequence[Layer], eps: float) -> Layers:
         return LayerByLayer(self, layers, eps)
 
+    def codec_layers(self, layers: Sequence[CodecLayer], eps: float) -> CodecLayers:
+        return CodecLayerByLayer(self, layers, eps)
+
+    def contexts(self, memory: Tensor, slots: Tensor, frames: Tensor) -> Contexts:
+        return Contexts(memory, slots, frames)
+
+    def convolutions(self, convolutions: Sequence[Convolution]) -> Convolutions:
+        return ConvolutionByConvolution(self, convolutions)
+
     def extend(self, context: Tensor, x: Tensor, activate: bool, lengths: Tensor | None = None, hop: int = 1) -> Tensor:
         if lengths is not None:
             x = ended(x, lengths, hop)
@@ -121,6 +140,47 @@ class LayerByLayer:
             x, qkv = operations.project(x, pending, layer.norm1, self.eps, layer.qkv)
             x, pending = finish(operations, layer, self.eps, x, operations.attend(qkv, ring, number, view))
         return x, pending
+
+
+@dataclass(frozen=True)
+class CodecLayerByLayer:
+    """The codec's layers, one operation after another. See `CodecLayers`."""
+
+    operations: Operations
+    layers: Sequence[CodecLayer]
+    eps: float
+
+    def __call__(self, x: Tensor, ring: KeyValueRing, view: FrameView) -> Tensor:
+        operations, eps = self.operations, self.eps
+        for number, layer in enumerate(self.layers):
+            h = operations.linear(operations.layer_norm(x, *layer.norm1, eps), layer.qkv)
+            h = operations.attend(h, ring, number, view)
+            x = operations.add_linear(x, layer.scale1, h, layer.out)
+            h = operations.linear_gelu(operations.layer_norm(x, *layer.norm2, eps), layer.up)
+            x = operations.add_linear(x, layer.scale2, h, layer.down)
+        return x
+
+
+@dataclass(frozen=True)
+class ConvolutionByConvolution:
+    """Convolutions, one operation after another. See `Convolutions`."""
+
+    operations: Operations
+    convolutions: Sequence[Convolution]
+
+    def __call__(self, x: Tensor, contexts: Contexts, lengths: Tensor | None = None) -> Tensor:
+        before = x
+        for conv in self.convolutions:
+            batch, time, _ = x.shape
+            context = contexts.take(conv.context, conv.channels)
+            if conv.replicates:
+                context = torch.where((contexts.frames == 0)[:, None, None], x[:, :1], context)
+            read = self.operations.extend(context, x, conv.activate, lengths, FRAME // time)
+            contexts.leave(read[:, read.shape[1] - conv.context :])
+            y = self.operations.windows(read, conv.product, conv.kernel, conv.stride, conv.dilation)
+            y = y.view(batch, time // conv.stride * conv.upsample, -1)
+            before, x = x, before + y if conv.adds else y
+        return x
 
 
 def finish(operations: Operations, layer: Layer, eps: float, x: Tensor, attended: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,4 +9,5 @@
 #include "norms.h"
 #include "attention.h"
 #include "layers.h"
+#include "convolutions.h"
 #include "draw.h"

@@ -47,11 +47,18 @@ _FUNCTIONS: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "native_product": (c_int64, (c_void_p, c_void_p, c_void_p, c_void_p, c_int)),
     "native_rms_norm": (None, (c_void_p, c_void_p, c_void_p, c_float, c_int64, c_int64, c_void_p, c_void_p)),
     "native_layer_norm": (None, (c_void_p, c_void_p, c_void_p, c_float, c_int64, c_int64, c_void_p)),
-    "native_extend": (None, (c_void_p, c_int64, c_int64, c_void_p, c_int64, c_int64, c_int, c_void_p, c_int)),
+    "native_convolutions": (
+        c_int64,
+        (c_void_p, c_int64, c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_int64, c_void_p, c_int),
+    ),
     "native_draw": (None, (c_void_p, c_void_p, *[c_int64] * 4, c_void_p)),
     "native_layers": (
         c_int64,
         (c_void_p, c_int64, c_float, c_void_p, c_int64, c_void_p, c_void_p, *[c_int64] * 5, c_void_p, c_void_p, c_int),
+    ),
+    "native_codec_layers": (
+        c_int64,
+        (c_void_p, c_int64, c_float, c_void_p, c_int64, c_void_p, c_void_p, *[c_int64] * 5, c_void_p, c_int),
     ),
     "native_attend": (c_int64, (c_void_p, c_void_p, c_void_p, *[c_int64] * 5, c_void_p, c_int)),
 }

@@ -35,7 +35,11 @@ class _Rows(ctypes.Structure):
 
 
 class _After(ctypes.Structure):
-    _fields_ = (("activation", c_int64), ("scale", c_void_p), ("residual", c_void_p))
+    _fields_ = (
+        ("activation", c_int64),
+        *((name, c_void_p) for name in ("scale", "residual")),
+        *((name, c_int64) for name in ("elu", "gap")),
+    )
 
 
 def pointer(tensor: Tensor | None) -> int | None:
@@ -88,6 +92,8 @@ class NativeLinear:
         if torch.equal(low.float(), weight.float()):
             weight = low
         outputs, inputs = weight.shape
+        if outputs == 1:
+            return NativeLinear(FLOATS[torch.float32], (outputs, inputs), weight.float().flatten(), bias=bias)
         block, lanes = int(opened.native_block()), int(opened.native_lanes())
         whole, rest = outputs // block * block, outputs % block
 
@@ -153,38 +159,16 @@ class NativeLinear:
         x: [..., inputs]; scale: [outputs]; residual: as the result. "gated": silu of the first half of the outputs
         times the second. Returns [..., outputs], or half as many.
         """
-        assert x.shape[-1] == self.inputs
-        return self._run(x, x.numel() // self.inputs, 1, x.shape[:-1], 0, self.inputs, activation, scale, residual)
-
-    def windows(self, x: Tensor, channels: int, stride: int) -> Tensor:
-        """Every window of `inputs / channels` steps, `stride` steps apart, as a row.
-
-        x: [B, T, channels] float32 in one piece. Returns [B, windows, outputs].
-        """
-        batch, time, _ = x.shape
-        rows = (time * channels - self.inputs) // (stride * channels) + 1
-        return self._run(x, rows, batch, (batch, rows), time * channels, stride * channels, "none", None, None)
-
-    def _run(
-        self,
-        x: Tensor,
-        rows: int,
-        batch: int,
-        shape: tuple[int, ...],
-        batch_stride: int,
-        row_stride: int,
-        activation: Activation,
-        scale: Tensor | None,
-        residual: Tensor | None,
-    ) -> Tensor:
-        assert x.dtype == torch.float32 and (activation != "gated" or self.gates)
-        out = torch.empty(*shape, self.outputs // 2 if activation == "gated" else self.outputs)
+        assert x.shape[-1] == self.inputs and x.dtype == torch.float32
+        assert activation != "gated" or self.gates
+        rows, width = x.numel() // self.inputs, self.outputs // 2 if activation == "gated" else self.outputs
+        out = torch.empty(*x.shape[:-1], width)
         assert scale is None or (scale.dtype == torch.float32 and scale.numel() == self.outputs)
         assert residual is None or (residual.dtype == torch.float32 and residual.numel() == out.numel())
-        given = _Rows(pointer(x), batch, rows, batch_stride, row_stride)
+        given = _Rows(pointer(x), 1, rows, 0, self.inputs)
         after = _After(_ACTIVATIONS[activation], pointer(scale), pointer(residual))
         if self._product(self._matrix_at, byref(given), byref(after), out.data_ptr(), torch.get_num_threads()):
-            raise MemoryError(f"no memory for {rows * batch} rows of {self.inputs} activations")
+            raise MemoryError(f"no memory for {rows} rows of {self.inputs} activations")
         return out
 
 

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Sequence
 from ctypes import byref, c_int64, c_void_p
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from streaming.audio import FRAME
 from streaming.models.attention import FrameView, KeyValueRing, Rotary
+from streaming.models.contexts import Contexts
 from streaming.models.linear import Linear
-from streaming.models.operations.base import Layer, Layers
+from streaming.models.operations.base import CodecLayer, CodecLayers, Convolution, Convolutions, Layer, Layers
 from streaming.models.operations.native.library import library
 from streaming.models.operations.native.matrix import FLOATS, NativeLinear, pointer
-from streaming.models.operations.torch import TorchOperations, ended
+from streaming.models.operations.torch import TorchOperations
 from streaming.models.sampler import Drawing, SamplerState
 
 
@@ -36,6 +40,28 @@ class _View(ctypes.Structure):
 
 class _Layer(ctypes.Structure):
     _fields_ = tuple((name, c_void_p) for name in ("norm1", "norm2", "qkv", "out", "gate_up", "down"))
+
+
+class _CodecLayer(ctypes.Structure):
+    _fields_ = tuple(
+        (name, c_void_p)
+        for name in ("norm1", "bias1", "norm2", "bias2", "scale1", "scale2", "qkv", "out", "up", "down")
+    )
+
+
+class _Convolution(ctypes.Structure):
+    _fields_ = (
+        ("product", c_void_p),
+        *((name, c_int64) for name in ("channels", "context", "kernel", "stride", "dilation", "upsample")),
+        *((name, c_int64) for name in ("activate", "adds", "replicates")),
+    )
+
+
+class _Contexts(ctypes.Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("memory", "slots", "frames")),
+        *((name, c_int64) for name in ("depth", "width", "offset")),
+    )
 
 
 class _Drawing(ctypes.Structure):
@@ -67,7 +93,7 @@ class NativeLayers:
     def __init__(self, opened: ctypes.CDLL, layers: Sequence[Layer], eps: float) -> None:
         """layers: one at least, such as `can` says."""
         self._run, self.layers, self.eps = opened.native_layers, layers, eps
-        products = [_native_products(layer) for layer in layers]
+        products = [natives(layer.qkv, layer.out, layer.gate_up, layer.down) for layer in layers]
         norms = [(pointer(layer.norm1), pointer(layer.norm2)) for layer in layers]
         self._native = (_Layer * len(layers))(
             *(_Layer(*two, *(one.address for one in four)) for two, four in zip(norms, products, strict=True))
@@ -110,9 +136,113 @@ class NativeLayers:
         return total, pending
 
 
-def _native_products(layer: Layer) -> list[NativeLinear]:
-    """Return a layer's products in the order of C."""
-    products = [layer.qkv, layer.out, layer.gate_up, layer.down]
+class NativeCodecLayers:
+    """One of the codec's transformers in one call: what `CodecLayerByLayer` gives, to the bit. See `CodecLayers`."""
+
+    def __init__(self, opened: ctypes.CDLL, layers: Sequence[CodecLayer], eps: float) -> None:
+        """layers: one at least, whose products are all native."""
+        self._run, self.layers, self.eps = opened.native_codec_layers, layers, eps
+        products = [natives(layer.qkv, layer.out, layer.up, layer.down) for layer in layers]
+        vectors = [(*layer.norm1, *layer.norm2, layer.scale1, layer.scale2) for layer in layers]
+        self._native = (_CodecLayer * len(layers))(
+            *(
+                _CodecLayer(*map(pointer, six), *(one.address for one in four))
+                for six, four in zip(vectors, products, strict=True)
+            )
+        )
+        self._attended = products[0][1].inputs
+
+    def __call__(self, x: Tensor, ring: KeyValueRing, view: FrameView) -> Tensor:
+        assert isinstance(view, NativeView) and x.dtype == torch.float32
+        batch, time, _ = x.shape
+        x = x.contiguous()
+        out = torch.empty_like(x)
+        heads, dim = ring.keys.shape[2], ring.keys.shape[4]
+        if self._run(
+            self._native,
+            len(self.layers),
+            self.eps,
+            byref(_ring(ring, view, 0)),
+            ring.keys.stride(1),
+            byref(view.native),
+            pointer(x),
+            batch,
+            time,
+            heads,
+            self._attended // dim // heads,
+            dim,
+            pointer(out),
+            torch.get_num_threads(),
+        ):
+            raise MemoryError(f"no memory for the layers of {batch * time} steps")
+        return out
+
+
+class NativeContexts(Contexts):
+    """Contexts as `convolutions.h` reads and writes them, in their place."""
+
+    def take(self, steps: int, channels: int) -> Tensor:
+        self._place = self._next(steps * channels)
+        before = self.memory[self.slots, (self.frames - 1).remainder(self.memory.shape[1]), self._place]
+        return torch.where((self.frames == 0)[:, None], 0.0, before).view(len(before), steps, channels)
+
+    def leave(self, context: Tensor) -> None:
+        self.memory[self.slots, self.frames.remainder(self.memory.shape[1]), self._place] = context.flatten(1)
+
+    def keep(self) -> None:
+        """Everything is where it belongs."""
+
+    def native(self, width: int) -> _Contexts:
+        """Return the next so many elements, which `native_convolutions` takes and leaves."""
+        assert self.memory.dtype == torch.float32
+        addresses = (pointer(tensor) for tensor in (self.memory, self.slots, self.frames))
+        return _Contexts(*addresses, *self.memory.shape[1:], self._next(width).start)
+
+
+class NativeConvolutions:
+    """Convolutions in one call. See `Convolutions`."""
+
+    def __init__(self, opened: ctypes.CDLL, convolutions: Sequence[Convolution]) -> None:
+        """convolutions: one at least, whose products are all native."""
+        self._run, self.convolutions = opened.native_convolutions, convolutions
+        self._native = (_Convolution * len(convolutions))(
+            *(
+                _Convolution(product.address, c.channels, c.context, c.kernel, c.stride, c.dilation, c.upsample, *flags)
+                for c in convolutions
+                for product in natives(c.product)
+                for flags in [(c.activate, c.adds, c.replicates)]
+            )
+        )
+        self._width = sum(c.context * c.channels for c in convolutions)
+        ups, strides = (math.prod(getattr(c, name) for c in convolutions) for name in ("upsample", "stride"))
+        self._ratio = Fraction(ups, strides)
+        last = convolutions[-1]
+        self._channels = natives(last.product)[0].outputs // last.upsample
+
+    def __call__(self, x: Tensor, contexts: Contexts, lengths: Tensor | None = None) -> Tensor:
+        assert isinstance(contexts, NativeContexts) and x.dtype == torch.float32
+        batch, time, channels = x.shape
+        assert channels == self.convolutions[0].channels
+        x = x.contiguous()
+        out = torch.empty(batch, int(time * self._ratio), self._channels)
+        if self._run(
+            self._native,
+            len(self.convolutions),
+            byref(contexts.native(self._width)),
+            pointer(x),
+            batch,
+            time,
+            pointer(lengths),
+            FRAME,
+            pointer(out),
+            torch.get_num_threads(),
+        ):
+            raise MemoryError(f"no memory for the convolutions of {batch} rows")
+        return out
+
+
+def natives(*products: Linear) -> list[NativeLinear]:
+    """Return the products that are native."""
     return [product for product in products if isinstance(product, NativeLinear)]
 
 
@@ -210,28 +340,18 @@ class NativeOperations(TorchOperations):
             return NativeLayers(self._library, layers, eps)
         return super().layers(layers, eps)
 
-    def extend(self, context: Tensor, x: Tensor, activate: bool, lengths: Tensor | None = None, hop: int = 1) -> Tensor:
-        batch, old, channels = context.shape
-        new, x = x.shape[1], (x if lengths is None else ended(x, lengths, hop)).contiguous()
-        assert not old or context.stride()[1:] == (channels, 1)
-        out = torch.empty(batch, old + new, channels)
-        self._library.native_extend(
-            context.data_ptr(),
-            context.stride(0),
-            old * channels,
-            pointer(x),
-            new * channels,
-            batch,
-            activate,
-            pointer(out),
-            torch.get_num_threads(),
-        )
-        return out
+    def codec_layers(self, layers: Sequence[CodecLayer], eps: float) -> CodecLayers:
+        if all(len(natives(layer.qkv, layer.out, layer.up, layer.down)) == 4 for layer in layers):
+            return NativeCodecLayers(self._library, layers, eps)
+        return super().codec_layers(layers, eps)
 
-    def windows(self, x: Tensor, product: Linear, kernel: int, stride: int, dilation: int) -> Tensor:
-        if not isinstance(product, NativeLinear) or dilation != 1:
-            return super().windows(x, product, kernel, stride, dilation)
-        return product.windows(x.contiguous(), x.shape[2], stride)
+    def contexts(self, memory: Tensor, slots: Tensor, frames: Tensor) -> Contexts:
+        return NativeContexts(memory, slots, frames)
+
+    def convolutions(self, convolutions: Sequence[Convolution]) -> Convolutions:
+        if all(natives(conv.product) for conv in convolutions):
+            return NativeConvolutions(self._library, convolutions)
+        return super().convolutions(convolutions)
 
     def draw(self, logits: Tensor, book: int, state: SamplerState, frame: Drawing, few: bool) -> Tensor:
         if not few:

@@ -4,19 +4,20 @@
  * kept off their way: activations are float32, threads take blocks as they come, and what follows a product happens
  * while its results are in a register's reach.
  *
- * Every output sums its products in the order of its inputs, alone: its bits depend on its own row and on nothing else,
- * neither on the other rows nor on the threads.
+ * Every output sums its products in the order of its inputs, alone, or, where a matrix has no other, lane by lane: its
+ * bits depend on its own row and on nothing else, neither on the other rows nor on the threads.
  */
 
 #define ROWS 6       /* that one tile takes, at most */
 #define MANY_ROWS 48 /* that one thread takes with a block; a multiple of ROWS */
+#define MANY_INPUTS 256 /* whose weights stay in a near cache for all those rows */
 
 enum { FLOAT32, BFLOAT16, INT8, INT4 };
 enum { PLAIN, GELU, GATED };
 
 /* A matrix of weights, [outputs / BLOCK] blocks of
- * - float32, bfloat16: [inputs][BLOCK]. A last block of few outputs is 1 or 2 vectors wide. Two vectors of bfloat16 lie
- *   as one of words, the first in the lower halves, which takes two operations to take apart instead of four.
+ * - float32, bfloat16: [inputs][BLOCK]. A last block of few outputs is 1 or 2 vectors wide. A single output is float32,
+ *   [inputs]. Two vectors of bfloat16 lie as one of words, the first in the lower halves, which takes two operations to take apart instead of four.
  * - int8: [inputs / 4][BLOCK][4]. scales: [outputs / BLOCK][2][BLOCK], a float32 scale and, int32, -128 times the sum of
  *   the output's weights.
  * - int4: for each group of inputs its scales, bfloat16 [BLOCK], and its nibbles, [group / 8][BLOCK][4], the first four
@@ -34,10 +35,13 @@ typedef struct {
     int64_t batch, rows, batch_stride, row_stride;
 } Rows;
 
-/* What is done to results [rows, outputs]: an activation, then x * scale[n], then + residual[m, n]. */
+/* What is done to results [rows, outputs]: an activation, then x * scale[n], then + residual[m, n], then an ELU. gap: so
+ * many elements lie between the results of one of the batch and those of the next.
+ */
 typedef struct {
     int64_t activation;
     const float *scale, *residual;
+    int64_t elu, gap;
 } After;
 
 INLINE const float *row_of(const Rows *x, int64_t row) {
@@ -55,18 +59,29 @@ INLINE int vectors(int64_t outputs) { return outputs > 2 * LANES ? WIDE : output
  */
 #define BOTH 2
 
+/* Some inputs of a block: those from `first` until `last`. ahead: how far from these weights those are, in bytes, that are
+ * needed next.
+ */
+typedef struct {
+    int64_t first, last, ahead;
+} Inputs;
+
+/* Adds the products with these inputs to out [H, MANY_ROWS, BLOCK], R of the rows, whose sums begin with input 0. */
 INLINE void tile(const int kind, const int H, const int R, const int J, const int width, const char *weight,
-                 int64_t further, const float *const *x, int64_t inputs, float *out) {
+                 int64_t further, const float *const *x, Inputs some, float *out) {
     const int size = kind == FLOAT32 ? 4 : 2;
     vf sum[BOTH][ROWS][WIDE];
     UNROLL for (int h = 0; h < H; h++)
-        UNROLL for (int r = 0; r < R; r++) UNROLL for (int j = 0; j < J; j++) sum[h][r][j] = (vf){};
-    for (int64_t k = 0; k < inputs; k++, weight += width * LANES * size) {
+        UNROLL for (int r = 0; r < R; r++)
+            UNROLL for (int j = 0; j < J; j++)
+                sum[h][r][j] = some.first ? load(out + (h * MANY_ROWS + r) * BLOCK + j * LANES) : (vf){};
+    weight += some.first * width * LANES * size;
+    for (int64_t k = some.first; k < some.last; k++, weight += width * LANES * size) {
         UNROLL for (int h = 0; h < H; h++) {
             const float *w32 = (const float *)(weight + h * further);
             const uint16_t *w16 = (const uint16_t *)(weight + h * further);
             vf w[WIDE];
-            if (kind == BFLOAT16) prefetch(w16, J * LANES * 2);
+            prefetch_far(weight + h * further + some.ahead, J * LANES * size);
             if (kind == FLOAT32)
                 UNROLL for (int j = 0; j < J; j++) w[j] = load(w32 + j * LANES);
             else if (width == 1)
@@ -84,45 +99,71 @@ INLINE void tile(const int kind, const int H, const int R, const int J, const in
     }
     UNROLL for (int h = 0; h < H; h++)
         UNROLL for (int r = 0; r < R; r++)
-            UNROLL for (int j = 0; j < J; j++) store(out + (h * ROWS + r) * BLOCK + j * LANES, sum[h][r][j]);
+            UNROLL for (int j = 0; j < J; j++) store(out + (h * MANY_ROWS + r) * BLOCK + j * LANES, sum[h][r][j]);
 }
 
-INLINE void tiles(const int kind, const int R, int width, const char *w, const float *const *x, int64_t inputs,
+INLINE void tiles(const int kind, const int R, int width, const char *w, const float *const *x, Inputs some,
                   float *out) {
     const int size = kind == FLOAT32 ? 4 : 2, J = AT_ONCE(R);
     if (width == 1)
-        tile(kind, 1, R, 1, 1, w, 0, x, inputs, out);
+        tile(kind, 1, R, 1, 1, w, 0, x, some, out);
     else if (width == 2)
-        tile(kind, 1, R, 2, 2, w, 0, x, inputs, out);
+        tile(kind, 1, R, 2, 2, w, 0, x, some, out);
     else
-        for (int j = 0; j < WIDE; j += J)
-            tile(kind, 1, R, J, WIDE, w + j * LANES * size, 0, x, inputs, out + j * LANES);
+        for (int j = 0; j < WIDE; j += J) tile(kind, 1, R, J, WIDE, w + j * LANES * size, 0, x, some, out + j * LANES);
 }
 
 #define SHAPE(R)                                                                                                       \
-    static void float32_##R(int width, const char *w, const float *const *x, int64_t inputs, float *out) {            \
-        tiles(FLOAT32, R, width, w, x, inputs, out);                                                                   \
+    static void float32_##R(int width, const char *w, const float *const *x, Inputs some, float *out) {               \
+        tiles(FLOAT32, R, width, w, x, some, out);                                                                     \
     }                                                                                                                  \
-    static void bfloat16_##R(int width, const char *w, const float *const *x, int64_t inputs, float *out) {           \
-        tiles(BFLOAT16, R, width, w, x, inputs, out);                                                                  \
+    static void bfloat16_##R(int width, const char *w, const float *const *x, Inputs some, float *out) {              \
+        tiles(BFLOAT16, R, width, w, x, some, out);                                                                    \
     }
 SHAPE(1)
 SHAPE(2)
 SHAPE(4)
 SHAPE(6)
 
-/* One block of floating-point weights by up to ROWS rows; out: [ROWS][BLOCK]. */
+/* A single output of `rows` rows, to the first of each [BLOCK] of out: a vector would hold one output and nothing. */
+static void single(const float *w, const float *const *x, int64_t inputs, int rows, float *out) {
+    for (int row = 0; row < rows; row += 4) {
+        const float *from[4];
+        vf sum[4];
+        float result[4];
+        UNROLL for (int r = 0; r < 4; r++) from[r] = x[row + r < rows ? row + r : row], sum[r] = (vf){};
+        for (int64_t k = 0; k < inputs; k += LANES) {
+            vf weights = some(w + k, inputs - k);
+            UNROLL for (int r = 0; r < 4; r++) sum[r] = fused(some(from[r] + k, inputs - k), weights, sum[r]);
+        }
+        totals(4, sum, result);
+        for (int r = 0; r < 4 && row + r < rows; r++) out[(row + r) * BLOCK] = result[r];
+    }
+}
+
+/* One block of floating-point weights by `rows` rows; out: [rows, BLOCK]. Weights that more than one tile needs are read
+ * from memory in parts, the next one while all rows are multiplied with this one.
+ */
 static void block_of_floats(const Matrix *m, int64_t block, const float *const *x, int rows, float *out) {
-    int64_t first = block * BLOCK, size = m->kind == FLOAT32 ? 4 : 2;
+    if (m->outputs == 1) {
+        single(m->weight, x, m->inputs, rows, out);
+        return;
+    }
+    int64_t first = block * BLOCK, size = m->kind == FLOAT32 ? 4 : 2, part = rows > ROWS ? MANY_INPUTS : m->inputs;
     int width = vectors(m->outputs - first);
     const char *w = (const char *)m->weight + first * m->inputs * size;
-    while (rows > 0) {
-        int now = rows >= 6 ? 6 : rows >= 4 ? 4 : rows >= 2 ? 2 : 1;
-        if (m->kind == FLOAT32)
-            (now == 6 ? float32_6 : now == 4 ? float32_4 : now == 2 ? float32_2 : float32_1)(width, w, x, m->inputs, out);
-        else
-            (now == 6 ? bfloat16_6 : now == 4 ? bfloat16_4 : now == 2 ? bfloat16_2 : bfloat16_1)(width, w, x, m->inputs, out);
-        rows -= now, x += now, out += now * BLOCK;
+    Inputs some = {0, 0, rows > ROWS ? part * width * LANES * size : AHEAD};
+    for (; some.first < m->inputs; some.first = some.last) {
+        some.last = some.first + part < m->inputs ? some.first + part : m->inputs;
+        for (int row = 0, now; row < rows; row += now) {
+            const float *const *from = x + row;
+            float *to = out + row * BLOCK;
+            now = rows - row >= 6 ? 6 : rows - row >= 4 ? 4 : rows - row >= 2 ? 2 : 1;
+            if (m->kind == FLOAT32)
+                (now == 6 ? float32_6 : now == 4 ? float32_4 : now == 2 ? float32_2 : float32_1)(width, w, from, some, to);
+            else
+                (now == 6 ? bfloat16_6 : now == 4 ? bfloat16_4 : now == 2 ? bfloat16_2 : bfloat16_1)(width, w, from, some, to);
+        }
     }
 }
 
@@ -195,7 +236,7 @@ INLINE void sums_of_pairs(const int R, const int J, const int kind, const char *
 #endif
 }
 
-/* Of `block`, and where H is BOTH of the one `apart` blocks further, too: out [H, ROWS, BLOCK]. */
+/* Of `block`, and where H is BOTH of the one `apart` blocks further, too: out [H, MANY_ROWS, BLOCK]. */
 INLINE void tile_of_int8(const int H, const int R, const int J, const Matrix *m, int64_t block, int64_t apart, int from,
                          const Integers *x, float *out) {
     const char *w = (const char *)m->weight + block * BLOCK * m->inputs + from * 4 * LANES;
@@ -224,7 +265,7 @@ INLINE void tile_of_int8(const int H, const int R, const int J, const Matrix *m,
         const float *scales = (const float *)m->scales + 2 * (block + h * apart) * BLOCK + from * LANES;
         UNROLL for (int r = 0; r < R; r++) UNROLL for (int j = 0; j < J; j++) {
             vf value = __builtin_convertvector(sum[h][r][j], vf) * (load(scales + j * LANES) * x[r].scale[0]);
-            store(out + (h * ROWS + r) * BLOCK + (from + j) * LANES, value);
+            store(out + (h * MANY_ROWS + r) * BLOCK + (from + j) * LANES, value);
         }
     }
 }
@@ -279,7 +320,7 @@ INLINE void tile_of_int4(const int H, const int R, const int J, const Matrix *m,
     }
     UNROLL for (int h = 0; h < H; h++)
         UNROLL for (int r = 0; r < R; r++)
-            UNROLL for (int j = 0; j < J; j++) store(out + (h * ROWS + r) * BLOCK + (from + j) * LANES, sum[h][r][j]);
+            UNROLL for (int j = 0; j < J; j++) store(out + (h * MANY_ROWS + r) * BLOCK + (from + j) * LANES, sum[h][r][j]);
 }
 
 #define SHAPE_OF_INTEGERS(R)                                                                                           \
@@ -304,43 +345,51 @@ static void block_of_integers(const Matrix *m, int64_t block, const Integers *x,
     }
 }
 
-/* Two blocks of full width by one row; out: [BOTH, ROWS, BLOCK]. */
+/* Two blocks of full width by one row; out: [BOTH, MANY_ROWS, BLOCK]. */
 static void two_blocks(const Matrix *m, int64_t block, int64_t apart, const float *const *x, const Integers *integers,
                        float *out) {
     const int64_t size = m->kind == FLOAT32 ? 4 : 2, bytes = BLOCK * m->inputs * size;
     const char *w = (const char *)m->weight + block * bytes;
+    const Inputs all = {0, m->inputs, AHEAD};
     if (m->kind == INT8)
         tile_of_int8(BOTH, 1, WIDE, m, block, apart, 0, integers, out);
     else if (m->kind == INT4)
         tile_of_int4(BOTH, 1, WIDE, m, block, apart, 0, integers, out);
     else if (m->kind == BFLOAT16)
-        tile(BFLOAT16, BOTH, 1, WIDE, WIDE, w, apart * bytes, x, m->inputs, out);
+        tile(BFLOAT16, BOTH, 1, WIDE, WIDE, w, apart * bytes, x, all, out);
     else
-        tile(FLOAT32, BOTH, 1, WIDE, WIDE, w, apart * bytes, x, m->inputs, out);
+        tile(FLOAT32, BOTH, 1, WIDE, WIDE, w, apart * bytes, x, all, out);
 }
 
-/* What follows the sums of one row of a block: `count` outputs from `first` on. `sums` and `others` are [BLOCK]. */
-INLINE void finish(const Matrix *m, const After *after, int64_t first, int64_t count, int64_t width, int64_t row,
-                   const float *sums, const float *others, float *out) {
-    float result[BLOCK];
+/* What follows the sums of some rows of a block: `count` outputs from `first` on. sums, others: [rows, BLOCK]; residual,
+ * where there is any, and out: of each row, from its first output on.
+ */
+INLINE void finish(const int activation, const Matrix *m, const After *after, int64_t first, int64_t count, int64_t width,
+                   int rows, const float *sums, const float *others, const float *const *residual, float *const *out) {
+    const vf none = {};
     for (int64_t n = 0; n < count; n += LANES) {
-        vf y = load(sums + n);
-        if (m->bias) y += some(m->bias + first + n, count - n);
-        if (after->activation == GELU) y = gelu(y);
-        if (after->activation == GATED) {
-            vf other = load(others + n);
-            if (m->bias) other += some(m->bias + width + first + n, count - n);
-            y = y / (1.0f + exponential(-y)) * other;
+        int64_t left = count - n, at = first + n;
+        vf bias = m->bias ? some(m->bias + at, left) : none;
+        vf other_bias = m->bias && activation == GATED ? some(m->bias + width + at, left) : none;
+        vf scale = after->scale ? some(after->scale + at, left) : none;
+        for (int r = 0; r < rows; r++) {
+            vf y = load(sums + r * BLOCK + n);
+            if (m->bias) y += bias;
+            if (activation == GELU) y = gelu(y);
+            if (activation == GATED) {
+                vf other = load(others + r * BLOCK + n);
+                if (m->bias) other += other_bias;
+                y = y / (1.0f + exponential(-y)) * other;
+            }
+            if (after->scale) y *= scale;
+            if (after->residual) y += some(residual[r] + at, left);
+            if (after->elu) y = elu(y);
+            if (left >= LANES)
+                store(out[r] + at, y);
+            else
+                store_some(out[r] + at, y, left);
         }
-        if (after->scale) y *= some(after->scale + first + n, count - n);
-        store(result + n, y);
     }
-    out += row * width + first;
-    if (after->residual) {
-        const float *residual = after->residual + row * width + first;
-        for (int64_t n = 0; n < count; n++) out[n] = residual[n] + result[n];
-    } else
-        memcpy(out, result, count * 4);
 }
 
 /* Tasks are `blocks` of outputs, each with the one `apart` blocks further where that is not 0, by `parts` of the rows. */
@@ -360,32 +409,41 @@ static void part_of_product(int64_t task, void *what) {
     int64_t block = task / p->parts, from = task % p->parts * MANY_ROWS;
     int64_t until = from + MANY_ROWS < p->rows ? from + MANY_ROWS : p->rows;
     int64_t left = m->outputs - (block + p->apart) * BLOCK;
-    int two = p->apart && left > 0, gated = p->after->activation == GATED;
-    float sums[BOTH][ROWS * BLOCK];
-    for (int64_t row = from; row < until; row += ROWS) {
-        int now = until - row < ROWS ? until - row : ROWS;
-        const Integers *integers = p->integers ? p->integers + row : 0;
-        const float *inputs[ROWS];
-        for (int r = 0; r < now; r++) inputs[r] = row_of(p->x, row + r);
-        if (two && now == 1 && vectors(left) == WIDE)
-            two_blocks(m, block, p->apart, inputs, integers, sums[0]);
+    const After *after = p->after;
+    int two = p->apart && left > 0, gated = after->activation == GATED;
+    int64_t member = from / p->x->rows, place = from % p->x->rows; /* of the batch, and among its rows */
+    int rows = until - from;
+    float sums[BOTH][MANY_ROWS * BLOCK];
+    const Integers *integers = p->integers ? p->integers + from : 0;
+    const float *inputs[MANY_ROWS], *residual[MANY_ROWS];
+    float *out[MANY_ROWS];
+    for (int r = 0; r < rows; r++) {
+        inputs[r] = p->x->x + member * p->x->batch_stride + place * p->x->row_stride;
+        residual[r] = after->residual + (from + r) * p->width;
+        out[r] = p->out + (from + r) * p->width + member * after->gap;
+        if (++place == p->x->rows) place = 0, member++;
+    }
+    if (two && rows == 1 && vectors(left) == WIDE)
+        two_blocks(m, block, p->apart, inputs, integers, sums[0]);
+    else
+        for (int h = 0; h <= two; h++)
+            if (integers)
+                block_of_integers(m, block + h * p->apart, integers, rows, sums[h]);
+            else
+                block_of_floats(m, block + h * p->apart, inputs, rows, sums[h]);
+    for (int h = 0; h <= (two && !gated); h++) {
+        int64_t first = (block + h * p->apart) * BLOCK, count = p->width - first < BLOCK ? p->width - first : BLOCK;
+        if (after->activation == PLAIN)
+            finish(PLAIN, m, after, first, count, p->width, rows, sums[h], 0, residual, out);
+        else if (after->activation == GELU)
+            finish(GELU, m, after, first, count, p->width, rows, sums[h], 0, residual, out);
         else
-            for (int h = 0; h <= two; h++)
-                if (integers)
-                    block_of_integers(m, block + h * p->apart, integers, now, sums[h]);
-                else
-                    block_of_floats(m, block + h * p->apart, inputs, now, sums[h]);
-        for (int h = 0; h <= (two && !gated); h++) {
-            int64_t first = (block + h * p->apart) * BLOCK;
-            int64_t count = p->width - first < BLOCK ? p->width - first : BLOCK;
-            for (int r = 0; r < now; r++)
-                finish(m, p->after, first, count, p->width, row + r, sums[h] + r * BLOCK, sums[1] + r * BLOCK, p->out);
-        }
+            finish(GATED, m, after, first, count, p->width, rows, sums[0], sums[1], residual, out);
     }
 }
 
-/* out [batch * rows, outputs] = after(x W + bias). GATED: half of the outputs, silu of the first times the second.
- * Returns 0, or -1 for want of memory.
+/* out [batch * rows, outputs] = after(x W + bias). GATED: half of the outputs, silu of the first times the second. `out`
+ * may be the residual. Returns 0, or -1 for want of memory.
  */
 int64_t native_product(const Matrix *m, const Rows *x, const After *after, float *out, int threads) {
     int64_t rows = x->batch * x->rows, gated = after->activation == GATED, width = gated ? m->outputs / 2 : m->outputs;

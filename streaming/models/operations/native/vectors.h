@@ -57,6 +57,11 @@ INLINE void prefetch(const void *p, const int size) {
     UNROLL for (int i = 0; i < size; i += 64) __builtin_prefetch((const char *)p + AHEAD + i);
 }
 
+/* The same much later: what lies at p itself, into a cache that does not hold what is used until then. */
+INLINE void prefetch_far(const void *p, const int size) {
+    UNROLL for (int i = 0; i < size; i += 64) __builtin_prefetch((const char *)p + i, 0, 2);
+}
+
 INLINE vf load(const float *p) {
     vf v;
     memcpy(&v, p, sizeof v);
@@ -78,6 +83,9 @@ INLINE vf some(const float *p, int64_t count) {
     memcpy(v, p, count * sizeof(float));
     return load(v);
 }
+
+/* The first elements of a vector, where not all may be written. */
+INLINE void store_some(float *p, vf v, int64_t count) { memcpy(p, &v, (count < LANES ? count : LANES) * sizeof(float)); }
 
 /* bfloat16 to float32. gcc makes six instructions of `__builtin_convertvector` where the processor has one. */
 INLINE vf widen(const uint16_t *p) {
@@ -180,6 +188,9 @@ INLINE vf exponential(vf x) {
     vf power = (vf)((__builtin_convertvector(n, vi) + 127) << 23);
     return pick(x != x, x, p * power);
 }
+
+/* x where positive, e^x - 1 elsewhere. */
+INLINE vf elu(vf x) { return most(x, exponential(least(x, (vf){})) - 1.0f); }
 
 /* x times the normal distribution's share below x; erf to 4e-7 as a quotient of polynomials. */
 INLINE vf gelu(vf x) {

@@ -67,9 +67,10 @@ int main(void) {
                 native_layer_norm((void *)v[0].block, (void *)v[1].block, (void *)v[2].block, v[3].real, v[4].whole,
                                   v[5].whole, (void *)v[6].block);
                 break;
-            case 'e':
-                native_extend((void *)v[0].block, v[1].whole, v[2].whole, (void *)v[3].block, v[4].whole, v[5].whole,
-                              v[6].whole, (void *)v[7].block, v[8].whole);
+            case 'v':
+                result = native_convolutions((void *)v[0].block, v[1].whole, (void *)v[2].block, (void *)v[3].block,
+                                             v[4].whole, v[5].whole, (void *)v[6].block, v[7].whole,
+                                             (void *)v[8].block, v[9].whole);
                 break;
             case 'd':
                 native_draw((void *)v[0].block, (void *)v[1].block, v[2].whole, v[3].whole, v[4].whole, v[5].whole,

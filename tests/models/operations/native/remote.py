@@ -12,10 +12,12 @@ import subprocess
 from collections.abc import Sequence
 from ctypes import c_int64
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from streaming.models.operations.native import library as native
+from streaming.models.operations.native.matrix import _Matrix
 
 _SOURCE = Path(__file__).with_name("remote.c")
 
@@ -67,20 +69,11 @@ class Remote:
 
     def native_product(self, matrix: Any, rows: Any, after: Any, out: int, threads: int) -> int:
         m, x, a = matrix._obj, rows._obj, after._obj
-        block = self.native_block()
-        whole, rest = m.outputs // block * block, m.outputs % block
-        padded = whole + (block if rest else 0)
-        weight = {
-            0: 4 * m.inputs * (whole + (self.native_width(rest) if rest else 0)),
-            1: 2 * m.inputs * (whole + (self.native_width(rest) if rest else 0)),
-            2: padded * m.inputs,
-            3: padded * (m.inputs // 2 + 2 * m.inputs // max(m.group, 1)),
-        }[m.kind]
         count, width = x.batch * x.rows, m.outputs // 2 if a.activation == 2 else m.outputs
         last = (x.batch - 1) * x.batch_stride + (x.rows - 1) * x.row_stride + m.inputs
         return self._call(
             "p",
-            _struct(m, weight=weight, scales=8 * padded, bias=4 * m.outputs),
+            self._matrix(m),
             _struct(x, x=4 * last),
             _struct(a, scale=4 * m.outputs, residual=4 * count * width),
             Block(out, 4 * count * width, back=True),
@@ -98,12 +91,37 @@ class Remote:
         given = Block(x, 4 * rows * size), Block(weight, 4 * size), Block(bias, 4 * size)
         self._call("n", *given, eps, rows, size, Block(normed, 4 * rows * size, True))
 
-    def native_extend(
-        self, context: int, stride: int, old: int, x: int, new: int, batch: int, activate: bool, out: int, threads: int
-    ) -> None:
-        before = Block(context, 4 * ((batch - 1) * stride + old))
-        after = Block(out, 4 * batch * (old + new), True)
-        self._call("e", before, stride, old, Block(x, 4 * batch * new), new, batch, int(activate), after, threads)
+    def native_convolutions(
+        self,
+        convolutions: Any,
+        count: int,
+        contexts: Any,
+        x: int,
+        batch: int,
+        time: int,
+        lengths: int | None,
+        samples: int,
+        out: int,
+        threads: int,
+    ) -> int:
+        c, ratio = contexts._obj, Fraction(time)
+        held = 1 + max((c_int64 * batch).from_address(c.slots))
+        matrices = {}
+        for number, conv in enumerate(convolutions):
+            matrix = _Matrix.from_address(conv.product)
+            matrices[number * ctypes.sizeof(conv) + type(conv).product.offset] = self._matrix(matrix)
+            ratio *= Fraction(conv.upsample, conv.stride)
+        outputs = int(ratio) * (matrix.outputs // conv.upsample)
+        return self._call(
+            "v",
+            Block(ctypes.addressof(convolutions), ctypes.sizeof(convolutions), pointers=matrices),
+            count,
+            _struct(c, back=("memory",), memory=4 * held * c.depth * c.width, slots=8 * batch, frames=8 * batch),
+            Block(x, 4 * batch * time * convolutions[0].channels),
+            *(batch, time, Block(lengths, 8 * batch), samples),
+            Block(out, 4 * batch * outputs, True),
+            threads,
+        )
 
     def native_draw(self, logits: int, drawing: Any, batch: int, size: int, book: int, books: int, units: int) -> None:
         d = drawing._obj
@@ -152,6 +170,22 @@ class Remote:
             Block(out, 4 * batch * time * heads * groups * dim, True),
             threads,
         )
+
+    def _matrix(self, m: _Matrix) -> Block:
+        block = self.native_block()
+        whole, rest = m.outputs // block * block, m.outputs % block
+        padded = whole + (block if rest else 0)
+        weight = (
+            4 * m.inputs
+            if m.outputs == 1
+            else {
+                0: 4 * m.inputs * (whole + (self.native_width(rest) if rest else 0)),
+                1: 2 * m.inputs * (whole + (self.native_width(rest) if rest else 0)),
+                2: padded * m.inputs,
+                3: padded * (m.inputs // 2 + 2 * m.inputs // max(m.group, 1)),
+            }[m.kind]
+        )
+        return _struct(m, weight=weight, scales=8 * padded, bias=4 * m.outputs)
 
     def _call(self, function: str, *arguments: Argument) -> int:
         blocks: list[Block] = []

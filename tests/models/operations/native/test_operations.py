@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,12 +18,13 @@ from streaming.config import Rope
 from streaming.frame_step import FrameStep
 from streaming.models.attention import Rotary
 from streaming.models.linear import Dense
+from streaming.models.operations.base import Convolution, Operations
 from streaming.models.operations.native.library import library
 from streaming.models.operations.native.matrix import NativeLinear
-from streaming.models.operations.native.operations import NativeLayers, NativeOperations
+from streaming.models.operations.native.operations import NativeCodecLayers, NativeLayers, NativeOperations
 from streaming.models.operations.torch import LayerByLayer, TorchOperations
 from streaming.models.quantized_weights import Quantize, eight_bits, four_bits
-from streaming.models.random_weights import TINY, random_decoder
+from streaming.models.random_weights import TINY, TINY_MIMI, random_codec, random_decoder
 from tests.models.operations.native.twins import int4_product, int8_product
 from tests.models.operations.triton.draws import OPTIONS, assert_same_draws, drawing, options
 from tests.models.operations.triton.rings import assert_same_ring, cleaned, poisoned_ring, scattered
@@ -116,27 +120,111 @@ def test_what_follows_a_product(processor: str) -> None:
 def test_curves_hold_everywhere(processor: str) -> None:
     """Pins an exponential that wraps around where it is too large or too small, and what is not a number made one."""
     values = torch.cat((torch.linspace(-100, 100, 20_001), torch.tensor([0.0, -0.0, 1e-30, -1e-30, torch.inf])))
-    nothing = torch.zeros(1, 0, 1)
-    near(NativeOperations().extend(nothing, values[None, :, None], True)[0, :, 0], F.elu(values), 2e-7)
     identity = NativeLinear.pack(torch.eye(1))
+    plain, behind_elu = Convolution(identity, 1, 1), Convolution(identity, 1, 1, activate=True)
+    for convolutions in ([behind_elu], [plain, behind_elu]):
+        near(convolved(convolutions, values[None, :, None])[0, :, 0], F.elu(values), 2e-7)
     near(identity.run(values[:-1, None], "gelu")[:, 0], F.gelu(values[:-1].double()), 7e-7)
     gates = NativeLinear.pack(torch.cat((torch.ones(256, 1), torch.zeros(256, 1))), torch.ones(512))
     near(gates.run(values[:-1, None] - 1, "gated")[:, 0], F.silu(values[:-1].double()), 1e-6)
     broken = torch.tensor([[torch.nan]])
     assert identity.run(broken, "gelu").isnan().all()
-    assert NativeOperations().extend(nothing, broken[None], True).isnan().all()
+    assert convolved([plain, behind_elu], broken[None]).isnan().all()
     assert gates.run(broken, "gated").isnan().all()
 
 
-@pytest.mark.parametrize("activate", [False, True])
-@pytest.mark.parametrize(("old", "new", "channels"), [(0, 5, 3), (6, 1920, 1), (2, 1, 7), (2, 1920, 40)])
-def test_what_a_convolution_reads_is_the_reference_s(
-    processor: str, activate: bool, old: int, new: int, channels: int
-) -> None:
-    """Contexts are columns of one tensor for all layers."""
-    x, contexts = torch.randn(3, new, channels), torch.randn(3, 5 + old * channels)
-    context = contexts[:, 5:].view(3, old, channels)
-    near(NativeOperations().extend(context, x, activate), TorchOperations().extend(context, x, activate), 2e-7)
+def convolution(channels: int, out: int, kernel: int, **more: Any) -> Convolution:
+    weight = torch.randn(out * more.get("upsample", 1), kernel * channels) / (kernel * channels) ** 0.5
+    return Convolution(NativeLinear.pack(weight, torch.randn(len(weight))), channels, kernel, **more)
+
+
+def stack(channels: int) -> list[Convolution]:
+    """All that there is: residual blocks at both ends and in a row, one of them dilated; fewer steps and more."""
+    around = {"activate": True, "adds": True}
+    return [
+        convolution(channels, 5, 3, activate=True),
+        convolution(5, channels, 1, **around),
+        convolution(channels, 6, 3, dilation=2, activate=True),
+        convolution(6, channels, 1, **around),
+        convolution(channels, 2 * channels, 8, stride=4, activate=True),
+        convolution(2 * channels, 8, 4, stride=2, replicates=True),
+        convolution(8, 40, 2, upsample=5, activate=True),
+        convolution(40, 8, 7, activate=True),
+        convolution(8, 40, 1, **around),
+    ]
+
+
+def convolved(
+    convolutions: Sequence[Convolution],
+    x: Tensor,
+    memory: Tensor | None = None,
+    slots: Tensor | None = None,
+    frames: Tensor | None = None,
+    lengths: Tensor | None = None,
+    operations: Operations | None = None,
+) -> Tensor:
+    """x: [B, T, C], the first frame of new streams if nothing else is said."""
+    if memory is None:
+        memory = torch.zeros(len(x), 2, sum(c.context * c.channels for c in convolutions))
+        slots, frames = torch.arange(len(x)), torch.zeros(len(x), dtype=torch.int64)
+    assert slots is not None and frames is not None
+    operations = operations or NativeOperations()
+    contexts = operations.contexts(memory, slots, frames)
+    out = operations.convolutions(convolutions)(x, contexts, lengths)
+    contexts.keep()
+    return out
+
+
+@pytest.mark.parametrize("ends", [False, True])
+@pytest.mark.parametrize(("channels", "time"), [(1, 1920), (12, 40)])
+def test_convolutions_are_the_reference_s(processor: str, channels: int, time: int, ends: bool) -> None:
+    """Pins a context taken from another frame or slot, or put where another layer's is; an ELU where none belongs, and
+    a sum with what has been through one; steps behind a stream's end that are heard.
+    """
+    convolutions, slots, frames = stack(channels), torch.tensor([4, 0, 2]), torch.tensor([3, 0, 8])
+    width = sum(c.context * c.channels for c in convolutions)
+    memory = torch.randn(5, 4, width)
+    memories = memory, memory.clone()
+    for _ in range(2):
+        x, lengths = torch.randn(3, time, channels), torch.tensor([1920, 700, 1]) if ends else None
+        ours, wanted = (
+            convolved(convolutions, x, memory, slots, frames, lengths, operations)
+            for memory, operations in zip(memories, (NativeOperations(), TorchOperations()), strict=True)
+        )
+        near(ours, wanted, 1e-4)
+        frames = frames + 1
+    torch.testing.assert_close(*memories, rtol=1e-4, atol=1e-4, equal_nan=True)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_convolutions_of_a_slot_are_the_same_to_the_last_bit_in_any_company(threads: int) -> None:
+    """Pins rows at the seam between two of the batch, which belong to one product."""
+    convolutions, before = stack(12), torch.get_num_threads()
+    x = torch.randn(7, 400, 12)
+    alone = [convolved(convolutions, row[None])[0] for row in x]
+    torch.set_num_threads(threads)
+    try:
+        assert torch.equal(convolved(convolutions, x), torch.stack(alone))
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_the_codec_s_layers_in_one_call_are_those_one_after_another() -> None:
+    """To the bit. Pins keys and values of a layer that go to another's place, scales that are mixed up."""
+    codec = random_codec(4, CPU, config=replace(TINY_MIMI, num_layers=3))
+    runs = [
+        operations(NativeOperations(), codec._encoder_layers, 1e-5)
+        for operations in (TorchOperations.codec_layers, NativeOperations.codec_layers)
+    ]
+    assert isinstance(runs[1], NativeCodecLayers)
+    said = []
+    for run in runs:
+        torch.manual_seed(0)
+        half = codec.init_state(3).encoder
+        view = codec._view(torch.tensor([2, 0]), torch.tensor([0, 140]), half.ring)
+        said.append((run(torch.randn(2, 2, TINY_MIMI.hidden_size), half.ring, view), half.ring.keys, half.ring.values))
+    for one, other in zip(*said, strict=True):
+        assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("rows", [1, 5])
