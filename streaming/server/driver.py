@@ -119,9 +119,14 @@ class Driver:
 
     # From whoever has the socket
 
+    @property
+    def has_room(self) -> bool:
+        """Return whether the client may say more."""
+        return len(self._inbox) < _UNHANDLED
+
     async def room(self) -> None:
         """Wait until the client may say more."""
-        while len(self._inbox) >= _UNHANDLED:
+        while not self.has_room:
             self._may_read.clear()
             await self._may_read.wait()
 
@@ -387,7 +392,7 @@ class Driver:
             self._set_timer(conversation)
         if self._putting is not None and not self._putting.done():
             self._look_for_rest(self._putting, conversation)
-        if len(self._inbox) < _UNHANDLED:
+        if self.has_room:
             self._may_read.set()
         if len(self._outbox):
             self._may_write.set()

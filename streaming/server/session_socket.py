@@ -13,12 +13,14 @@ from websockets.exceptions import ConnectionClosed
 from streaming.conversation.conversation import Received
 from streaming.conversation.outbox import Echo, End, Saved
 from streaming.protocol.messages import AudioMessage, Message
+from streaming.server.connection import Connection
 from streaming.server.driver import Driver
 from streaming.server.opus_threads import Work
 
 MESSAGES_PER_S = 2000
 """Messages a second that are read of one client: handling them takes the event loop's time from the others."""
-
+_EARLY_S = 0.1
+"""How far a client may be ahead of that."""
 _READY_TIMEOUT_S = 20.0
 """A client that reads and does not acknowledge is cut off; if it comes back it says what it has."""
 
@@ -51,11 +53,16 @@ class SessionSocket:
         self._socket, self._driver, self._dialect = socket, driver, dialect
         self._messages_per_s = messages_per_s
         self._read_one = asyncio.Event()
+        self._reading = False  # `recv` is waited for
+        self._loop = asyncio.get_running_loop()
+        self._since, self._count = self._loop.time(), 0
 
     async def run(self, first: Sequence[str | bytes] = ()) -> bool:
         """Move messages, `first` before all others. Return whether the session has come to its end; if not, the socket
         is lost, or the session is to be put down.
         """
+        assert isinstance(self._socket, Connection)
+        self._socket.give_messages_to(self._take)
         writing = asyncio.create_task(self._write(first))
         tasks = (writing, asyncio.create_task(self._read()), asyncio.create_task(self._socket.wait_closed()))
         try:
@@ -64,26 +71,43 @@ class SessionSocket:
                 task.result()  # raises what went wrong
             return writing.done() and writing.result()
         finally:
+            self._socket.give_messages_to(None)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _read(self) -> None:
-        loop = asyncio.get_running_loop()
-        started, count = loop.time(), 0
         with suppress(ConnectionClosed):
             while True:
                 await self._driver.room()
+                self._reading = True
                 data = await self._socket.recv()
-                for received in self._dialect.decode(data):  # from here on nothing of it is lost
-                    self._driver.give(received)
-                self._read_one.set()
-                count += 1
-                early = started + count / self._messages_per_s - loop.time()
-                if early > 0.1:
+                self._reading = False
+                self._handle(data)
+                early = self._early()
+                if early > _EARLY_S:
                     await asyncio.sleep(early)
-                elif early < -1:  # what was not used is not saved up for more than a second
-                    started, count = loop.time(), 0
+
+    def _take(self, data: str | bytes) -> bool:
+        """Handle a message as it comes, or leave it to `_read`, which waits for what has to be waited for."""
+        if not self._reading or not self._driver.has_room or self._early() > _EARLY_S:
+            return False
+        self._handle(data)
+        return True
+
+    def _handle(self, data: str | bytes) -> None:
+        for received in self._dialect.decode(data):  # from here on nothing of it is lost
+            self._driver.give(received)
+        self._read_one.set()
+        self._count += 1
+
+    def _early(self) -> float:
+        """Return for how many seconds no more should be read."""
+        now = self._loop.time()
+        early = self._since + self._count / self._messages_per_s - now
+        if early < -1:  # what was not used is not saved up for more than a second
+            self._since, self._count = now, 0
+        return early
 
     async def _write(self, first: Sequence[str | bytes]) -> bool:
         with suppress(ConnectionClosed):
