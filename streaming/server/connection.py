@@ -117,16 +117,22 @@ class Connection(ServerConnection, asyncio.BufferedProtocol):
         """Send as the library does. A message to a peer that reads is written at once: the library's way, through a
         context that may wait and an object for the frame, costs several times as much.
         """
-        whole = text is None and isinstance(message, str | bytes)
-        if whole and self._unread_since is None and self.state is State.OPEN:
+        if self.takes and text is None and isinstance(message, str | bytes):
             self.send_now(message)
         else:
             await super().send(message, text=text)
 
+    @property
+    def takes(self) -> bool:
+        """Return whether a message can be written at once: the peer reads, and nobody has said goodbye."""
+        return self._unread_since is None and self.state is State.OPEN
+
     def send_now(self, message: str | bytes) -> None:
-        """Write a message, of one frame (RFC 6455, section 5.2), however much waits for the peer already."""
+        """Write a message, in one frame (RFC 6455, section 5.2), however much waits for the peer already. After a
+        goodbye nothing is written.
+        """
         head, data = (TEXT, message.encode()) if isinstance(message, str) else (BINARY, message)
-        if not self.transport.is_closing():
+        if self.state is State.OPEN and not self.transport.is_closing():
             self.transport.write(_header(head, len(data)) + data)
 
     def send_data(self) -> None:
