@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from websockets.frames import BINARY, CLOSE, CONT, PING, TEXT, Frame, Opcode
-from websockets.protocol import OPEN, SERVER, Protocol
+from websockets.frames import Frame, Opcode
+from websockets.protocol import SERVER, Protocol, State
 from websockets.utils import apply_mask
 
 from streaming.server.frame_splitter import READ_BYTES, WHOLE_BYTES, FrameSplitter
 
+BINARY, CLOSE, CONT, PING, TEXT = Opcode.BINARY, Opcode.CLOSE, Opcode.CONT, Opcode.PING, Opcode.TEXT
 REQUEST = b"GET /v1/continue HTTP/1.1\r\nHost: here\r\n\r\n"
 
 
@@ -63,7 +64,7 @@ def split(stream: bytes, reads: Iterator[int] | None = None) -> list[bytes | Mes
 
 def library(stream: bytes) -> tuple[list[Frame], Protocol]:
     """What the library makes of the same stream, and the protocol after it."""
-    protocol = Protocol(SERVER, state=OPEN)
+    protocol = Protocol(SERVER, state=State.OPEN)
     protocol.receive_data(stream)
     return [event for event in protocol.events_received() if isinstance(event, Frame)], protocol
 
@@ -121,9 +122,9 @@ def test_any_stream_comes_to_what_the_library_makes_of_it(frames: list[bytes], r
     """
     stream = b"".join(frames)
     expected, whole = library(stream)
-    rest, protocol = [], Protocol(SERVER, state=OPEN)
+    rest, protocol = [], Protocol(SERVER, state=State.OPEN)
     for piece in split(stream, reads):
-        if isinstance(piece, Message) and protocol.state is OPEN:
+        if isinstance(piece, Message) and protocol.state is State.OPEN:
             assert protocol.current_size is None and not protocol.reader.buffer
             rest.append(Frame(Opcode(piece.first_byte & 15), piece.data))
         else:
