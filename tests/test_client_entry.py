@@ -487,18 +487,44 @@ class TestWithoutTorch:
 
 
 @pytest.mark.parametrize(
-    ("model", "notice", "turns", "files", "heard", "said"),
+    ("model", "notice", "voice", "turns", "files", "heard", "said"),
     [
-        ("x/y", None, 1, ["a.wav"], False, "5.0 s in your voice -> a.wav, first sound after 40 ms"),
-        ("x/y", None, 1, ["a.wav", "b.wav"], True, "5.0 s in your voice -> a.wav and b.wav, first sound after 40 ms"),
-        ("demo", "it recites", 1, [], True, "5.0 s by the demo model, only played, first sound after 40 ms"),
-        ("random:8b", "noise", 3, [], False, "3 turns by random:8b, only timed, first sound after 40 ms"),
+        ("x/y", None, None, 1, ["a.wav"], False, "5.0 s in your voice -> a.wav, first sound after 40 ms"),
+        (
+            "x/y",
+            None,
+            None,
+            1,
+            ["a.wav", "b.wav"],
+            True,
+            "5.0 s in your voice -> a.wav and b.wav, first sound after 40 ms",
+        ),
+        ("demo", "it recites", None, 1, [], True, "5.0 s by the demo model, only played, first sound after 40 ms"),
+        (
+            "demo",
+            "it recites",
+            "a deep voice",
+            1,
+            ["a.wav"],
+            False,
+            "5.0 s in a deep voice -> a.wav, first sound after 40 ms",
+        ),
+        (
+            "demo",
+            "it recites",
+            "a deep voice",
+            3,
+            [],
+            True,
+            "3 turns by the demo model, only played, first sound after 40 ms",
+        ),
+        ("random:8b", "noise", None, 3, [], False, "3 turns by random:8b, only timed, first sound after 40 ms"),
     ],
 )
 def test_a_result_is_one_sentence(
-    model: str, notice: str | None, turns: int, files: list[str], heard: bool, said: str
+    model: str, notice: str | None, voice: str | None, turns: int, files: list[str], heard: bool, said: str
 ) -> None:
     """It was nine figures in three lines, and a promise of your own voice that the demo does not keep."""
     started = msgspec.structs.replace(STARTED, model=model, notice=notice)
-    report = TurnReport(1, "end", True, 5.02, 38.0, 40.2, 80.0, 0, 1.2, 0.4, 30.0, 20.0)
+    report = TurnReport(1, "end", True, 5.02, 38.0, 40.2, 80.0, 0, 1.2, 0.4, 30.0, 20.0, voice)
     assert start.result(started, turns, report, files, heard=heard) == said

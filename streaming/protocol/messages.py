@@ -303,6 +303,13 @@ class TurnSpeaking(Message, tag="turn.speaking", frozen=True):
     dropped_samples: int
 
 
+class TurnVoice(Message, tag="turn.voice", frozen=True):
+    """The name of the voice in which the model goes on in this turn, before its first audio."""
+
+    turn: int
+    voice: str
+
+
 class TurnDone(Message, tag="turn.done", frozen=True):
     turn: int
     reason: Literal["end", "max_seconds", "interrupted"]
@@ -371,6 +378,7 @@ ServerMessage = (
     | SpeechStarted
     | SpeechStopped
     | TurnSpeaking
+    | TurnVoice
     | TurnDone
     | TakeStarted
     | TakeKept

@@ -29,6 +29,7 @@ from streaming.protocol.messages import (
     TakeStarted,
     TurnDone,
     TurnSpeaking,
+    TurnVoice,
 )
 from streaming.terminal.keyboard import Key
 from streaming.terminal.loudspeaker import Loudspeaker, LoudspeakerState
@@ -62,11 +63,12 @@ _NOT_HEARD = LoudspeakerState(played_samples=0, buffered_ms=0.0, underruns=0, au
 @dataclass(slots=True)
 class _Spoken:
     """A turn that was asked for or is being played; bounded by the turn's max_seconds. of: the turn that it is another
-    take of.
+    take of. voice: the name of the one in which the model goes on, if it has one.
     """
 
     turn: int
     of: int | None = None
+    voice: str | None = None
     pieces: list[Pcm16] = field(default_factory=list)
     reported_samples: int = 0
     done: TurnDone | None = None
@@ -289,6 +291,10 @@ class Talk:
                     self._record.sent(np.zeros_like(event.pcm))
             case TurnSpeaking():
                 self._on_speaking(event)
+            case TurnVoice(turn=turn, voice=voice):
+                self._view.event("voice", {"turn": turn, "voice": voice})
+                if spoken is not None and turn == spoken.turn:
+                    spoken.voice = self.meters.voice = voice
             case TurnDone() if spoken is not None and event.turn == spoken.turn:
                 spoken.done = event
                 if self._loudspeaker is not None:
@@ -328,12 +334,14 @@ class Talk:
                 pass  # it is the rest of a turn that is over here
 
     def _go_back(self, turn: int, after_ms: float) -> None:
-        """Say that what was said and heard in this turn is lost, and listen again unless the one before still plays."""
-        if self._file_mode:
+        """Say that what was said and heard in this turn is lost, and listen again unless the one before still plays or
+        has a rest that comes.
+        """
+        spoken = self._spoken
+        if self._file_mode and (self._file_ended_s is None or spoken is None or spoken.turn >= turn):
             raise ContinuationError("the server died, and what was said to it is lost: start again")
         self._view.event("went_back", {"turn": turn, "after_ms": after_ms})
         self._unsaid.clear()
-        spoken = self._spoken
         if spoken is not None and spoken.turn >= turn:
             if self._loudspeaker is not None:
                 self._keep(spoken, self._loudspeaker.stop())
@@ -342,7 +350,7 @@ class Talk:
     def _on_speaking(self, event: TurnSpeaking) -> None:
         if self._spoken is None or self._spoken.turn != event.turn:
             self._spoken = _Spoken(event.turn)
-        self.meters.state = "speaking"
+        self.meters.state, self.meters.voice = "speaking", self._spoken.voice
         self._view.event(
             "speaking",
             {
@@ -480,6 +488,7 @@ class Talk:
             rtt_ms=self._client.clock.best_rtt_ms,
             server_first_frame_ms=spoken.done.first_frame_ms if spoken.done else None,
             server_step_ms=spoken.done.mean_step_ms if spoken.done else None,
+            voice=spoken.voice,
         )
         self._view.event("turn", asdict(self.last_report))
 

@@ -227,6 +227,7 @@ audio.onDevices = (permission) => {
     told("The microphone is allowed now.", { topic: "microphone" });
   }
 };
+$("settings").addEventListener("toggle", () => $("settings").open && $("settings").scrollIntoView({ block: "nearest" }));
 $("host").textContent = location.host;
 
 // The server's figures

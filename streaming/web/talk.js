@@ -35,6 +35,8 @@ class Spoken {
   reported = 0;
   /** How often the buffer had run dry before. */
   underrunsBefore = null;
+  /** The name of the voice in which the model goes on; null where it has none. */
+  voice = null;
   #parts = [];
 
   /** speechEnd: when the speech before it ended; null where nobody spoke. prompt: that speech, null where not known. */
@@ -122,6 +124,11 @@ export class Talk {
 
   get handsFree() {
     return this.#vad;
+  }
+
+  /** The name of the voice in which the model goes on now; null where it has none. */
+  get voice() {
+    return this.#spoken?.voice ?? null;
   }
 
   /** Whether it has a place on the server, and a connection to it. */
@@ -669,6 +676,9 @@ export class Talk {
       case "turn.speaking":
         if (event.turn === this.#spoken?.turn) this.#audio.begin(event.turn);
         break;
+      case "turn.voice":
+        if (event.turn === this.#spoken?.turn) this.#spoken.voice = event.voice;
+        break;
       case "audio":
         if (event.turn !== this.#spoken?.turn) break; // the rest of a turn that was interrupted
         this.#spoken.add(event.pcm);
@@ -732,7 +742,7 @@ export class Talk {
     }
   }
 
-  /** The server died, and another one goes on: nothing of this turn is there any more. */
+  /** The server died, and another one goes on: nothing of this turn and of what came after it is there any more. */
   async #goBack(turn) {
     this.#told("The server failed, and another one goes on. What was said since its last answer is lost.", {
       rank: "warning",
@@ -743,7 +753,7 @@ export class Talk {
     if (this.#vad && this.phase === "talking") this.#setPhase("ready"); // a voice will be noticed anew
     this.#took();
     const [session, spoken] = [this.#session, this.#spoken];
-    if (spoken !== null && (spoken.turn >= turn || spoken.total === null)) { // or its rest has not come
+    if (spoken !== null && spoken.turn >= turn) { // the rest of one before it comes still
       [this.#spoken, this.#stale] = [null, true];
       const heard = (await this.#audio.stopPlayback()) ?? spoken.reported;
       this.#stale = false;

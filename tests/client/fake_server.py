@@ -28,6 +28,7 @@ from streaming.protocol.messages import (
     SamplingOptions,
     SessionClose,
     SessionClosed,
+    SessionResume,
     SessionStart,
     SessionStarted,
     Speak,
@@ -118,22 +119,28 @@ async def fake_server(
     opening: Message = STARTED,
     gate: Callable[[ServerConnection, Request], Response | None] | None = None,
     tls: ssl.SSLContext | None = None,
+    comes_back: Callable[[Peer], Awaitable[None]] | None = None,
 ) -> AsyncIterator[FakeServer]:
     """Listens on a free port of the loopback while the block lasts; `script` gets every control message but pings.
 
-    gate: answers handshakes with something else, or lets them go on.
+    gate: answers handshakes with something else, or lets them go on. comes_back: answers `session.resume`.
     """
     peers: list[Peer] = []
 
     async def handle(socket: ServerConnection) -> None:
         with contextlib.suppress(ConnectionClosed):
             start = decode_client(await socket.recv())
-            assert isinstance(start, SessionStart)
-            await socket.send(encode(opening))
-            if not isinstance(opening, SessionStarted):
-                await socket.close(1013, "refused")
-                return
-            peer = Peer(socket, start, frames)
+            if isinstance(start, SessionResume):
+                assert comes_back is not None
+                peer = Peer(socket, peers[-1].start, frames)
+                await comes_back(peer)
+            else:
+                assert isinstance(start, SessionStart)
+                await socket.send(encode(opening))
+                if not isinstance(opening, SessionStarted):
+                    await socket.close(1013, "refused")
+                    return
+                peer = Peer(socket, start, frames)
             peers.append(peer)
             while True:
                 data = await socket.recv()

@@ -29,6 +29,7 @@ from streaming.protocol.messages import (
     SpeechStopped,
     TurnDone,
     TurnSpeaking,
+    TurnVoice,
     encode_audio,
 )
 from tests.client.fake_server import STARTED, Peer, Script, fake_server, frame_of, never, one_turn, run, whole_turn
@@ -473,6 +474,7 @@ def test_a_turn_speaking_of_a_dropped_turn_is_dropped() -> None:
     async def script(peer: Peer, message: ClientMessage) -> None:
         if isinstance(message, Interrupt):
             await peer.begin()
+            await peer.send(TurnVoice(turn=1, voice="a deep voice"))
             await peer.done(0, "interrupted")
             await peer.send(Interrupted(turn=1, kept_samples=0))
 
@@ -485,6 +487,6 @@ def test_a_turn_speaking_of_a_dropped_turn_is_dropped() -> None:
                 seen.append(event)
                 if isinstance(event, Interrupted):
                     break
-            assert not any(isinstance(event, TurnSpeaking) for event in seen)
+            assert not any(isinstance(event, TurnSpeaking | TurnVoice) for event in seen)
 
     run(test())

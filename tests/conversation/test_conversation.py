@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from streaming.audio import FRAME
+from streaming.config import ModelVoices
 from streaming.conversation.conversation import HEARD_TIMEOUT_S, MAX_UNSENT, HeardByClock
 from streaming.conversation.ends import CLIENT_LEFT
 from streaming.conversation.outbox import Echo, End
@@ -32,7 +33,7 @@ from streaming.protocol.messages import (
     UnknownTypeError,
     VadOptions,
 )
-from tests.conversation.engine_model import EngineModel, Talk, sampling, untimed
+from tests.conversation.engine_model import CODES, EngineModel, Talk, sampling, untimed
 
 SPEAK = Speak(turn=messages.OPEN_TURN)
 FRAME_S = 0.08
@@ -79,6 +80,17 @@ def test_a_turn_is_what_was_heard_and_what_is_said_to_it() -> None:
     talk.turn(1)
     assert talk.told() == [speaking(2, 1), "audio 3", (2, "end", 3)]
     assert talk.counts.frames_heard == 3
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_model_with_voices_of_its_own_says_in_which_one_it_goes_on(named: bool) -> None:
+    """A person was answered in somebody else's voice, and was not told. Of a voice without a name nothing is said."""
+    voices = ModelVoices(2, {int(CODES[2]) if named else 7: "a deep voice"})
+    talk = Talk(engine=EngineModel(length=3), voices=voices)
+    for turn in (1, 2):
+        talk.turn(1)
+        said = [messages.TurnVoice(turn=turn, voice="a deep voice")] if named else []
+        assert talk.told() == [speaking(turn), *said, "audio 3", (turn, "end", 3)]
 
 
 def test_audio_has_its_place_in_the_turn() -> None:

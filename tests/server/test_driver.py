@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from streaming.audio import FRAME
-from streaming.config import Sampling
+from streaming.config import ModelVoices, Sampling
 from streaming.conversation.conversation import Received
 from streaming.conversation.ends import GONE, INTERNAL
 from streaming.conversation.outbox import Echo, End, Reply
@@ -85,6 +85,7 @@ class Engine:
     rewind_frames: int = 16
     notice: str | None = None
     suggestions: tuple[str, ...] = ()
+    voices: ModelVoices | None = None
     sampling: Sampling = field(default_factory=Sampling)
 
 

@@ -259,6 +259,31 @@ def test_an_interrupted_turn_is_finished_and_a_second_death_is_survived(tmp_path
         run(talk([server for server, _ in found], [url for _, url in found]), 2 * PATIENCE_S)
 
 
+def test_what_was_not_heard_of_the_last_finished_turn_comes_from_the_next_server(tmp_path: Path) -> None:
+    """Pins a client that waits for the rest of a turn which its server was done with, and which nobody says."""
+
+    async def talk(one: subprocess.Popen[str], here: str, there: str) -> None:
+        whole = await undisturbed(there, SPEECH, SPEECH)
+        async with ContinuationClient.connect(here, started()) as session:
+            person = Person(session)
+            await person.say()
+            await person.until(frames=4)
+            socket = session._connection._socket
+            socket.transport.pause_reading()
+            person.goes_to(there)
+            await kept(tmp_path, 1)
+            one.kill()
+            socket.transport.abort()  # and with it what is on its way
+            await person.until()
+            assert [each.turn for each in person.restored] == [2]
+            await person.say()
+            await person.until()
+            assert [person.turn(1), person.turn(2)] == whole
+
+    with process(*STUB, str(tmp_path), STEP_S) as (one, here), process(*STUB, str(tmp_path), STEP_S) as (_, there):
+        run(talk(one, here, there))
+
+
 def test_a_session_without_a_finished_turn_is_over_when_its_server_is_killed(tmp_path: Path) -> None:
     """Pins a client that tries to come back for as long as it may, to what cannot come back."""
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import soundfile
+from msgspec import structs
 from numpy.typing import NDArray
 
 from streaming.audio import FRAME, SAMPLE_RATE, AudioReader, WavWriter
@@ -24,12 +25,16 @@ from streaming.protocol.messages import (
     Interrupt,
     Interrupted,
     Played,
+    Resumption,
+    SessionResumed,
     SessionStart,
     Speak,
     SpeechStarted,
     SpeechStopped,
     Take,
+    TurnVoice,
 )
+from streaming.protocol.replay import WINDOW
 from streaming.terminal.jitter_buffer import JitterBuffer
 from streaming.terminal.keyboard import Key
 from streaming.terminal.loudspeaker import SimulatedLoudspeaker
@@ -38,6 +43,7 @@ from streaming.terminal.sources import file_pieces, silence_pieces
 from streaming.terminal.talk import Talk
 from streaming.terminal.view import Meters, TurnReport
 from tests.client.fake_server import (
+    STARTED,
     FakeServer,
     Peer,
     Script,
@@ -146,6 +152,25 @@ class TestFiles:
         assert not record[:8_000, 1].any()
         heard = record[8_000:, 1]
         np.testing.assert_array_equal(heard[heard > 0], whole_continuation(5))
+
+    def test_the_voice_that_the_model_goes_on_in_is_told(self, speech: Path) -> None:
+        """A person was promised their own voice, and heard another."""
+
+        async def in_a_voice(peer: Peer, message: ClientMessage) -> None:
+            if isinstance(message, Speak):
+                await peer.begin()
+                await peer.send(TurnVoice(turn=1, voice="a deep voice"))
+                await peer.send_frame(1, 0)
+                await peer.done(FRAME)
+
+        async def test() -> None:
+            async with fake_server(in_a_voice) as server:
+                report = await stream_file(server, speech, view=view)
+            assert report.voice == "a deep voice"
+
+        view = Witness()
+        run(test())
+        assert ("voice", {"turn": 1, "voice": "a deep voice"}) in view.events
 
     def test_a_gap_in_the_continuation_is_reported_to_the_server(self, speech: Path) -> None:
         """The server's operator learned of gaps from the people who heard them."""
@@ -778,6 +803,63 @@ class TestOutage:
             assert talk.whole_turns == 1
 
         run(test())
+
+    @pytest.mark.parametrize("source", ["file", "microphone"])
+    @pytest.mark.parametrize("finished", [True, False], ids=["finished", "lost"])
+    def test_the_rest_of_a_turn_that_a_dead_server_had_finished_is_still_played(
+        self, speech: Path, source: str, finished: bool
+    ) -> None:
+        """A file was told to start again, though all of its continuation was on its way from the next server."""
+        frames, before = 5, 2
+
+        async def dies(peer: Peer, message: ClientMessage) -> None:
+            if isinstance(message, Speak):
+                await peer.begin()
+                for number in range(before):
+                    await peer.send_frame(peer.turn, number)
+                await asyncio.sleep(0.2)
+                peer.socket.transport.abort()
+
+        async def goes_on(peer: Peer) -> None:
+            await peer.send(SessionResumed(received=0, turn=2 if finished else 1))
+            if finished:
+                for number in range(before, frames):
+                    await peer.send_frame(1, number)
+                await peer.done(frames * FRAME)
+
+        async def keys() -> AsyncIterator[Key]:
+            await view.until("listening")
+            yield Key.ENTER
+            await view.until("went_back")
+            await view.until("listening", 2)
+
+        async def test() -> None:
+            resume = Resumption(token="a-token", seconds=10.0, window=WINDOW)  # noqa: S106
+            opening = structs.replace(STARTED, resume=resume)
+            start = SessionStart(resume=True)
+            async with (
+                fake_server(dies, opening=opening, comes_back=goes_on) as server,
+                ContinuationClient.connect(server.url, start) as client,
+            ):
+                with WavWriter(speech.with_name("out.wav")) as output:
+                    talk = Talk(
+                        client, view, turn_taking="manual", loudspeaker=loudspeaker(), output=output, record=None
+                    )
+                    if source == "microphone":
+                        await talk.run_microphone(FakeMicrophone(), keys())
+                    elif finished:
+                        with AudioReader(speech) as reader:
+                            assert (await talk.run_file(file_pieces(reader, realtime=False))).whole
+                    else:
+                        with AudioReader(speech) as reader, pytest.raises(ContinuationError, match="start again"):
+                            await talk.run_file(file_pieces(reader, realtime=False))
+                assert talk.whole_turns == int(finished)
+
+        view = Witness()
+        run(test())
+        if finished:
+            continuation, _ = soundfile.read(speech.with_name("out.wav"), dtype="int16")
+            np.testing.assert_array_equal(continuation, whole_continuation(frames))
 
 
 async def _patient() -> AsyncIterator[Key]:

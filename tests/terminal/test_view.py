@@ -62,14 +62,24 @@ def test_the_live_view_shows_meters_and_figures() -> None:
         view.event("summary", {"sentence": "2.0 s in your voice -> out.wav"})
         view.event("turn", asdict(REPORT))
         view.event("interrupted", {"turn": 2, "heard_seconds": 0.5})
-        meters = Meters(state="speaking", turn=2, input_dbfs=-30.0, output_dbfs=0.0, first_audible_ms=45.0, rtt_ms=0.4)
+        view.event("turn", asdict(replace(REPORT, turn=3, voice="a deep voice")))
+        meters = Meters(
+            state="speaking",
+            turn=2,
+            voice="a deep voice",
+            input_dbfs=-30.0,
+            output_dbfs=0.0,
+            first_audible_ms=45.0,
+            rtt_ms=0.4,
+        )
         view.show(meters)
     assert isinstance(console.file, io.StringIO)
     shown = console.file.getvalue()
     for words in (
         "demo, seed 3",
         "wear headphones",
-        "speaking turn 2",
+        "speaking in a deep voice turn 2",
+        "turn 3: 2.0 s in a deep voice, first sound after 45 ms",
         "first sound after 45 ms",
         "Enter: go on",
         "2.0 s in your voice -> out.wav",

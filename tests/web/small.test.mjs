@@ -116,12 +116,14 @@ test("every state has words, and a server without room is never ready", () => {
   assert.equal(at({ phase: "talking", grip: "held", away: true }).state, "The connection broke");
   assert.equal(at({ phase: "talking", grip: "latched" }).label, "Press to hand over");
   assert.equal(at({ phase: "talking", grip: "held", microphone: "muted" }).state, "You are muted");
+  assert.equal(at({ phase: "speaking", voice: "a deep voice" }).hint, "In a deep voice. Hold and talk to interrupt it.");
+  assert.equal(at({ phase: "speaking", voice: null }).hint, "Hold and talk to interrupt it.");
 });
 
 test("what one might say is one sentence, whatever there is of it", () => {
   assert.equal(suggestion([]), "");
-  assert.equal(suggestion(["one, two, three"]), "Try saying “one, two, three”.");
-  assert.equal(suggestion(["a, b, c", "one, two", "Monday"]), "Try saying “a, b, c”, “one, two” or “Monday”.");
+  assert.equal(suggestion(["one, two, three"]), "Try saying “one,\u00a0two,\u00a0three”.");
+  assert.equal(suggestion(["a, b, c", "one, two", "Monday"]), "Try saying “a,\u00a0b,\u00a0c”, “one,\u00a0two” or “Monday”.");
 });
 
 test("a label of the picture is left out where it would cover another one or be cut", () => {

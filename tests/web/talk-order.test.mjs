@@ -39,6 +39,7 @@ class Server {
   started = false;
   attached = true; // whether a client is connected
   out = []; // not delivered yet
+  owed = 0; // as many of these, the first, are kept with the session
   speaking = null; // {turn, total, sent}
   playback = null; // {turn, total, played}: what was said last, until it was heard
   takes = new Set();
@@ -73,7 +74,8 @@ class Server {
         break;
       case "session.resume":
         this.attached = true;
-        this.say("session.resumed", { received: 0, turn: this.turn });
+        this.out.unshift({ type: "session.resumed", received: 0, turn: this.turn });
+        this.owed += 1;
         break;
       case "speak":
         if (this.speaking || message.turn !== this.turn) refuse("bad_state");
@@ -148,9 +150,17 @@ class Server {
     return true;
   }
 
-  /** It dies, and another one goes on from the end of the last turn that was over. */
+  /** The client gets the next message. */
+  next() {
+    this.owed = Math.max(0, this.owed - 1);
+    return this.out.shift();
+  }
+
+  /** It dies, and another one goes on from the end of the last turn that was over: what it lacks of that comes still. */
   die() {
-    Object.assign(this, { attached: false, turn: this.rest, out: [], speaking: null, playback: null, heard: 0 });
+    const out = this.out.slice(0, this.owed).filter(({ type }) => type !== "session.resumed");
+    Object.assign(this, { attached: false, turn: this.rest, out, speaking: null, playback: null, heard: 0 });
+    this.owed = out.length;
     this.takes.clear();
     if (this.vad !== null) this.vad = "idle";
   }
@@ -164,6 +174,7 @@ class Server {
     const { turn, sent } = this.speaking;
     this.say("turn.done", { turn, reason, samples: sent * FRAME, mean_step_ms: 1 });
     this.turn = this.rest = turn + 1;
+    this.owed = this.out.length;
     this.speaking = null;
     this.playback.total = sent * FRAME;
     this.#look();
@@ -258,8 +269,8 @@ function world(roll) {
       return true;
     },
     toClient() {
-      if (!opened || server.out.length === 0) return false;
-      const message = server.out.shift();
+      if (!opened || !server.attached || server.out.length === 0) return false;
+      const message = server.next();
       if (Array.isArray(message)) socket.speak(message[0], message[1], FRAME);
       else socket.say(message);
       return true;

@@ -69,6 +69,17 @@ test("a whole turn: press, talk, let go, hear, and the machine is heard to its e
   assert.deepEqual(socket.said().at(-1), { type: "speak", turn: 2 });
 });
 
+test("the voice that it goes on in is that of the turn which is heard", async () => {
+  const { audio, talk, socket } = await spoken();
+  socket.say({ type: "turn.voice", turn: 2, voice: "a high voice" });
+  assert.equal(talk.voice, null);
+  socket.say({ type: "turn.voice", turn: 1, voice: "a deep voice" });
+  audio.play(FRAME);
+  assert.deepEqual([talk.phase, talk.voice], ["speaking", "a deep voice"]);
+  await talk.press();
+  assert.equal(talk.voice, null);
+});
+
 test("what is said before the session has started is not lost, and letting go early is remembered", async () => {
   const { audio, talk, sockets, start } = begin();
   await talk.press();
@@ -635,6 +646,36 @@ test("when a server died in a turn, the turn ends, what is lost is told, and one
   await talk.letGo();
   assert.deepEqual([talk.phase, sockets[1].said().at(-1).turn], ["waiting", 1]);
   talk.end?.();
+});
+
+test("when a server died whose turn was over, the rest of that turn still comes, and is heard", async () => {
+  const { audio, talk, sockets, notes } = begin();
+  await talk.press();
+  sockets[0].open();
+  sockets[0].say({ type: "session.started", turn: 1, notice: null, resume: { token: "x", seconds: 30, window: 256 } });
+  audio.talk(400);
+  await talk.letGo();
+  sockets[0].say({ type: "turn.speaking", turn: 1 });
+  sockets[0].speak(1, 0, FRAME);
+  audio.play(FRAME);
+  sockets[0].end(1006);
+  await new Promise((resolve) => setTimeout(resolve, 50));
+  sockets[1].open();
+  sockets[1].say({ type: "session.resumed", received: 0, turn: 2 });
+  await settled();
+  assert.deepEqual([talk.phase, talk.away], ["speaking", false]);
+  assert.match(notes.at(-1), /another one goes on/);
+  sockets[1].speak(1, FRAME, FRAME);
+  sockets[1].say({ type: "turn.done", turn: 1, reason: "end", samples: 2 * FRAME, first_frame_ms: 1, mean_step_ms: 1 });
+  assert.equal(audio.played.length, 2 * FRAME);
+  audio.play(FRAME, true);
+  await settled();
+  assert.equal(talk.phase, "ready");
+  await talk.press();
+  audio.talk(400);
+  await talk.letGo();
+  assert.deepEqual([talk.phase, sockets[1].said().at(-1).turn], ["waiting", 2]);
+  talk.end();
 });
 
 test("what was said before the connection was lost can be said again", async () => {

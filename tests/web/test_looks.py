@@ -199,7 +199,7 @@ def test_no_figure_and_no_suggestion_is_cut(page: Page, size: tuple[int, int]) -
         ".filter((e) => e.scrollWidth > e.clientWidth + 1 && e.clientWidth).map((e) => e.innerText)"
     )
     assert cut == []
-    assert page.text("#suggestion").endswith("or “Twinkle, twinkle, little star”.")
+    assert page.text("#suggestion").endswith("or “Twinkle,\N{NBSP}twinkle,\N{NBSP}little\N{NBSP}star”.")
     boxes = page.evaluate(
         "['#hint', '#suggestion', '#note'].map((it) => document.querySelector(it).getBoundingClientRect())"
         ".map((r) => [r.top, r.bottom])"
@@ -217,6 +217,31 @@ def test_there_is_one_left_edge(page: Page, size: tuple[int, int]) -> None:
         ".map((it) => Math.round(document.querySelector(it).getBoundingClientRect().left))"
     )
     assert len(set(lefts)) == 1, lefts
+
+
+@pytest.mark.parametrize("size", [DESKTOP, LOW, TELEPHONE, SIDEWAYS], ids=["800", "650", "telephone", "sideways"])
+def test_settings_that_are_opened_come_into_sight(page: Page, size: tuple[int, int]) -> None:
+    """They opened below the fold of a low window: nothing was seen to happen."""
+    page.look(*size, mobile=size in (TELEPHONE, SIDEWAYS))
+    _dress(page, "idle")
+    page.evaluate("document.querySelector('summary').scrollIntoView({ block: 'end' })")
+    page.click("summary")
+    page.wait_for("document.querySelector('#settings').open")
+    page.wait_for(
+        "(() => { const r = document.querySelector('#temperature').getBoundingClientRect();"
+        "return r.top >= 0 && r.bottom <= innerHeight; })()"
+    )
+    page.evaluate("document.querySelector('#settings').open = false; scrollTo(0, 0)")
+
+
+def test_a_telephone_held_sideways_has_what_can_be_done_in_one_row(page: Page) -> None:
+    """One button alone in a second row took the picture's first line from the screen."""
+    page.look(*SIDEWAYS, mobile=True)
+    _dress(page, "idle")
+    tops = page.evaluate(
+        "[...document.querySelectorAll('main > .row > button')].map((it) => it.getBoundingClientRect().top)"
+    )
+    assert len(tops) == 6 and len(set(tops)) == 1, tops
 
 
 @pytest.mark.parametrize("size", [LOW, TELEPHONE, SIDEWAYS], ids=["650", "telephone", "sideways"])

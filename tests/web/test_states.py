@@ -134,6 +134,49 @@ def test_the_question_can_be_refused_late_and_escape_does_not_wait_for_it(page: 
     assert page.text("#microphone-state") == "Off", "a late answer opens nothing"
 
 
+def test_trying_the_microphone_asks_and_what_is_heard_then_is_seen_and_not_sent(page: Page, server: Served) -> None:
+    """Whoever looks at the level first meets the browser's question there, and may answer it late."""
+    page.before_scripts(ASKS)
+    open_page(page, server.live)
+    page.click("#mute")
+    page.wait_for_phase("asking")
+    _state(page, "May it hear you?")
+    assert page.text("#microphone-state") == "Asking"
+    keep(page, "trying")
+    time.sleep(2 * LONGER_THAN_A_TAP_S)
+    page.evaluate("window.allow()")
+    page.wait_for_phase("idle")
+    assert page.text("#microphone-state") == "On, not sent"
+    assert page.text("#mute") == "Turn off"
+    page.wait_for("Number(document.querySelector('#meter').style.getPropertyValue('--level')) > 0")
+    assert server.engine.stats().sessions == 0
+    talk(page, LONGER_THAN_A_TAP_S)
+    page.wait_for_phase("speaking")
+    assert page.evaluate("window.asked") == 1, "the browser has been answered"
+
+
+def test_trying_the_microphone_can_be_refused_and_given_up(page: Page, server: Served) -> None:
+    """After a refusal the same button asks again; Escape does not wait for an answer, and a late one opens nothing."""
+    page.before_scripts(ASKS)
+    open_page(page, server.live)
+    page.click("#mute")
+    page.wait_for("window.asked === 1")
+    page.evaluate("window.refuse()")
+    page.wait_for_phase("problem")
+    assert page.text("#problem-title") == "The browser refused the microphone"
+    assert page.text("#microphone-state") == "Off"
+    keep(page, "trying-refused")
+    page.click("#mute")
+    page.wait_for("window.asked === 2")
+    page.wait_for_phase("asking")
+    _press(page, "Escape")
+    page.wait_for_phase("idle")
+    page.evaluate("window.allow()")
+    time.sleep(LONGER_THAN_A_TAP_S)
+    assert page.text("#microphone-state") == "Off", "a late answer opens nothing"
+    assert page.text("#mute") == "Try it"
+
+
 def test_hands_free_begins_when_the_browser_has_been_answered(page: Page, server: Served) -> None:
     page.before_scripts(ASKS)
     open_page(page, server.live, handsFree=True)
@@ -278,7 +321,7 @@ def test_a_model_that_goes_on_from_certain_words_says_which_before_the_press(pag
     """A demo that recites was met with a name, and babbled. What is to be said stays in sight while it is said."""
     with served(suggestions=("one, two, three", "Monday, Tuesday")) as it:
         open_page(page, it.live)
-        says = "Try saying “one, two, three” or “Monday, Tuesday”."
+        says = "Try saying “one,\N{NBSP}two,\N{NBSP}three” or “Monday,\N{NBSP}Tuesday”."
         assert page.text("#suggestion") == says
         keep(page, "suggestion")
         with page.holding_space():
