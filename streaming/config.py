@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from streaming.errors import CheckpointError
 
 DEMO = "demo"
@@ -238,6 +241,21 @@ def _rope(raw: Mapping[str, Any]) -> Rope:
         high_freq_factor=_number(scaling, "high_freq_factor"),
         original_context=int(_number(scaling, "original_max_position_embeddings")),
     )
+
+
+@dataclass(frozen=True)
+class ModelVoices:
+    """The voices in which a model goes on, where it has some of its own.
+
+    In the first frame of a continuation, the code of `codebook` says which one speaks. names: by that code.
+    """
+
+    codebook: int
+    names: Mapping[int, str]
+
+    def of(self, codes: NDArray[np.int64]) -> str | None:
+        """Return the name of the voice that begins with these codes [Q], None for none of them."""
+        return self.names.get(int(codes[self.codebook]))
 
 
 @dataclass(frozen=True)

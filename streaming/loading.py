@@ -20,7 +20,7 @@ from streaming.config import CONTEXT_TOKENS as CONTEXT_TOKENS  # these names are
 from streaming.config import DEMO as DEMO
 from streaming.config import OVERLOAD, LlamaConfig, MimiConfig, Sampling, not_followed, transformer_parameters
 from streaming.device_step import slot_bytes
-from streaming.errors import StreamingError, TooLargeError
+from streaming.errors import CheckpointError, StreamingError, TooLargeError
 from streaming.frame_step import FrameStep
 from streaming.memory import Memory, available_memory, resident, size
 from streaming.models.checkpoint import (
@@ -162,6 +162,11 @@ def load_models(
         return _random_models(str(model), where, decoder_kind, quantize, codec_kind, operations, context_tokens)
     folder, codec_folder = folders(model, codec)
     config, notice = LlamaConfig.from_dict(read_config(folder)), read_notice(folder)
+    if notice.voices is not None and notice.voices.codebook >= config.num_codebooks:
+        raise CheckpointError(
+            f"{folder}/model_notice.json: voices are in codebook {notice.voices.codebook}, of {config.num_codebooks} "
+            "that count from 0"
+        )
     kinds = _fitting_kinds(config, quantize, 2, where)  # in bfloat16, however they are used: no less than that
     mimi = load_codec(codec_folder, config.num_codebooks, where, codec_kind, codec_window)
     layout = TokenLayout.load(folder, config.num_codebooks, mimi.config.codebook_size, config.vocab_size)
@@ -412,6 +417,7 @@ def load_engine(
         models.sampling,
         operations=step.operations,
         suggestions=models.notice.suggestions,
+        voices=models.notice.voices,
     )
 
 

@@ -71,6 +71,7 @@ from streaming.protocol.messages import (
     TakeStarted,
     TurnDone,
     TurnSpeaking,
+    TurnVoice,
 )
 
 MAX_EVENTS = 256
@@ -96,6 +97,7 @@ class Audio:
 Event = (
     Audio
     | TurnSpeaking
+    | TurnVoice
     | TurnDone
     | SpeechStarted
     | SpeechStopped
@@ -377,7 +379,7 @@ class ContinuationClient:
             if event is None:
                 self._events.put_nowait(None)  # every later call ends the same way
                 self._fail()
-            if isinstance(event, Audio | TurnSpeaking) and event.turn <= self._dropped_turn:
+            if isinstance(event, Audio | TurnSpeaking | TurnVoice) and event.turn <= self._dropped_turn:
                 self.stale_samples += len(event.pcm) if isinstance(event, Audio) else 0
                 continue
             yield event
@@ -478,7 +480,7 @@ class ContinuationClient:
                 raise ContinuationError(f"the server ended the session ({message.reason})")
             case SessionStarted() | SessionResumed() | SessionQueued() | SessionRefused() | Ack():
                 raise ProtocolError("a session is opened once")
-            case TurnSpeaking():
+            case TurnSpeaking() | TurnVoice():
                 self._check_turn(message.turn)
             case SpeechStopped():
                 self._check_turn(message.turn)

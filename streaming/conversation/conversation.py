@@ -24,7 +24,7 @@ from msgspec import structs
 from numpy.typing import NDArray
 
 from streaming.audio import FRAME, FRAME_RATE, to_float
-from streaming.config import Sampling
+from streaming.config import ModelVoices, Sampling
 from streaming.conversation import turn_taking
 from streaming.conversation.books import ConversationBooks
 from streaming.conversation.ends import CLIENT_LEFT, error_message, fatal, idle, stopped
@@ -96,9 +96,9 @@ class Conversation:
     seed. rewind_frames: how far an interruption can reach back. idle_s: a client that does nothing for so long is told
     goodbye. sent_is_heard: a client that plays whatever it is sent, and never says what it heard. takes: of which turns
     another take can be had, if this client may. books: of the conversation that this one goes on with, whose client is
-    told nothing of that; its takes are gone. saves: whether this client may have the session. turn_ended: is given the
-    session as it is at the end of each turn, with books to go on with it from there. `end` is set once the
-    session is over; it is the last reply, too.
+    told nothing of that; its takes are gone. saves: whether this client may have the session. voices: those in which
+    the model goes on, where it has names for them. turn_ended: is given the session as it is at the end of each turn,
+    with books to go on with it from there. `end` is set once the session is over; it is the last reply, too.
     """
 
     def __init__(
@@ -116,6 +116,7 @@ class Conversation:
         takes: Takes | None = None,
         books: ConversationBooks | None = None,
         saves: bool = False,
+        voices: ModelVoices | None = None,
         turn_ended: Callable[[Any, ConversationBooks], None] | None = None,
     ) -> None:
         self._engine, self._outbox, self._observer, self._idle_s = EngineCommands(engine), outbox, observer, idle_s
@@ -142,7 +143,7 @@ class Conversation:
         self._taking_back: int | None = None  # a turn of which nothing is to be kept; the engine has not answered yet
         self._unsaid: tuple[int, int] | None = None  # such a turn, and how many frames of it could not be taken back
         self._keeps: deque[Callable[[Any], None]] = deque()  # who waits for a snapshot, in order
-        self._saves, self._turn_ended = saves, turn_ended
+        self._saves, self._voices, self._turn_ended = saves, voices, turn_ended
         self._draining = False
         self._active_at = now
         if books is not None:
@@ -290,6 +291,8 @@ class Conversation:
         match event:
             case events.FrameSpoken(turn, index):
                 if self._playback is not None and turn == self._playback.turn and not self._playback.over:
+                    if index == 0 and self._voices is not None and (voice := self._voices.of(event.codes)):
+                        self._say(messages.TurnVoice(turn=turn, voice=voice))
                     self._say(AudioMessage(turn, index * FRAME, event.pcm16))
             case events.FrameHeard():
                 self._observer.heard()

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streaming.audio import FRAME, FRAME_RATE
-from streaming.config import OVERLOAD, Sampling
+from streaming.config import OVERLOAD, ModelVoices, Sampling
 from streaming.engine.blocking import Session, changed
 from streaming.engine.events import StepAudio
 from streaming.engine.histogram import Counts, Histogram
@@ -97,8 +97,8 @@ class Engine:
     """Runs `step` for its sessions until closed. `streaming.load_engine` makes one.
 
     model, notice, device, dtype, operations: what is said of the step, to clients and operators; suggestions: what a
-    person might say to it. sampling: how sessions draw that do not say how; its seed is not looked at. hung_s: a step
-    that takes longer ends the engine.
+    person might say to it; voices: those in which it goes on, by name. sampling: how sessions draw that do not say how;
+    its seed is not looked at. hung_s: a step that takes longer ends the engine.
     """
 
     def __init__(
@@ -112,9 +112,10 @@ class Engine:
         operations: str = "",
         hung_s: float = _HUNG_S,
         suggestions: tuple[str, ...] = (),
+        voices: ModelVoices | None = None,
     ) -> None:
         self.model, self.notice, self.device, self.dtype, self.operations = model, notice, device, dtype, operations
-        self.sampling, self.suggestions = sampling, suggestions
+        self.sampling, self.suggestions, self.voices = sampling, suggestions, voices
         self._step = step
         self._pool = SlotPool(step.num_slots)
         self._changed = threading.Condition()

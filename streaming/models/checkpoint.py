@@ -19,6 +19,7 @@ from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from streaming.config import ModelVoices
 from streaming.errors import CheckpointError, HubUnreachableError
 from streaming.models.download import Missing, missing, told
 
@@ -35,6 +36,8 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _MAX_CONFIG_BYTES = 1 << 20
 _MAX_NOTICE = 300
 _MAX_SUGGESTIONS, _MAX_SUGGESTION = 8, 80
+_MAX_VOICES, _MAX_VOICE = 64, 40
+_MAX_CODE_DIGITS = 6
 _SAMPLED = 64
 """Numbers of a tensor that a fingerprint looks at: a model that was trained on differs in all of them."""
 _ADVICE = "Give a folder with --model DIR (and --codec DIR), or use --model demo, which needs no download."
@@ -93,26 +96,28 @@ def read_generation_config(folder: Path) -> Mapping[str, Any]:
 class ModelNotice:
     """Notes about a model for a person who is about to talk to it.
 
-    notice: a sentence that says what it does, or None. suggestions: what one might say to it, a few words each.
+    notice: a sentence that says what it does, or None. suggestions: what one might say to it, a few words each. voices:
+    those in which it goes on, where they are its own.
     """
 
     notice: str | None = None
     suggestions: tuple[str, ...] = ()
+    voices: ModelVoices | None = None
 
 
 def read_notice(folder: Path) -> ModelNotice:
     """Return what the checkpoint's model_notice.json says; most have none, and say nothing.
 
-    It is `{"notice": "...", "suggestions": ["...", ...]}`, and either may be left out. Raises `CheckpointError` for
-    anything else, and for what does not print on a line.
+    It is `{"notice": "...", "suggestions": ["...", ...], "voices": {"codebook": 2, "names": {"21": "...", ...}}}`, and
+    each may be left out. Raises `CheckpointError` for anything else, and for what does not print on a line.
     """
     path = folder / "model_notice.json"
     if not path.is_file():
         return ModelNotice()
     raw = _read_object(path)
     notice, suggestions = raw.get("notice"), raw.get("suggestions", [])
-    if unknown := raw.keys() - {"notice", "suggestions"}:
-        raise CheckpointError(f"{path} has {', '.join(sorted(unknown))}: only notice and suggestions are known")
+    if unknown := raw.keys() - {"notice", "suggestions", "voices"}:
+        raise CheckpointError(f"{path} has {', '.join(sorted(unknown))}: only notice, suggestions and voices are known")
     if notice is not None and not _prints(notice, _MAX_NOTICE):
         raise CheckpointError(f"{path}: notice is to be one printable line of up to {_MAX_NOTICE} characters")
     if (
@@ -124,7 +129,24 @@ def read_notice(folder: Path) -> ModelNotice:
             f"{path}: suggestions are to be up to {_MAX_SUGGESTIONS} printable lines of up to {_MAX_SUGGESTION} "
             "characters"
         )
-    return ModelNotice(notice, tuple(suggestions))
+    return ModelNotice(notice, tuple(suggestions), _voices(path, raw["voices"]) if "voices" in raw else None)
+
+
+def _voices(path: Path, raw: object) -> ModelVoices:
+    match raw:
+        case {"codebook": int(codebook), "names": dict(names), **rest} if (
+            type(codebook) is int
+            and codebook >= 0
+            and not rest
+            and 0 < len(names) <= _MAX_VOICES
+            and all(code.isdecimal() and len(code) <= _MAX_CODE_DIGITS for code in names)
+            and all(_prints(name, _MAX_VOICE) for name in names.values())
+        ):
+            return ModelVoices(codebook, {int(code): name for code, name in names.items()})
+    raise CheckpointError(
+        f"{path}: voices are to be a codebook, counted from 0, and by up to {_MAX_VOICES} of its codes names of up to "
+        f"{_MAX_VOICE} printable characters"
+    )
 
 
 def _prints(text: object, most: int) -> bool:

@@ -104,6 +104,7 @@ class SessionStart(Message, tag="session.start", frozen=True):
     lead_ms: Annotated[int, msgspec.Meta(ge=80, le=10_000)] = 400
     resume: bool = False
     takes: bool = False
+    voices: bool = False
     saved_bytes: NonNegative = 0
     codecs: tuple[str, ...] = ("pcm16",)
     sampling: SamplingOptions = SamplingOptions()
@@ -303,6 +304,13 @@ class TurnSpeaking(Message, tag="turn.speaking", frozen=True):
     dropped_samples: int
 
 
+class TurnVoice(Message, tag="turn.voice", frozen=True):
+    """The name of the voice in which the model goes on in this turn, before its first audio."""
+
+    turn: int
+    voice: str
+
+
 class TurnDone(Message, tag="turn.done", frozen=True):
     turn: int
     reason: Literal["end", "max_seconds", "interrupted"]
@@ -371,6 +379,7 @@ ServerMessage = (
     | SpeechStarted
     | SpeechStopped
     | TurnSpeaking
+    | TurnVoice
     | TurnDone
     | TakeStarted
     | TakeKept

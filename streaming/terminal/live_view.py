@@ -87,9 +87,7 @@ class LiveView:
         if self._verbose:
             return Text(f"turn {report.turn}: {report.figures()}", style="dim")
         return (
-            Text(f"turn {report.turn}: {report.seconds:.1f} s{report.first_sound()}", style="dim")
-            if self._turns
-            else None
+            Text(f"turn {report.turn}: {report.length()}{report.first_sound()}", style="dim") if self._turns else None
         )
 
     def _render(self) -> Group:
@@ -147,7 +145,8 @@ class LiveView:
 def _state(meters: Meters) -> Text:
     turn = (f"turn {meters.turn}", "dim")
     if meters.away_seconds is None:
-        return Text.assemble((meters.state, f"bold {_COLOURS[meters.state]}"), " ", turn)
+        voice = f" in {meters.voice}" if meters.state == "speaking" and meters.voice is not None else ""
+        return Text.assemble((meters.state, f"bold {_COLOURS[meters.state]}"), f"{voice} ", turn)
     if meters.away_seconds <= 0:
         return Text.assemble(("no connection", "bold red"), " trying to begin anew")
     kept = f", {meters.kept_input_ms / 1e3:.1f} s of yours kept" if meters.kept_input_ms else ""

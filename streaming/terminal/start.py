@@ -215,12 +215,15 @@ def _summarize(
 
 def result(started: SessionStarted, turns: int, report: TurnReport, files: list[str], *, heard: bool) -> str:
     """Return what came of it, in one sentence. report: of the last turn. heard: it was played to somebody."""
-    what = f"{report.seconds:.1f} s" if turns == 1 else f"{turns} turns"
     whose = "in your voice"
     if started.notice is not None:  # the model has said that it does something else
         whose = "by the demo model" if started.model == DEMO else f"by {started.model}"
+    if turns > 1:
+        what = f"{turns} turns {whose}"
+    else:
+        what = report.length() if report.voice is not None else f"{report.length()} {whose}"
     kept = f" -> {' and '.join(files)}" if files else ", only played" if heard else ", only timed"
-    return f"{what} {whose}{kept}{report.first_sound()}"
+    return f"{what}{kept}{report.first_sound()}"
 
 
 def _print_devices(devices: list[Device], *, json_lines: bool) -> None:

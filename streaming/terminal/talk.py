@@ -29,6 +29,7 @@ from streaming.protocol.messages import (
     TakeStarted,
     TurnDone,
     TurnSpeaking,
+    TurnVoice,
 )
 from streaming.terminal.keyboard import Key
 from streaming.terminal.loudspeaker import Loudspeaker, LoudspeakerState
@@ -62,11 +63,12 @@ _NOT_HEARD = LoudspeakerState(played_samples=0, buffered_ms=0.0, underruns=0, au
 @dataclass(slots=True)
 class _Spoken:
     """A turn that was asked for or is being played; bounded by the turn's max_seconds. of: the turn that it is another
-    take of.
+    take of. voice: the name of the one in which the model goes on, if it has one.
     """
 
     turn: int
     of: int | None = None
+    voice: str | None = None
     pieces: list[Pcm16] = field(default_factory=list)
     reported_samples: int = 0
     done: TurnDone | None = None
@@ -289,6 +291,10 @@ class Talk:
                     self._record.sent(np.zeros_like(event.pcm))
             case TurnSpeaking():
                 self._on_speaking(event)
+            case TurnVoice(turn=turn, voice=voice):
+                self._view.event("voice", {"turn": turn, "voice": voice})
+                if spoken is not None and turn == spoken.turn:
+                    spoken.voice = self.meters.voice = voice
             case TurnDone() if spoken is not None and event.turn == spoken.turn:
                 spoken.done = event
                 if self._loudspeaker is not None:
@@ -344,7 +350,7 @@ class Talk:
     def _on_speaking(self, event: TurnSpeaking) -> None:
         if self._spoken is None or self._spoken.turn != event.turn:
             self._spoken = _Spoken(event.turn)
-        self.meters.state = "speaking"
+        self.meters.state, self.meters.voice = "speaking", self._spoken.voice
         self._view.event(
             "speaking",
             {
@@ -482,6 +488,7 @@ class Talk:
             rtt_ms=self._client.clock.best_rtt_ms,
             server_first_frame_ms=spoken.done.first_frame_ms if spoken.done else None,
             server_step_ms=spoken.done.mean_step_ms if spoken.done else None,
+            voice=spoken.voice,
         )
         self._view.event("turn", asdict(self.last_report))
 

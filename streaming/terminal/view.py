@@ -11,6 +11,7 @@ JSON mode prints one object a line on standard output, told apart by `event`:
 | `listening` | `turn`: the turn that speech sent now belongs to |
 | `speech_started`, `speech_stopped` | `turn`, `at_seconds` of the input (`--turn vad`) |
 | `speaking` | `turn`, `prompt_seconds`, `dropped_seconds`: the continuation begins |
+| `voice` | `turn`, `voice`: the name of the voice in which the model goes on, where it has several |
 | `take` | `turn`, `of`, `seed`: the turn is another take of the turn `of` |
 | `interrupted` | `turn`, `heard_seconds` |
 | `turn` | a turn's end and its measurements, the fields of `TurnReport` |
@@ -52,15 +53,17 @@ class Meters:
     """The state that is shown continuously; the talk writes it, the view reads it.
 
     state: `listening`, or with push-to-talk `ready` (nobody talks) and `talking`; `waiting` for the continuation;
-    `speaking`. away_seconds: None while connected, otherwise for how much longer the server keeps the session, 0 where
-    it does no more. Levels in dBFS; `underruns` of this turn. `dropped_input_ms`: what the microphone had to throw
-    away, the oldest first; `unheard_ms`: what the server had to; `behind_ms`: by how much it lags; `kept_input_ms`:
-    what will be said once the connection is back. `first_audible_ms`: of the latest turn; `rtt_ms`: to the server and
-    back; `sent_kbps`, `received_kbps`: over the last second.
+    `speaking`, in a `voice` that may have a name. away_seconds: None while connected, otherwise for how much longer
+    the server keeps the session, 0 where it does no more. Levels in dBFS; `underruns` of this turn.
+    `dropped_input_ms`: what the microphone had to throw away, the oldest first; `unheard_ms`: what the server had to;
+    `behind_ms`: by how much it lags; `kept_input_ms`: what will be said once the connection is back.
+    `first_audible_ms`: of the latest turn; `rtt_ms`: to the server and back; `sent_kbps`, `received_kbps`: over the
+    last second.
     """
 
     state: str = "listening"
     turn: int = 1
+    voice: str | None = None
     away_seconds: float | None = None
     sent_seconds: float = 0.0
     input_dbfs: float = SILENCE_DBFS
@@ -86,7 +89,7 @@ class TurnReport:
     ended, so that the time it waits to be sure is in the figure): `first_audio_ms` to the first message,
     `first_audible_ms` to the first sample out of the jitter buffer (None in fast pace: nobody listens).
     `interval_p95_ms`: between audio messages. `realtime_factor`: seconds of continuation a second. `server_*`: the
-    server's own figures.
+    server's own figures. voice: the name of the one that spoke, if it has one.
     """
 
     turn: int
@@ -101,6 +104,11 @@ class TurnReport:
     rtt_ms: float | None
     server_first_frame_ms: float | None
     server_step_ms: float | None
+    voice: str | None = None
+
+    def length(self) -> str:
+        """Return how long it is, and in which voice, as the beginning of a sentence."""
+        return f"{self.seconds:.1f} s{'' if self.voice is None else f' in {self.voice}'}"
 
     def first_sound(self) -> str:
         """Return when the first sound came, as the end of a sentence; nothing where it was not timed."""

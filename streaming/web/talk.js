@@ -35,6 +35,8 @@ class Spoken {
   reported = 0;
   /** How often the buffer had run dry before. */
   underrunsBefore = null;
+  /** The name of the voice in which the model goes on; null where it has none. */
+  voice = null;
   #parts = [];
 
   /** speechEnd: when the speech before it ended; null where nobody spoke. prompt: that speech, null where not known. */
@@ -122,6 +124,11 @@ export class Talk {
 
   get handsFree() {
     return this.#vad;
+  }
+
+  /** The name of the voice in which the model goes on now; null where it has none. */
+  get voice() {
+    return this.#spoken?.voice ?? null;
   }
 
   /** Whether it has a place on the server, and a connection to it. */
@@ -397,6 +404,7 @@ export class Talk {
     this.figures = { ...this.figures, seed: this.#seed };
     const start = {
       takes: true,
+      voices: true,
       turn_taking: vad ? "vad" : "manual",
       lag,
       max_seconds: maxSeconds,
@@ -668,6 +676,9 @@ export class Talk {
         break;
       case "turn.speaking":
         if (event.turn === this.#spoken?.turn) this.#audio.begin(event.turn);
+        break;
+      case "turn.voice":
+        if (event.turn === this.#spoken?.turn) this.#spoken.voice = event.voice;
         break;
       case "audio":
         if (event.turn !== this.#spoken?.turn) break; // the rest of a turn that was interrupted

@@ -32,9 +32,11 @@ export function words(talk, { handsFree, server, gestured }) {
       return says(holding(talk) ?? "Let go", "You are speaking", "It goes on from your last word.");
     case "waiting":
       return says(talk.handsFree ? STOP : "…", "Handing over", "");
-    case "speaking":
-      if (talk.handsFree) return says(STOP, "It goes on", "Speak to interrupt it. Wear headphones, or it hears itself.");
-      return says("Interrupt", "It goes on", "Hold and talk to interrupt it.");
+    case "speaking": {
+      const how = talk.voice ? `In ${talk.voice}. ` : "";
+      if (talk.handsFree) return says(STOP, "It goes on", `${how}Speak to interrupt it. Wear headphones, or it hears itself.`);
+      return says("Interrupt", "It goes on", `${how}Hold and talk to interrupt it.`);
+    }
     case "replaying":
       return says(handsFree ? "Listen" : HOLD, "Playing it again", "Press Stop to end it.");
     case "ready":
@@ -65,8 +67,8 @@ function holding({ grip }) {
 }
 
 /** Getters of a class are lost when it is spread. */
-function picked({ phase, grip, asking, place, playingFile, handsFree, microphone }) {
-  return { phase, grip, asking, place, playingFile, handsFree, microphone };
+function picked({ phase, grip, asking, place, playingFile, handsFree, microphone, voice }) {
+  return { phase, grip, asking, place, playingFile, handsFree, microphone, voice };
 }
 
 /** What one might say to this model, as a sentence; "" where nobody knows. */

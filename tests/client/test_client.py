@@ -29,6 +29,7 @@ from streaming.protocol.messages import (
     SpeechStopped,
     TurnDone,
     TurnSpeaking,
+    TurnVoice,
     encode_audio,
 )
 from tests.client.fake_server import STARTED, Peer, Script, fake_server, frame_of, never, one_turn, run, whole_turn
@@ -261,7 +262,7 @@ class TestInterruption:
 
 
 class TestBrokenServers:
-    def test_a_gap_in_the_audio(self) -> None:
+    def test_a_gap_in_the_audio_breaks_the_protocol(self) -> None:
         """A lost frame was heard as a click, and the continuation called whole."""
         gap = encode_audio(AudioMessage(1, 2 * FRAME, frame_of(1, 2)))
         error = asyncio.run(failure_of(speaking(gap)))
@@ -296,7 +297,7 @@ class TestBrokenServers:
             encode_audio(AudioMessage(1, FRAME, frame_of(1, 1)))[:-1],
         ],
     )
-    def test_a_malformed_message(self, raw: str | bytes) -> None:
+    def test_a_malformed_message_breaks_the_protocol(self, raw: str | bytes) -> None:
         error = asyncio.run(failure_of(speaking(raw)))
         assert isinstance(error, ProtocolError)
         assert "the server broke the protocol" in str(error)
@@ -329,7 +330,7 @@ class TestBrokenServers:
         assert isinstance(error, ContinuationError)
         assert str(error) == "the server ended the session (engine_stopped): out of memory"
 
-    def test_a_server_that_stops(self) -> None:
+    def test_a_server_that_stops_is_told(self) -> None:
         async def script(peer: Peer, message: ClientMessage) -> None:
             if isinstance(message, Speak):
                 await peer.send(SessionClosed(reason="stopping"))
@@ -380,7 +381,7 @@ class TestBrokenServers:
 
 
 class TestMeasurements:
-    def test_latencies_of_a_turn(self) -> None:
+    def test_latencies_of_a_turn_are_counted_from_the_end_of_speech(self) -> None:
         async def test() -> None:
             async with fake_server() as server, ContinuationClient.connect(server.url) as client:
                 await client.send(np.zeros(FRAME, np.int16))
@@ -473,6 +474,7 @@ def test_a_turn_speaking_of_a_dropped_turn_is_dropped() -> None:
     async def script(peer: Peer, message: ClientMessage) -> None:
         if isinstance(message, Interrupt):
             await peer.begin()
+            await peer.send(TurnVoice(turn=1, voice="a deep voice"))
             await peer.done(0, "interrupted")
             await peer.send(Interrupted(turn=1, kept_samples=0))
 
@@ -485,6 +487,6 @@ def test_a_turn_speaking_of_a_dropped_turn_is_dropped() -> None:
                 seen.append(event)
                 if isinstance(event, Interrupted):
                     break
-            assert not any(isinstance(event, TurnSpeaking) for event in seen)
+            assert not any(isinstance(event, TurnSpeaking | TurnVoice) for event in seen)
 
     run(test())

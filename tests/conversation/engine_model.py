@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streaming.audio import FRAME
-from streaming.config import Sampling
+from streaming.config import ModelVoices, Sampling
 from streaming.conversation.conversation import Conversation, Received
 from streaming.conversation.outbox import Outbox, Reply
 from streaming.conversation.settings import filled
@@ -217,6 +217,7 @@ class Talk:
         rewind_frames: int = 16,
         sent_is_heard: bool = False,
         takes: TakesMemory | None = None,
+        voices: ModelVoices | None = None,
         **start: Any,
     ) -> None:
         self.now = 100.0
@@ -234,6 +235,7 @@ class Talk:
             now=self.now,
             sent_is_heard=sent_is_heard,
             takes=None if takes is None else Takes(takes),
+            voices=voices,
         )
         self.position = 0
 

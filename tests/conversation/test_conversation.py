@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from streaming.audio import FRAME
+from streaming.config import ModelVoices
 from streaming.conversation.conversation import HEARD_TIMEOUT_S, MAX_UNSENT, HeardByClock
 from streaming.conversation.ends import CLIENT_LEFT
 from streaming.conversation.outbox import Echo, End
@@ -32,7 +33,7 @@ from streaming.protocol.messages import (
     UnknownTypeError,
     VadOptions,
 )
-from tests.conversation.engine_model import EngineModel, Talk, sampling, untimed
+from tests.conversation.engine_model import CODES, EngineModel, Talk, sampling, untimed
 
 SPEAK = Speak(turn=messages.OPEN_TURN)
 FRAME_S = 0.08
@@ -81,6 +82,17 @@ def test_a_turn_is_what_was_heard_and_what_is_said_to_it() -> None:
     assert talk.counts.frames_heard == 3
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_a_model_with_voices_of_its_own_says_in_which_one_it_goes_on(named: bool) -> None:
+    """A person was answered in somebody else's voice, and was not told. Of a voice without a name nothing is said."""
+    voices = ModelVoices(2, {int(CODES[2]) if named else 7: "a deep voice"})
+    talk = Talk(engine=EngineModel(length=3), voices=voices)
+    for turn in (1, 2):
+        talk.turn(1)
+        said = [messages.TurnVoice(turn=turn, voice="a deep voice")] if named else []
+        assert talk.told() == [speaking(turn), *said, "audio 3", (turn, "end", 3)]
+
+
 def test_audio_has_its_place_in_the_turn() -> None:
     talk = Talk(max_seconds=0.16)
     talk.turn()
@@ -89,7 +101,9 @@ def test_audio_has_its_place_in_the_turn() -> None:
 
 
 def test_a_last_frame_that_is_not_whole_is_heard_as_it_is() -> None:
-    """What was said last, less than 80 ms, was never heard; or padded, which gave its codes to other words."""
+    """The last of what was said, less than 80 ms, was never heard; or it was padded, which gave its codes to other
+    words.
+    """
     talk = Talk()
     talk.hear(1.5)
     talk.say(SPEAK)
@@ -209,8 +223,8 @@ def test_the_beginning_of_a_prompt_can_be_kept(keep: int, kept: int, pending: in
 
 
 def test_a_prompt_of_which_not_all_could_be_taken_back_is_as_long_as_the_client_was_told() -> None:
-    """The conversation took it for as short as it was to be: what the client wanted kept from then on was beyond its
-    end, and so a second clear took back nothing.
+    """The conversation took the prompt for as short as it was to be. What the client wanted kept from then on was
+    beyond its end, and so a second clear took back nothing.
     """
     talk = Talk()
     talk.engine.reach = 2
@@ -416,7 +430,7 @@ def test_two_speeches_in_one_message_are_two_speeches() -> None:
 
 
 def test_clearing_takes_back_the_speech_that_is_being_heard() -> None:
-    """What was said before it stays."""
+    """What was said before that speech stays."""
     talk = Talk(turn_taking="vad", vad=VadOptions(silence_ms=96, prefix_ms=0, respond=False))
     talk.voice(*SAID)
     talk.voice(*YES * 5)
@@ -559,7 +573,7 @@ def test_a_fast_client_loses_nothing() -> None:
 
 
 def test_what_was_said_without_a_connection_is_not_dropped() -> None:
-    """It comes faster than it was said: the client lost what it had kept for just this."""
+    """What was said meanwhile comes faster than it was said: the client lost what it had kept for just this."""
     talk = Talk(engine=EngineModel(room=2))
     talk.conversation.expect_replay(5 * FRAME)
     talk.hear(5)
@@ -816,7 +830,7 @@ def test_a_session_that_speaks_is_drained_when_its_turn_is_over() -> None:
 
 
 def test_the_end_of_the_turn_before_does_not_end_a_session_that_is_being_drained() -> None:
-    """A turn was interrupted and the next one begun; the first one's end was taken for the second one's."""
+    """A turn was interrupted and the next one begun: the end of the first was taken for that of the second."""
     talk = Talk(max_seconds=0.48)
     talk.turn()
     talk.replies()

@@ -9,12 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import huggingface_hub.errors
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from streaming import loading
-from streaming.config import LlamaConfig
+from streaming.config import LlamaConfig, ModelVoices
 from streaming.errors import CheckpointError, HubUnreachableError, StreamingError
 from streaming.models import checkpoint
 from streaming.models.checkpoint import ModelNotice, TensorSource, locate, read_config, read_notice
@@ -299,6 +300,17 @@ def test_a_model_says_what_it_does_and_what_one_might_say_to_it(copy: Path) -> N
     assert read_notice(copy) == ModelNotice("It counts.", ("one, two", "Montag, Dienstag, früh"))
     (copy / NOTICE).write_text('{"suggestions": ["one"]}')
     assert read_notice(copy) == ModelNotice(None, ("one",))
+    (copy / NOTICE).write_text('{"voices": {"codebook": 1, "names": {"7": "a deep voice"}}}')
+    voices = read_notice(copy).voices
+    assert voices == ModelVoices(1, {7: "a deep voice"})
+    assert [voices.of(np.array(codes)) for codes in ([7, 1], [1, 7])] == [None, "a deep voice"]
+
+
+def test_voices_in_a_codebook_that_the_model_has_not_are_refused(copy: Path, codec_dir: Path) -> None:
+    """The first frame of the first turn would have ended its session."""
+    (copy / NOTICE).write_text('{"voices": {"codebook": 63, "names": {"7": "a deep voice"}}}')
+    with pytest.raises(CheckpointError, match="codebook 63"):
+        loading.load_models(copy, codec_dir, "cpu")
 
 
 @pytest.mark.parametrize(
@@ -318,6 +330,13 @@ def test_a_model_says_what_it_does_and_what_one_might_say_to_it(copy: Path) -> N
         json.dumps({"suggestions": ["x" * 81]}),
         json.dumps({"suggestions": ["one"] * 9}),
         '{"suggestion": ["one"]}',
+        '{"voices": ["a deep voice"]}',
+        '{"voices": {"codebook": 1, "names": {}}}',
+        '{"voices": {"codebook": true, "names": {"7": "a deep voice"}}}',
+        '{"voices": {"codebook": -1, "names": {"7": "a deep voice"}}}',
+        '{"voices": {"codebook": 1, "names": {"x": "a deep voice"}}}',
+        '{"voices": {"codebook": 1, "names": {"7": "\\u001b[2J"}}}',
+        '{"voices": {"codebook": 1, "names": {"7": "a deep voice"}, "more": 1}}',
     ],
 )
 def test_a_notice_that_is_none_is_refused(copy: Path, text: str) -> None:

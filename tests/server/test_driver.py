@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from streaming.audio import FRAME
-from streaming.config import Sampling
+from streaming.config import ModelVoices, Sampling
 from streaming.conversation.conversation import Received
 from streaming.conversation.ends import GONE, INTERNAL
 from streaming.conversation.outbox import Echo, End, Reply
@@ -85,6 +85,7 @@ class Engine:
     rewind_frames: int = 16
     notice: str | None = None
     suggestions: tuple[str, ...] = ()
+    voices: ModelVoices | None = None
     sampling: Sampling = field(default_factory=Sampling)
 
 
@@ -379,7 +380,7 @@ def test_audio_that_is_being_decoded_counts_among_what_waits() -> None:
 
 
 def test_a_session_is_not_put_down_before_its_audio_is_decoded() -> None:
-    """What its client has said and counts as received would be missing where the session goes on."""
+    """What its client has said, and counts as received, would be missing where the session goes on."""
 
     async def main() -> None:
         session = Session(opened())

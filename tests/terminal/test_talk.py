@@ -32,6 +32,7 @@ from streaming.protocol.messages import (
     SpeechStarted,
     SpeechStopped,
     Take,
+    TurnVoice,
 )
 from streaming.protocol.replay import WINDOW
 from streaming.terminal.jitter_buffer import JitterBuffer
@@ -151,6 +152,25 @@ class TestFiles:
         assert not record[:8_000, 1].any()
         heard = record[8_000:, 1]
         np.testing.assert_array_equal(heard[heard > 0], whole_continuation(5))
+
+    def test_the_voice_that_the_model_goes_on_in_is_told(self, speech: Path) -> None:
+        """A person was promised their own voice, and heard another."""
+
+        async def in_a_voice(peer: Peer, message: ClientMessage) -> None:
+            if isinstance(message, Speak):
+                await peer.begin()
+                await peer.send(TurnVoice(turn=1, voice="a deep voice"))
+                await peer.send_frame(1, 0)
+                await peer.done(FRAME)
+
+        async def test() -> None:
+            async with fake_server(in_a_voice) as server:
+                report = await stream_file(server, speech, view=view)
+            assert report.voice == "a deep voice"
+
+        view = Witness()
+        run(test())
+        assert ("voice", {"turn": 1, "voice": "a deep voice"}) in view.events
 
     def test_a_gap_in_the_continuation_is_reported_to_the_server(self, speech: Path) -> None:
         """The server's operator learned of gaps from the people who heard them."""
@@ -323,7 +343,7 @@ class TestVoiceActivity:
 
         run(test())
 
-    def test_a_file_without_speech(self, speech: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_file_without_speech_is_not_waited_for(self, speech: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("streaming.terminal.talk.VAD_PATIENCE_S", 0.1)
 
         async def test() -> None:
@@ -467,8 +487,8 @@ class TestMicrophone:
     def test_a_key_and_a_voice_that_interrupt_at_once_interrupt_once(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """While the first was still being sent the second said that nothing was heard: the model forgot all that it had
-        said, and the recording and the screen had the turn twice.
+        """While the first interruption was still being sent, the second said that nothing was heard: the model forgot
+        all that it had said, and the recording and the screen had the turn twice.
         """
 
         async def test() -> None:
@@ -513,7 +533,7 @@ class TestMicrophone:
     def test_a_turn_that_is_interrupted_at_its_end_is_not_finished_as_well(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Interrupted while the last report of its playback was being sent, a turn was told and kept twice."""
+        """A turn that was interrupted while the last report of its playback was being sent was told and kept twice."""
 
         async def test() -> None:
             view, gate, last = Witness(), asyncio.Event(), asyncio.Event()
@@ -642,7 +662,7 @@ class TestMicrophone:
 
     @pytest.mark.parametrize(("peak", "dead"), [(0, True), (3, True), (4, False)])
     def test_a_microphone_that_gives_nothing_is_told_of_once(self, peak: int, dead: bool) -> None:
-        """Whoever talked into one that was muted heard an answer to silence, and was told nothing."""
+        """Whoever talked into a muted microphone heard an answer to silence, and was told nothing."""
 
         async def test() -> None:
             view = Witness()

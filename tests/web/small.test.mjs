@@ -116,6 +116,8 @@ test("every state has words, and a server without room is never ready", () => {
   assert.equal(at({ phase: "talking", grip: "held", away: true }).state, "The connection broke");
   assert.equal(at({ phase: "talking", grip: "latched" }).label, "Press to hand over");
   assert.equal(at({ phase: "talking", grip: "held", microphone: "muted" }).state, "You are muted");
+  assert.equal(at({ phase: "speaking", voice: "a deep voice" }).hint, "In a deep voice. Hold and talk to interrupt it.");
+  assert.equal(at({ phase: "speaking", voice: null }).hint, "Hold and talk to interrupt it.");
 });
 
 test("what one might say is one sentence, whatever there is of it", () => {

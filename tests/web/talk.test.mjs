@@ -69,6 +69,17 @@ test("a whole turn: press, talk, let go, hear, and the machine is heard to its e
   assert.deepEqual(socket.said().at(-1), { type: "speak", turn: 2 });
 });
 
+test("the voice that it goes on in is that of the turn which is heard", async () => {
+  const { audio, talk, socket } = await spoken();
+  socket.say({ type: "turn.voice", turn: 2, voice: "a high voice" });
+  assert.equal(talk.voice, null);
+  socket.say({ type: "turn.voice", turn: 1, voice: "a deep voice" });
+  audio.play(FRAME);
+  assert.deepEqual([talk.phase, talk.voice], ["speaking", "a deep voice"]);
+  await talk.press();
+  assert.equal(talk.voice, null);
+});
+
 test("what is said before the session has started is not lost, and letting go early is remembered", async () => {
   const { audio, talk, sockets, start } = begin();
   await talk.press();
