@@ -25,11 +25,12 @@ if TYPE_CHECKING:
     from streaming.models.mimi import StreamingMimi
 
 LONGEST = (
-    *("test_long_session.py", "test_stages.py", "test_compiles.py", "test_churn.py", "test_device.py"),
-    *("test_end_to_end.py", "test_server_entry.py", "test_server_death.py", "test_memory.py"),
-    *("test_kubernetes.py", "test_image.py", "test_ray_relay.py"),
+    *("test_states.py", "test_stages.py", "test_server_death.py", "test_clients.py", "test_long_session.py"),
+    *("test_session_store.py", "test_page.py", "test_compiles.py", "test_documents.py", "test_silent_network.py"),
+    *("test_device.py", "test_churn.py", "test_server_entry.py", "test_runs.py", "test_end_to_end.py"),
+    *("test_afar.py", "test_memory.py", "test_kubernetes.py", "test_image.py"),
 )
-"""Files of few tests, of half a minute and more together."""
+"""Files that take half a minute and more. What waits and what computes take turns: they run at the same time."""
 
 if (
     signal.getsignal(signal.SIGINT) is signal.SIG_IGN
@@ -59,7 +60,8 @@ def _prepare() -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Let what takes longest begin first: a long file that begins last is waited for by all other processes."""
     sizes = collections.Counter(item.path for item in items)
-    items.sort(key=lambda item: (item.path.name not in LONGEST, -sizes[item.path], item.path))
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: (places.get(item.path.name, len(places)), -sizes[item.path], item.path))
 
 
 @pytest.fixture(autouse=True)

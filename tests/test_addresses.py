@@ -11,7 +11,7 @@ from streaming.addresses import is_loopback, names_this_machine, parse_address
 
 @pytest.mark.parametrize("text", ["127.0.0.1", "127.0.0.2", "127.255.0.1", "::1", "::ffff:127.0.0.1", "::1%lo"])
 def test_all_of_the_loopback_network_is_this_machine(text: str) -> None:
-    """Server and client had a rule each, and disagreed on 127.0.0.2."""
+    """Server and client had a rule each, which disagreed on 127.0.0.2."""
     assert is_loopback(text)
     assert names_this_machine(text)
 

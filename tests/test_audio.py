@@ -184,7 +184,7 @@ class TestReading:
     def test_a_recording_is_what_the_published_script_makes_of_it(
         self, tmp_path: Path, rate: int, channels: int
     ) -> None:
-        """With the channels' mean taken first. It needs no soxr."""
+        """The mean of its channels is taken first. None of it needs soxr."""
         source = 0.3 * np.random.default_rng(0).standard_normal((rate + 77, channels))
         soundfile.write(tmp_path / "a.wav", source, rate, subtype="PCM_16")
         samples, _ = soundfile.read(tmp_path / "a.wav", dtype="float32", always_2d=True)
@@ -250,16 +250,16 @@ class TestReading:
         soundfile.write(tmp_path / "a.wav", np.full(4_800, np.nan, np.float32), 48_000, subtype="FLOAT")
         assert not read_audio(tmp_path / "a.wav").any()
 
-    def test_a_missing_file(self, tmp_path: Path) -> None:
+    def test_a_missing_file_is_told(self, tmp_path: Path) -> None:
         with pytest.raises(AudioError, match=r"nowhere\.wav: no such file"):
             read_audio(tmp_path / "nowhere.wav")
 
-    def test_a_directory(self, tmp_path: Path) -> None:
+    def test_a_directory_is_no_file(self, tmp_path: Path) -> None:
         with pytest.raises(AudioError, match="not a file"):
             read_audio(tmp_path)
 
     @pytest.mark.parametrize("content", [b"", b"not audio at all", bytes(range(256)) * 64])
-    def test_what_is_not_audio(self, tmp_path: Path, content: bytes) -> None:
+    def test_what_is_not_audio_is_told(self, tmp_path: Path, content: bytes) -> None:
         (tmp_path / "a.wav").write_bytes(content)
         with pytest.raises(AudioError, match=r"a\.wav: not an audio file"):
             read_audio(tmp_path / "a.wav")
@@ -272,13 +272,13 @@ class TestReading:
 
     @pytest.mark.parametrize("rate", [1, 999, 768_001, 2**31 - 1])
     def test_a_rate_that_is_none_of_audio(self, tmp_path: Path, rate: int) -> None:
-        """At 1 Hz, 8 KB became 384 MB."""
+        """At a rate of 1 Hz, 8 KB became 384 MB."""
         path = tmp_path / "odd.wav"
         soundfile.write(path, np.zeros(4000, np.int16), rate)
         with pytest.raises(AudioError, match=f"{rate} Hz is not a sample rate of audio"):
             read_audio(path)
 
-    def test_a_file_without_samples(self, tmp_path: Path) -> None:
+    def test_a_file_without_samples_is_told(self, tmp_path: Path) -> None:
         soundfile.write(tmp_path / "a.wav", np.zeros(0), 48_000)
         with pytest.raises(AudioError, match="holds no audio"):
             read_audio(tmp_path / "a.wav")
@@ -307,7 +307,7 @@ class TestWriting:
             assert np.frombuffer(file.readframes(3), "<i2").tolist() == [1, -2, 16_384]
         assert [path.name for path in tmp_path.iterdir()] == ["a.wav"]
 
-    def test_stereo(self, tmp_path: Path) -> None:
+    def test_two_channels_are_written_side_by_side(self, tmp_path: Path) -> None:
         with WavWriter(tmp_path / "a.wav", channels=2) as wav:
             wav.write(np.array([[1, 2], [3, 4]], np.int16))
         samples, _ = soundfile.read(tmp_path / "a.wav", dtype="int16")
@@ -328,7 +328,7 @@ class TestWriting:
         assert [path.name for path in tmp_path.iterdir()] == ["a.wav"]
         assert (tmp_path / "a.wav").read_bytes() == b"older"
 
-    def test_a_missing_directory(self, tmp_path: Path) -> None:
+    def test_a_missing_directory_is_told(self, tmp_path: Path) -> None:
         with pytest.raises(AudioError, match="there is no directory"):
             WavWriter(tmp_path / "nowhere" / "a.wav")
 

@@ -186,19 +186,21 @@ class TestFlags:
 
 
 class TestDevices:
-    def test_a_list(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_devices_are_listed(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
         install(monkeypatch)
         assert client.main(["--list-devices"]) == 0
         assert "USB Headset" in capsys.readouterr().out
 
-    def test_a_list_as_json(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_devices_are_listed_as_json(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         install(monkeypatch)
         assert client.main(["--list-devices", "--json"]) == 0
         devices = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
         assert [device["number"] for device in devices] == [0, 1, 2, 3]
 
     @pytest.mark.parametrize("flags", [["--list-devices"], []])
-    def test_without_sounddevice(
+    def test_without_sounddevice_it_says_what_to_install(
         self, flags: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         """The microphone mode started a server before it found out that there is no microphone."""
@@ -206,7 +208,9 @@ class TestDevices:
         assert client.main(flags) == 1
         assert "pip install sounddevice" in capsys.readouterr().err
 
-    def test_an_unknown_device(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_an_unknown_device_is_told(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         install(monkeypatch)
         assert client.main(["--input-device", "bluetooth"]) == 1
         assert "no input device 'bluetooth'" in capsys.readouterr().err
@@ -226,7 +230,7 @@ class TestDevices:
         assert not list(tmp_path.iterdir())
 
     def test_a_conversation_with_a_microphone(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        """Both devices at rates of their own, 48,000 and 44,100 Hz, and the conversation kept to the sample."""
+        """Both devices have rates of their own, 48,000 and 44,100 Hz, and the conversation is kept to the sample."""
         install(monkeypatch, live=True)
         view = Witness()
 
@@ -352,7 +356,7 @@ class TestTransport:
             monkeypatch.setattr("streaming.terminal.connecting.opus_available", lambda there=there: there)
             assert connecting.wants_opus(args, server) is (wanted and there)
 
-    def test_opus_without_the_package(
+    def test_opus_without_the_package_says_what_to_install(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         monkeypatch.setattr("streaming.protocol.opus.opus_available", lambda: False)
@@ -388,7 +392,7 @@ class TestOwnServer:
         assert not alive(int((installed / "pid").read_text()))
 
     def test_what_is_kept_nowhere_is_said_so(self, installed: Path, speech: Path) -> None:
-        """A file was streamed, and what came was gone."""
+        """A file was streamed, and what came was thrown away without a word."""
         done = run_client(installed, str(speech), "--verbose")
         messages = [event.get("message", "") for event in map(json.loads, done.stdout.splitlines())]
         assert start.ONLY_TIMED in messages, "standard output is no terminal: it is not even played"
@@ -450,12 +454,12 @@ class TestWithoutTorch:
         out, error = await asyncio.wait_for(process.communicate(), 60)
         return process.returncode, out.decode(), error.decode()
 
-    def test_help(self) -> None:
+    def test_help_is_shown(self) -> None:
         status, out, error = asyncio.run(self.run_without_torch("--help"))
         assert status == 0, error
         assert "--list-devices" in out
 
-    def test_a_file(self, speech: Path) -> None:
+    def test_a_file_is_continued(self, speech: Path) -> None:
         """A laptop that only speaks and listens should not have to install a gigabyte."""
 
         async def test() -> tuple[int | None, str, str]:
@@ -524,7 +528,7 @@ class TestWithoutTorch:
 def test_a_result_is_one_sentence(
     model: str, notice: str | None, voice: str | None, turns: int, files: list[str], heard: bool, said: str
 ) -> None:
-    """It was nine figures in three lines, and a promise of your own voice that the demo does not keep."""
+    """The result was nine figures in three lines, and promised your own voice, which the demo does not keep."""
     started = msgspec.structs.replace(STARTED, model=model, notice=notice)
     report = TurnReport(1, "end", True, 5.02, 38.0, 40.2, 80.0, 0, 1.2, 0.4, 30.0, 20.0, voice)
     assert start.result(started, turns, report, files, heard=heard) == said

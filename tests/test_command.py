@@ -16,7 +16,7 @@ LINE = "client.py: nothing answers at ws://nowhere.test:8765/v1/continue (Name o
 
 
 def test_a_complaint_on_a_terminal_is_broken_between_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The terminal broke "service" in two. An address stays whole, so that it can be copied."""
+    """The terminal broke the word "service" in two. An address stays whole, so that it can be copied."""
     ours, terminal = os.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     with os.fdopen(terminal, "w") as stderr, monkeypatch.context() as patched:

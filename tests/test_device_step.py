@@ -47,7 +47,7 @@ MAKES_NOTHING = ("empty", "prim.device")
 
 
 class Watch(TorchDispatchMode):
-    """Notes every operation, and refuses those that look back at the host.
+    """Note every operation, and refuse those that look back at the host.
 
     launches: at least how many kernels a GPU runs. An operation counts once, unless all it gives is another view of
     what it got; some are more than one (a sort, a sum over few rows, a product that is split).
@@ -134,7 +134,7 @@ def test_a_layer_is_five_launches_a_pass(kind: str, width: int, runs: str, launc
 
 @pytest.mark.parametrize(("runs", "layer", "frame"), [("fused", 10, 314), ("plain", 20, 601)])
 def test_a_codec_s_frame_is_so_many_launches(runs: str, layer: int, frame: int) -> None:
-    """Both ways, for one session; the figures are those of docs/performance.md."""
+    """Listening and speaking together, for one session, take the launches that docs/performance.md tells."""
     fused = pytest.importorskip("streaming.models.operations.triton.operations", exc_type=ImportError)
     operations = {"plain": TorchOperations, "fused": fused.TritonOperations}[runs]
     counts = []

@@ -37,6 +37,7 @@ from streaming.server.door.session_key import SessionKey
 from streaming.server.door.tokens import Tokens
 from streaming.server.handover import Handover
 from streaming.server.session_store import SessionStore
+from tests.deploy.stub_server import STUBBED
 from tests.engine.stub_step import StubStep
 from tests.server.live_server import Client, LiveServer, client, get, run, serving
 
@@ -124,7 +125,7 @@ async def _expired(server: LiveServer) -> messages.SessionRefused:
 
 
 def _refusal_of(code: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> messages.SessionRefused:
-    """Brings a server into the state in which it refuses so, and asks."""
+    """Bring a server into the state in which it refuses so, and ask."""
     elsewhere = SessionResume(token="00000000.x", received=0, position=0)  # noqa: S106
     if code == "overloaded":
         with Engine(StubStep(2, delay_s=lambda: 0.1)) as engine, engine.open(seed=1) as session:
@@ -178,7 +179,7 @@ REFUSALS = table("protocol.md", "code")
 def test_a_refusal_is_as_documented(
     code: str, retry_after_ms: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Clients are written from that page: a code that it has and the server has not is a branch that never runs."""
+    """Clients are written from that page: a code that the page alone has is a branch that never runs."""
     refused = _refusal_of(code, monkeypatch, tmp_path)
     assert (refused.code, refused.retry_after_ms) == (code, retry_after_ms)
 
@@ -269,12 +270,12 @@ def test_the_close_codes_are_all_that_there_are() -> None:
 # Exit statuses
 
 
-def _python(*arguments: str) -> subprocess.Popen[str]:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("STREAMING_")}
+def _python(*arguments: str, environment: dict[str, str] | None) -> subprocess.Popen[str]:
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("STREAMING_")}
     return subprocess.Popen(
         [sys.executable, *arguments],
         cwd=ROOT,
-        env=environment | {"PYTHONPATH": str(ROOT)},
+        env=ours | {"PYTHONPATH": str(ROOT)} | (environment or {}),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -283,8 +284,8 @@ def _python(*arguments: str) -> subprocess.Popen[str]:
 
 
 @contextmanager
-def _running(*arguments: str) -> Iterator[subprocess.Popen[str]]:
-    process = _python(*arguments)
+def _running(*arguments: str, environment: dict[str, str] | None = None) -> Iterator[subprocess.Popen[str]]:
+    process = _python(*arguments, environment=environment)
     try:
         yield process
     finally:
@@ -300,8 +301,14 @@ def _status(*arguments: str) -> tuple[int, str]:
         return process.returncode, said.strip().splitlines()[-1] if said.strip() else ""
 
 
-def _signalled(number: signal.Signals, *arguments: str, wait_for: Callable[[subprocess.Popen[str]], None]) -> int:
-    with _running(*arguments) as process:
+def _signalled(
+    number: signal.Signals,
+    *arguments: str,
+    wait_for: Callable[[subprocess.Popen[str]], None],
+    environment: dict[str, str] | None = None,
+) -> int:
+    """Return the exit status of a command that gets this signal. environment: variables besides this process' own."""
+    with _running(*arguments, environment=environment) as process:
         wait_for(process)
         process.send_signal(number)
         _, said = process.communicate(timeout=120)
@@ -310,10 +317,16 @@ def _signalled(number: signal.Signals, *arguments: str, wait_for: Callable[[subp
 
 
 def _importing(process: subprocess.Popen[str]) -> None:
-    """Waits until a command is in the middle of importing torch."""
+    """Wait until a command is in the middle of importing torch."""
     maps = Path(f"/proc/{process.pid}/maps")
     while process.poll() is None and "libtorch" not in maps.read_text(encoding="utf-8"):
         time.sleep(0.01)
+
+
+def _first_line(process: subprocess.Popen[str]) -> None:
+    """Wait until a command has said something."""
+    assert process.stdout is not None
+    print(process.stdout.readline())
 
 
 SERVER = ("server.py", "--port", "0")
@@ -326,7 +339,7 @@ def _server_status(documented: str) -> int:
     if documented in ("130", "143"):
         return _signalled(signal.SIGINT if documented == "130" else signal.SIGTERM, *SERVER, wait_for=_importing)
     if documented == "0":
-        return _signalled(signal.SIGTERM, *SERVER, wait_for=lambda process: print(process.stdout.readline()))  # type: ignore[union-attr]
+        return _signalled(signal.SIGTERM, *SERVER, environment=STUBBED, wait_for=_first_line)
     if documented == "2":
         return _status("server.py", "--port", "many")[0]
     status, line = _status(*SERVER, "--model", "/nowhere")
@@ -367,7 +380,7 @@ def _client_status(documented: str) -> int:
     if documented in ("130", "143"):
         number = signal.SIGINT if documented == "130" else signal.SIGTERM
         # its own server has been started: the client's first line
-        return _signalled(number, *talk, wait_for=lambda process: print(process.stdout.readline()))  # type: ignore[union-attr]
+        return _signalled(number, *talk, wait_for=_first_line)
     if documented == "2":
         return _status("client.py", "--max-seconds", "0")[0]
     if documented == "1":
@@ -382,7 +395,7 @@ STATUSES = [row[0] for row in table("operations.md", "exit status")]
 @pytest.mark.parametrize("documented", STATUSES)
 @pytest.mark.parametrize("command", ["server", "client", "benchmark", "score"])
 def test_an_exit_status_is_as_documented(documented: str, command: str) -> None:
-    """A signal while it loaded ended it with -15 or -2, or in a traceback of an import."""
+    """A signal while a command loaded ended it with -15 or -2, or in a traceback of an import."""
     provoke = {
         "server": _server_status,
         "client": _client_status,

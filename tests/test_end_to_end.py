@@ -145,8 +145,8 @@ def test_a_prompt_of_any_length_is_the_published_pipelines(
 
 
 def test_a_recording_of_any_rate_is_the_published_pipelines(tmp_path: Path, codec_dir: Path, decoder_dir: Path) -> None:
-    """Resampled by torchaudio there, by the client here. Pins another filter, and samples rounded to 16 bits between
-    client and server: either gives other codes now and then.
+    """The pipeline resamples by torchaudio, the client by its own. Pins another filter, and samples rounded to 16 bits
+    between client and server: either gives other codes now and then.
     """
     soundfile = pytest.importorskip("soundfile")
     random = np.random.default_rng(5)

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "streaming"
 
 
 def test_every_error_of_the_package_is_of_one_tree() -> None:
-    """Errors of two modules were bare exceptions, which no boundary that tells errors would have told."""
+    """The errors of two modules were bare exceptions, which no caller that tells our errors would have told."""
     bases = {
         node.name: [base.id for base in node.bases if isinstance(base, ast.Name)]
         for path in PACKAGE.rglob("*.py")

@@ -105,7 +105,9 @@ def said(server: LiveServer) -> NDArray[np.int16]:
 def test_an_example_keeps_what_the_server_said(
     example: str, server: LiveServer, said: NDArray[np.int16], tmp_path: Path
 ) -> None:
-    """To the sample, and it is no silence: a header that was left in, or a piece that was lost, is heard as a click."""
+    """The file is the server's words to the sample, and no silence: a header that was left in, or a piece that was
+    lost, is heard as a click.
+    """
     target = tmp_path / "out.wav"
     done = run_example(example, PROMPT, target, server.url, token=TOKEN)
     assert done.returncode == 0, done.stderr
@@ -118,7 +120,7 @@ def test_an_example_keeps_what_the_server_said(
 
 @pytest.mark.parametrize("example", ["continue_file.py", "continue_file.mjs"])
 def test_an_example_that_fails_says_so(example: str, server: LiveServer, tmp_path: Path) -> None:
-    """It wrote an empty file, or waited for ever."""
+    """An example that failed wrote an empty file, or waited for ever."""
     target = tmp_path / "out.wav"
     silent = tmp_path / "silent.wav"
     with wave.open(str(silent), "wb") as file:

@@ -53,7 +53,7 @@ def frames_of(count: int, seed: int = 0) -> Audio:
 
 
 def run(step: FrameStep, slot: int, prompt: Audio, spoken: int) -> tuple[Codes, Audio]:
-    """Listens to `prompt` [F, 1920] and speaks `spoken` frames. All codes [F + n, Q] and all audio [F + n, 1920]."""
+    """Listen to `prompt` [F, 1920] and speak `spoken` frames. All codes [F + n, Q] and all audio [F + n, 1920]."""
     results = [advance(step, {slot: frame}) for frame in prompt]
     results += [advance(step, {slot: None}) for _ in range(spoken)]
     return np.stack([r.codes[slot] for r in results]), np.stack([r.pcm[slot] for r in results])
@@ -374,9 +374,9 @@ def _poison_what_is_said(step: FrameStep) -> None:
 def test_numbers_that_break_anywhere_are_told(
     codec: StreamingMimi, decoder: LlamaDecoder, poison: Callable[[FrameStep], None], speaks: bool
 ) -> None:
-    """Looked for in one place alone, a NaN that came up in another was spoken, or silently fed to the model, for as
-    long as the session lasted. What breaks while the encoder hears what was spoken is told with the next frame: the
-    frame itself is sound, and may have been sent.
+    """A NaN that came up where nobody looked was spoken, or silently fed to the model, for as long as the session
+    lasted. What breaks while the encoder hears what was spoken is told with the next frame: the frame itself is sound,
+    and may have been sent.
     """
     step = opened(FrameStep(codec, decoder, 2, WINDOW, REWIND), SAMPLED, SAMPLED)
     for first, second in zip(frames_of(4), frames_of(4, 1), strict=True):
@@ -406,8 +406,8 @@ def test_an_end_that_is_no_number_is_told(
 
 
 def test_only_a_lost_device_is_the_end(codec: StreamingMimi, decoder: LlamaDecoder) -> None:
-    """Too little memory for one wide step ended the server; or a lost device did not, and every session failed for as
-    long as clients came.
+    """Too little memory for one wide step ended the server; or a lost device did not end it, and every session failed
+    for as long as clients came.
     """
     step = FrameStep(codec, decoder, 1, WINDOW, REWIND)
     assert step.is_fatal(torch.AcceleratorError("an illegal memory access was encountered"))
@@ -443,8 +443,8 @@ def test_audio_is_read_where_a_row_listens_and_nowhere_else(codec: StreamingMimi
 def test_a_frame_that_ends_early_is_the_end_of_a_file_and_changes_no_bit_of_its_neighbours(
     codec: StreamingMimi, decoder: LlamaDecoder
 ) -> None:
-    """In a step in which others listen and speak. What stands behind its end is not read. Pins a batch that is computed
-    differently because one of its rows is shorter.
+    """Others listen and speak in the same step. What stands behind the frame's end is not read. Pins a batch that is
+    computed differently because one of its rows is shorter.
     """
     ends = 300
     runs = []

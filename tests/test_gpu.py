@@ -83,7 +83,7 @@ def test_capturing_leaves_live_sessions_as_they_are(codec_dir: Path, decoder_dir
 
 
 def test_a_replay_is_one_launch_and_no_memory() -> None:
-    """Full size: what a step takes must not grow, for hours."""
+    """At full size, the memory that steps take must not grow, for hours."""
     step = FrameStep(random_codec(4, CUDA), random_decoder(LLAMA_MIMI_1_3B, CUDA, torch.bfloat16), 4, 255, 16)
     step.warm_up()
     for slot in range(4):

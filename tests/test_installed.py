@@ -90,11 +90,10 @@ def test_an_installed_client_gets_a_first_sound(commands: Path, tmp_path: Path) 
     """A wheel lacked the server, and the client that starts one."""
     output = tmp_path / "continuation.wav"
     prompt = ROOT / "examples" / "prompt.wav"
-    done = run(
-        *(commands / "streaming-client", prompt, "--output", output, "--pace", "fast", "--max-seconds", "0.4"),
-        cwd=tmp_path,
-    )
-    assert f"streaming-client: 0.4 s by the demo model -> {output}, first sound after" in done.stderr
+    flags = ("--output", output, "--pace", "fast", "--max-seconds", "2", "--seed", "1")
+    done = run(commands / "streaming-client", prompt, *flags, cwd=tmp_path)
     samples, rate = soundfile.read(output)
-    assert (len(samples), rate) == (9_600, 24_000)
+    assert rate == 24_000 and 0 < len(samples) <= 48_000, "the demo may end it before"
+    seconds = f"{len(samples) / rate:.1f}"
+    assert f"streaming-client: {seconds} s by the demo model -> {output}, first sound after" in done.stderr
     assert abs(samples).max() > 0.001

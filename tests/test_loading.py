@@ -111,8 +111,8 @@ def test_a_top_p_that_is_none_is_told_with_its_file(
 
 
 def test_what_is_asked_for_is_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Flags that were read and not passed on: a server in int8 that kept every weight whole, a codec that went to
-    bfloat16 with its decoder, an interruption that cut no further than by default, graphs recorded in mid-conversation.
+    """Flags were read and not passed on: a server in int8 kept every weight whole, a codec went to bfloat16 with its
+    decoder, an interruption cut no further than by default, graphs were recorded in mid-conversation.
     """
     models = loading.load_models("demo", device="cpu", dtype="bfloat16")
     assert (models.codec.dtype, models.decoder.dtype) == (torch.float32, torch.bfloat16)
@@ -153,7 +153,7 @@ def test_what_kept_a_step_from_being_ready_is_told(
 
 
 def test_an_engine_says_which_operations_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If Triton failed, plain operations ran silently, and were measured for it."""
+    """Where Triton failed, plain operations ran silently, and were measured for it."""
     with loading.load_engine(device="cpu", max_sessions=1) as engine:
         assert engine.operations in ("native", "PyTorch")
     models = loading.load_models("demo", device="cpu", operations=TorchOperations())

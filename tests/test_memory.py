@@ -67,7 +67,7 @@ def test_the_least_limit_of_all_groups_above_counts(tmp_path: Path) -> None:
 
 
 def test_the_older_control_groups_are_known(tmp_path: Path) -> None:
-    """With the path of the host, which is not there in the container; `no limit` is a very large one."""
+    """Their file names the host's path, which is not there in the container; `no limit` is a very large number."""
     files = {"memory/memory.limit_in_bytes": "3000000000", "memory/memory.usage_in_bytes": "1000000000"}
     files["memory/memory.stat"] = "cache 7\ntotal_inactive_file 500000000\n"
     found = machine(tmp_path, "4:memory:/docker/1\n1:cpu:/docker/1\n0::/\n", files)
@@ -194,7 +194,7 @@ def test_a_model_is_held_against_the_memory_when_it_is_loaded(monkeypatch: pytes
 
 
 def test_a_share_of_the_memory_is_all_that_a_server_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two servers on one GPU: the second found no memory, since the first counted all of it as its own."""
+    """The second of two servers on one GPU found no memory, since the first counted all of it as its own."""
     monkeypatch.setattr(loading, "_memory_of", lambda device: Memory(100 * 10**9, 90 * 10**9))
     monkeypatch.setattr(loading, "resident", lambda: 10**9)
     cpu = torch.device("cpu")

@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -22,12 +23,15 @@ from streaming.benchmark import __main__ as benchmark
 from streaming.command import OutputError, check_result, write_result
 from streaming.server.door.tls import TlsError, load_tls
 from streaming.terminal import command as client
+from tests.deploy.stub_server import STUBBED
 from tests.server.certificate import self_signed
 
 ROOT = Path(__file__).parents[1]
 SPEECH = str(ROOT / "examples" / "prompt.wav")
 LONG = "a" * 300
 FULL = Path("/dev/full")
+WITHOUT_WEIGHTS = " ".join(f"{name}={shlex.quote(value)}" for name, value in STUBBED.items())
+"""What a shell puts before a `server.py` that starts in a second."""
 RESULTS = "docs/results/cpu-2-cores-amd-epyc.json"
 needs_full = pytest.mark.skipif(not FULL.exists(), reason="no /dev/full")
 ServerSays = Callable[..., tuple[int | str | None, str]]
@@ -37,7 +41,7 @@ FLEET = ("fleet", "--replicas", "2", "--minutes", "0.05", "--load", "0.5", "--po
 def command(
     *arguments: str, stdout: int | IO[bytes] = subprocess.PIPE, stdin: int | None = subprocess.DEVNULL, within: str = ""
 ) -> subprocess.CompletedProcess[bytes]:
-    """Runs a command of the repository. within: a line for a shell, in which `{}` is the command."""
+    """Run a command of the repository. within: a line for a shell, in which `{}` is the command."""
     line: Sequence[str] = (sys.executable, *arguments)
     if within:
         line = ("sh", "-c", within.format(" ".join(line)))
@@ -119,7 +123,7 @@ def test_a_server_says_what_is_wrong_before_it_loads_anything(
     ],
 )
 def test_a_model_that_cannot_be_had_is_one_sentence(flags: list[str], said: str, server_says: ServerSays) -> None:
-    """A name of 300 characters was a traceback of the file system's error."""
+    """A name of 300 characters ended in a traceback of the file system's error."""
     status, told = server_says(*flags)
     line = told.splitlines()[-1]
     assert status == 1
@@ -136,16 +140,18 @@ def test_a_server_that_is_to_end_with_an_input_that_is_closed_does_not_start() -
 
 @needs_full
 def test_a_server_that_cannot_say_where_it_listens_ends() -> None:
-    """Whoever started it waits for that line. It was a traceback, and then another one at the interpreter's end."""
+    """Whoever started the server waits for that line. The end was a traceback, and another one at the interpreter's
+    end.
+    """
     with FULL.open("wb") as full:
-        done = command("server.py", "--port", "0", stdout=full)
+        done = command("server.py", "--port", "0", within=f"{WITHOUT_WEIGHTS} {{}}", stdout=full)
     assert done.returncode == 1
     assert sentence(done) == "server.py: cannot write to standard output: No space left on device"
 
 
 @needs_full
 def test_a_server_whose_log_cannot_be_written_serves() -> None:
-    done = command("server.py", "--port", "0", "--until-eof", within="{} 2>/dev/full")
+    done = command("server.py", "--port", "0", "--until-eof", within=f"{WITHOUT_WEIGHTS} {{}} 2>/dev/full")
     assert done.returncode == 0
     assert done.stdout.startswith(b"listening on ws://127.0.0.1:")
 
@@ -154,7 +160,9 @@ def test_a_server_whose_log_cannot_be_written_serves() -> None:
 @pytest.mark.parametrize("script", ["server.py", "client.py"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_in_the_first_seconds_is_no_traceback(script: str, number: signal.Signals) -> None:
-    """At whatever point of its imports: Ctrl-C told of numpy's, and process 1 of a container did not hear SIGTERM."""
+    """A signal may come at any point of the imports: Ctrl-C showed a traceback of numpy's, and process 1 of a container
+    did not hear SIGTERM.
+    """
     for late_s in (0.0, 0.3):
         process = subprocess.Popen(
             [sys.executable, script, "--input" if script == "client.py" else "--port", "0"],
@@ -185,7 +193,7 @@ def test_a_signal_in_the_first_seconds_is_no_traceback(script: str, number: sign
 
 
 def test_a_certificate_or_key_that_cannot_be_used_is_named_with_the_reason(tmp_path: Path) -> None:
-    """It said `[SSL] PEM lib (_ssl.c:4065)`, of both files."""
+    """The server said `[SSL] PEM lib (_ssl.c:4065)`, of both files."""
     certificate, key = self_signed(tmp_path)
     (tmp_path / "other").mkdir()
     _, other = self_signed(tmp_path / "other")
@@ -251,7 +259,7 @@ def test_a_client_whose_output_cannot_be_written_says_so(flags: list[str]) -> No
 
 @pytest.mark.parametrize("name", [name for name in benchmark.COMMANDS if name != "wire" or sys.platform == "linux"])
 def test_a_flag_of_a_measurement_is_told_in_a_sentence(name: str) -> None:
-    """They were the ends of sentences ("of each", "at once") that began with the flag's own name."""
+    """The helps were the ends of sentences ("of each", "at once") that began with the flag's own name."""
     parser = argparse.ArgumentParser(add_help=False)
     importlib.import_module(f"streaming.benchmark.{name}").add_arguments(parser)
     for action in parser._actions:
@@ -284,7 +292,7 @@ def test_a_flag_of_a_measurement_is_told_in_a_sentence(name: str) -> None:
 def test_sizes_that_make_no_sense_are_wrong_flags(
     arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`step --slots 0` was a traceback of an empty maximum."""
+    """`step --slots 0` ended in a traceback of an empty maximum."""
     with pytest.raises(SystemExit) as ended:
         benchmark.main(arguments)
     assert ended.value.code == 2
@@ -332,7 +340,7 @@ def test_what_cannot_be_measured_is_one_sentence(
 def test_results_are_not_measured_for_a_file_that_is_damaged(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After the first run of an hour."""
+    """The damage was found after the first run, which takes an hour."""
     from streaming.benchmark import results
 
     monkeypatch.setattr(results, "_slug", lambda _: "machine")
@@ -346,7 +354,7 @@ def test_results_are_not_measured_for_a_file_that_is_damaged(
 def test_a_place_for_results_is_looked_at_before_the_measurement(
     tmp_path: Path, name: str, said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It was found out after hours, and the measurement was lost in a traceback."""
+    """A place that cannot be written to was found out after hours, and the measurement was lost in a traceback."""
     monkeypatch.setattr("streaming.benchmark.fleet.measure", lambda _: pytest.fail("measured"))
     monkeypatch.setattr("streaming.scoring.score", lambda *_, **__: pytest.fail("scored"))
     flags = ["--json", str(tmp_path / name)]
@@ -403,7 +411,7 @@ def test_results_are_written_as_they_are(tmp_path: Path) -> None:
 def test_wrong_flags_of_a_score_are_said_so(
     arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`--batch 0` was a traceback of `range`."""
+    """`--batch 0` ended in a traceback of `range`."""
     with pytest.raises(SystemExit) as ended:
         scoring.main(arguments)
     assert ended.value.code == 2

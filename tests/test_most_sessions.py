@@ -14,7 +14,7 @@ from streaming.most_sessions import most_sessions
 
 
 class _Clock:
-    """Stands for `FrameStep`: a step takes so long for one session, and so much more for each further one."""
+    """Stand for `FrameStep`: a step takes so long for one session, and so much more for each further one."""
 
     def __init__(self, first_ms: float, more_ms: float) -> None:
         self.first_ms, self.more_ms, self.spent_s = first_ms, more_ms, 0.0
@@ -47,7 +47,7 @@ def found(clock: _Clock, monkeypatch: pytest.MonkeyPatch, fitting: int | None = 
 def test_it_is_what_a_step_of_all_has_time_for(
     first_ms: float, more_ms: float, sessions: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Four, whatever the machine: one starved by it, the other with fifty sessions' room for four."""
+    """Four sessions were the default everywhere: one machine starved by it, another had room for fifty."""
     clock = _Clock(first_ms, more_ms)
     with caplog.at_level("INFO"):
         assert found(clock, monkeypatch) == sessions
@@ -57,7 +57,7 @@ def test_it_is_what_a_step_of_all_has_time_for(
 @pytest.mark.parametrize("first_ms", [0.5, 5.0, 30.0, 79.0, 81.0, 390.0, 410.0, 1900.0])
 @pytest.mark.parametrize("more", [0.1, 1.0])
 def test_measuring_takes_two_seconds_at_most(first_ms: float, more: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beyond that a server would be slow to start for nothing."""
+    """A server that measured for longer would be slow to start for nothing."""
     clock = _Clock(first_ms, more * first_ms)
     assert found(clock, monkeypatch) >= 1
     assert clock.spent_s <= 2.0
@@ -92,7 +92,7 @@ def test_a_rehearsal_speaks_with_full_contexts_and_leaves_a_clean_step() -> None
 
 
 def test_an_engine_that_chooses_has_a_slot_at_least() -> None:
-    """Whatever else this machine does at the time."""
+    """It has one, whatever else this machine does at the time."""
     with load_engine("demo", device="cpu", max_sessions="auto") as engine:
         assert 1 <= engine.stats().slots <= 512
         with engine.open(seed=1) as session:

@@ -34,14 +34,14 @@ def test_a_flag_comes_before_a_variable_before_the_file_before_the_default(confi
 
 
 def test_a_flag_that_says_the_default_still_comes_first(config: Path) -> None:
-    """It was taken for not given, since it gave what would have been anyway."""
+    """A flag that said the default was taken for one that was not given."""
     config.write_text('port = 1\nmodel = "other"\n')
     found = parsed("--port 8765 --model demo", {"STREAMING_PORT": "2"}, str(config))
     assert (found.port, found.model) == (8765, "demo")
 
 
 def test_every_flag_has_a_variable_and_a_key(config: Path) -> None:
-    """All of them through both, with a value of each kind."""
+    """All flags are given in both ways, with a value of each kind."""
     values = {"--until-eof": "true", "--insecure-plaintext": "yes", "--allow-origin": "https://a.b, https://c.d"}
     values |= {
         "--allow-save": "true",
@@ -187,7 +187,7 @@ def test_the_version_is_said(program: str) -> None:
 
 @pytest.mark.parametrize("program", ["server.py", "client.py"])
 def test_every_flag_is_told_in_a_sentence_in_a_group(program: str) -> None:
-    """They were 27 in one heap, in fragments of sentences that went on with the flag's name."""
+    """The help was 27 flags in one heap, in fragments of sentences that went on with the flag's name."""
     done = subprocess.run([sys.executable, program, "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
     groups = done.stdout.split("\n\n")[2:-1]
     assert len(groups) > 4
@@ -202,7 +202,7 @@ def test_every_flag_is_told_in_a_sentence_in_a_group(program: str) -> None:
 
 
 def test_help_needs_nothing_that_takes_time() -> None:
-    """It took seconds, most of them for importing what an answer needs nothing of."""
+    """Help took seconds, most of them for imports that it needs nothing of."""
     for program in ("server", "client"):
         code = f"import sys\nfrom streaming.entry import {program}\ntry:\n    {program}()\nfinally:\n    "
         code += "print({'torch', 'numpy', 'rich', 'websockets', 'asyncio'} & set(sys.modules))"
@@ -227,7 +227,7 @@ def test_a_value_that_looks_like_a_flag_is_a_value() -> None:
 
 
 def test_no_flag_holds_a_token() -> None:
-    """STREAMING_TOKENS is the tokens, and must not be taken for the name of their file."""
+    """STREAMING_TOKENS holds the tokens, and must not be taken for the name of their file."""
     assert parsed(environment={"STREAMING_TOKENS": "ann:secret-of-16-letters"}).tokens is None
     parser = OptionParser("x", None)
     action = parser.add_argument("--some-flag")

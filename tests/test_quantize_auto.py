@@ -18,7 +18,7 @@ from streaming.quantize_auto import KINDS, choose, least_s, product_s, warn_if_s
 
 
 class _Machine:
-    """Takes so many milliseconds for a step with each kind of weights."""
+    """Take so many milliseconds for a step with each kind of weights."""
 
     def __init__(self, none: float, int8: float, int4: float, products: float = 0.0) -> None:
         """products: which share of a step's time they are known to take."""
@@ -241,7 +241,7 @@ def test_a_model_is_loaded_as_chosen(
 
 
 def test_a_step_is_reckoned_from_some_of_its_layers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three layers are 30 ms more than none: ten layers take 100 ms, and what is around them 5."""
+    """Three layers take 30 ms more than none: so ten layers take 100 ms, and what is around them 5."""
 
     class Clock:
         def __init__(self, codec: object, decoder: object, *_: int) -> None:

@@ -72,7 +72,7 @@ def test_the_config_file_of_the_documentation_is_one_that_the_server_takes(tmp_p
 
 @pytest.mark.parametrize("page", TEXTS)
 def test_links_lead_somewhere(page: str) -> None:
-    """To a file of this repository, and to a heading of it."""
+    """A link leads to a file of this repository, and to a heading of it."""
     for target in re.findall(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)", TEXTS[page]):
         if "://" in target:
             continue

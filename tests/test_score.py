@@ -72,7 +72,7 @@ def test_a_score_is_the_loss_that_transformers_gives(
 
 
 def test_bfloat16_is_near(recordings: list[Path], codec_dir: Path, decoder_dir: Path) -> None:
-    """The output layer stood in bfloat16 beside activations in float32, and could not be multiplied."""
+    """The output layer was in bfloat16 and its inputs in float32, which cannot be multiplied."""
     exact, low = (
         score(recordings, decoder_dir, codec_dir, device="cpu", dtype=kind) for kind in ("float32", "bfloat16")
     )
@@ -96,7 +96,7 @@ def test_only_the_beginning_of_a_long_clip_counts(recordings: list[Path], codec_
 
 
 def test_a_tie_counts_half() -> None:
-    """As SALMon has it: a model that gives everything the same score is at chance, not at nought."""
+    """SALMon counts so: a model that gives everything the same score is at chance, not at nought."""
 
     def entry(first: float, second: float) -> Score:
         return Score("", 1, (first, second), 1.0)
@@ -110,7 +110,7 @@ def test_a_tie_counts_half() -> None:
 def test_the_command_line_tells_accuracies_by_task(
     recordings: list[Path], codec_dir: Path, decoder_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The likelier of two clips is known from their scores; paths are relative to the CSV, not to the caller."""
+    """The likelier of two clips is known from their scores. Paths are relative to the CSV, not to the caller."""
     models = ("--model", str(decoder_dir), "--codec", str(codec_dir), "--device", "cpu")
     report = tmp_path / "report.json"
     assert main([*map(str, recordings), *models, "--json", str(report)]) == 0

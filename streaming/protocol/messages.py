@@ -104,6 +104,7 @@ class SessionStart(Message, tag="session.start", frozen=True):
     lead_ms: Annotated[int, msgspec.Meta(ge=80, le=10_000)] = 400
     resume: bool = False
     takes: bool = False
+    voices: bool = False
     saved_bytes: NonNegative = 0
     codecs: tuple[str, ...] = ("pcm16",)
     sampling: SamplingOptions = SamplingOptions()

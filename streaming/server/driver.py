@@ -345,7 +345,7 @@ class Driver:
             takes=self._takes,
             books=books,
             saves=self._saves,
-            voices=engine.voices,
+            voices=engine.voices if self._start.voices else None,
             turn_ended=None if self._turn_ended is None else self._told_of_end,
         )
         if conversation.hears_voice:

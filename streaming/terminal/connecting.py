@@ -77,6 +77,7 @@ async def connect(
         lead_ms=LEAD_MS,
         resume=args.url is not None,
         takes=args.input is None,
+        voices=True,
         codecs=("opus", *plain) if wants_opus(args, server) else plain,
         sampling=SamplingOptions(temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, seed=args.seed),
     )

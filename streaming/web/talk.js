@@ -404,6 +404,7 @@ export class Talk {
     this.figures = { ...this.figures, seed: this.#seed };
     const start = {
       takes: true,
+      voices: true,
       turn_taking: vad ? "vad" : "manual",
       lag,
       max_seconds: maxSeconds,

@@ -37,8 +37,8 @@ def report_of(command: str, tmp_path: Path, *flags: str) -> dict[str, Any]:
 
 
 def test_the_capacity_of_two_servers_is_that_of_both(tmp_path: Path) -> None:
-    """It was held to the slots of the one that answered, and its steps were the difference of one server's counts and
-    another's.
+    """The capacity was held to the slots of the server that answered, and steps were the difference of one server's
+    counts and another's.
     """
     with (
         running(StubStep(1)) as one,
@@ -82,14 +82,16 @@ def test_tls_a_token_another_for_the_figures_and_what_one_token_may_have(
 
 
 def test_a_server_under_a_name_of_its_own_tells_its_figures_there() -> None:
-    """A proxy that serves it at /speech passes /speech/health on, and knows no /health."""
+    """A proxy that serves a server at /speech passes /speech/health on, and knows no /health."""
     with answering({"/speech/health": '{"slots": 7}', "/speech/metrics": METRICS}) as url:
         seen = asyncio.run(Target(url.replace("/v1/", "/speech/v1/")).look())
     assert seen.slots == 7 and seen.buckets
 
 
 def test_counts_that_shrink_are_of_another_process() -> None:
-    """A server that was restarted, or a second one that does not say which it is: its steps were fewer than none."""
+    """A server was restarted, or a second one does not say which it is: the steps between two looks were fewer than
+    none.
+    """
     many, few = {0.08: 90.0, float("inf"): 100.0}, {0.08: 120.0, float("inf"): 80.0}
     assert steps_between(Look(0.0, {}, many), Look(0.0, {}, few)).source == "none"
     old, new = Look(0.0, {}, many, cpu_seconds=50.0, process=1.0), Look(0.0, {}, many, cpu_seconds=60.0, process=2.0)

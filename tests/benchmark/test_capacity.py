@@ -43,7 +43,7 @@ class _Server:
 def capacity(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Callable[..., tuple[dict[str, Any], list[list[SessionPlan]]]]:
-    """Measures with clients whose lives are given, by the number of sessions and the try. Returns the report and what
+    """Measure with clients whose lives are given, by the number of sessions and the try. Returns the report and what
     was planned for each level.
     """
 

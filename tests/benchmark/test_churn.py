@@ -54,7 +54,7 @@ def test_the_figures_are_those_of_a_session_and_of_the_time_that_went_by(
         yield Server()
 
     async def come_and_go(url: str, until_s: float, opened_ms: list[float], refused: list[str]) -> None:
-        """Takes two seconds of the clock, four times as long as it may."""
+        """Take two seconds of the clock, four times as long as it may."""
         nonlocal now_s, own_s
         assert until_s == pytest.approx(now_s + 0.5) or opened_ms
         opened_ms.extend([10.0, 20.0, 30.0, 40.0, 100.0])

@@ -54,7 +54,7 @@ def test_every_command_is_one_that_there_is(size: str) -> None:
 
 @pytest.mark.parametrize(("size", "minutes"), [("1.3b", 9.75), ("8b", 5.0)])
 def test_the_limits_fit_the_time(size: str, minutes: float) -> None:
-    """What comes last would never be run. Few of them take all of their time."""
+    """What comes last would otherwise never be run. Few items take all of their time."""
     assert sum(item.limit_s for item in plan(size)) <= 60 * minutes
     assert [item.name for item in plan(size) if item.decides] == ["smoke"]
     assert [item.name for item in plan(size)][:2] == ["versions", "smoke"]
@@ -115,8 +115,9 @@ def test_the_time_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     """An item gets what is left, and is not begun for less than a few seconds."""
     items = (_item("hangs", "hangs", 600.0), _item("good", "good"))
     monkeypatch.setattr(device, "plan", lambda size: items)
+    monkeypatch.setattr(device, "_LEAST_S", 1.0)
     started = time.monotonic()
-    report = measure(_options(tmp_path, "--minutes", "0.2"))
+    report = measure(_options(tmp_path, "--minutes", "0.1"))
     assert time.monotonic() - started < 60
     first, second = (str(row["outcome"]) for row in report.rows)
     assert first.startswith("stopped after ")
@@ -124,7 +125,7 @@ def test_the_time_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_latency_s_loads_share_the_time_that_is_left() -> None:
-    """Killed in its last load, it would leave no report at all."""
+    """A latency run that is killed in its last load leaves no report at all."""
     latency = next(item for item in plan("1.3b") if item.name == "latency")
     told = [float(parse(list(latency.arguments(left)[1:])).seconds) for left in (60.0, 120.0, 1000.0)]
     assert told == sorted(told)
@@ -134,7 +135,9 @@ def test_latency_s_loads_share_the_time_that_is_left() -> None:
 
 @pytest.mark.parametrize("size", ["1.3b", "tiny"])
 def test_sweep_s_trials_leave_time_for_their_report(size: str) -> None:
-    """They were begun for 40 s of 45, counted from when the weights were there: killed, they left no report."""
+    """Trials were begun for 40 s of 45, counted from when the weights were there: the run was killed and left no
+    report.
+    """
     sweep = next(item for item in plan(size) if item.name == "sweep")
     for left_s in (20.0, 1000.0):
         told = float(parse(list(sweep.arguments(left_s)[1:])).seconds)
@@ -158,7 +161,7 @@ def test_the_items_are_listed_without_a_gpu(tmp_path: Path) -> None:
 
 
 def test_the_tests_of_a_gpu_are_found_where_the_wire_s_packages_are_not() -> None:
-    """39 errors of collection on a machine with a GPU, torch and little else."""
+    """On a machine with a GPU, torch and little else, 39 files could not be collected."""
     command = ("pytest", "--collect-only", "-q", "-p", "no:cacheprovider", "-m", "gpu", *GPU_TESTS)
     ran = subprocess.run(
         [sys.executable, "-m", "tests.bare", *command], cwd=ROOT, capture_output=True, text=True, check=False
@@ -169,8 +172,8 @@ def test_the_tests_of_a_gpu_are_found_where_the_wire_s_packages_are_not() -> Non
 
 
 def test_every_measurement_runs_where_the_wire_s_packages_are_not() -> None:
-    """All of them failed at their imports for want of msgspec, which engines need and models do not: the whole of a
-    lent quarter of an hour would have gone by with nothing measured.
+    """All measurements failed at their imports for want of msgspec, which engines need and models do not: nothing would
+    have been measured in a lent quarter of an hour.
     """
     command, environment = [sys.executable, "-m", "tests.bare", "tests.benchmark.dry_run"], {"OMP_NUM_THREADS": "1"}
     ran = subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=False)
@@ -181,7 +184,7 @@ def test_every_measurement_runs_where_the_wire_s_packages_are_not() -> None:
 
 
 def test_no_test_of_a_gpu_is_anywhere_else() -> None:
-    """It would never run: the command names these places."""
+    """A test elsewhere would never run: the command names these places."""
     marks = ("pytest.mark.gpu", "import DEVICES", "gpu: ")
     found = [
         path.relative_to(ROOT).as_posix()

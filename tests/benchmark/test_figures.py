@@ -60,7 +60,7 @@ def test_clients_may_be_late_by_so_much_and_no_more() -> None:
 
 
 def test_sessions_at_once_are_those_that_were_open_together() -> None:
-    """Sessions one after the other were told as all of them at once."""
+    """Sessions that came one after the other were told as all of them at once."""
     sessions = [SessionRecord(n, "done", "", float(n), n + 1.5, 0, 0) for n in range(6)]
     sessions.append(SessionRecord(6, "refused", "full", None, 3.0, 0, 0))
     assert most_at_once(Outcome(0.0, 10.0, [], sessions[::-1])) == 2
@@ -70,8 +70,8 @@ def test_sessions_at_once_are_those_that_were_open_together() -> None:
 def test_a_product_counts_as_two_operations_for_each_weight_and_row(
     native: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those that PyTorch's counter does not know were counted by half: the floor of a step that multiplies was half of
-    what any machine takes.
+    """Products that PyTorch's counter does not know were counted by half: the floor of a step that multiplies was half
+    of what any machine takes.
     """
     monkeypatch.setenv(SWITCH, native)
     library.cache_clear()

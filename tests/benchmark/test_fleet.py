@@ -30,7 +30,7 @@ def line_of(erlangs: float, slots: int, places: int) -> tuple[float, float]:
     return float(shares[-1]), float(waiting / (erlangs * (1 - shares[-1])))  # Little's law
 
 
-def test_erlang_b_itself() -> None:
+def test_erlang_b_is_the_textbooks_and_holds_for_large_pools() -> None:
     assert erlang_b(2.0, 1) == pytest.approx(2 / 3) and erlang_b(0.5, 2) == pytest.approx(1 / 13)
     assert erlang_b(100_000 * 0.9, 100_000) < 1e-9, "a large pool refuses nobody"
 
@@ -110,7 +110,9 @@ def test_the_first_frame_takes_two_steps_and_what_is_left_of_one() -> None:
     assert (first > 60).mean() == pytest.approx(30 / 80, abs=0.02)
 
 
-def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line_writes_a_report_and_a_picture_of_every_fleet(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("matplotlib")
     written, picture = tmp_path / "fleet.json", tmp_path / "fleet.png"
     flags = ("--replicas", "2", "5", "--load", "0.8", "0.9", "--minutes", "2", "--slots", "10", "--queue", "2")

@@ -50,7 +50,7 @@ def test_what_was_seen_to_be_faster_counts() -> None:
     )
 )
 def test_nothing_was_faster_than_its_floor(seen: list[tuple[list[tuple[torch.dtype, int, int]], float]]) -> None:
-    """Of a whole step neither, which may take less than its stages one by one."""
+    """A whole step was not, either, though it may take less than its stages one by one."""
     times = [(works(*parts), ms) for parts, ms in seen]
     raised = RATES.raised(times)
     assert raised.read >= RATES.read and all(raised.multiply[kind] >= rate for kind, rate in RATES.multiply.items())

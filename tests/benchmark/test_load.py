@@ -25,7 +25,7 @@ def session(told: list[Record]) -> load._Session:
 
 
 def test_a_frame_s_lateness_is_against_a_listener_who_began_with_the_first() -> None:
-    """By another rate, or another frame's arrival, a continuation that stutters is on time."""
+    """Reckoned by another rate, or from another frame's arrival, a continuation that stutters is on time."""
     told: list[Record] = []
     hearing = load._Hearing(1, 101.0, [0.5])
     hearing.frames = [(102.0, 0), (102.1, FRAME), (102.13, 2 * FRAME), (102.5, 3 * FRAME)]
@@ -38,7 +38,7 @@ def test_a_frame_s_lateness_is_against_a_listener_who_began_with_the_first() -> 
 
 
 def test_speech_that_was_lost_is_counted_in_the_turn_that_lost_it() -> None:
-    """Counted again in every turn after it, one hiccup became a row of them."""
+    """Loss was counted again in every turn after it: one hiccup became a row of them."""
     told: list[Record] = []
     one = session(told)
 

@@ -85,7 +85,7 @@ def _state(process: int) -> str:
 def test_an_installed_package_writes_no_results_among_other_packages(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From an installed package they went to site-packages/docs/results, where nobody looks for them."""
+    """An installed package wrote its results to site-packages/docs/results, where nobody looks for them."""
     assert parse(["results"]).folder == Path(__file__).parents[2] / "docs" / "results"
     monkeypatch.setattr(results, "ROOT", tmp_path)
     assert parse(["results"]).folder == Path("results")

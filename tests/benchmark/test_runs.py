@@ -45,7 +45,7 @@ def live_sessions(
     lead_ms: int = 1_000,
     patient: bool = False,
 ) -> Level:
-    """Runs sessions of these turns in this process. meanwhile: a coroutine beside them.
+    """Run sessions of these turns in this process. meanwhile: a coroutine beside them.
 
     The lead is long, so that only what a test arranges takes long enough to be heard.
     """
@@ -82,7 +82,9 @@ def test_a_step_of_thirty_ms_is_a_latency_of_two_of_them() -> None:
 
 
 def test_a_stall_beyond_the_lead_is_one_underrun_and_one_within_it_is_none() -> None:
-    """1.2 s in the first of two turns of 5 + 12 frames, and 0.15 s in the second, when 0.5 s may be ahead."""
+    """The stalls last 1.2 s, in the first of two turns of 5 + 12 frames, and 0.15 s, in the second, when 0.5 s may be
+    ahead.
+    """
     calls = 0
 
     def delay_s() -> float:
@@ -178,8 +180,8 @@ def test_the_gate_lets_nothing_through_that_is_heard(change: dict[str, Any], gat
 
 
 def test_what_the_server_used_is_told_by_the_second_and_by_the_frame() -> None:
-    """Processor time by the wrong divisor: a server that takes 13 ms for each 80 ms of speech looked twice as fast, and
-    its share of a core depended on how long it was looked at.
+    """Processor time was divided by the wrong number: a server that takes 13 ms for each 80 ms of speech looked twice
+    as fast, and its share of a core depended on how long it was looked at.
     """
     turns = [record(), record(prompt_seconds=1.0, heard_seconds=5.0)]  # 12 s in all: 150 frames
     outcome = Outcome(0.0, 10.0, turns, [SessionRecord(0, "done", "", 0.0, 10.0, 0, 0)])
@@ -195,7 +197,7 @@ def test_what_the_server_used_is_told_by_the_second_and_by_the_frame() -> None:
 
 
 def test_the_gate_goes_by_the_steps_of_its_own_run() -> None:
-    """`/health` has the last thousand steps, those of a heavier level before included."""
+    """`/health` has the last thousand steps, among them those of a heavier level before."""
     outcome = Outcome(0.0, 10.0, [record()], [SessionRecord(0, "done", "", 0.0, 10.0, 0, 0)])
     slow_before = Look(0.0, {"step_ms_p50": 20.0, "step_ms_p99": 300.0})
     assert Level({}, outcome, Look(0.0), slow_before, 20.0).verdict == "ok"
@@ -218,7 +220,7 @@ def report_of(command: str, tmp_path: Path, *flags: str) -> dict[str, Any]:
 
 
 def test_latency_and_capacity_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Two sessions in two processes; then as many as there is room for."""
+    """The first has two sessions in two processes, the second as many as there is room for."""
     with running(StubStep(2)) as engine, serving(engine) as server:
         flags = ("--url", server.url, "--seconds", "0.5")
         report = report_of("latency", tmp_path, *flags, "--sessions", "2", "--processes", "2")
@@ -277,7 +279,7 @@ def test_a_picture_that_cannot_be_is_refused_before_anything_is_measured(
 
 @pytest.mark.parametrize("kind", ["levels", "windows"])
 def test_reports_become_pictures(kind: str, tmp_path: Path) -> None:
-    """With what has no figure, too."""
+    """A report may have rows without a figure, too."""
     pytest.importorskip("matplotlib")
     from streaming.benchmark.report import Report
 

@@ -48,7 +48,7 @@ def _measured(loaded: StepModels, wrong: set[str], monkeypatch: pytest.MonkeyPat
 
 
 def test_the_kernel_that_is_wrong_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """That they do not agree was all that was said, and nothing more was measured."""
+    """The test said only that kernels do not agree, and nothing more was measured."""
     with pytest.raises(SmokeError, match="only 0 % of the codes") as found:
         _measured(_loaded(), {"draw"}, monkeypatch)
     assert str(found.value).endswith("\nwithout draw they agree; STREAMING_WITHOUT_KERNELS=draw leaves it out")

@@ -43,7 +43,7 @@ def test_between_two_numbers_of_sessions_times_lie_between_theirs(tmp_path: Path
 
 
 def test_a_server_carries_what_keeps_a_frame_in_time(tmp_path: Path) -> None:
-    """The 99th percentile, as `capacity` does, and not the mean."""
+    """The 99th percentile decides, as in `capacity`, and not the mean."""
     steps = measured(written(tmp_path, n1=[20.0], n3=[70.0] * 98 + [90.0] * 2, n2=[50.0]))
     assert steps.carries == 2 and steps.late(3) == pytest.approx(0.02, abs=0.01) and steps.late(2) == 0
     assert measured(written(tmp_path, n1=[100.0])).carries == 0
@@ -71,8 +71,8 @@ def test_what_step_writes_is_what_is_read(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_step_s_table_is_its_times_against_the_floors_of_its_stages(
     codec: StreamingMimi, decoder: LlamaDecoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A share upside down, or a bandwidth counted in numbers instead of bytes: what is published is how near a step
-    comes to what the machine can do.
+    """Pins a share that is upside down, and a bandwidth counted in numbers instead of bytes: what is published is how
+    near a step comes to what the machine can do.
     """
     block = torch.ones(1_000_000)
     taken = {"codec encode": 4.0, "codec decode": 5.0, "decoder, listening": 6.0, "decoder, speaking": 7.0}
@@ -177,7 +177,7 @@ def test_what_was_measured_is_what_the_page_says() -> None:
 
 
 def test_what_is_computed_is_what_the_page_of_figures_predicts() -> None:
-    """docs/performance.md: 2.65 ms to read 1.3B with one full window, 34 GB of context at 256, 18.5 ms for 8B."""
+    """docs/performance.md has 2.65 ms to read 1.3B with one full window, 34 GB of context at 256, 18.5 ms for 8B."""
     small, large = ROOFLINES["1.3b-h100"], ROOFLINES["8b-h100"]
     assert 1e3 * (small.weight_bytes + small.context_bytes) / small.bytes_per_s == pytest.approx(2.65, abs=0.03)
     assert 256 * small.context_bytes == pytest.approx(34e9, rel=0.02)

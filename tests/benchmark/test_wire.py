@@ -35,7 +35,7 @@ def test_both_servers_move_the_same_frames(tmp_path: Path) -> None:
         assert (row["lock_ms"] < row["server_ms"]) == (row["traffic"] in ("native, Opus", "hands-free")), row
 
 
-def test_one_kind_of_traffic(tmp_path: Path) -> None:
+def test_one_kind_of_traffic_can_be_measured_alone(tmp_path: Path) -> None:
     path = tmp_path / "wire.json"
     flags = ("--only", "openai", "--sessions", "1", "2", "--seconds", "0.5", "--rounds", "1")
     assert main(["wire", *flags, "--json", str(path)]) == 0

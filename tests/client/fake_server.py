@@ -121,7 +121,7 @@ async def fake_server(
     tls: ssl.SSLContext | None = None,
     comes_back: Callable[[Peer], Awaitable[None]] | None = None,
 ) -> AsyncIterator[FakeServer]:
-    """Listens on a free port of the loopback while the block lasts; `script` gets every control message but pings.
+    """Listen on a free port of the loopback while the block lasts; `script` gets every control message but pings.
 
     gate: answers handshakes with something else, or lets them go on. comes_back: answers `session.resume`.
     """

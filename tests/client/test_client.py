@@ -262,7 +262,7 @@ class TestInterruption:
 
 
 class TestBrokenServers:
-    def test_a_gap_in_the_audio(self) -> None:
+    def test_a_gap_in_the_audio_breaks_the_protocol(self) -> None:
         """A lost frame was heard as a click, and the continuation called whole."""
         gap = encode_audio(AudioMessage(1, 2 * FRAME, frame_of(1, 2)))
         error = asyncio.run(failure_of(speaking(gap)))
@@ -297,7 +297,7 @@ class TestBrokenServers:
             encode_audio(AudioMessage(1, FRAME, frame_of(1, 1)))[:-1],
         ],
     )
-    def test_a_malformed_message(self, raw: str | bytes) -> None:
+    def test_a_malformed_message_breaks_the_protocol(self, raw: str | bytes) -> None:
         error = asyncio.run(failure_of(speaking(raw)))
         assert isinstance(error, ProtocolError)
         assert "the server broke the protocol" in str(error)
@@ -330,7 +330,7 @@ class TestBrokenServers:
         assert isinstance(error, ContinuationError)
         assert str(error) == "the server ended the session (engine_stopped): out of memory"
 
-    def test_a_server_that_stops(self) -> None:
+    def test_a_server_that_stops_is_told(self) -> None:
         async def script(peer: Peer, message: ClientMessage) -> None:
             if isinstance(message, Speak):
                 await peer.send(SessionClosed(reason="stopping"))
@@ -381,7 +381,7 @@ class TestBrokenServers:
 
 
 class TestMeasurements:
-    def test_latencies_of_a_turn(self) -> None:
+    def test_latencies_of_a_turn_are_counted_from_the_end_of_speech(self) -> None:
         async def test() -> None:
             async with fake_server() as server, ContinuationClient.connect(server.url) as client:
                 await client.send(np.zeros(FRAME, np.int16))

@@ -65,7 +65,7 @@ class TestOpening:
             ("http://", "not a server's address"),
         ],
     )
-    def test_no_such_server(self, url: str, reason: str) -> None:
+    def test_a_server_that_is_not_there_is_told_with_the_reason(self, url: str, reason: str) -> None:
         async def test() -> None:
             with pytest.raises(ContinuationError, match=reason):
                 async with ContinuationClient.connect(url):
@@ -131,7 +131,7 @@ class TestAccess:
 
     @pytest.mark.parametrize("token", ["", "a b", "a\r\nX-Other: b", "ä", "a\n"])
     def test_what_is_no_token_is_not_sent_and_not_repeated(self, token: str) -> None:
-        """A line end in it wrote a header of its own."""
+        """A line end in a token wrote a header of its own."""
 
         async def test() -> None:
             with pytest.raises(ContinuationError, match="the token holds a character that no token may have"):
@@ -180,7 +180,7 @@ class TestAccess:
         run(test())
 
     def test_a_redirect_is_not_followed(self) -> None:
-        """A token followed to wherever an answer pointed."""
+        """The token went to wherever an answer pointed."""
 
         async def test() -> None:
             async with fake_server() as other:

@@ -47,7 +47,7 @@ def server(step: StubStep) -> Iterator[LiveServer]:
 
 
 def run_client(server: LiveServer, program: str, folder: Path) -> str:
-    """Runs it in `folder`, beside the examples; returns what it printed."""
+    """Run it in `folder`, beside the examples, and return what it printed."""
     host = server.url.split("/")[2]
     (folder / "examples").symlink_to(ROOT / "examples")
     script = folder / "recipe.py"
@@ -78,7 +78,7 @@ ONE_TURN = [(name, recipe) for name, recipe in zip(NAMES, RECIPES, strict=True) 
 def test_a_recipe_records_what_the_model_said(
     server: LiveServer, step: StubStep, tmp_path: Path, name: str, recipe: str
 ) -> None:
-    """Down to the sample; a frame that a client lost, doubled or got late would show."""
+    """The recording is right to the sample: a frame that a client lost, doubled or got late would show."""
     step.ends = lambda length, _: name == "openai" and length == 100  # the others say how much they want
     run_client(server, recipe, tmp_path)
     with wave.open(str(tmp_path / "continuation.wav")) as file:

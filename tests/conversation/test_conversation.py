@@ -101,7 +101,9 @@ def test_audio_has_its_place_in_the_turn() -> None:
 
 
 def test_a_last_frame_that_is_not_whole_is_heard_as_it_is() -> None:
-    """What was said last, less than 80 ms, was never heard; or padded, which gave its codes to other words."""
+    """The last of what was said, less than 80 ms, was never heard; or it was padded, which gave its codes to other
+    words.
+    """
     talk = Talk()
     talk.hear(1.5)
     talk.say(SPEAK)
@@ -221,8 +223,8 @@ def test_the_beginning_of_a_prompt_can_be_kept(keep: int, kept: int, pending: in
 
 
 def test_a_prompt_of_which_not_all_could_be_taken_back_is_as_long_as_the_client_was_told() -> None:
-    """The conversation took it for as short as it was to be: what the client wanted kept from then on was beyond its
-    end, and so a second clear took back nothing.
+    """The conversation took the prompt for as short as it was to be. What the client wanted kept from then on was
+    beyond its end, and so a second clear took back nothing.
     """
     talk = Talk()
     talk.engine.reach = 2
@@ -428,7 +430,7 @@ def test_two_speeches_in_one_message_are_two_speeches() -> None:
 
 
 def test_clearing_takes_back_the_speech_that_is_being_heard() -> None:
-    """What was said before it stays."""
+    """What was said before that speech stays."""
     talk = Talk(turn_taking="vad", vad=VadOptions(silence_ms=96, prefix_ms=0, respond=False))
     talk.voice(*SAID)
     talk.voice(*YES * 5)
@@ -571,7 +573,7 @@ def test_a_fast_client_loses_nothing() -> None:
 
 
 def test_what_was_said_without_a_connection_is_not_dropped() -> None:
-    """It comes faster than it was said: the client lost what it had kept for just this."""
+    """What was said meanwhile comes faster than it was said: the client lost what it had kept for just this."""
     talk = Talk(engine=EngineModel(room=2))
     talk.conversation.expect_replay(5 * FRAME)
     talk.hear(5)
@@ -828,7 +830,7 @@ def test_a_session_that_speaks_is_drained_when_its_turn_is_over() -> None:
 
 
 def test_the_end_of_the_turn_before_does_not_end_a_session_that_is_being_drained() -> None:
-    """A turn was interrupted and the next one begun; the first one's end was taken for the second one's."""
+    """A turn was interrupted and the next one begun: the end of the first was taken for that of the second."""
     talk = Talk(max_seconds=0.48)
     talk.turn()
     talk.replies()

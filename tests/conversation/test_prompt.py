@@ -33,7 +33,7 @@ def test_a_frame_of_which_something_is_kept_stays_whole(said: int, keep: int, ke
 
 
 def test_the_rest_is_given_once() -> None:
-    """It would have been the beginning of the next turn, too."""
+    """Given twice, it would be the beginning of the next turn, too."""
     made = prompt(FRAME + 7)
     assert len(made.rest()) == 7
     assert len(made.rest()) == 0
@@ -47,8 +47,8 @@ def test_a_new_turn_has_no_frames() -> None:
 
 
 def test_what_could_not_be_cleared_is_still_there() -> None:
-    """The engine had kept more than it was to keep, and the prompt was taken for shorter than it was: the next clear
-    took back too little, or nothing.
+    """The engine had kept more than it was to keep, and the prompt was taken for too short: the next clear took back
+    too little, or nothing.
     """
     made = prompt(9 * FRAME)
     assert made.keep(0) == 0
@@ -60,7 +60,7 @@ def test_what_could_not_be_cleared_is_still_there() -> None:
 
 
 def test_the_last_of_several_clears_says_what_is_kept() -> None:
-    """What the first could not take back, the second may have: counted twice, it would be kept twice."""
+    """What the first clear could not take back, the second may have taken: counted twice, it would be kept twice."""
     made = prompt(9 * FRAME)
     made.keep(4 * FRAME)
     made.keep(2 * FRAME)

@@ -128,7 +128,7 @@ def test_a_threshold_below_the_hysteresis_still_ends_speech() -> None:
 
 @pytest.mark.parametrize(("silence_ms", "windows"), [(80, 3), (160, 5), (161, 6), (480, 15), (500, 16)])
 def test_silence_of_exactly_silence_ms_ends_speech_and_a_window_less_does_not(silence_ms: int, windows: int) -> None:
-    """Off by one window at the end of speech; a silence_ms between windows rounds up."""
+    """The end of speech was off by one window. A silence_ms between windows rounds up."""
     options = VadOptions(silence_ms=silence_ms)
     assert edges(YES * 3 + NO * (windows - 1) + YES * 20, options)[1:] == []
     assert edges(YES * 3 + NO * windows, options)[1:] == [SpeechEdge(False, 3 * W, (3 + windows) * W)]
@@ -345,7 +345,7 @@ def test_any_cut_of_the_input_gives_the_same_actions(
 def test_prompts_are_contiguous_slices_in_order_and_never_come_over_the_machine(
     script: list[float], options: VadOptions, calls: list[tuple[int, str]], cuts: list[int]
 ) -> None:
-    """Samples lost, repeated, or fed to a context that is speaking or not yet cut."""
+    """Pins samples that are lost, repeated, or fed to a context that is speaking or not yet cut."""
     state = "idle"  # by the actions and calls alone
     fed = 0
     for entry in converse(script, options, calls, cuts):
@@ -390,7 +390,7 @@ def test_a_command_to_speak_in_silence_says_nothing() -> None:
 
 
 def test_cleared_input_is_never_heard() -> None:
-    """Not even as the prefix of what follows; and who goes on speaking is heard from there."""
+    """It is not heard even as the prefix of what follows. Who goes on speaking is heard from there."""
     talk = Scripted(NO * 4 + YES * 12)
     talk.hear(8)
     talk.taker.clear()
@@ -433,6 +433,6 @@ def test_options_change_in_mid_stream() -> None:
 
 
 def test_positions_go_on_from_where_turn_taking_begins() -> None:
-    """Switched on in mid-session it told positions of an input of its own."""
+    """Turn taking that was switched on in mid-session told positions of an input of its own."""
     taker = TurnTaker(OPTIONS, 100 * W)
     assert plain(taker.push(positions(3, 100 * W), YES * 3)) == [SpeechStarted(100 * W), slice(100 * W, 103 * W)]

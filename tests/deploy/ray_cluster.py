@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.deploy.stub_server import STUBBED
+
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 240.0
 DRAIN_S = 4.0
@@ -48,6 +50,7 @@ _FILES = {
 }
 os.environ |= {  # read when Ray is imported
     **settings(),
+    **STUBBED,
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(DRAIN_S + 8),
     "RAY_SERVE_HAPROXY_METRICS_PORT": str(_PORTS[0]),
     "RAY_SERVE_HAPROXY_STATS_PORT": str(_PORTS[1]),
@@ -64,7 +67,7 @@ with warnings.catch_warnings(action="ignore"):  # its own, of other libraries' f
 
 
 def until(true: Callable[[], Any], seconds: float = PATIENCE_S) -> Any:
-    """Waits for something to be so, and returns it."""
+    """Wait for something to be so, and return it."""
     deadline = time.monotonic() + seconds
     while not (value := true()):
         assert time.monotonic() < deadline, "it did not come about"

@@ -110,8 +110,8 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX paths and signals")
 def test_what_it_copies_is_enough_to_run_the_server_and_to_look_after_it(image: Path, tmp_path: Path) -> None:
-    """A module that imports what is not copied; a health check that asks at the wrong place; a stop that is not
-    heard.
+    """Pins a module that imports what is not copied, a health check that asks at the wrong place, and a stop that is
+    not heard.
     """
     last = dict(instructions())
     entry, check = json.loads(last["ENTRYPOINT"]), json.loads(last["HEALTHCHECK"].partition("CMD ")[2])
@@ -151,7 +151,7 @@ def test_what_it_copies_is_enough_to_run_the_server_and_to_look_after_it(image: 
 
 @pytest.mark.parametrize("with_tls", [True, False])
 def test_the_health_check_speaks_tls_where_the_server_does(tmp_path: Path, with_tls: bool) -> None:
-    """With the certificate named in a file, as operations.md has it, the container stayed unhealthy."""
+    """With a certificate that a file names, as operations.md has it, the container stayed unhealthy."""
     certificate, key = self_signed(tmp_path)
     tls = load_tls(str(certificate), str(key)) if with_tls else None
     with Engine(StubStep(1)) as engine, serving(engine, tls=tls) as server:

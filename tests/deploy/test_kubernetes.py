@@ -24,7 +24,7 @@ import pytest
 import yaml
 
 from streaming.audio import FRAME
-from streaming.client.client import ContinuationClient
+from streaming.client.client import Audio, ContinuationClient
 from streaming.protocol.messages import SessionStart, TurnDone
 from streaming.server.command import parse
 from streaming.server.door.session_key import ENVIRONMENT as KEY_VARIABLE
@@ -113,7 +113,7 @@ def test_kustomizations_name_what_is_there_and_leave_nothing_out() -> None:
 @pytest.mark.skipif(KUBECTL is None, reason="no kubectl to put the overlays together with")
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_an_overlay_is_one_that_kubernetes_takes(overlay: str) -> None:
-    """Of its own kinds, by their schemas; those of other projects are not on PyPI."""
+    """Kubernetes' own kinds are checked by their schemas; those of other projects are not on PyPI."""
     validate = pytest.importorskip("kubernetes_validate", reason="PyPI has kubernetes-validate, of 100 MB")
     for document in built(overlay):
         assert document["metadata"]["namespace"] == "streaming"
@@ -145,7 +145,7 @@ def test_what_is_put_together_is_what_was_meant() -> None:
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_every_option_is_one_of_the_servers(overlay: str) -> None:
-    """A key that the server does not know ends every pod at its start; a variable does nothing."""
+    """A key that the server does not know ends every pod at its start; such a variable does nothing."""
     config = FOLDER / "base" / "server.toml"
     options = parse(["--config", str(config)], {})
     for key, value in tomllib.loads(config.read_text(encoding="utf-8")).items():
@@ -328,21 +328,25 @@ def test_the_pods_command_runs_with_its_configuration(tmp_path: Path) -> None:
             assert status(containers("cpu-demo")[probe]["httpGet"]["path"]) == 200
         assert (status(METRICS, READER), status(METRICS, ANN), status(METRICS)) == (200, 401, 401)
 
-        async def talk() -> TurnDone:
+        async def talk() -> tuple[TurnDone, int]:
+            """What is told at the end of a turn, and how many samples came."""
             async with ContinuationClient.connect(url, SessionStart(max_seconds=1.0), token=ANN) as client:
                 await client.send(np.zeros(4 * FRAME, np.int16))
                 await client.speak()
-                told = False
+                told, heard = False, 0
                 async for event in client.events():
                     if not told:
                         process.send_signal(signal.SIGTERM)
                         told = True
+                    if isinstance(event, Audio):
+                        heard += len(event.pcm)
                     if isinstance(event, TurnDone):
-                        return event
+                        return event, heard
             raise AssertionError("the turn was cut off")
 
-        done = run(talk())
-        assert done.reason in ("max_seconds", "end") and done.samples > 0
+        done, heard = run(talk())
+        assert done.reason in ("max_seconds", "end")  # the demo ends some turns itself
+        assert done.samples == heard
         started = time.monotonic()
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 0 and time.monotonic() - started < 30

@@ -1,4 +1,4 @@
-"""`deploy/ray/` under a real Ray Serve behind its HAProxy: two replicas of the demo model on this machine.
+"""`deploy/ray/` under a real Ray Serve behind its HAProxy: two replicas on this machine, whose servers have no weights.
 
 Skips itself where Ray is not installed: `pip install -e ".[dev,ray]"`. Two minutes, most of them Serve's own waits.
 """
@@ -64,7 +64,7 @@ async def _talk(session: Client) -> None:
 
 
 async def _late_ms(session: Client, seconds: float) -> float:
-    """Listens for so long. Returns the longest wait for a frame."""
+    """Listen for so long. Returns the longest wait for a frame."""
     start = latest = time.monotonic()
     longest = 0.0
     while latest < start + seconds:
@@ -92,7 +92,7 @@ def test_sessions_spread_and_a_replica_that_is_killed_takes_its_own_with_it(serv
         assert "<!doctype html>" in (await asyncio.to_thread(service.get, "/"))[1]
 
     async def listen(session: ContinuationClient, seconds: float) -> float:
-        """Returns the longest wait for a frame, in seconds; endless where the session was lost."""
+        """Return the longest wait for a frame, in seconds; endless where the session was lost."""
         until_s = latest = time.monotonic()
         longest, broken = 0.0, False
         try:

@@ -179,7 +179,7 @@ class ProgramRun:
                     self._interrupt(self._turn - turns_ago, EVERYTHING, self._kept_of(self._turn - turns_ago))
 
     def check(self) -> None:
-        """Waits until all is done, and compares."""
+        """Wait until all is done, and compare."""
         self._interrupt(0, 0, 0)
         self._driver.wait_for(lambda: len(self._of(Interrupted)) == len(self._interrupted))
         assert self._of(TurnSpeaking) == self._started
@@ -293,7 +293,7 @@ class ProgramRun:
             self._driver.pause()
 
     def _continue(self, max_frames: int) -> int:
-        """Speaks to the end, in the model. Returns how many frames that is."""
+        """Speak to the end, in the model. Returns how many frames that is."""
         digests = self._digests[self._turn] = []
         self._reasons[self._turn] = "max_frames"
         entry = spoken(self._sampling)

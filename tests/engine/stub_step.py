@@ -56,7 +56,7 @@ class Stream:
         return zlib.crc32(repr(entry).encode(), self.digests[-1])
 
     def add(self, entry: Entry) -> int:
-        """Returns the digest of the stream with this entry, from which `pcm_of` and `codes_of` make the frame."""
+        """Return the digest of the stream with this entry, from which `pcm_of` and `codes_of` make the frame."""
         digest = self.digest_with(entry)
         self.entries.append(entry)
         self.digests.append(digest)
@@ -115,7 +115,7 @@ class StubResult:
 
 
 class StubStep:
-    """Keeps the contract of `streaming.frame_step.FrameStep`, and asserts that the engine does.
+    """Keep the contract of `streaming.frame_step.FrameStep`, and assert that the engine does.
 
     ends: whether speech ends instead of giving the frame with this digest to a stream of this length. delay_s: how long
     a call takes. gated: a call waits, once begun, until `allow` lets it go on; `wait_until_begun` waits for that.
@@ -205,7 +205,7 @@ class StubStep:
         stream.rewind(frames)
 
     def copy(self, slot: int, reach: int, base: Any = None, common: int = 0) -> Generator[None, None, StubCopy]:
-        """Asserts until the last piece that what is copied has not been overwritten."""
+        """Assert until the last piece that what is copied has not been overwritten."""
         self._require_own_thread()
         assert 0 <= reach <= self.reach(slot), "out of reach"
         return self._copy(slot, list(self.streams[slot].entries), reach, base, common)

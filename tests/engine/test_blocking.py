@@ -220,7 +220,7 @@ def test_numbers_that_are_no_speech_are_refused_and_the_session_goes_on(
 
 @pytest.mark.parametrize("kind", [np.int16, np.int64, np.uint8, np.bool_, np.complex64, object])
 def test_samples_that_are_no_floats_are_refused(session: Session, kind: type) -> None:
-    """int16 was taken at its word: speech 90 dB over full scale."""
+    """int16 was taken for float: speech 90 dB over full scale."""
     with pytest.raises(ValueError, match="to_float"):
         session.listen(np.ones(FRAME, kind))
 
@@ -237,7 +237,7 @@ def test_other_types_of_samples_are_converted(step: StubStep, session: Session) 
 
 
 def test_calls_that_do_not_fit_raise_at_once(session: Session) -> None:
-    """Not when the iteration begins."""
+    """They raise when they are made, and not when the iteration begins."""
     with pytest.raises(EmptyPromptError):
         session.speak(1)
     session.interrupt(0)  # of nothing
@@ -306,7 +306,7 @@ def test_a_closed_session_raises_and_its_slot_is_free(engine: Engine, session: S
 
 
 def test_closing_from_another_thread_ends_an_iteration_that_waits() -> None:
-    """It waited for ever: a session that is closed tells nothing any more."""
+    """The iteration waited for ever: a session that is closed tells nothing any more."""
     step = StubStep(1, gated=True)
     with running(step) as engine, engine.open() as session:
         session.listen(frame(0))

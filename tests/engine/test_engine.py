@@ -41,14 +41,14 @@ def hear(live: EngineSession, *values: int) -> None:
 
 
 def settle(live: EngineSession, recorder: Recorder) -> None:
-    """Waits until all commands have taken effect: interruptions of no turn are answered, too."""
+    """Wait until all commands have taken effect: interruptions of no turn are answered, too."""
     count = len(recorder.of(Interrupted)) + 1
     live.interrupt(0, 0)
     recorder.wait_for_event(Interrupted, count)
 
 
 class ThreadDriver:
-    """Waits for the engine's thread, and pauses at random."""
+    """Wait for the engine's thread, and pause at random."""
 
     def __init__(self, live: EngineSession, recorder: Recorder, timing: random.Random) -> None:
         self.wait_for_room = live.wait_for_room
@@ -82,7 +82,7 @@ def converse(engine: Engine, step: StubStep, program: list[Act], seed: int, leav
     st.integers(0, 2**32),
 )
 def test_every_session_gets_what_it_gets_alone(people: list[tuple[list[Act], int, bool]], seed: int) -> None:
-    """Three at a time, in three slots that pass from one to the next at once: nothing of another must show."""
+    """Three sessions run at a time in three slots that pass from one to the next: nothing of another must show."""
     timing = random.Random(seed)
     step = StubStep(
         3, ends=lambda length, digest: digest % 9 == 0, delay_s=lambda: timing.choice((0, 1e-5, 2e-4)), context_frames=9
@@ -147,7 +147,9 @@ def test_a_session_that_waits_for_its_listener_holds_up_nobody() -> None:
 
 
 def test_steps_that_take_nothing_begin_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else each has one session in it, and wakes its owner for it. Told by the least time that they can take."""
+    """Without a pause each step has one session in it, and wakes its owner for it. Told by the least time that the
+    steps can take.
+    """
     monkeypatch.setattr("streaming.engine.engine._APART_S", 0.02)
     step, recorder = StubStep(1), Recorder()
     with Engine(step) as engine:
@@ -382,7 +384,7 @@ def test_a_failure_after_the_audio_ends_those_who_spoke_and_nobody_else(caplog: 
 
 
 def test_steps_that_keep_failing_end_the_engine(caplog: pytest.LogCaptureFixture) -> None:
-    """It would fail for every client that comes, one after the other, and call itself ready."""
+    """An engine whose every step fails would fail for every client that comes, and call itself ready."""
     step = StubStep(1)
     step.failure = RuntimeError("always")
     engine = Engine(step)
@@ -415,7 +417,9 @@ def test_failed_steps_with_good_ones_between_them_do_not_add_up(caplog: pytest.L
 
 
 def test_a_session_whose_numbers_break_while_it_speaks_is_told_so_and_says_nothing_more() -> None:
-    """Looked at while it listened alone, a slot whose numbers broke in mid-speech hissed at its listener to the end."""
+    """Numbers were looked at in steps that listen alone: a slot whose numbers broke in mid-speech hissed at its
+    listener to the end.
+    """
     step = StubStep(1, gated=True)
     with running(step) as engine:
         recorder = Recorder()
@@ -545,7 +549,7 @@ def test_an_engine_that_nobody_used_can_be_closed() -> None:
 
 @pytest.mark.parametrize("at_the_end", [False, True])
 def test_an_owner_that_raises_harms_no_other_session(at_the_end: bool, caplog: pytest.LogCaptureFixture) -> None:
-    """One such listener, say of an event loop that was closed, ended the engine, and the others were never told."""
+    """One listener that raised, say of a closed event loop, ended the engine, and the others were never told."""
 
     def on_event(event: Event) -> None:
         if isinstance(event, Failed) or not at_the_end:
@@ -604,7 +608,7 @@ def test_half_an_hour_keeps_memory_flat(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_one_slow_step_refuses_nobody() -> None:
-    """A collection of garbage or a neighbour's minute in one step of many, and the next caller was sent away."""
+    """One step of many was slow, by a collection of garbage or a neighbour, and the next caller was sent away."""
     slow_s = iter((0.1,))
     step = StubStep(2, delay_s=lambda: next(slow_s, 0.0))
     with running(step) as engine:
@@ -630,7 +634,9 @@ def test_slow_steps_of_the_past_say_nothing_of_now(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_slot_is_made_clean_without_the_engines_lock() -> None:
-    """It writes tens of megabytes: whoever listened meanwhile, and with it the whole event loop, waited for it."""
+    """Making a slot clean writes tens of megabytes: whoever listened meanwhile, and with it the whole event loop,
+    waited for it.
+    """
     step = StubStep(2)
     cleaning, goes_on = threading.Event(), threading.Event()
     opened = step.open

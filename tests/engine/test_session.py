@@ -161,7 +161,7 @@ class Bench:
 def test_what_comes_of_commands_does_not_depend_on_when_they_are_given(
     program: list[Act], seed: int, ends_every: int, context_frames: int
 ) -> None:
-    """Cuts that depended on the engine's state when a command was given, not when it took effect."""
+    """Cuts depended on the engine's state when a command was given, and not when it took effect."""
     ends = (lambda length, digest: digest % ends_every == 0) if ends_every else never
     bench = Bench(ends, context_frames, timing=random.Random(seed))
     run = ProgramRun(bench.live, bench.step, bench.events, bench, SAMPLING.seed)
@@ -399,8 +399,8 @@ def test_tokens_are_drawn_differently_from_the_command_on() -> None:
 
 
 def test_options_outlive_a_prompt_that_is_all_taken_back() -> None:
-    """The slot is opened anew for it, and was given the options that the session had begun with: a temperature that had
-    been changed before was heard no more.
+    """The slot is opened anew for such a session, and was given the options that it had begun with: a temperature that
+    had been changed since was lost.
     """
     bench = Bench()
     bench.live.configure(Sampling(seed=8))
@@ -463,7 +463,7 @@ def test_an_interruption_during_a_step_comes_after_its_frame() -> None:
 
 
 def test_more_is_kept_than_was_heard_where_the_step_cannot_rewind_so_far() -> None:
-    """And the answer says so, since the next prompt follows what is kept."""
+    """The answer says how much is kept, since the next prompt follows that."""
     bench = Bench()
     bench.hear(1)
     bench.speak(9)
@@ -474,7 +474,7 @@ def test_more_is_kept_than_was_heard_where_the_step_cannot_rewind_so_far() -> No
 
 
 def test_two_interruptions_together_do_not_rewind_further_than_one() -> None:
-    """Each was allowed `rewind_frames`; the second went back to what the step had overwritten."""
+    """Each interruption was allowed `rewind_frames`; the second went back to what the step had overwritten."""
     bench = Bench()
     bench.hear(1)
     bench.speak(9)
@@ -554,7 +554,7 @@ def test_nothing_is_cut_once_the_next_turn_has_begun_to_listen(run: bool) -> Non
 
 
 def test_an_interruption_of_the_turn_before_is_answered_for_that_turn() -> None:
-    """It was answered with the frames of the turn that is being spoken."""
+    """The answer had the frames of the turn that is being spoken."""
     bench = Bench()
     bench.hear(1)
     bench.speak(3, max_frames=3)
@@ -608,7 +608,7 @@ def test_the_committed_part_of_a_prompt_is_kept() -> None:
 
 
 def test_nothing_of_the_turns_before_is_taken_back_with_a_prompt() -> None:
-    """And what is further back than the step can rewind stays: it is said how much."""
+    """What is further back than the step can rewind stays, too, and the answer says how much."""
     bench = Bench()
     bench.hear(0)
     bench.speak(2, max_frames=2)

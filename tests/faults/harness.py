@@ -291,7 +291,7 @@ class Healthy:
                 self.first_frame_s, self.late_s = max(self.first_frame_s, first_s), max(self.late_s, late_s)
 
     def waits_for_turns(self, more: int) -> None:
-        """Returns when so many more turns are over."""
+        """Return when so many more turns are over."""
         target = len(self.turns) + more
         wait_for("a healthy turn", lambda: self.failure is not None or len(self.turns) >= target)
 
@@ -300,7 +300,7 @@ class Healthy:
 def beside_a_healthy_session(
     server: Watched, slot_back_s: float = SLOT_BACK_S, held_s: float | None = HELD_S
 ) -> Iterator[Healthy]:
-    """Runs a healthy session around the block, and checks that it says what it should in time.
+    """Run a healthy session around the block, and check that it says what it should in time.
 
     When the block ends, its clients are gone, or the server has to notice by itself: their slots must be free within
     `slot_back_s`. held_s: the most of the event loop's time that may be taken at once; None: thousands of connections

@@ -89,7 +89,7 @@ class RawClient:
         return self
 
     def start(self, start: SessionStart) -> RawClient:
-        """Opens the WebSocket and the session."""
+        """Open the WebSocket and the session."""
         self.open().send(text(start))
         self.expect(b'"session.started"')
         return self
@@ -98,7 +98,7 @@ class RawClient:
         self.socket.sendall(data)
 
     def flood(self, data: bytes, most_bytes: int, stalled_s: float = 0.5) -> int:
-        """Sends `data` again and again, until so much is sent, the server does not take it, or it hangs up.
+        """Send `data` again and again, until so much is sent, the server does not take it, or it hangs up.
 
         Returns the number of bytes.
         """
@@ -135,7 +135,7 @@ class RawClient:
                 return int(struct.unpack("!H", data[:2])[0])
 
     def hung_up(self) -> bool:
-        """Waits until the server has closed or reset the connection. False if it does not in `patience_s`."""
+        """Wait until the server has closed or reset the connection. False if it does not in `patience_s`."""
         try:
             while self.socket.recv(2**16):
                 pass
@@ -146,7 +146,7 @@ class RawClient:
         return True
 
     def reset(self) -> None:
-        """Ends the connection with a TCP reset."""
+        """End the connection with a TCP reset."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.socket.close()
 

@@ -32,9 +32,11 @@ CLIENTS = 12
 SPEECH = (np.arange(25 * FRAME) % 251).astype(np.int16)
 
 
-async def _live(session: Client, chance: random.Random) -> None:
-    """Some turns, each ended in one of the ways in which turns end."""
+async def _live(session: Client, chance: random.Random, until: float) -> None:
+    """Some turns, each ended in one of the ways in which turns end; none begins later than that."""
     for turn in range(1, chance.randint(1, 4) + 1):
+        if time.monotonic() > until:
+            return
         await session.hear(SPEECH[: chance.randint(1, len(SPEECH))], turn=turn, piece=chance.choice((240, 960, FRAME)))
         await session.send(messages.Speak(turn=turn))
         await session.expect(messages.TurnSpeaking)
@@ -60,7 +62,7 @@ async def _come_and_go(url: str, chance: random.Random, until: float, counts: di
                     dying = chance.random() < 0.4
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(chance.uniform(0, 0.2) if dying else None):
-                            await _live(session, chance)
+                            await _live(session, chance, until)
                     counts[end] += 1
                     if end == "close":
                         await session.send(messages.SessionClose())

@@ -134,7 +134,7 @@ def server(shared: Watched) -> Iterator[Watched]:
 
 
 def _answers(peer: RawClient, closes: set[int]) -> int | None:
-    """Reads until the server has handled everything: up to its answer to a last ping, or its close, whose code this
+    """Read until the server has handled everything: up to its answer to a last ping, or its close, whose code this
     returns. Everything on the way must be documented.
     """
     last = 2**40

@@ -22,7 +22,7 @@ MARK = np.full(3 * 1920, 12_345, np.int16)
 
 
 class _Step(StubStep):
-    """Fails when it hears `MARK`: with `error` if that slot is alone in the step, by numbers that break otherwise."""
+    """Fail when it hears `MARK`: with `error` if that slot is alone in the step, by numbers that break otherwise."""
 
     def __init__(self, error: Exception | None) -> None:
         super().__init__(4, delay_s=lambda: STEP_S)

@@ -41,7 +41,7 @@ def test_a_library_s_error_means_a_lost_device_too(error: BaseException) -> None
     assert not is_want_of_memory(error)
 
 
-def test_other_errors_are_neither() -> None:
+def test_other_errors_are_neither_a_lost_device_nor_want_of_memory() -> None:
     """Pins a wrong shape that is told as want of memory."""
     error = RuntimeError("mat1 and mat2 shapes cannot be multiplied (1x3 and 4x5)")
     assert not is_lost(error)

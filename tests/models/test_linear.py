@@ -78,7 +78,7 @@ def test_loudness_does_not_matter(kind: Quantize, scale: float) -> None:
         assert float((got - wanted).norm() / wanted.norm()) < ERROR[kind] + 1e-5
 
 
-def test_nothing_but_zeros(kind: Quantize) -> None:
+def test_nothing_but_zeros_gives_zeros(kind: Quantize) -> None:
     assert torch.equal(linear(weight(), kind)(torch.zeros(2, 128)), torch.zeros(2, 96))
     assert linear(torch.zeros(96, 128), kind)(torch.randn(2, 128)).abs().max() < 1e-6
 

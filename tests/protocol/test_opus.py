@@ -197,7 +197,7 @@ class TestHostile:
         assert 300 < refused < 2_700
 
 
-def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_library_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who asks for Opus is told what to install, before the first frame and not in the middle of a turn."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(ctypes.util, "find_library", lambda name: None)

@@ -32,7 +32,7 @@ class CutProxy:
         return urlunsplit(self._parts._replace(netloc=f"127.0.0.1:{port}"))
 
     def cut(self) -> None:
-        """Breaks what is connected."""
+        """Break what is connected."""
         for relay in self._relays:
             relay.cancel()
 

@@ -34,7 +34,7 @@ M = TypeVar("M", bound=Message)
 
 
 def run(coroutine: Awaitable[T], seconds: float = PATIENCE_S) -> T:
-    """Runs one client's side, bounded in time."""
+    """Run one client's side, bounded in time."""
 
     async def bounded() -> T:
         async with asyncio.timeout(seconds):
@@ -124,7 +124,7 @@ class Client:
         await self.socket.send(messages.encode(message))
 
     async def hear(self, pcm: NDArray[np.int16], turn: int = 1, piece: int = FRAME) -> None:
-        """Sends audio in pieces of this many samples."""
+        """Send audio in pieces of this many samples."""
         for at in range(0, len(pcm), piece):
             part = pcm[at : at + piece]
             await self.socket.send(messages.encode_audio(AudioMessage(turn, self.position, part)))
@@ -148,14 +148,14 @@ class Client:
         parts.append(audio.pcm)
 
     async def expect_audio(self, turn: int, frames: int) -> None:
-        """Waits until this many frames of a turn have come."""
+        """Wait until this many frames of a turn have come."""
         while len(self.audio.get(turn, [])) < frames:
             data = await self.socket.recv()
             assert isinstance(data, bytes), data
             self.take(messages.decode_audio(data))
 
     async def speak(self, turn: int = 1) -> messages.TurnDone:
-        """Asks for the continuation and takes all of it."""
+        """Ask for the continuation and take all of it."""
         await self.send(messages.Speak(turn=turn))
         return await self.expect(messages.TurnDone)
 

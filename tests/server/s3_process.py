@@ -17,7 +17,7 @@ _POLICY = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": 
 
 
 class Quiet(WSGIRequestHandler):
-    """Logs nothing."""
+    """Log nothing."""
 
     def log(self, *_: Any) -> None:
         pass

@@ -1,5 +1,5 @@
 """A server with a session store and without weights, as a process of its own: `folder`, how long a step takes, and
-`echo` for one that says what it hears.
+`echo` for one that says what it hears. It takes another one for dead in half the time.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 
 from streaming.audio import to_float, to_int16
 from streaming.engine.engine import Engine
+from streaming.server import session_store
 from streaming.server.door.bind import check_bind
 from streaming.server.door.gatekeeper import Gatekeeper
 from streaming.server.server import ServerOptions, Shutdown, run_server
@@ -21,7 +22,7 @@ from tests.engine.stub_step import Pcm, StubResult, StubStep
 
 
 class Echo(StubStep):
-    """Says what it has heard in the stream, frame by frame, and then again."""
+    """Say what it has heard in the stream, frame by frame, and then again."""
 
     def _advance(self, slot: int, row: int, pcm: Pcm | None, result: StubResult) -> None:
         entries = self.streams[slot].entries
@@ -44,4 +45,5 @@ async def serve(folder: str, step_s: float, step: type[StubStep]) -> None:
 
 
 if __name__ == "__main__":
+    session_store.DEAD_S = 3.0
     asyncio.run(serve(sys.argv[1], float(sys.argv[2]), Echo if "echo" in sys.argv[3:] else StubStep))

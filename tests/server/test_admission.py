@@ -69,8 +69,8 @@ def test_those_in_line_are_told_their_place_and_served_in_order(step: StubStep) 
 
 
 def test_a_place_in_line_is_told_when_it_changes_and_only_then(step: StubStep) -> None:
-    """Whoever stood before the one who left was told the place that it had already: each client was sent a message for
-    every other one that gave up behind it.
+    """Whoever stood before the one who left was told the place that they had already: each client was sent a message
+    for every other one that gave up behind it.
     """
 
     async def scenario(engine: Engine) -> None:
@@ -98,7 +98,7 @@ def test_a_place_in_line_is_told_when_it_changes_and_only_then(step: StubStep) -
 
 
 def test_a_slot_that_becomes_free_wakes_the_next_in_line(step: StubStep, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those in line look by themselves, too, now and then: a slot that nobody told them of stood empty until then."""
+    """Those in line look by themselves now and then: until then, a slot that nobody told them of stood empty."""
     monkeypatch.setattr("streaming.server.admission._LOOK_AGAIN_S", 3600.0)
 
     async def scenario(url: str) -> None:
@@ -139,7 +139,7 @@ def test_who_leaves_the_line_holds_nobody_up(step: StubStep) -> None:
 
 
 def test_a_machine_that_is_too_slow_takes_no_more_sessions_and_tells_those_it_has() -> None:
-    """Lag grew without bound; now it is told, what cannot be heard in time is dropped, and nobody else is let in."""
+    """Lag grew without bound. Now clients are told, what cannot be heard in time is dropped, and nobody is let in."""
     step = StubStep(2, delay_s=lambda: 0.09)
 
     async def scenario(url: str, health: str) -> None:
@@ -189,7 +189,7 @@ def test_a_client_may_choose_to_wait_rather_than_lose_speech(step: StubStep) -> 
 
 
 def test_a_session_that_does_nothing_is_ended(step: StubStep) -> None:
-    """One that came and said nothing held its slot for hours."""
+    """A session that came and said nothing held its slot for hours."""
 
     async def scenario(url: str) -> None:
         async with client(url, FAST) as session:
@@ -217,7 +217,7 @@ def test_listening_to_a_long_turn_is_not_doing_nothing(step: StubStep) -> None:
 
 
 def test_who_goes_on_talking_is_not_idle(step: StubStep) -> None:
-    """A long prompt was cut off in the middle."""
+    """A long prompt was cut off in its middle."""
 
     async def scenario(url: str) -> None:
         async with client(url, FAST) as session:
@@ -231,7 +231,7 @@ def test_who_goes_on_talking_is_not_idle(step: StubStep) -> None:
 
 
 def test_those_in_line_are_told_at_once_that_the_server_stops(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They were left standing there until they looked by themselves, or the last turn was over."""
+    """Clients in line stood there until they looked by themselves, or until the last turn was over."""
     monkeypatch.setattr("streaming.server.admission._LOOK_AGAIN_S", 3600.0)
     step = StubStep(1, gated=True)
 
@@ -324,8 +324,8 @@ def test_a_stopping_server_lets_turns_finish_and_nobody_in(step: StubStep) -> No
 
 
 def test_a_stopping_server_goes_on_telling_that_it_stops_until_its_last_turn_is_over() -> None:
-    """It closed its port first: balancers and Prometheus saw a server that was down, on every drain over a minute, and
-    newcomers behind one address were not told to try another.
+    """The server closed its port first: on every drain over a minute, balancers and Prometheus saw a server that was
+    down, and newcomers behind one address were not told to try another.
     """
     step = StubStep(1, gated=True)
 
@@ -366,7 +366,7 @@ def test_a_stopping_server_goes_on_telling_that_it_stops_until_its_last_turn_is_
 
 @pytest.mark.parametrize("twice", [False, True])
 def test_a_turn_that_takes_too_long_is_cut_at_the_end(twice: bool) -> None:
-    """By the time that draining may take, or by a second request."""
+    """The turn is cut when the time for draining is over, or by a second request."""
     step = StubStep(1, gated=True)
 
     async def scenario(url: str, stop: object) -> None:

@@ -380,7 +380,7 @@ def test_audio_that_is_being_decoded_counts_among_what_waits() -> None:
 
 
 def test_a_session_is_not_put_down_before_its_audio_is_decoded() -> None:
-    """What its client has said and counts as received would be missing where the session goes on."""
+    """What its client has said, and counts as received, would be missing where the session goes on."""
 
     async def main() -> None:
         session = Session(opened())

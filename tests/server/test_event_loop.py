@@ -67,7 +67,7 @@ def test_nothing_that_is_due_waits(selector: GatheringSelector, clock: Clock) ->
 def test_a_burst_that_is_handled_at_once_does_not_begin_the_wait_anew(
     selector: GatheringSelector, clock: Clock
 ) -> None:
-    """Then a loop with work would never be late enough to be let through."""
+    """A loop that always has work would never be late enough to be let through."""
     selector.select(None)
     clock.now += _TOGETHER_S / 2
     selector.select(0)

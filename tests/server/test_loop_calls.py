@@ -32,7 +32,9 @@ def put_all(events: LoopCalls, count: int, *takers: Callable[[Event], None]) -> 
 
 
 def test_a_steps_events_wake_the_loop_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One wake-up a session was a system call on either side and a fight for the interpreter, 256 times a step."""
+    """Each session's event woke the loop: a system call on either side and a fight for the interpreter, 256 times a
+    step.
+    """
 
     async def main() -> None:
         loop, events = asyncio.get_running_loop(), LoopCalls()
@@ -57,7 +59,7 @@ def test_a_steps_events_wake_the_loop_once(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_nothing_is_left_behind_by_a_loop_that_looks_meanwhile() -> None:
-    """Put while the loop empties the box: found by it, or by another wake-up."""
+    """An event that is put while the loop empties the box is found by that look or by another wake-up."""
 
     async def main() -> None:
         events, found, done = LoopCalls(), list[Event](), asyncio.Event()
@@ -78,8 +80,8 @@ def test_nothing_is_left_behind_by_a_loop_that_looks_meanwhile() -> None:
 
 
 def test_whenever_an_event_is_put_the_loop_finds_it() -> None:
-    """Put after the loop had looked for the last time and before it said so, an event lay until the next one came: now
-    and then a session hung. Here one is put at each line of a delivery in turn.
+    """An event that was put after the loop had looked for the last time, and before it said so, lay until the next one
+    came: now and then a session hung. Here one is put at each line of a delivery in turn.
     """
     moments = itertools.count()
 

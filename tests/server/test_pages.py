@@ -47,7 +47,7 @@ def _ask(server: LiveServer, path: str, method: str = "GET", **headers: str) -> 
 
 
 def test_the_page_comes_without_a_token_and_all_that_it_names_comes_with_it(server: LiveServer) -> None:
-    """A page behind the token that it is there to ask for; a module that was renamed and is missing."""
+    """The page stood behind the token that it is there to ask for; a module was renamed and missing."""
     answer, body = _ask(server, "/")
     assert answer.status == 200
     assert answer.headers["Content-Type"] == "text/html; charset=utf-8"
@@ -69,7 +69,7 @@ def test_the_page_comes_without_a_token_and_all_that_it_names_comes_with_it(serv
 
 
 def test_every_answer_tells_the_browser_to_be_strict(server: LiveServer) -> None:
-    """A page that could be framed, sniffed into a script, or call another host."""
+    """Without these headers the page can be framed, be sniffed into a script, or call another host."""
     for path in web_pages().paths:
         answer, _ = _ask(server, path)
         for name, value in HEADERS.items():
@@ -97,7 +97,7 @@ def test_a_file_that_the_browser_has_is_not_sent_again(server: LiveServer) -> No
 
 
 def test_head_has_the_headers_of_get_and_no_body(server: LiveServer) -> None:
-    """RFC 9110, section 9.3.2."""
+    """RFC 9110, section 9.3.2, says so."""
     for path in ("/", "/app.js", "/health", "/nothing-here"):
         get, body = _ask(server, path)
         head, nothing = _ask(server, path, "HEAD")

@@ -55,7 +55,7 @@ def server(step: StubStep) -> Iterator[LiveServer]:
 
 @pytest.fixture
 def hasty(step: StubStep) -> Iterator[LiveServer]:
-    """Keeps sessions for half a second."""
+    """Keep sessions for half a second."""
     with Engine(step, "stub") as engine, serving(engine, resume_s=RESUME_S) as live:
         yield live
 
@@ -80,7 +80,7 @@ async def _until_stopping(server: LiveServer) -> None:
 
 
 async def _turn(session: ContinuationClient) -> tuple[NDArray[np.int16], list[Event]]:
-    """Speaks a prompt in small pieces and takes its whole continuation."""
+    """Speak a prompt in small pieces and take its whole continuation."""
     for at in range(0, len(SPEECH), 700):
         await session.send(SPEECH[at : at + 700])
     await session.speak()
@@ -209,7 +209,7 @@ def test_a_session_that_nobody_comes_back_to_ends_and_its_token_with_it(hasty: L
 
 @pytest.mark.parametrize("how", ["not asked for", "closed in form", "said goodbye", "said nothing", "malformed"])
 def test_a_session_ends_at_once_where_nobody_will_come_back(server: LiveServer, how: str) -> None:
-    """Its slot was held for nobody."""
+    """A slot was held for a client that had said goodbye, or that had not asked for a resume token."""
 
     async def scenario() -> None:
         start = SessionStart(pace="fast", max_seconds=4, resume=how != "not asked for")
@@ -340,7 +340,7 @@ def test_who_lost_the_connection_comes_back_to_a_server_that_stops(step: StubSte
 
 
 def test_a_server_that_stops_keeps_who_is_away_no_longer_than_ever(step: StubStep) -> None:
-    """For as long as sessions are kept, and not for all of the drain."""
+    """A client that is away is waited for as long as sessions are kept, and not for all of the drain."""
 
     async def scenario(server: LiveServer) -> None:
         async with client(server.url, SessionStart(resume=True, max_seconds=3600)) as session:
@@ -380,7 +380,7 @@ def test_a_client_that_never_acknowledges_is_cut_off_and_can_come_back(
 
 
 def test_a_client_gives_up_when_the_server_has(hasty: LiveServer) -> None:
-    """It would have tried for ever, or told nobody why."""
+    """The client tried for ever, or told nobody why it stopped."""
 
     async def scenario() -> None:
         async with cut_proxy(hasty.url) as proxy, ContinuationClient.connect(proxy.url, FAST) as session:

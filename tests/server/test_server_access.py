@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import http.client
+import os
 import ssl
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from streaming.server.door.limits import Limits
 from streaming.server.door.origins import parse_origins
 from streaming.server.door.tls import load_tls
 from streaming.server.door.tokens import Tokens
+from tests.deploy.stub_server import STUBBED
 from tests.engine.stub_step import StubStep
 from tests.server.certificate import self_signed
 from tests.server.live_server import client, run, serving
@@ -101,7 +103,7 @@ def test_revoking_a_token_ends_its_sessions_and_no_others(engine: Engine, tmp_pa
 
 
 def test_a_page_of_another_site_cannot_reach_a_loopback_session(engine: Engine) -> None:
-    """Nor by a name that was made to mean this machine (DNS rebinding)."""
+    """A page reaches it neither by its address nor by a name that was made to mean this machine (DNS rebinding)."""
 
     async def scenario(url: str) -> None:
         own = f"http://{urlsplit(url).netloc}"
@@ -162,7 +164,7 @@ def test_tls_from_the_client_to_the_engine(engine: Engine, tmp_path: Path) -> No
 def test_an_open_door_is_refused_at_the_start(
     flags: list[str], said: str, tmp_path: Path, server_says: Callable[..., tuple[int | str | None, str]]
 ) -> None:
-    """Before a model is loaded, in one line that says what to add."""
+    """The refusal comes before a model is loaded, in one line that says what to add."""
     path = tmp_path / "tokens"
     path.write_text(f"ann:{TOKEN}\n")
     path.chmod(0o600)
@@ -178,6 +180,7 @@ def test_a_server_of_ones_own_ends_with_whoever_started_it() -> None:
     process = subprocess.Popen(
         [sys.executable, "server.py", "--port", "0", "--until-eof"],
         cwd=ROOT,
+        env=os.environ | STUBBED,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

@@ -292,7 +292,8 @@ def test_a_session_without_a_finished_turn_is_over_when_its_server_is_killed(tmp
             person = Person(session)
             await session.send(SPEECH)
             person.goes_to(there)
-            await asyncio.sleep(1.5)  # until the server has said that it lives
+            while not list((tmp_path / "owners").iterdir()):  # until the server has said that it lives
+                await asyncio.sleep(0.05)
             began = time.monotonic()
             one.kill()
             with pytest.raises(ContinuationError, match="session_expired"):

@@ -105,9 +105,9 @@ def start(pace: str, **more: object) -> SessionStart:
     return SessionStart(**options)  # type: ignore[arg-type]
 
 
-async def whole(url: str, pace: str) -> bytes:
-    """What a session says that never moves."""
-    async with ContinuationClient.connect(url, start(pace)) as session:
+async def whole(url: str) -> bytes:
+    """What a session says that never moves, at whatever pace."""
+    async with ContinuationClient.connect(url, start("fast")) as session:
         stayed = Roaming(session)
         await session.send(SPEECH)
         await session.speak()
@@ -126,7 +126,7 @@ def test_a_session_goes_on_at_another_server_without_a_lost_or_doubled_sample(
     """Pins a rolling restart that cuts conversations, at any moment of one."""
 
     async def talk(one: LiveServer, other: LiveServer) -> None:
-        stayed = await whole(other.url, pace)
+        stayed = await whole(other.url)
         async with ContinuationClient.connect(one.url, start(pace)) as session:
             went = Roaming(session)
             went.goes_to(other.url)
@@ -162,7 +162,7 @@ def test_a_session_whose_connection_breaks_is_found_at_any_server(tmp_path: Path
     """Pins `session_elsewhere` where the balancer chooses another server."""
 
     async def talk(one: LiveServer, other: LiveServer) -> None:
-        stayed = await whole(other.url, "fast")
+        stayed = await whole(other.url)
         async with ContinuationClient.connect(one.url, start("fast")) as session:
             went = Roaming(session)
             await session.send(SPEECH)
@@ -372,7 +372,7 @@ def moves_within(place: str) -> None:
     """Have a session go on at another server that shares this store."""
 
     async def talk(one: LiveServer, other: LiveServer) -> None:
-        stayed = await whole(other.url, "fast")
+        stayed = await whole(other.url)
         async with ContinuationClient.connect(one.url, start("fast")) as session:
             went = Roaming(session)
             went.goes_to(other.url)

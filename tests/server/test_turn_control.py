@@ -55,7 +55,7 @@ def test_a_prompt_is_taken_back_to_the_frame(
 
 
 def test_part_of_a_frame_is_kept_and_the_rest_of_it_forgotten(server: LiveServer, step: StubStep) -> None:
-    """100 samples were kept with 860 that were taken back, as they were all in one frame that was not full."""
+    """100 samples to be kept stood in one frame with 860 to be taken back, and these were kept, too."""
 
     async def scenario(*pieces: np.ndarray, clear: bool) -> bytes:
         async with client(server.url, FAST) as session:
@@ -139,7 +139,7 @@ def test_speech_ends_without_an_answer_and_is_continued_on_demand(server: LiveSe
 
 
 def test_a_word_to_speak_ends_what_is_being_heard(server: LiveServer) -> None:
-    """A client that shows who speaks showed the person speaking for ever."""
+    """A client that shows who speaks went on showing the person."""
 
     async def scenario() -> None:
         start = SessionStart(turn_taking="vad", vad=VAD, pace="fast", lag="wait", max_seconds=0.4)
@@ -172,7 +172,7 @@ def test_speech_that_is_cleared_is_no_prompt(server: LiveServer, step: StubStep)
 
 
 def test_who_never_says_what_was_played_stopped_when_the_voice_was_heard(server: LiveServer, step: StubStep) -> None:
-    """Half a second more counted as heard: the time that the server waits to be told."""
+    """Half a second more counted as heard: the server waits so long to be told what was played."""
 
     async def scenario() -> None:
         start = SessionStart(turn_taking="vad", vad=VAD, lag="wait", max_seconds=20, lead_ms=640)
@@ -203,7 +203,7 @@ async def _interrupted_by_voice(session: Client, start: SessionStart) -> None:
 
 
 def test_who_has_said_what_was_heard_is_not_interrupted_again(server: LiveServer) -> None:
-    """Half a second later the server cut once more, to what it thought: the next prompt followed half a word."""
+    """Half a second later the server cut once more, to what it took for heard: the next prompt followed half a word."""
 
     async def scenario() -> None:
         async with client(server.url, BY_VOICE) as session:
@@ -219,7 +219,7 @@ def test_who_has_said_what_was_heard_is_not_interrupted_again(server: LiveServer
 
 
 def test_speak_has_to_wait_for_what_was_heard(server: LiveServer) -> None:
-    """Asked for between a voice's interruption and its answer, it ended the session as a fault of the server's."""
+    """A `speak` between a voice's interruption and its answer ended the session as a fault of the server's."""
 
     async def scenario() -> None:
         start = structs.replace(BY_VOICE, max_seconds=0.4)
@@ -250,7 +250,7 @@ def test_a_voice_that_has_interrupted_is_not_lost_when_the_turns_become_the_clie
 
 
 def test_a_voice_interrupts_a_turn_that_was_asked_for_by_hand(server: LiveServer) -> None:
-    """Told to take the turns while it spoke, the server took a voice over its own for the next prompt."""
+    """A server that was told to take the turns while it spoke took a voice over its own for the next prompt."""
 
     async def scenario() -> None:
         async with client(server.url, SessionStart(lag="wait", max_seconds=20)) as session:
@@ -266,7 +266,7 @@ def test_a_voice_interrupts_a_turn_that_was_asked_for_by_hand(server: LiveServer
 
 
 def test_after_an_interruption_by_hand_the_voice_begins_a_turn_of_its_own(server: LiveServer) -> None:
-    """The turn that was over counted as being played: whoever spoke next interrupted it, and was not answered."""
+    """The turn that was over counted as still being played: whoever spoke next interrupted it, and was not answered."""
 
     async def scenario() -> None:
         async with client(server.url, SessionStart(lag="wait", max_seconds=20, lead_ms=80)) as session:

@@ -52,7 +52,7 @@ async def answers(found: list[Answer], count: int) -> list[Answer]:
 
 
 def test_what_waits_while_the_model_runs_is_judged_in_one_call(model: Gated) -> None:
-    """A call a session: 64 sessions were 64 calls a frame, and the loop waited for threads."""
+    """Each session had a call of its own: 64 sessions were 64 calls a frame, and the loop waited for threads."""
 
     async def main() -> None:
         voices, found = VoiceActivity(), list[Answer]()

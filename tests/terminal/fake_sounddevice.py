@@ -27,7 +27,7 @@ class PortAudioError(Exception):
 
 
 class Stream:
-    """Keeps what it was opened with. The test plays PortAudio's thread, or has one of its own if the fake is live."""
+    """Keep what it was opened with. The test plays PortAudio's thread, or has one of its own if the fake is live."""
 
     is_input = False
     opened: ClassVar[list[Stream]] = []
@@ -119,7 +119,7 @@ class FakeSoundDevice(ModuleType):
 def install(
     monkeypatch: pytest.MonkeyPatch, default: tuple[int, int] = (0, 1), *, live: bool = False
 ) -> FakeSoundDevice:
-    """Makes `import sounddevice` find a fresh fake, whose streams run by themselves if it is live."""
+    """Make `import sounddevice` find a fresh fake, whose streams run by themselves if it is live."""
     FakeSoundDevice.live = live
     fake = FakeSoundDevice(default)
     Stream.opened.clear()

@@ -30,13 +30,13 @@ def sound(monkeypatch: pytest.MonkeyPatch) -> FakeSoundDevice:
 
 
 class TestMissing:
-    def test_the_package(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_without_the_package_it_says_what_to_install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "sounddevice", None)
         with pytest.raises(DeviceError, match="pip install sounddevice"):
             list_devices()
 
-    def test_portaudio(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """`import sounddevice` raises OSError, which reads like a bug of ours."""
+    def test_without_portaudio_it_says_what_to_install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where PortAudio is missing, `import sounddevice` raises OSError, which reads like a bug of ours."""
         real = builtins.__import__
 
         def without_portaudio(name: str, *args: Any, **kwargs: Any) -> Any:
@@ -52,7 +52,7 @@ class TestMissing:
 
 @pytest.mark.usefixtures("sound")
 class TestLookup:
-    def test_by_number(self) -> None:
+    def test_a_device_is_found_by_its_number(self) -> None:
         assert find_device(list_devices(), "2", "input").name == "USB Headset"
 
     def test_by_part_of_the_name_in_any_case(self) -> None:
@@ -63,7 +63,7 @@ class TestLookup:
         assert find_device(list_devices(), "built-in", "input").number == 0
         assert find_device(list_devices(), "built-in", "output").number == 1
 
-    def test_the_default(self) -> None:
+    def test_the_default_is_the_systems(self) -> None:
         assert find_device(list_devices(), None, "input").number == 0
         assert find_device(list_devices(), None, "output").number == 1
 
@@ -76,7 +76,7 @@ class TestLookup:
         with pytest.raises(DeviceError, match=r"0: Built-in Microphone; 2: USB Headset; 3: USB Webcam"):
             find_device(list_devices(), wanted, "input")
 
-    def test_a_machine_without_sound(self) -> None:
+    def test_a_machine_without_sound_is_told(self) -> None:
         with pytest.raises(DeviceError, match="there is no sound input device"):
             find_device([], None, "input")
 
@@ -123,7 +123,7 @@ class TestMicrophone:
         asyncio.run(test())
 
     def test_a_voice_on_either_channel_is_heard(self) -> None:
-        """A headset that has it on the right was silent."""
+        """A headset that has the voice on its right channel was silent."""
 
         async def test() -> None:
             with Microphone(find_device(list_devices(), "3", "input")) as microphone:
@@ -158,7 +158,7 @@ class TestMicrophone:
 
         asyncio.run(test())
 
-    def test_an_unplugged_device(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_unplugged_device_is_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("streaming.terminal.devices.DEAD_S", 0.01)
 
         async def test() -> None:

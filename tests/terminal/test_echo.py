@@ -103,7 +103,7 @@ def test_a_loudspeaker_without_a_microphone_does_not_pile_up() -> None:
     assert len(canceller._played) == echo.MAX_PLAYED_BLOCKS
 
 
-def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_package_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "livekit.rtc", None)
     with pytest.raises(DeviceError, match="pip install livekit"):
         EchoCanceller()

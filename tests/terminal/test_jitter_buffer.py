@@ -93,7 +93,7 @@ def test_a_turn_that_was_cut_short_while_it_ran_dry_leaves_nothing_to_the_next()
 
 
 def test_playback_begins_with_the_first_frame() -> None:
-    """Of the first frame as Opus the last 6.5 ms come with the second: to wait for these is to wait for a step more."""
+    """With Opus, the last 6.5 ms of the first frame come with the second: to wait for these costs a whole step."""
     buffer = JitterBuffer()
     buffer.push(np.ones(START_MS * SAMPLE_RATE // 1000 - 1, np.int16))
     assert not buffer.ready

@@ -63,7 +63,7 @@ def test_keys_are_not_lost_with_whoever_waited_for_them() -> None:
 
 
 class TestDecoder:
-    def test_a_terminal_that_tells_of_releases(self) -> None:
+    def test_a_terminal_that_tells_of_releases_gives_press_and_release(self) -> None:
         parser = KeyParser(steady=True)
         assert parser.feed(PRESS + b"\x1b[32;1:2u" * 3, 0.0) == [Key.SPACE]
         assert parser.feed(b"\x1b[32;1:2u", 5.0) == []
@@ -71,8 +71,10 @@ class TestDecoder:
         assert parser.feed(b"\x1b[32u", 5.2) == [Key.SPACE], "the other form of a press, and soon after"
         assert parser.feed(b"\x1b[13;1:3u", 5.3) == [Key.RELEASED]
 
-    def test_a_terminal_that_does_not(self) -> None:
-        """A key that was held started and stopped the talking thirty times a second."""
+    def test_a_key_that_is_held_where_releases_are_not_told_is_pressed_once(self) -> None:
+        """A terminal that does not tell of releases repeats a held key: talking started and stopped thirty times a
+        second.
+        """
         parser = KeyParser(steady=True)
         keys = parser.feed(PRESS, 0.0)
         for number in range(60):
@@ -86,12 +88,12 @@ class TestDecoder:
         assert parser.feed(b"\r\n ", 0.0) == [Key.ENTER, Key.ENTER, Key.SPACE]
 
     @pytest.mark.parametrize("data", [b"\x04", b"\x1b[100;5u"])
-    def test_ctrl_d(self, data: bytes) -> None:
+    def test_ctrl_d_ends_the_input(self, data: bytes) -> None:
         parser = KeyParser(steady=True)
         assert parser.feed(data, 0.0) == []
         assert parser.ended
 
-    def test_ctrl_c_as_a_key(self) -> None:
+    def test_ctrl_c_as_a_key_interrupts(self) -> None:
         """Where a terminal tells of releases, Ctrl-C comes as a key, and nothing could end the client."""
         parser = KeyParser(steady=True)
         parser.feed(b"\x1b[99;5u\x1b[99;5:3u", 0.0)
@@ -144,7 +146,7 @@ class TestTerminal:
 
 
 def test_the_letter_t_is_another_take_however_long_it_is_held() -> None:
-    """Held for a second it would have been ten takes."""
+    """A key that was held for a second would have been ten takes."""
     for steady in (False, True):
         keys = KeyParser(steady=steady)
         assert keys.feed(b"t", 0.0) == [Key.TAKE]

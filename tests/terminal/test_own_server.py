@@ -116,7 +116,9 @@ def test_its_end_in_mid_session_is_told_with_the_error() -> None:
 
 
 def test_the_server_is_that_of_this_package_wherever_it_is_started(tmp_path: Path) -> None:
-    """It was a file that an installed package has not; and another package of this name may lie where it is started."""
+    """The client started a file that an installed package has not; and another package of this name may lie where it is
+    started.
+    """
     (tmp_path / "streaming").mkdir()
     (tmp_path / "streaming" / "__init__.py").write_text("raise SystemExit('another package')")
     command = [*server_command("demo", "mimi"), "--help"]
@@ -135,7 +137,7 @@ def test_the_server_is_that_of_this_package_wherever_it_is_started(tmp_path: Pat
     ],
 )
 def test_what_a_server_says_while_it_starts(line: str, message: str | None, share: float | None, warning: bool) -> None:
-    """Its log's lines were shown as they are, each a line and a half of a terminal."""
+    """The lines of the server's log were shown as they are, each a line and a half of a terminal."""
     said = ServerLine.parse(line)
     assert (said.share, said.warning) == (share, warning)
     assert message is None or said.message == message

@@ -343,7 +343,7 @@ class TestVoiceActivity:
 
         run(test())
 
-    def test_a_file_without_speech(self, speech: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_file_without_speech_is_not_waited_for(self, speech: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("streaming.terminal.talk.VAD_PATIENCE_S", 0.1)
 
         async def test() -> None:
@@ -487,8 +487,8 @@ class TestMicrophone:
     def test_a_key_and_a_voice_that_interrupt_at_once_interrupt_once(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """While the first was still being sent the second said that nothing was heard: the model forgot all that it had
-        said, and the recording and the screen had the turn twice.
+        """While the first interruption was still being sent, the second said that nothing was heard: the model forgot
+        all that it had said, and the recording and the screen had the turn twice.
         """
 
         async def test() -> None:
@@ -533,7 +533,7 @@ class TestMicrophone:
     def test_a_turn_that_is_interrupted_at_its_end_is_not_finished_as_well(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Interrupted while the last report of its playback was being sent, a turn was told and kept twice."""
+        """A turn that was interrupted while the last report of its playback was being sent was told and kept twice."""
 
         async def test() -> None:
             view, gate, last = Witness(), asyncio.Event(), asyncio.Event()
@@ -662,7 +662,7 @@ class TestMicrophone:
 
     @pytest.mark.parametrize(("peak", "dead"), [(0, True), (3, True), (4, False)])
     def test_a_microphone_that_gives_nothing_is_told_of_once(self, peak: int, dead: bool) -> None:
-        """Whoever talked into one that was muted heard an answer to silence, and was told nothing."""
+        """Whoever talked into a muted microphone heard an answer to silence, and was told nothing."""
 
         async def test() -> None:
             view = Witness()

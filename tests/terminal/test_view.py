@@ -104,7 +104,7 @@ def test_a_level_is_never_minus_nothing() -> None:
 
 
 def test_a_lost_connection_is_a_state() -> None:
-    """It was a line that scrolled away, above a meter that went on as if nothing had happened."""
+    """The loss was a line that scrolled away, above a meter that went on as if nothing had happened."""
     away = shown(100, Meters(state="speaking", away_seconds=12.3, kept_input_ms=2_500.0))
     assert "connection lost" in away
     assert "12 s left, 2.5 s of yours kept" in away
@@ -137,7 +137,7 @@ def test_what_stands_below_the_figures_does_not_jump() -> None:
     assert heights[0] < heights[1] == heights[2] == heights[3]
 
 
-def test_a_report_in_words() -> None:
+def test_a_report_has_its_figures_in_words() -> None:
     words = REPORT.figures()
     assert "2.00 s of continuation (max seconds)" in words
     assert "first audible sample after 45.0 ms" in words
@@ -145,7 +145,7 @@ def test_a_report_in_words() -> None:
 
 
 def test_a_turn_is_a_few_words_and_all_figures_by_request() -> None:
-    """It was nine figures in three lines, each time."""
+    """Each turn was nine figures in three lines."""
     for flags, words in (
         ({}, "turn 1: 2.0 s, first sound after 45 ms\n"),
         ({"verbose": True}, f"turn 1: {REPORT.figures()}\n"),
@@ -161,7 +161,7 @@ def test_a_turn_is_a_few_words_and_all_figures_by_request() -> None:
 
 
 def test_what_is_done_before_there_is_a_session_is_shown() -> None:
-    """Nothing was, for the nine seconds that it takes, or the minutes of a download."""
+    """Nothing was shown for the nine seconds that a start takes, or for the minutes of a download."""
     console = Console(file=io.StringIO(), force_terminal=True, width=80, color_system=None)
     with LiveView(console) as view:
         view.progress("starting a server")
@@ -184,7 +184,7 @@ def test_a_program_is_told_of_progress_too() -> None:
 
 
 def test_without_rich_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It was a traceback, even of those who wanted JSON."""
+    """Everybody got a traceback, even those who wanted JSON."""
     monkeypatch.setitem(sys.modules, "streaming.terminal.live_view", None)
     monkeypatch.setattr("sys.stdout", SimpleNamespace(isatty=lambda: True))
     with pytest.raises(NoViewError, match="pip install rich"):

@@ -10,7 +10,7 @@ from streaming.terminal.view import Meters
 
 
 class Witness:
-    """Remembers events, and lets a test wait for them."""
+    """Remember events, and let a test wait for them."""
 
     def __init__(self) -> None:
         self.events: list[tuple[str, Mapping[str, Any]]] = []

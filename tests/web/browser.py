@@ -92,7 +92,7 @@ class Page:
         self._wire.call("Browser.setPermission", permission={"name": "microphone"}, setting=setting, **where)
 
     def before_scripts(self, source: str) -> None:
-        """Runs in every document before the page's own scripts."""
+        """Run in every document before the page's own scripts."""
         self.call("Page.addScriptToEvaluateOnNewDocument", source=source)
 
     def choose_file(self, selector: str, file: Path) -> None:
@@ -110,7 +110,7 @@ class Page:
         return result["result"].get("value")
 
     def wait_for(self, expression: str, seconds: float = PATIENCE_S) -> Any:
-        """Polls until this is true. Returns its value."""
+        """Poll until this is true. Returns its value."""
         begun = time.monotonic()
         while not (value := self.evaluate(expression)):
             state = self.evaluate("document.body?.innerText")

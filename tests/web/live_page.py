@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from streaming.config import ModelVoices
 from streaming.engine.engine import Engine
 from streaming.server.door.gatekeeper import Gatekeeper
 from tests.server.live_server import LiveServer, serving
@@ -33,16 +34,23 @@ class Served:
 
 @contextmanager
 def served(
-    slots: int = 4, keeper: Gatekeeper | None = None, suggestions: tuple[str, ...] = (), **options: Any
+    slots: int = 4,
+    keeper: Gatekeeper | None = None,
+    suggestions: tuple[str, ...] = (),
+    voices: ModelVoices | None = None,
+    **options: Any,
 ) -> Iterator[Served]:
-    """A server with `ServerOptions`. suggestions: what its model might be told."""
+    """A server with `ServerOptions`. suggestions: what its model might be told; voices: those that it has."""
     step = VoiceStep(slots, delay_s=lambda: 0.005)
-    with Engine(step, "stub", NOTICE, suggestions=suggestions) as engine, serving(engine, keeper, **options) as live:
+    with (
+        Engine(step, "stub", NOTICE, suggestions=suggestions, voices=voices) as engine,
+        serving(engine, keeper, **options) as live,
+    ):
         yield Served(live, engine, step)
 
 
 def open_page(page: Page, live: LiveServer, microphone: str = "granted", **settings: Any) -> None:
-    """Opens the page once it knows its server. settings: as `settings.js` keeps them."""
+    """Open the page once it knows its server. settings: as `settings.js` keeps them."""
     page.allow_microphone(live.http, microphone)
     page.before_scripts(f"localStorage.settings ??= {json.dumps(json.dumps({'maxSeconds': 2} | settings))}")
     page.open(f"{live.http}/")
@@ -50,7 +58,7 @@ def open_page(page: Page, live: LiveServer, microphone: str = "granted", **setti
 
 
 def talk(page: Page, seconds: float) -> None:
-    """Holds the space bar for so long, from when it is heard."""
+    """Hold the space bar for so long, from when it is heard."""
     with page.holding_space():
         page.wait_for_phase("talking")
         time.sleep(seconds)

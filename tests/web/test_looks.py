@@ -77,7 +77,7 @@ def scheme(request: pytest.FixtureRequest) -> bool:
 
 
 def _dress(page: Page, phase: str) -> None:
-    """Makes it look as in this phase: the style sheet goes by this attribute alone."""
+    """Make it look as in this phase: the style sheet goes by this attribute alone."""
     page.evaluate(f"document.body.dataset.phase = {phase!r}")
     problem = str(phase == "problem").lower()
     page.evaluate(
@@ -101,7 +101,7 @@ def test_text_can_be_read(page: Page, scheme: bool, phase: str) -> None:
 
 
 def test_the_spectrogram_can_be_told_apart(page: Page, scheme: bool) -> None:
-    """Both voices and the labels against the paper that they are drawn on."""
+    """Both voices and the labels stand out against the paper that they are drawn on."""
     page.look(*DESKTOP, light=scheme)
     names = ("you", "machine", "muted")
     page.evaluate(
@@ -165,7 +165,9 @@ def test_the_button_is_the_largest_thing_and_in_sight(page: Page, size: tuple[in
 @pytest.mark.parametrize("size", [DESKTOP, LOW, TELEPHONE, SIDEWAYS], ids=["800", "650", "telephone", "sideways"])
 @pytest.mark.parametrize("text", ["Off", "On, not sent", "You are heard"])
 def test_whether_the_microphone_is_open_is_always_in_sight(page: Page, size: tuple[int, int], text: str) -> None:
-    """Hands-free, a telephone showed it below the picture. It stands beside the way, in one line: nothing moves."""
+    """A telephone showed it below the picture while hands-free. It stands beside the choice of the way, in one line:
+    nothing moves.
+    """
     page.look(*size, mobile=size in (TELEPHONE, SIDEWAYS))
     _dress(page, "speaking")
     page.evaluate(f"document.querySelector('#microphone-state').textContent = {text!r}; scrollTo(0, 0)")
@@ -209,7 +211,7 @@ def test_no_figure_and_no_suggestion_is_cut(page: Page, size: tuple[int, int]) -
 
 @pytest.mark.parametrize("size", [DESKTOP, LOW], ids=["800", "650"])
 def test_there_is_one_left_edge(page: Page, size: tuple[int, int]) -> None:
-    """Three of them made the page look thrown together."""
+    """Three left edges made the page look thrown together."""
     page.look(*size)
     _dress(page, "idle")
     lefts = page.evaluate(
@@ -265,7 +267,7 @@ def test_everything_can_be_scrolled_to_and_nothing_covers_anything(page: Page, s
 
 @pytest.mark.parametrize("scheme", ["dark", "light"])
 def test_forced_colours_leave_the_button_and_the_chosen_way(page: Page, scheme: str) -> None:
-    """Both were drawn by backgrounds alone, which the system takes away."""
+    """The button and the chosen way were drawn by backgrounds alone, which the system takes away."""
     page.look(*DESKTOP)
     forced = {"name": "forced-colors", "value": "active"}
     page.call("Emulation.setEmulatedMedia", features=[forced, {"name": "prefers-color-scheme", "value": scheme}])
@@ -326,7 +328,7 @@ def test_who_wants_no_motion_gets_none(page: Page) -> None:
 
 
 def test_states_are_told_to_who_cannot_see_them(page: Page) -> None:
-    """Live regions, names for every control, one heading."""
+    """The page has live regions, a name for every control, and one heading."""
     page.look(*DESKTOP)
     _dress(page, "idle")
     assert page.evaluate("document.querySelector('#state').getAttribute('role')") == "status"

@@ -162,7 +162,9 @@ def _signal_to_noise_db(expected: NDArray[np.float32], heard: NDArray[np.float32
 
 
 def test_a_whole_turn(page: Page, server: Served, speech: NDArray[np.int16]) -> None:
-    """Hold, talk, let go, hear: the server hears what the microphone did, and what it sends is played, all of it."""
+    """A person holds, talks, lets go and hears. The server hears what the microphone did, and all that it sends is
+    played.
+    """
     page.before_scripts(TAP)
     open_page(page, server.live, echoCancellation=False)
     talk(page, 1.5)
@@ -202,7 +204,9 @@ def test_a_whole_turn(page: Page, server: Served, speech: NDArray[np.int16]) -> 
 
 
 def test_an_interruption(page: Page, server: Served) -> None:
-    """Pressing while it speaks: it falls silent, the context is cut to what was heard, and the next turn follows."""
+    """A person presses while the machine speaks: it falls silent, the context is cut to what was heard, and the next
+    turn follows.
+    """
     open_page(page, server.live, maxSeconds=20)
     talk(page, 0.5)
     page.wait_for_phase("speaking")
@@ -263,7 +267,7 @@ def test_a_tap_and_the_enter_key_do_what_holding_does(page: Page, server: Served
 
 
 def test_a_recording_is_played_and_goes_on(page: Page, server: Served, tmp_path: Path) -> None:
-    """Without any microphone. The server hears the file, resampled and mixed to one channel."""
+    """No microphone is needed. The server hears the file, resampled and mixed to one channel."""
     tone = np.sin(2 * np.pi * 440 * np.arange(44_100) / 44_100).astype(np.float32)
     soundfile.write(tmp_path / "tone.wav", np.stack((0.5 * tone, 0.1 * tone), axis=1), 44_100)
     (tmp_path / "text.wav").write_text("not sound")
@@ -297,7 +301,7 @@ def test_the_same_seed_gives_the_same_again(page: Page, server: Served) -> None:
 
 
 def test_settings_reach_the_server_and_last(page: Page, server: Served) -> None:
-    """A slider that moves and changes nothing; a setting that is gone with the next visit."""
+    """A slider moved and changed nothing; a setting was gone with the next visit."""
     open_page(page, server.live)
     for selector, value in (("#temperature", "1.5"), ("#top-k", "7"), ("#max-seconds", "1"), ("#seed", "4242")):
         page.evaluate(
@@ -336,7 +340,7 @@ def test_a_full_server(page: Page) -> None:
 
 
 def test_a_place_in_line(page: Page) -> None:
-    """The place is told; then it is one's turn, by itself."""
+    """The page tells the place in line; then it is one's turn, by itself."""
     with served(slots=1, queue=2) as it:
         other = it.engine.open()
         page.allow_microphone(it.live.http)
@@ -357,7 +361,7 @@ def test_a_place_in_line(page: Page) -> None:
 
 
 def test_a_refused_microphone(page: Page, server: Served) -> None:
-    """It is told what to do, no place is held meanwhile, and allowing it helps without a reload."""
+    """The person is told what to do, no place is held meanwhile, and allowing the microphone helps without a reload."""
     open_page(page, server.live, "denied")
     with page.holding_space():
         page.wait_for_phase("problem")
@@ -375,7 +379,7 @@ def test_a_refused_microphone(page: Page, server: Served) -> None:
 
 
 def test_a_server_that_goes_away(page: Page) -> None:
-    """In the middle of a conversation, and before one."""
+    """The server goes in the middle of a conversation, and is not there before the next."""
     with served() as it:
         open_page(page, it.live, maxSeconds=20)
         talk(page, 0.3)
@@ -400,7 +404,9 @@ def _set_frozen(proxy: CutProxy, value: bool) -> None:
 
 
 def test_a_connection_that_breaks_is_restored(page: Page, server: Served, speech: NDArray[np.int16]) -> None:
-    """While one talks and while the machine does: no sample is lost or doubled on either side, and it is told."""
+    """The connection breaks while the person talks and while the machine does: no sample is lost or doubled on either
+    side, and the page tells of it.
+    """
     with _through_a_proxy(server.live) as (live, network):
         open_page(page, live, echoCancellation=False)
         with page.holding_space():
@@ -510,7 +516,7 @@ def test_without_https_it_is_said_how_to_get_a_microphone(page: Page) -> None:
 
 
 def test_over_https(page: Page, tmp_path: Path) -> None:
-    """The way to a telephone: page, socket and worklets all come over TLS, from a name that is not this machine's."""
+    """A telephone comes this way: page, socket and worklets come over TLS, from a name that is not this machine's."""
     certificate, key = self_signed(tmp_path)
     tokens = Tokens.from_text(f"ann:{TOKEN}")
     bind = Bind("127.0.0.1", ("127.0.0.1",), loopback=False, tls=True)
@@ -525,7 +531,7 @@ def test_over_https(page: Page, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_however_it_is_hammered_the_next_turn_works(page: Page, server: Served, seed: int) -> None:
-    """Presses that overtake the microphone, modes changed in mid-word: no order may leave it stuck."""
+    """Presses overtake the microphone, and modes change in mid-word: no order may leave the page stuck."""
     rng = random.Random(seed)
     open_page(page, server.live, maxSeconds=1)
     held = False

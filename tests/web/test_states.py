@@ -14,6 +14,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from streaming.audio import SAMPLE_RATE
+from streaming.config import ModelVoices
 from tests.web.browser import Page, browser, chromium
 from tests.web.live_page import NOTICE, Served, keep, open_page, served, talk
 
@@ -330,6 +331,16 @@ def test_a_model_that_goes_on_from_certain_words_says_which_before_the_press(pag
             assert page.evaluate("document.querySelector('#suggestion').checkVisibility()")
 
 
+def test_a_model_with_voices_of_its_own_says_in_which_one_it_goes_on(page: Page) -> None:
+    """Who had spoken heard somebody else go on, and was not told why."""
+    every = ModelVoices(1, dict.fromkeys(range(2048), "a deep voice"))
+    with served(voices=every) as it:
+        open_page(page, it.live, maxSeconds=20)
+        talk(page, LONGER_THAN_A_TAP_S)
+        page.wait_for_phase("speaking")
+        page.wait_for("document.querySelector('#hint').innerText === 'In a deep voice. Hold and talk to interrupt it.'")
+
+
 def test_a_model_that_takes_any_speech_suggests_nothing(page: Page, server: Served) -> None:
     """An empty line would push the notes down."""
     open_page(page, server.live)
@@ -359,7 +370,7 @@ def test_what_is_wrong_with_a_field_is_said_beside_it(page: Page, server: Served
 
 
 def test_space_talks_after_a_slider_and_after_a_summary(page: Page, server: Served) -> None:
-    """It was dead after a slider was used, and closed the settings after their summary was clicked."""
+    """The space bar was dead after a slider was used, and closed the settings after their summary was clicked."""
     open_page(page, server.live)
     page.click("summary")
     page.wait_for("document.querySelector('#settings').open")
@@ -398,7 +409,7 @@ def test_letters_that_are_typed_press_nothing(page: Page, server: Served) -> Non
 
 
 def test_a_conversation_by_keyboard_alone(page: Page, server: Served) -> None:
-    """Tab to everything, Space and Enter work what has the focus, and Esc leads out."""
+    """Tab leads to everything, Space and Enter work what has the focus, and Esc leads out."""
     open_page(page, server.live, maxSeconds=1)
 
     def tab_to(name: str) -> None:
@@ -436,7 +447,7 @@ def test_a_conversation_by_keyboard_alone(page: Page, server: Served) -> None:
 
 
 def test_a_conversation_that_was_not_downloaded_is_not_thrown_away_unasked(page: Page, server: Served) -> None:
-    """One letter deleted it."""
+    """One letter deleted the conversation."""
     open_page(page, server.live, maxSeconds=1)
     talk(page, LONGER_THAN_A_TAP_S)
     page.wait_for_phase("speaking")
@@ -529,7 +540,7 @@ def test_who_has_the_only_place_is_not_told_that_the_server_is_full(page: Page) 
 
 
 def test_the_picture_is_drawn_anew_when_the_settings_take_room_from_it(page: Page, server: Served) -> None:
-    """It was squashed, its labels too, until something else was to be drawn."""
+    """The picture was squashed, and its labels too, until something else was to be drawn."""
     open_page(page, server.live, maxSeconds=1)
     talk(page, 0.3)
     page.wait_for_phase("ready")
@@ -541,7 +552,7 @@ def test_the_picture_is_drawn_anew_when_the_settings_take_room_from_it(page: Pag
 
 
 def test_another_take_and_the_way_back_to_the_first(page: Page, server: Served) -> None:
-    """One press goes on from the same words with another seed; the takes stay, and the chosen one is gone on from."""
+    """One press goes on from the same words with another seed. The takes stay, and the chosen one is gone on from."""
     open_page(page, server.live, maxSeconds=1)
     talk(page, LONGER_THAN_A_TAP_S)
     page.wait_for_phase("speaking")
@@ -566,7 +577,7 @@ def test_another_take_and_the_way_back_to_the_first(page: Page, server: Served) 
 
 @pytest.mark.parametrize("kept", [1, 2])
 def test_the_conversation_goes_on_from_the_take_that_is_kept(page: Page, server: Served, kept: int) -> None:
-    """What the server holds is the prompt, the kept take's frames, what was said next and the answer to that."""
+    """The server holds the prompt, the kept take's frames, what was said next, and the answer to that."""
     open_page(page, server.live, maxSeconds=1)
     ready = "document.body.dataset.phase === 'ready' && !document.querySelector('#take').disabled"
     talk(page, LONGER_THAN_A_TAP_S)

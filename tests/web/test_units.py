@@ -14,7 +14,7 @@ NODE = shutil.which("node")
 
 @pytest.mark.skipif(NODE is None, reason="node is not installed; on Debian: apt-get install nodejs")
 @pytest.mark.parametrize("file", sorted(file.name for file in HERE.glob("*.test.mjs")))
-def test_in_node(file: str) -> None:
+def test_the_modules_pass_their_tests_in_node(file: str) -> None:
     """Each file says what it pins."""
     done = subprocess.run(["node", "--test", file], cwd=HERE, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

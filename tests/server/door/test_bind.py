@@ -57,7 +57,7 @@ def test_a_host_without_an_address_is_refused() -> None:
         check_bind("", TOKENS, tls=True, insecure_plaintext=False)
 
 
-def test_the_systems_own_resolver() -> None:
+def test_the_systems_own_resolver_is_asked() -> None:
     assert addresses_of("127.0.0.1") == ("127.0.0.1",)
     assert check_bind("localhost", None, tls=False, insecure_plaintext=False).loopback
     with pytest.raises(BindError):

@@ -22,7 +22,7 @@ from tests.server.door.requests import ANN, BOB, LOOPBACK, PATH, PEER, PUBLIC, T
         (("Sec-WebSocket-Protocol", f"realtime,openai-insecure-api-key.{ANN}"), "ann"),
     ],
 )
-def test_ways_to_show_one(header: tuple[str, str], name: str) -> None:
+def test_a_token_may_be_shown_in_each_of_these_ways(header: tuple[str, str], name: str) -> None:
     visitor = ask(Gatekeeper(PUBLIC, TOKENS), header)
     assert isinstance(visitor, Visitor)
     assert visitor.name == name
@@ -50,7 +50,7 @@ def test_a_proxys_password_does_not_hide_a_browsers_token() -> None:
         [("Cookie", f"token={ANN}")],
     ],
 )
-def test_no_valid_token(headers: list[tuple[str, str]]) -> None:
+def test_who_shows_no_valid_token_is_unauthorized(headers: list[tuple[str, str]]) -> None:
     answer = ask(Gatekeeper(PUBLIC, TOKENS), *headers)
     assert isinstance(answer, Refusal)
     assert (answer.status, answer.code) == (401, "unauthorized")

@@ -193,7 +193,7 @@ class TestLimits:
                 assert isinstance(visitor, Visitor)
                 assert sessions.enter_context(keeper.session(visitor)) is None
 
-    def test_sessions_of_an_address(self) -> None:
+    def test_sessions_of_an_address_are_limited(self) -> None:
         keeper = Gatekeeper(PUBLIC, limits=Limits(sessions_per_address=2))
         first, second = ask(keeper, peer="2001:db8::1"), ask(keeper, peer="2001:db8::2")
         assert isinstance(first, Visitor)

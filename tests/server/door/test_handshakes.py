@@ -54,7 +54,7 @@ def test_the_one_that_has_waited_for_longest_goes(pairs: list[tuple[socket.socke
 
 
 def test_an_address_that_has_too_many_loses_its_own(pairs: list[tuple[socket.socket, socket.socket]]) -> None:
-    """And nobody else's. Loopback is not counted by address: a proxy has everybody's connections there."""
+    """Nobody else loses one. Loopback is not counted by address: a proxy has everybody's connections there."""
     pending = PendingHandshakes(Limits(handshakes_per_address=2))
     for (near, _), peer in zip(pairs, [NEAR, NEAR, NEAR, FAR, FAR, "198.51.100.1", FAR, FAR], strict=True):
         pending.enter(near, peer)
@@ -69,7 +69,7 @@ def test_hosts_of_one_ipv6_network_are_one_address(pairs: list[tuple[socket.sock
 
 
 def test_a_connection_that_was_closed_is_not_missed() -> None:
-    """Its descriptor's number is the next one's, which must not be thrown out in its place."""
+    """The number of its descriptor is given to the next connection, which must not be thrown out in its place."""
     pending = PendingHandshakes(Limits(handshakes=2))
     first, far = socket.socketpair()
     number = first.fileno()

@@ -22,7 +22,7 @@ from streaming.server.door.origins import Host, Origin, OriginError, parse_origi
         *((text, None) for text in ("[]", "[::g]", "u@a", "a:80:80", "\u212aelvin", "a\n", ".")),
     ],
 )
-def test_hosts(text: str, host: Host | None) -> None:
+def test_a_host_is_read_or_is_none(text: str, host: Host | None) -> None:
     assert Host.parse(text) == host
 
 
@@ -36,7 +36,7 @@ def test_hosts(text: str, host: Host | None) -> None:
         *((text, None) for text in ("null", "", "*", "http://", "//a", "http://a/b", "http://a b", "http://a\n")),
     ],
 )
-def test_origins(text: str, origin: Origin | None) -> None:
+def test_an_origin_is_read_or_is_none(text: str, origin: Origin | None) -> None:
     assert Origin.parse(text) == origin
 
 

@@ -175,7 +175,9 @@ class TestFile:
         assert (name_of(tokens, EVE, 2), name_of(tokens, BOB, 2)) == ("bob", None)
 
     def test_a_token_that_is_given_to_another_ends_the_sessions_of_the_first(self, file: Path) -> None:
-        """They went on under the name of whoever does not have the token any more, and counted against its limits."""
+        """Sessions went on under the name of whoever did not have the token any more, and counted against the limits of
+        who had it.
+        """
         tokens = Tokens.from_file(file, 0)
         bob = holder_of(tokens, BOB, 0)
         write(file, f"ann:{ANN}\neve:{BOB}\n")

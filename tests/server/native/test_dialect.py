@@ -23,7 +23,7 @@ SPEECH = (3_000 * np.sin(np.arange(2 * FRAME) / 9)).astype(np.int16)
 
 
 def test_audio_is_counted_when_it_comes_and_decoded_in_order_by_a_thread() -> None:
-    """Where the connection breaks meanwhile, its client must not say again what is being decoded. What cannot be
+    """Where the connection breaks meanwhile, the client must not say again what is being decoded. What cannot be
     decoded is told in its place.
     """
 
@@ -50,7 +50,7 @@ def test_audio_is_counted_when_it_comes_and_decoded_in_order_by_a_thread() -> No
 
 
 def test_what_is_being_encoded_when_the_connection_breaks_is_kept_for_the_return() -> None:
-    """It is encoded in a thread: a frame that was with the encoder when its socket was lost was never sent again."""
+    """A frame is encoded in a thread: one that was with the encoder when its socket was lost was never sent again."""
 
     async def scenario() -> None:
         book = ReplayBook()

@@ -42,7 +42,7 @@ async def _turn(session: ContinuationClient) -> tuple[NDArray[np.int16], message
 
 @pytest.mark.parametrize("pace", ["fast", "realtime"])
 def test_turns_are_as_long_as_with_pcm(server: LiveServer, pace: str) -> None:
-    """Prompts of one frame more, or continuations that the client took for cut short."""
+    """Prompts were one frame longer, or clients took continuations for cut short."""
 
     async def scenario(codec: str) -> list[tuple[int, int]]:
         start = SessionStart(pace=pace, lag="wait", max_seconds=0.8, codecs=(codec,))  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ from websockets.exceptions import ConnectionClosed
 
 from streaming.audio import FRAME
 from streaming.client.client import Audio, ContinuationClient, Event
-from streaming.config import Sampling
+from streaming.config import ModelVoices, Sampling
 from streaming.conversation.conversation import Conversation
 from streaming.engine.engine import Engine
 from streaming.protocol import messages
@@ -63,6 +63,28 @@ def test_a_turn_is_announced_spoken_and_counted(server: LiveServer) -> None:
             assert (done.turn, done.reason, done.samples) == (1, "max_seconds", 10 * FRAME)
             assert len(session.spoken()) == done.samples
             assert done.first_frame_ms is not None
+
+    run(scenario())
+
+
+def test_a_model_s_voice_is_told_before_the_audio_to_those_who_ask() -> None:
+    """A strict client ends at a message that it did not ask for."""
+    voices = ModelVoices(1, {code: f"voice {code}" for code in range(2048)})
+
+    async def told(url: str, start: SessionStart) -> list[type[messages.Message]]:
+        async with client(url, start) as session:
+            await session.hear(SPEECH)
+            await session.speak()
+            for message in session.said:
+                if isinstance(message, messages.TurnVoice):
+                    assert message.turn == 1 and message.voice.startswith("voice ")
+            return [type(message) for message in session.said[1:]]
+
+    async def scenario() -> None:
+        with Engine(StubStep(1), "stub", voices=voices) as engine, serving(engine) as server:
+            asked = SessionStart(pace="fast", max_seconds=0.8, voices=True)
+            assert await told(server.url, asked) == [messages.TurnSpeaking, messages.TurnVoice, messages.TurnDone]
+            assert await told(server.url, FAST) == [messages.TurnSpeaking, messages.TurnDone]
 
     run(scenario())
 
@@ -150,7 +172,7 @@ def test_no_lead_is_longer_than_what_an_interruption_can_take_back(server: LiveS
 
 
 def test_a_late_report_of_an_old_turn_is_none_of_the_next(server: LiveServer, step: StubStep) -> None:
-    """Still on its way when the listener interrupted, it let the next turn run ahead of what was heard."""
+    """A report that was on its way when the listener interrupted let the next turn run ahead of what was heard."""
 
     async def scenario() -> None:
         async with client(server.url, SessionStart(max_seconds=20, lead_ms=240)) as session:
@@ -203,7 +225,7 @@ def test_a_client_that_sends_too_much_is_read_more_slowly_whatever_it_did_before
 
 
 def test_who_opens_a_socket_and_says_nothing_is_sent_away(server: LiveServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its answers to pings kept it there for ever."""
+    """Such a client answered pings, which kept it there for ever."""
     monkeypatch.setattr("streaming.server.native.service._START_TIMEOUT_S", 0.2)
 
     async def scenario() -> None:
@@ -282,7 +304,7 @@ def test_audio_of_a_turn_that_is_over_is_dropped(server: LiveServer, step: StubS
 
 
 def test_audio_of_the_turn_that_is_being_spoken_is_dropped(server: LiveServer, step: StubStep) -> None:
-    """It became part of the next prompt if the engine had finished before its end was told."""
+    """Such audio became part of the next prompt if the engine had finished before the turn's end was told."""
 
     async def scenario() -> None:
         async with client(server.url, FAST) as session:
@@ -314,7 +336,9 @@ def test_a_turn_that_is_asked_for_again_and_again_is_spoken_once(server: LiveSer
 
 
 def test_an_update_takes_effect_with_the_next_turn_and_keeps_the_seed(server: LiveServer, step: StubStep) -> None:
-    """It changed the turn being spoken, at a moment that nobody could name; one without a seed took the seed back."""
+    """An update changed the turn that was being spoken, at a moment that nobody could name; one without a seed took the
+    seed back.
+    """
 
     async def scenario() -> None:
         async with client(server.url, SessionStart(max_seconds=0.8, sampling=SamplingOptions(seed=3))) as session:
@@ -431,7 +455,7 @@ def test_a_session_has_one_kind_of_audio(server: LiveServer, codec: str, pcm: ND
 def test_a_fault_of_the_servers_own_is_told_and_harms_nobody_else(
     server: LiveServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It reached the client as a close code without a word."""
+    """The client got a close code without a word."""
 
     def broken(*_: object) -> None:
         raise ZeroDivisionError
@@ -478,7 +502,7 @@ def test_a_session_that_cannot_begin_gives_its_slot_back(
 
 
 def test_a_client_that_does_not_read_does_not_keep_the_server_from_stopping(step: StubStep) -> None:
-    """The end waited for its keepalive: 19 s."""
+    """The server's end waited for this client's keepalive: 19 s."""
 
     async def scenario(server: LiveServer) -> None:
         async with connect(server.url, compression=None, max_queue=1) as socket:
@@ -697,7 +721,7 @@ def test_ping_update_and_close_are_answered(server: LiveServer) -> None:
 
 
 def test_a_client_that_leaves_gives_its_slot_back(server: LiveServer) -> None:
-    """In the middle of a continuation, without a closing handshake."""
+    """The client leaves in the middle of a continuation, without a closing handshake."""
 
     async def scenario() -> None:
         for _ in range(6):

@@ -85,7 +85,7 @@ class Client:
             assert event["type"] != "error", event
 
     async def deltas(self, count: int) -> Event:
-        """Returns the last of so many."""
+        """Return the last of so many."""
         for _ in range(count):
             event = await self.until("response.output_audio.delta")
         return event

@@ -66,7 +66,7 @@ def test_a_browsers_key_is_the_token_and_realtime_is_answered_where_it_is_offere
 
 @PATHS
 def test_one_session_too_many_is_refused_before_the_handshake(server: LiveServer, path: str) -> None:
-    """With HTTP's own code and when to retry, which every client library understands."""
+    """The refusal has HTTP's own code and says when to retry, which every client library understands."""
     bearer = {"Authorization": f"Bearer {TOKEN}"}
 
     async def scenario() -> None:

@@ -160,7 +160,7 @@ def server(shared: Watched) -> Iterator[Watched]:
 
 
 async def _converse(url: str, sent: list[str | bytes], last: str) -> None:
-    """Says all of it, then something that is surely answered, and looks at everything that comes back."""
+    """Say all of it, then something that is surely answered, and look at everything that comes back."""
     async with connect(url, compression=None) as socket:
         with suppress(ConnectionClosed):
             for data in [*sent, last]:

@@ -8,7 +8,7 @@ from streaming.server.openai.realtime_events import Cleared, Error, EventError, 
 
 
 def test_an_answer_is_made_when_it_is_its_turn() -> None:
-    """What was true when the event came was answered, and not what was true after the events before it."""
+    """An event was answered by what was true when it came, and not by what the events before it had made true."""
     known: list[ServerEvent] = []
     answer = in_order(lambda: list(known))
     known.append(Cleared())

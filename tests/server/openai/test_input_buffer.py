@@ -52,7 +52,7 @@ def test_clearing_keeps_what_was_committed() -> None:
 
 
 def test_clearing_what_is_held_keeps_what_of_it_was_committed() -> None:
-    """What was committed during a response went with what was not, and the next clearing kept too much."""
+    """A clear took what was committed during a response with the rest, and the next one kept too much."""
     buffer = InputBuffer(PCM)
     buffer.begin_turn()
     buffer.append(pcm(100, 1))
@@ -97,8 +97,8 @@ def test_what_the_old_format_left_is_added_before_the_new_one() -> None:
 
 
 def test_what_could_not_be_forgotten_counts_as_committed() -> None:
-    """The engine reaches back so far and no further. Counted as gone, what was left of a cleared buffer stood in the
-    place of what was committed after it, which the next clearing took back.
+    """The engine reaches back so far and no further. What was left of a cleared buffer counted as gone, and stood in
+    the place of what was committed after it, which the next clear took back.
     """
     buffer = InputBuffer(PCM)
     buffer.append(pcm(900))

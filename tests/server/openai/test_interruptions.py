@@ -63,7 +63,7 @@ def test_an_answer_that_nobody_waits_for_says_nothing() -> None:
 
 @pytest.mark.parametrize("heard_samples", [0, FRAME - 1])
 def test_a_response_of_which_no_frame_was_heard_is_taken_back(heard_samples: int) -> None:
-    """Cut like any other, its beginning stayed where it was longer than what can be rewound."""
+    """The response was cut like any other: its beginning stayed where it was longer than what can be rewound."""
     interruptions = Interruptions(Clock())
     assert interruptions.cut(response(2), heard_samples, TRUNCATED) == HeardNothing(2)
     assert interruptions.answered() == [TRUNCATED]

@@ -48,7 +48,7 @@ def test_an_id_is_given_once() -> None:
 
 
 def test_the_oldest_items_are_forgotten() -> None:
-    """A session of hours kept every item of it."""
+    """A session of hours kept every item that it had ever had."""
     items = Items()
     for number in range(MAX_ITEMS + 1):
         items.add(words(str(number)))

@@ -55,7 +55,7 @@ def test_what_is_said_is_answered_and_counted(server: LiveServer, step: StubStep
 
 
 def test_all_that_was_sent_before_a_voice_interrupted_counts_as_heard(server: LiveServer, step: StubStep) -> None:
-    """There is no word of what was heard, and what was sent is played to its end."""
+    """Live's clients do not tell what was heard, and play what was sent to its end."""
     step.context_frames = 100
 
     async def scenario() -> None:
@@ -75,7 +75,7 @@ def test_all_that_was_sent_before_a_voice_interrupted_counts_as_heard(server: Li
     ("format", "frame_bytes"),
     [({"type": "audio/pcm", "rate": 16000}, 2560), ({"type": "audio/pcmu", "rate": 8000}, 640)],
 )
-def test_other_formats(server: LiveServer, format: dict, frame_bytes: int) -> None:
+def test_other_formats_go_both_ways(server: LiveServer, format: dict, frame_bytes: int) -> None:
     async def scenario() -> None:
         async with live(server.url, format) as session:
             assert session.seen[0]["session"]["audio"]["format"] == format
@@ -156,7 +156,7 @@ def test_a_session_that_cannot_start_is_refused_with_a_reason(server: LiveServer
 
 
 def test_usage_is_told_now_and_then() -> None:
-    """It came with every frame, or only at the end of a long turn."""
+    """Usage was told with every frame, or only at the end of a long turn."""
     start = SessionStart(session=SessionOption(model="any"))
     dialect = LiveDialect(Model("any", 4, 64), start)
 

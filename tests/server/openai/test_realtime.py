@@ -72,7 +72,7 @@ def test_a_turn_is_told_in_full_and_in_order(server: LiveServer, step: StubStep)
 
 
 def test_a_client_that_asks_for_no_limit_gets_a_completed_response(server: LiveServer, step: StubStep) -> None:
-    """A clients' log full of 'response incomplete' for what is as it should be."""
+    """A client's log filled with 'response incomplete' for what is as it should be."""
     step.ends = lambda length, digest: length == 6
 
     async def scenario() -> None:
@@ -87,7 +87,7 @@ def test_a_client_that_asks_for_no_limit_gets_a_completed_response(server: LiveS
 
 
 def test_a_truncation_cuts_the_context_to_what_was_heard(server: LiveServer, step: StubStep) -> None:
-    """And what is said between the cancellation and the truncation, which is still on its way, follows the cut."""
+    """What is said between the cancellation and the truncation, which is still on its way, follows the cut."""
 
     async def scenario() -> None:
         async with realtime(server.url, MANUAL) as session:
@@ -174,8 +174,8 @@ def test_usage_counts_what_a_truncation_left_in_the_context(server: LiveServer) 
 
 @pytest.mark.parametrize("unsaid", ["deleted", "truncated to nothing"])
 def test_another_take_of_what_was_unsaid(unsaid: str) -> None:
-    """However long it was: another response went on from what could not be rewound, and, where all could, said the same
-    again, since its seed was the same.
+    """Another response went on from what could not be rewound, and, where all could, said the same again, since its
+    seed was the same. A take is had of a response of any length.
     """
     step = StubStep(1, rewind_frames=4)
 
@@ -227,7 +227,7 @@ def test_a_take_of_a_seed_is_that_seeds() -> None:
 
 
 def test_a_response_that_is_deleted_while_it_is_spoken_is_taken_anew(server: LiveServer, step: StubStep) -> None:
-    """All at once, as a client does that asks for another in a hurry."""
+    """A client that is in a hurry for another response cancels, deletes and asks all at once."""
 
     async def scenario() -> None:
         async with realtime(server.url, MANUAL) as session:
@@ -247,7 +247,7 @@ def test_a_response_that_is_deleted_while_it_is_spoken_is_taken_anew(server: Liv
 
 
 def test_a_take_that_is_not_kept_fails_in_words_and_the_session_goes_on() -> None:
-    """With `--takes 0`. An `error` would end pipecat's session."""
+    """The server keeps none with `--takes 0`; an `error` would end pipecat's session."""
     step = StubStep(1, rewind_frames=4)
 
     async def scenario(url: str) -> None:
@@ -273,7 +273,7 @@ def test_a_take_that_is_not_kept_fails_in_words_and_the_session_goes_on() -> Non
 def test_a_voice_that_interrupts_before_anything_was_heard_follows_what_it_said_before(
     server: LiveServer, step: StubStep
 ) -> None:
-    """And is answered as ever: only a response that follows nothing new is a take."""
+    """The voice is answered as ever: only a response that follows nothing new is a take."""
 
     async def scenario() -> None:
         async with realtime(server.url) as session:
@@ -437,7 +437,7 @@ def test_speech_may_be_heard_without_an_answer_until_one_is_asked_for(server: Li
 
 
 def test_a_response_may_be_asked_for_while_the_voice_takes_turns(server: LiveServer) -> None:
-    """LiveKit's `generate_reply` does, whatever the turn detection; asked for twice it is refused as the API does."""
+    """LiveKit's `generate_reply` asks, whatever the turn detection is. Who asks twice is refused, as the API does."""
 
     async def scenario() -> None:
         async with realtime(server.url) as session:
@@ -599,7 +599,7 @@ def test_what_the_api_refuses_is_refused_and_the_session_goes_on(
 
 
 @pytest.mark.parametrize("name", ["audio/pcmu", "audio/pcma"])
-def test_telephone_audio_both_ways(server: LiveServer, step: StubStep, name: str) -> None:
+def test_telephone_audio_goes_both_ways(server: LiveServer, step: StubStep, name: str) -> None:
     async def scenario() -> None:
         formats = {"input": {"format": {"type": name}, "turn_detection": None}, "output": {"format": {"type": name}}}
         async with realtime(server.url) as session:
@@ -627,9 +627,13 @@ def test_the_same_seed_gives_the_same_response_at_the_temperature_asked_for(serv
     assert run(scenario(seeded)) == run(scenario(seeded)) != run(scenario(seeded | {"temperature": 0.3}))
 
 
-def test_a_long_append_is_taken_and_a_longer_one_is_too_much(server: LiveServer, step: StubStep) -> None:
+def test_a_long_append_is_taken_and_a_longer_one_is_too_much(
+    server: LiveServer, step: StubStep, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """15 MiB in one event is what clients may send; the native protocol's limit is 96 KiB."""
     step.context_frames = 10_000
+    monkeypatch.setattr("streaming.engine.engine._APART_S", 0.0)  # there are 4,096 steps, which wait for nobody
+    monkeypatch.setattr("streaming.server.event_loop._TOGETHER_S", 0.0)
 
     async def scenario() -> None:
         async with realtime(server.url, MANUAL) as session:

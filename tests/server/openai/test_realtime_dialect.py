@@ -96,7 +96,7 @@ def types(events: list[dict[str, Any]]) -> list[str]:
 
 @pytest.mark.parametrize(("audio_end_ms", "heard_samples"), [(100, 2_400), (1e300, 24 * 2**31)])
 def test_what_was_heard_of_a_response_is_the_clients_word(audio_end_ms: float, heard_samples: int) -> None:
-    """It is the conversation that believes no more than was sent."""
+    """The dialect passes on what the client says; it is the conversation that believes no more than was sent."""
     talk = Talk()
     item_id = talk.speaks(frames=2)
     truncated = talk.client("conversation.item.truncate", item_id=item_id, content_index=0, audio_end_ms=audio_end_ms)
@@ -117,7 +117,7 @@ def test_an_answer_that_keeps_more_than_there_was_adds_nothing_to_the_usage() ->
 
 
 def test_usage_counts_no_more_than_the_model_remembers() -> None:
-    """An hour's talk was told, and paid for, in every response."""
+    """All of an hour's talk was told, and paid for, in every response."""
     talk = Talk()
     talk.speaks(frames=1)
     talk.server(messages.TurnSpeaking(turn=1, prompt_samples=1000 * FRAME, dropped_samples=0))
@@ -127,7 +127,9 @@ def test_usage_counts_no_more_than_the_model_remembers() -> None:
 
 @pytest.mark.parametrize(("limit", "status"), [("inf", "completed"), (2 * Q, "incomplete")])
 def test_what_nobody_limited_is_complete(limit: object, status: str) -> None:
-    """It ends with what the model remembers: told as cut off, it filled a client's log with warnings."""
+    """Such a response ends with what the model remembers. It was told as cut off, which filled a client's log with
+    warnings.
+    """
     talk = Talk()
     talk.speaks(frames=2, max_output_tokens=limit)
     assert talk.done("max_seconds", frames=2)[-1]["response"]["status"] == status
@@ -153,7 +155,7 @@ def test_nothing_of_an_old_turn_is_in_a_new_response() -> None:
 
 @pytest.mark.parametrize("early", [False, True], ids=["spoken", "asked for"])
 def test_the_cancellation_of_another_response_cancels_none(early: bool) -> None:
-    """One that came too late for its own response cut the next one off."""
+    """A cancellation that came too late for its own response cut the next one off."""
     talk = Talk()
     if early:
         talk.manual()
@@ -200,7 +202,7 @@ def test_what_is_said_between_a_cancellation_and_its_truncation_is_heard_after_i
 
 
 def test_what_was_held_is_heard_when_the_voice_takes_the_turns() -> None:
-    """It lay there for the rest of the session."""
+    """What was held lay there for the rest of the session."""
     talk = Talk()
     talk.speaks(frames=2)
     assert talk.append(1, 2) == []
@@ -260,7 +262,9 @@ def test_what_was_committed_while_a_response_was_spoken_is_not_cleared(over: boo
 
 
 def test_speech_never_began_before_the_session() -> None:
-    """The prefix that counts as speech reached beyond it: clients index their recording with it."""
+    """The time before the first word that counts as speech reached beyond the session's beginning: clients index their
+    recording with it.
+    """
     talk = Talk()
     (started,) = talk.server(messages.SpeechStarted(turn=1, at_samples=24))
     assert started["audio_start_ms"] == 0

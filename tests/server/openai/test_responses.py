@@ -155,7 +155,7 @@ def test_a_session_that_ends_fails_the_response_that_is_being_spoken() -> None:
 
 
 def test_audio_that_was_given_is_not_lost_when_a_commit_is_refused() -> None:
-    """What was committed during a response was given after it, and lost with the error: the session ended at a gap."""
+    """What was committed during a response was given after it, and a refusal lost it: the session ended at a gap."""
     session = Session(MANUAL)
     session.append(FRAME)
     session.say("response.create")
@@ -169,7 +169,7 @@ def test_audio_that_was_given_is_not_lost_when_a_commit_is_refused() -> None:
 
 
 def test_audio_that_was_given_is_not_lost_when_a_response_is_refused() -> None:
-    """By voice and in G.711, the rest of the resampler went with the error."""
+    """Where the voice takes turns, in G.711, a refusal lost what was left in the resampler."""
     session = Session(G711)
     session.speaking(1)
     session.append_g711()

@@ -40,7 +40,9 @@ def statuses(server: LiveServer) -> tuple[int, int, int]:
 
 
 def test_a_full_server_is_well_and_lives_and_is_not_ready() -> None:
-    """Traffic was routed to a server that could only refuse it; or a full one was restarted, and all its talk cut."""
+    """Balancers sent clients to a server that could only refuse them; or a full server was restarted, and all its talk
+    cut.
+    """
 
     async def scenario(server: LiveServer) -> None:
         async with client(server.url, TALK):
@@ -65,7 +67,7 @@ def test_a_place_in_line_counts_as_room() -> None:
 
 
 def test_a_server_that_stops_lives_and_one_that_failed_does_not() -> None:
-    """Killed in the middle of a last turn by whoever looked after it; or kept, though it would never work again."""
+    """A supervisor killed a server in the middle of its last turn; or it kept one that would never work again."""
     with Engine(StubStep(1), "stub") as engine:
         admission = Admission(engine)
         health = Health(engine, admission, (), "1")
@@ -84,7 +86,7 @@ def test_a_server_that_stops_lives_and_one_that_failed_does_not() -> None:
 
 
 def test_a_server_whose_step_hangs_does_not_live() -> None:
-    """Whoever looks after it has to start it again. It says which operations ran, too."""
+    """A supervisor has to start such a server again. Its health says which operations ran, too."""
     step = StubStep(1, gated=True)
     with Engine(step, "stub", operations="Triton", hung_s=0.2) as engine, suppress(EngineStoppedError):
         health = Health(engine, Admission(engine), (), "1")
@@ -98,7 +100,7 @@ def test_a_server_whose_step_hangs_does_not_live() -> None:
 
 
 def test_a_machine_that_is_too_slow_is_not_ready() -> None:
-    """Though it has a free slot."""
+    """Such a server has a free slot, and cannot serve another session in time."""
     with Engine(StubStep(2, delay_s=lambda: 0.1), "stub") as engine, engine.open(seed=1) as session:
         health = Health(engine, Admission(engine), (), "1")
         for _ in range(3):

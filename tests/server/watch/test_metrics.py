@@ -137,7 +137,7 @@ def test_sessions_that_wait_for_their_client_are_told_apart(engine: Engine) -> N
 
 
 def test_reported_underruns_are_added_up_and_lies_are_not_believed(engine: Engine) -> None:
-    """A count for the turn: reports repeat it, and a client can say anything."""
+    """A report has the count of its turn so far: reports repeat it, and a client can say anything."""
 
     async def scenario(url: str) -> None:
         async with client(url, FAST) as session:

@@ -35,10 +35,10 @@ class Block:
 Argument = int | float | Block
 
 
-def compile_remote(compiler: Sequence[str], target: str, folder: Path) -> Path:
-    """The program for a processor. Raises `subprocess.CalledProcessError`."""
+def compile_remote(compiler: Sequence[str], target: str, folder: Path, *more: str) -> Path:
+    """Return the program for a processor. more: flags that come last. Raises `subprocess.CalledProcessError`."""
     program = folder / "remote"
-    flags = ["-std=gnu11", "-O3", "-ffp-contract=off", f"-march={target}", f"-I{Path(native.__file__).parent}"]
+    flags = ["-std=gnu11", "-O3", "-ffp-contract=off", f"-march={target}", f"-I{Path(native.__file__).parent}", *more]
     assert set(native._FLAGS) - {"-fPIC"} < set(flags)
     subprocess.run([*compiler, *flags, "-fopenmp", "-static", str(_SOURCE), "-lm", "-o", str(program)], check=True)
     return program

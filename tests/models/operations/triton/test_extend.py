@@ -11,7 +11,7 @@ from streaming.models.operations.triton.operations import TritonOperations
 
 @pytest.mark.parametrize("activate", [False, True])
 @pytest.mark.parametrize(("old", "new", "channels"), [(0, 5, 3), (6, 1920, 1), (2, 1, 7), (2, 40, 40)])
-def test_what_a_convolution_reads(
+def test_what_a_convolution_reads_is_the_reference_s(
     device: torch.device, dtype: torch.dtype, activate: bool, old: int, new: int, channels: int
 ) -> None:
     """Contexts are columns of one tensor for all layers; a new input may be a view. Pins NaN spread by a mask."""
