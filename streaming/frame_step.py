@@ -16,7 +16,6 @@ import time
 from collections.abc import Generator
 from dataclasses import dataclass
 from hashlib import sha256
-from mmap import mmap
 
 import numpy as np
 import torch
@@ -25,6 +24,7 @@ from numpy.typing import NDArray
 from streaming.audio import FRAME
 from streaming.config import Sampling
 from streaming.device_step import DeviceStep
+from streaming.files import AnyBytes
 from streaming.graph_buckets import Bucket, Buckets, Graphs, following
 from streaming.models.faults import is_lost
 from streaming.models.llama import LlamaDecoder
@@ -161,7 +161,7 @@ class FrameStep:
         yield
         yield from put(slot, copy, self._device.tracks(), common, longest)
 
-    def pack(self, copy: SlotCopy, said: dict[str, str]) -> bytes:
+    def pack(self, copy: SlotCopy, said: dict[str, str]) -> memoryview:
         """Return a copy as bytes, and what else is to be said with it. Any thread may call this."""
         from streaming.models.slot_file import pack  # needs msgspec, which a step itself does without
 
@@ -174,7 +174,7 @@ class FrameStep:
 
         return most_bytes(self._device.tracks())
 
-    def unpack(self, data: bytes | mmap) -> tuple[SlotCopy, dict[str, str]]:
+    def unpack(self, data: AnyBytes) -> tuple[SlotCopy, dict[str, str]]:
         """Return what `pack` was given. Any thread may call this. Raises `SnapshotError` for what it never makes, or
         makes for steps of another `identity`.
         """

@@ -18,7 +18,6 @@ from collections import deque
 from collections.abc import Callable, Generator
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from mmap import mmap
 from typing import Any
 
 import msgspec
@@ -29,6 +28,7 @@ from websockets.asyncio.server import ServerConnection, serve
 from streaming.audio import FRAME, FRAME_RATE
 from streaming.config import Sampling
 from streaming.engine.engine import Engine
+from streaming.files import AnyBytes
 from streaming.models import voice_activity
 from streaming.protocol import libopus
 from streaming.server import event_loop
@@ -108,14 +108,14 @@ class IdleStep:
         yield from ()
         self._frames[slot] = copy.frames
 
-    def pack(self, copy: _IdleCopy, said: dict[str, str]) -> bytes:
-        return msgspec.json.encode(replace(copy, said=said))
+    def pack(self, copy: _IdleCopy, said: dict[str, str]) -> memoryview:
+        return memoryview(bytearray(msgspec.json.encode(replace(copy, said=said))))
 
     @property
     def most_packed_bytes(self) -> int:
         return 0
 
-    def unpack(self, data: bytes | mmap) -> tuple[_IdleCopy, dict[str, str]]:
+    def unpack(self, data: AnyBytes) -> tuple[_IdleCopy, dict[str, str]]:
         copy = msgspec.json.decode(bytes(data), type=_IdleCopy)
         return copy, copy.said
 

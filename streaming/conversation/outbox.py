@@ -58,6 +58,11 @@ class Outbox:
         """Return the next reply, or None if there is none."""
         return self._replies.popleft() if self._replies else None
 
+    @property
+    def next(self) -> Reply | None:
+        """Return what `take` would."""
+        return self._replies[0] if self._replies else None
+
     def cut(self, turn: int, sent_samples: int) -> None:
         """Drop the audio of a turn that was interrupted: nobody will play it. Its end tells how much was sent."""
         waiting, self._replies = self._replies, deque()

@@ -29,6 +29,7 @@ from streaming.engine.session import EngineSession, OnEvent, Step, StepResult
 from streaming.engine.slot_pool import SlotPool
 from streaming.engine.snapshot import Books, SessionSnapshot
 from streaming.errors import EngineStoppedError, SnapshotError, StepFailedError, StepHungError
+from streaming.files import AnyBytes
 
 _LOG = logging.getLogger(__name__)
 _PUBLISHED = Sampling()
@@ -238,7 +239,7 @@ class Engine:
         sampling = changed(snapshot.books.sampling, temperature, top_k, top_p, seed)
         return Session(self, sampling, snapshot=snapshot)
 
-    def pack(self, snapshot: SessionSnapshot, said: dict[str, str] | None = None) -> bytes:
+    def pack(self, snapshot: SessionSnapshot, said: dict[str, str] | None = None) -> memoryview:
         """Return a snapshot as bytes, a safetensors file. said: what its owner wants back with it, by name.
 
         It takes as long as some megabytes take: call it from a thread that may wait.
@@ -246,7 +247,7 @@ class Engine:
         books = msgspec.json.encode(snapshot.books).decode()
         return self._step.pack(snapshot.copy, {**(said or {}), _BOOKS: books})
 
-    def unpack(self, data: bytes | mmap.mmap) -> tuple[SessionSnapshot, dict[str, str]]:
+    def unpack(self, data: AnyBytes) -> tuple[SessionSnapshot, dict[str, str]]:
         """Return what `pack` was given. Raises `SnapshotError` for bytes that `pack` does not make, or makes for
         another model; whoever gave them is not believed in anything.
         """

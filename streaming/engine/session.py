@@ -12,7 +12,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from mmap import mmap
 from threading import Condition
 from typing import Any, Protocol
 
@@ -39,6 +38,7 @@ from streaming.engine.events import (
 )
 from streaming.engine.snapshot import Books, SessionSnapshot
 from streaming.errors import EmptyPromptError, EngineStoppedError, PromptTooLongError, SessionError, StreamingError
+from streaming.files import AnyBytes
 
 _LOG = logging.getLogger(__name__)
 
@@ -102,8 +102,8 @@ class Step(Protocol):
     ) -> Generator[None]: ...
     @property
     def most_packed_bytes(self) -> int: ...
-    def pack(self, copy: Any, said: dict[str, str]) -> bytes: ...
-    def unpack(self, data: bytes | mmap) -> tuple[SlotCopy, dict[str, str]]: ...
+    def pack(self, copy: Any, said: dict[str, str]) -> memoryview: ...
+    def unpack(self, data: AnyBytes) -> tuple[SlotCopy, dict[str, str]]: ...
     def is_fatal(self, error: Exception) -> bool: ...
     def follow(self) -> None: ...
     def __call__(

@@ -11,21 +11,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from mmap import mmap
 from typing import Annotated
 
 import msgspec
+import numpy as np
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from streaming.errors import SnapshotError
+from streaming.files import AnyBytes
 from streaming.models.slot_copy import Block, SlotCopy, Track, TrackCopy
 
 VERSION = 1
 SIGNATURE = "signature"
 SIGNATURE_BYTES = 32
 MAX_HEADER_BYTES = 8 << 20
+_ALIGNMENT = 8
 _MAX_FRAMES = 2**40
 """3,000 years. No arithmetic on positions overflows below it."""
 _NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64"}
@@ -48,18 +49,43 @@ class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     data_offsets: Annotated[list[_Size], msgspec.Meta(min_length=2, max_length=2)]
 
 
-def pack(copy: SlotCopy, said: dict[str, str]) -> bytes:
-    """Return a copy as bytes. said: what else stands in the header, by name."""
-    tensors = {}
+def pack(copy: SlotCopy, said: dict[str, str]) -> memoryview:
+    """Return a copy as bytes, in memory that is the caller's. said: what else stands in the header, by name.
+
+    Python's other threads run meanwhile: PyTorch, which copies, does not hold the interpreter. safetensors' own `save`
+    does, for as long as tens of megabytes take.
+    """
+    parts = {}  # each tensor in pieces, and along which dimension they follow one another
     for name, track in copy.tracks.items():
-        tensors[f"{name}.history"] = track.history
+        parts[f"{name}.history"] = 0, [track.history]
         if track.blocks:
-            both = torch.cat([block.both for block in track.blocks], dim=3)
-            tensors[f"{name}.keys"], tensors[f"{name}.values"] = both[0].contiguous(), both[1].contiguous()
-    tensors[SIGNATURE] = torch.zeros(SIGNATURE_BYTES, dtype=torch.uint8)
+            parts[f"{name}.keys"] = 2, [block.both[0] for block in track.blocks]
+            parts[f"{name}.values"] = 2, [block.both[1] for block in track.blocks]
+    parts[SIGNATURE] = 0, [torch.zeros(SIGNATURE_BYTES, dtype=torch.uint8)]
     stream = _Stream(VERSION, copy.identity, copy.frames, copy.reach)
-    # Its types are sorted by their sizes, the largest first: the bytes of the signature are the last of all.
-    return bytes(save(tensors, {"stream": msgspec.json.encode(stream).decode(), **said}))
+    header: dict[str, object] = {"__metadata__": {"stream": msgspec.json.encode(stream).decode(), **said}}
+    laid, at = {}, 0
+    # As safetensors sorts them, the largest types first: all are aligned, and the signature's bytes are the last.
+    for name, (dim, pieces) in sorted(parts.items(), key=lambda part: (-part[1][1][0].itemsize, part[0])):
+        shape, dtype = list(pieces[0].shape), pieces[0].dtype
+        shape[dim] = sum(piece.shape[dim] for piece in pieces)
+        laid[name] = at, shape
+        end = at + math.prod(shape) * dtype.itemsize
+        header[name] = _Entry(_NAMES.get(dtype, "U8"), shape, [at, end])
+        at = end
+    text = msgspec.json.encode(header)
+    text += b" " * (-len(text) % _ALIGNMENT)
+    start = 8 + len(text)
+    whole = torch.empty(start + at, dtype=torch.uint8)
+    data = whole.numpy().data
+    data[:start] = len(text).to_bytes(8, "little") + text
+    for name, (first, shape) in laid.items():
+        dim, pieces = parts[name]
+        dtype = pieces[0].dtype
+        tensor = whole[start + first :][: math.prod(shape) * dtype.itemsize].view(dtype).view(shape)
+        for target, piece in zip(tensor.split([piece.shape[dim] for piece in pieces], dim), pieces, strict=True):
+            target.copy_(piece)
+    return data
 
 
 def most_bytes(tracks: Sequence[Track]) -> int:
@@ -68,7 +94,7 @@ def most_bytes(tracks: Sequence[Track]) -> int:
 
 
 def unpack(
-    data: bytes | mmap, identity: str, tracks: Sequence[Track], rewind_frames: int
+    data: AnyBytes, identity: str, tracks: Sequence[Track], rewind_frames: int
 ) -> tuple[SlotCopy, dict[str, str]]:
     """Return what `pack` was given. tracks, rewind_frames: of the state that the copy is to be put into.
 
@@ -109,7 +135,7 @@ def unpack(
     return SlotCopy(identity, stream.frames, stream.reach, copies), said
 
 
-def _header(data: bytes | mmap) -> tuple[dict[str, _Entry], dict[str, str], int]:
+def _header(data: AnyBytes) -> tuple[dict[str, _Entry], dict[str, str], int]:
     """Return the entries of the tensors, what else is said, and where the tensors begin."""
     if len(data) < 8:
         raise SnapshotError("this is no saved session: it is cut off")
@@ -158,13 +184,15 @@ def _compare(entries: dict[str, _Entry], wanted: dict[str, tuple[torch.dtype, li
         raise SnapshotError("the saved session is cut off, or something stands behind it")
 
 
-def _tensor(data: bytes | mmap, start: int, entry: _Entry, dtype: torch.dtype) -> Tensor:
+def _tensor(data: AnyBytes, start: int, entry: _Entry, dtype: torch.dtype) -> Tensor:
     """Return a tensor in memory of its own. Raises `SnapshotError` for numbers that are not finite."""
     first, end = entry.data_offsets
     if first == end:
         return torch.zeros(entry.shape, dtype=dtype)
+    tensor = torch.empty(entry.shape, dtype=dtype)
     with memoryview(data) as view, view[start + first : start + end] as part:
-        tensor = torch.frombuffer(bytearray(part), dtype=dtype).view(entry.shape)
+        # NumPy lets other threads run while it copies.
+        np.copyto(tensor.view(-1).view(torch.uint8).numpy(), np.frombuffer(part, np.uint8))
     if not tensor.isfinite().all():
         raise SnapshotError("the saved session is damaged: it holds numbers that are not finite")
     return tensor

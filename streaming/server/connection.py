@@ -10,15 +10,22 @@ warning of asyncio's if the peer has hung up.
 from __future__ import annotations
 
 import asyncio
+import struct
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, ClassVar
 
-from websockets.asyncio.connection import broadcast
 from websockets.asyncio.server import ServerConnection
+from websockets.frames import Frame, Opcode
 from websockets.protocol import SEND_EOF, State
 
-_READ_BYTES = 4096
-"""Most bytes handled at once: a frame of audio (3,864 bytes), or 680 empty pings (30 ms)."""
+from streaming.server.frame_splitter import BINARY, READ_BYTES, TEXT, FrameSplitter
+
+try:
+    from websockets.speedups import apply_mask
+except ImportError:  # as the library does where it was installed without its extension in C
+    from websockets.utils import apply_mask
+
 _RETURNS_AFTER_S = 6.0
 """Twice what a phone or a server stands still for now and then."""
 _MAX_UNREAD_BYTES = 2**18
@@ -38,7 +45,8 @@ class Connection(ServerConnection, asyncio.BufferedProtocol):
         self._sent_at = self.loop.time()  # when the peer last sent something
         self._unread_since: float | None = None  # while more waits for the peer than may
         self._watch: asyncio.TimerHandle | None = None
-        self._buffer = memoryview(bytearray(_READ_BYTES))  # under TLS it is filled in slices, which must not be copies
+        self._frames = FrameSplitter()
+        self._take: Callable[[str | bytes], bool] | None = None
         self._tls = False
         self._returns = False
         self._pinged_at = 0.0
@@ -57,15 +65,26 @@ class Connection(ServerConnection, asyncio.BufferedProtocol):
         self._tls = transport.get_extra_info("sslcontext") is not None
         self._look()
 
+    def give_messages_to(self, take: Callable[[str | bytes], bool] | None) -> None:
+        """Call this with each message as it comes. Where it returns False, or none is given, the message is for `recv`,
+        and so are those that come before `recv` has returned it.
+        """
+        self._take = take
+
     def get_buffer(self, sizehint: int) -> memoryview:
-        return self._buffer
+        return self._frames.room()  # under TLS it is filled in slices, which must not be copies
 
     def buffer_updated(self, nbytes: int) -> None:
         self._sent_at = self.loop.time()
-        self.data_received(bytes(self._buffer[:nbytes]))
+        frames = self._frames
+        for start, payload, end in frames.split(nbytes):
+            if payload and self.state is State.OPEN:
+                self._message_came(frames.buffer, start, payload, end)
+            else:
+                self.data_received(bytes(frames.buffer[start:end]))
         if self.transport.get_write_buffer_size() > _MAX_UNREAD_BYTES:
             self.transport.abort()
-        elif self._tls and nbytes == _READ_BYTES and not self.transport.is_closing() and self.transport.is_reading():
+        elif self._tls and nbytes == READ_BYTES and not self.transport.is_closing() and self.transport.is_reading():
             # There may be more, and under TLS asyncio calls again for it as often as the socket was read: several times
             # in one turn of the loop. The library pauses by itself only on data, so it cannot have paused meanwhile.
             self.transport.pause_reading()
@@ -75,15 +94,46 @@ class Connection(ServerConnection, asyncio.BufferedProtocol):
         if not self.transport.is_closing():
             self.transport.resume_reading()
 
+    def _message_came(self, buffer: memoryview, start: int, payload: int, end: int) -> None:
+        head, data = buffer[start], apply_mask(buffer[payload:end], bytes(buffer[payload - 4 : payload]))
+        if self._take is not None and not len(self.recv_messages.frames):
+            message: str | bytes | None = data
+            if head == TEXT:
+                try:
+                    message = data.decode()
+                except UnicodeDecodeError:
+                    message = None  # the library complains
+            if message is not None and self._take(message):
+                return
+        self.process_event(Frame(Opcode.TEXT if head == TEXT else Opcode.BINARY, data))
+
+    def eof_received(self) -> None:
+        rest = self._frames.rest()
+        if rest:
+            self.data_received(rest)
+        super().eof_received()
+
     async def send(self, message: Any, text: bool | None = None) -> None:
-        """Send as the library does. A message to a peer that reads is written at once, by the library's own way for
-        that: its other way, through a context that may wait, costs several times as much.
+        """Send as the library does. A message to a peer that reads is written at once: the library's way, through a
+        context that may wait and an object for the frame, costs several times as much.
         """
-        whole = text is None and isinstance(message, str | bytes)
-        if whole and self._unread_since is None and self.state is State.OPEN:
-            broadcast((self,), message)
+        if self.takes and text is None and isinstance(message, str | bytes):
+            self.send_now(message)
         else:
             await super().send(message, text=text)
+
+    @property
+    def takes(self) -> bool:
+        """Return whether a message can be written at once: the peer reads, and nobody has said goodbye."""
+        return self._unread_since is None and self.state is State.OPEN
+
+    def send_now(self, message: str | bytes) -> None:
+        """Write a message, in one frame (RFC 6455, section 5.2), however much waits for the peer already. After a
+        goodbye nothing is written.
+        """
+        head, data = (TEXT, message.encode()) if isinstance(message, str) else (BINARY, message)
+        if self.state is State.OPEN and not self.transport.is_closing():
+            self.transport.write(_header(head, len(data)) + data)
 
     def send_data(self) -> None:
         writes = self.protocol.data_to_send()
@@ -127,6 +177,12 @@ class Connection(ServerConnection, asyncio.BufferedProtocol):
                 self.protocol.send_ping(b"")
                 self.send_data()
         self._watch = self.loop.call_later(silence_s / 8, self._look)
+
+
+def _header(head: int, length: int) -> bytes:
+    if length < 126:
+        return bytes((head, length))
+    return struct.pack(">BBH", head, 126, length) if length < 2**16 else struct.pack(">BBQ", head, 127, length)
 
 
 def connection(silence: float) -> type[ServerConnection]:

@@ -87,11 +87,13 @@ class Driver:
         self._stream: SpeechStream | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._early_end: End | None = None
-        self._over, self._may_read, self._may_write = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._over, self._may_read = asyncio.Event(), asyncio.Event()
+        self._reply_waits: Callable[[], None] | None = None
         self._draining = False
         self._begins: asyncio.Future[bool] = self._loop.create_future()
         # To be put down
-        self._mute = False  # no socket is to take a reply
+        self.muted = False
+        """Whether no socket is to take a reply."""
         self._putting: asyncio.Future[SessionState | None] | None = None
         self._held = False  # until somebody goes on with it, here or elsewhere
         self._unsent: list[Reply] = []
@@ -115,13 +117,18 @@ class Driver:
         if self._conversation is None or self._conversation.end is None:
             self._outbox.put(end)
         self._may_read.set()
-        self._may_write.set()
+        self._tell()
 
     # From whoever has the socket
 
+    @property
+    def has_room(self) -> bool:
+        """Return whether the client may say more."""
+        return len(self._inbox) < _UNHANDLED
+
     async def room(self) -> None:
         """Wait until the client may say more."""
-        while len(self._inbox) >= _UNHANDLED:
+        while not self.has_room:
             self._may_read.clear()
             await self._may_read.wait()
 
@@ -142,16 +149,19 @@ class Driver:
         """Wait for a slot. Return whether there is one; if not, the reply says why."""
         return await asyncio.shield(self._begins)
 
-    async def next_reply(self) -> Reply | None:
-        """Return the next reply, None where no socket is to take any. It counts as sent from here on. Nothing is lost
-        when this is cancelled.
-        """
-        while self._mute or (reply := self._outbox.take()) is None:
-            if self._mute:
-                return None
-            self._may_write.clear()
-            await self._may_write.wait()
-        if self._conversation is not None:
+    def tell_of_replies(self, waits: Callable[[], None] | None) -> None:
+        """Call this whenever a reply waits that may have come just now, and when no more are to be taken."""
+        self._reply_waits = waits
+
+    @property
+    def waiting_reply(self) -> Reply | None:
+        """Return the next reply, which stays, or None if there is none."""
+        return self._outbox.next
+
+    def take_reply(self) -> Reply | None:
+        """Return the next reply, which counts as sent from here on; None if there is none, or none is to be taken."""
+        reply = None if self.muted else self._outbox.take()
+        if reply is not None and self._conversation is not None:
             if isinstance(reply, AudioMessage):
                 self._interact(self._conversation.sent, reply.turn, self._loop.time())
             elif self._inbox:  # which may have waited until fewer replies do
@@ -161,7 +171,11 @@ class Driver:
     def answer(self, message: Message) -> None:
         """Reply with a message of the connection's own, which the conversation has no part in."""
         self._outbox.put(message)
-        self._may_write.set()
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._reply_waits is not None:
+            self._reply_waits()
 
     def expect_replay(self, position_samples: int) -> None:
         """Drop no input up to this position: it was said without a connection, and comes faster than it was said."""
@@ -172,8 +186,8 @@ class Driver:
 
     def mute(self) -> None:
         """Give no more replies to the socket: the session is about to be put down."""
-        self._mute = True
-        self._may_write.set()
+        self.muted = True
+        self._tell()
 
     async def put_down(self) -> SessionState | None:
         """Bring the session to a moment from which another can go on with it, hold it there and return it.
@@ -197,7 +211,7 @@ class Driver:
 
     def go_on(self) -> None:
         """Go on as if nothing had been: the session could not be put down."""
-        self._mute = self._held = False
+        self.muted = self._held = False
         if self._conversation is not None:
             self._interact(self._conversation.tick, self._loop.time())  # what was due meanwhile
 
@@ -271,7 +285,7 @@ class Driver:
             queued = messages.SessionQueued(place=place)
             self._observer.said(queued)
             self._outbox.put(queued)
-            self._may_write.set()
+            self._tell()
 
         slides, sampling, snapshot = self._start.overflow == "slide", sampling_of(self._start.sampling), self._saved
         if self._state is not None:
@@ -388,10 +402,10 @@ class Driver:
             self._set_timer(conversation)
         if self._putting is not None and not self._putting.done():
             self._look_for_rest(self._putting, conversation)
-        if len(self._inbox) < _UNHANDLED:
+        if self.has_room:
             self._may_read.set()
         if len(self._outbox):
-            self._may_write.set()
+            self._tell()
 
     def _handle_messages(self, conversation: Conversation) -> None:
         while self._inbox and not (self._asked or self._held) and conversation.ready and conversation.end is None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
 
@@ -20,10 +20,13 @@ Result = TypeVar("Result")
 
 
 class Work(Generic[Result]):
-    """A function that a thread calls. finished: set in the loop, after that. then: called in the loop right after."""
+    """A function that a thread calls. Its result is given to `kept`, in the loop, before anybody else knows of it.
 
-    def __init__(self, function: Callable[[], Result]) -> None:
-        self._function = function
+    finished: set in the loop, after that. then: called in the loop right after. It can be awaited, too.
+    """
+
+    def __init__(self, function: Callable[[], Result], kept: Callable[[Result], None] | None = None) -> None:
+        self._function, self._kept = function, kept
         self._result: Result | None = None
         self._error: Exception | None = None
         self.finished = asyncio.Event()
@@ -38,9 +41,15 @@ class Work(Generic[Result]):
 
     def finish(self, _: None) -> None:
         """Say in the loop that it was called."""
+        if self._kept is not None and self._error is None:
+            self._kept(self.result())
         self.finished.set()
         if self.then is not None:
             self.then()
+
+    def __await__(self) -> Generator[Any, None, Result]:
+        yield from self.finished.wait().__await__()
+        return self.result()
 
     def result(self) -> Result:
         """Return what the function returned, or raise what it raised."""
@@ -67,9 +76,9 @@ class WorkThreads:
         self._busy = 0  # threads at work, as far as the loop knows
         self._waking = False
 
-    def start(self, function: Callable[[], Result]) -> Work[Result]:
-        """Have a thread call this, from the next turn of the loop on. From the loop."""
-        work = Work(function)
+    def start(self, function: Callable[[], Result], kept: Callable[[Result], None] | None = None) -> Work[Result]:
+        """Have a thread call this, from the next turn of the loop on. From the loop. kept: see `Work`."""
+        work = Work(function, kept)
         self._waiting.append(work)
         if not self._waking:
             self._waking = True

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import count
 
 from websockets.asyncio.server import ServerConnection
 
 from streaming.engine.engine import Engine
 from streaming.engine.snapshot import SessionSnapshot
 from streaming.errors import EngineFullError, ProtocolError, SavingUnavailableError, SnapshotError
+from streaming.files import in_pieces
 from streaming.protocol import messages
-from streaming.protocol.messages import SavedPiece, SessionSaved
+from streaming.protocol.messages import MAX_PIECE_BYTES, SavedPiece, SessionSaved
 from streaming.server.door.session_key import SIGNATURE_BYTES, SessionKey
 
 _AT_ONCE = 2
@@ -31,11 +33,16 @@ class SavedSessions:
 
     async def messages(self, snapshot: SessionSnapshot, turn: int) -> list[str | bytes]:
         """Return what a session's holder is sent: that it is saved, and all of it in pieces."""
-        key = self._key
-        assert key is not None
-        data = await asyncio.to_thread(lambda: key.sign(self._engine.pack(snapshot)))
+        assert self._key is not None
+        return await asyncio.to_thread(self._signed, self._key, snapshot, turn)
+
+    def _signed(self, key: SessionKey, snapshot: SessionSnapshot, turn: int) -> list[str | bytes]:
+        data = self._engine.pack(snapshot)
+        key.sign(data)
         saved: list[str | bytes] = [messages.encode(SessionSaved(turn=turn, bytes=len(data)))]
-        return saved + [messages.encode_piece(piece) for piece in messages.pieces(data)]
+        for offset, piece in zip(count(0, MAX_PIECE_BYTES), in_pieces(data, MAX_PIECE_BYTES)):
+            saved.append(messages.encode_piece(SavedPiece(offset, bytes(piece))))
+        return saved
 
     async def receive(self, socket: ServerConnection, size: int) -> SessionSnapshot:
         """Return the session that a client sends after its `session.start`.
@@ -58,7 +65,7 @@ class SavedSessions:
         finally:
             self._taking -= 1
 
-    def _opened(self, key: SessionKey, data: bytes) -> SessionSnapshot:
+    def _opened(self, key: SessionKey, data: bytearray) -> SessionSnapshot:
         key.check(data)
         snapshot, _ = self._engine.unpack(data)
         if snapshot.books.speaking:
@@ -66,7 +73,7 @@ class SavedSessions:
         return snapshot
 
 
-async def _all_of(socket: ServerConnection, size: int) -> bytes:
+async def _all_of(socket: ServerConnection, size: int) -> bytearray:
     data = bytearray()
     try:
         async with asyncio.timeout(_TIMEOUT_S):
@@ -77,7 +84,7 @@ async def _all_of(socket: ServerConnection, size: int) -> bytes:
                 take_piece(data, messages.decode_piece(piece), size)
     except TimeoutError:
         raise ProtocolError(f"the saved session did not come within {_TIMEOUT_S:g} s") from None
-    return bytes(data)
+    return data
 
 
 def take_piece(data: bytearray, piece: SavedPiece, size: int) -> None:

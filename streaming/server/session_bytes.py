@@ -12,6 +12,7 @@ from streaming.conversation.books import ConversationBooks
 from streaming.engine.engine import Engine
 from streaming.engine.snapshot import SessionSnapshot
 from streaming.errors import ProtocolError, SnapshotError
+from streaming.files import AnyBytes
 from streaming.models.voice_activity import MAX_STREAM_BYTES
 from streaming.protocol.messages import MAX_OPUS_PACKET_BYTES, MAX_OPUS_SAMPLES, Codec, NonNegative
 from streaming.protocol.opus import packet_samples
@@ -65,7 +66,7 @@ def pack(
     codec: Codec,
     holder: bytes | None,
     heard: Sequence[bytes] = (),
-) -> bytes:
+) -> memoryview:
     """Return a session as bytes. It takes as long as some megabytes take."""
     header = SessionHeader(
         session=state.session,
@@ -82,7 +83,7 @@ def pack(
     return engine.pack(state.snapshot, {_HEADER: msgspec.json.encode(header).decode()})
 
 
-def unpack(engine: Engine, data: bytes) -> tuple[SessionState, SessionHeader]:
+def unpack(engine: Engine, data: AnyBytes) -> tuple[SessionState, SessionHeader]:
     """Return what `pack` was given. Raises `SnapshotError`."""
     snapshot, said = engine.unpack(data)
     try:

@@ -24,6 +24,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from streaming.errors import SnapshotError, StreamingError
+from streaming.files import AnyBytes
 from streaming.server.door.session_key import SessionKey
 from streaming.server.store_files import StoreError, StoreFiles
 
@@ -77,7 +78,7 @@ class SessionStore:
 
     # Sessions that are put down
 
-    async def put(self, name: str, data: bytes) -> None:
+    async def put(self, name: str, data: AnyBytes) -> None:
         """Keep a session, in the place of an earlier entry of it. Raises `StoreError`, `SessionLostError`."""
 
         def put(wanted: Callable[[], bool]) -> None:
@@ -118,7 +119,7 @@ class SessionStore:
 
     # Finished turns of sessions that run
 
-    async def put_turn(self, name: str, data: bytes) -> None:
+    async def put_turn(self, name: str, data: AnyBytes) -> None:
         """Keep the last finished turn of a session that runs here. Raises `StoreError`, `SessionLostError`."""
 
         def put(wanted: Callable[[], bool]) -> None:

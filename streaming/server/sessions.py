@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from websockets.asyncio.server import ServerConnection
 
 from streaming.conversation.ends import refused
 from streaming.conversation.outbox import End
-from streaming.protocol.messages import Message
 from streaming.server.door.gatekeeper import Gatekeeper, Visitor
 from streaming.server.door.refusals import Refusal
 from streaming.server.driver import Driver
-from streaming.server.session_socket import Dialect, SessionSocket, dismiss
+from streaming.server.session_socket import Dialect, Say, SessionSocket, dismiss
 from streaming.server.voice_activity import VoiceActivity
 from streaming.server.watch.observer import Observer
 
@@ -67,16 +66,12 @@ class Sessions:
         self._sessions = running
         self._opening: set[ServerConnection] = set()
 
-    async def dismiss(
-        self, socket: ServerConnection, end: End, say: Callable[[Message], Awaitable[Sequence[str | bytes]]]
-    ) -> None:
+    async def dismiss(self, socket: ServerConnection, end: End, say: Say) -> None:
         """Say why there is no session, and close the socket."""
         self.observer.dismissed(end)
         await dismiss(socket, end, say)
 
-    async def turn_away(
-        self, socket: ServerConnection, why: Refusal, say: Callable[[Message], Awaitable[Sequence[str | bytes]]]
-    ) -> None:
+    async def turn_away(self, socket: ServerConnection, why: Refusal, say: Say) -> None:
         """Say that there is no room for one more of this visitor's sessions, and close the socket."""
         await self.dismiss(socket, refused(why.code, why.message, why.retry_after_s or 0), say)
 

@@ -16,6 +16,7 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 from streaming.errors import SnapshotError, StreamingError
+from streaming.files import AnyBytes, in_pieces
 from streaming.server.door.session_key import SessionKey
 
 _CALL_S = 5.0
@@ -24,7 +25,7 @@ _START_S = 20.0
 """How long the store may take to show that it can be used, when the server starts."""
 _CALLS, _URGENT_CALLS = 8, 2
 """How many calls run at once. Those that hang count until they end."""
-_NONCE_BYTES = 12
+_NONCE_BYTES, _TAG_BYTES = 12, 16
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _LOG = logging.getLogger(__name__)
 
@@ -53,12 +54,13 @@ class StoreFiles:
         self._cipher: Any = None
         if key is not None:
             try:
-                from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+                from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
             except ImportError:
                 raise StoreError(
                     "--session-store with a session key needs a Python package: `pip install cryptography`"
                 ) from None
-            self._cipher = AESGCM(key.derive("stored session"))
+            secret = algorithms.AES(key.derive("stored session"))
+            self._cipher = lambda nonce, tag=None: Cipher(secret, modes.GCM(nonce, tag))
         try:
             self._fs, self._root = url_to_fs(url, use_listings_cache=False)  # others write there, too
         except (ImportError, ValueError, OSError) as error:
@@ -99,13 +101,14 @@ class StoreFiles:
             reason = str(failed[0]) or type(failed[0]).__name__
             raise StoreError(f"the session store {self._url} cannot be used: {reason}")
 
-    def write(self, path: str, data: bytes, name: str, wanted: Callable[[], bool]) -> None:
+    def write(self, path: str, data: AnyBytes, name: str, wanted: Callable[[], bool]) -> None:
         """Write a file whole or not at all, encrypted, and bound to this name. wanted: asked when most is done; a store
         that was slow must not put something old in the place of something new.
         """
         if self._cipher is not None:
-            nonce = os.urandom(_NONCE_BYTES)
-            data = nonce + self._cipher.encrypt(nonce, data, name.encode())
+            data = self._encrypted(data, name)
+        elif "file" not in self._fs.protocol:  # others' libraries want bytes; those that are joined hold up nobody
+            data = b"".join([bytes(piece) for piece in in_pieces(data)])
         folder, _, file = path.rpartition("/")
         part = f"{self._root}/{folder}/.{file}.{secrets.token_hex(4)}"
         try:
@@ -123,13 +126,26 @@ class StoreFiles:
         data = self.plain(path)
         if self._cipher is None:
             return data
+        return self._decrypted(data, name)
+
+    def _encrypted(self, data: AnyBytes, name: str) -> bytes:
+        """Return the nonce, what AES-GCM (NIST SP 800-38D) makes of the data, and its tag."""
+        nonce = os.urandom(_NONCE_BYTES)
+        encryptor = self._cipher(nonce).encryptor()
+        encryptor.authenticate_additional_data(name.encode())
+        made = [encryptor.update(piece) for piece in in_pieces(data)]
+        return b"".join([nonce, *made, encryptor.finalize(), encryptor.tag])
+
+    def _decrypted(self, data: bytes, name: str) -> bytes:
         from cryptography.exceptions import InvalidTag
 
+        nonce, made, tag = data[:_NONCE_BYTES], memoryview(data)[_NONCE_BYTES:-_TAG_BYTES], data[-_TAG_BYTES:]
         try:
-            opened: bytes = self._cipher.decrypt(data[:_NONCE_BYTES], data[_NONCE_BYTES:], name.encode())
+            decryptor = self._cipher(nonce, tag).decryptor()
+            decryptor.authenticate_additional_data(name.encode())
+            return b"".join([*[decryptor.update(piece) for piece in in_pieces(made)], decryptor.finalize()])
         except (InvalidTag, ValueError):
             raise SnapshotError("the stored session was encrypted with another key, or has been altered") from None
-        return opened
 
     def plain(self, path: str) -> bytes:
         """Return a file as it is. Raises `FileNotFoundError`."""

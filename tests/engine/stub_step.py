@@ -9,7 +9,6 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from mmap import mmap
 from typing import Any, TypeVar
 
 import msgspec
@@ -21,6 +20,7 @@ from streaming.config import Sampling
 from streaming.engine.engine import Engine
 from streaming.engine.events import Event
 from streaming.errors import SnapshotError
+from streaming.files import AnyBytes
 
 PATIENCE_S = 30.0
 """A wait as long as this is in vain, and the test fails."""
@@ -248,10 +248,10 @@ class StubStep:
     def most_packed_bytes(self) -> int:
         return 1 << 20
 
-    def pack(self, copy: StubCopy, said: dict[str, str]) -> bytes:
-        return msgspec.json.encode((copy, said)).ljust(100) + bytes(32)  # room for a signature
+    def pack(self, copy: StubCopy, said: dict[str, str]) -> memoryview:
+        return memoryview(bytearray(msgspec.json.encode((copy, said)).ljust(100) + bytes(32)))  # room for a signature
 
-    def unpack(self, data: bytes | mmap) -> tuple[StubCopy, dict[str, str]]:
+    def unpack(self, data: AnyBytes) -> tuple[StubCopy, dict[str, str]]:
         try:
             return msgspec.json.decode(bytes(data)[:-32], type=tuple[StubCopy, dict[str, str]])
         except msgspec.DecodeError as error:

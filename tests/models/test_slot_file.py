@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load
+from safetensors.torch import load, save
 
 from streaming.config import Sampling
 from streaming.errors import SnapshotError
@@ -50,7 +50,7 @@ def step(codec: StreamingMimi, decoder: LlamaDecoder) -> FrameStep:
 def saved(step: FrameStep) -> bytes:
     for frame in speech(9, seed=1).reshape(9, FRAME):
         step(SLOT, frame[None], np.array([True]), np.array([False]))
-    return step.pack(copied(step), {"more": "said"})
+    return bytes(step.pack(copied(step), {"more": "said"}))
 
 
 def parts(data: bytes) -> tuple[Header, bytes]:
@@ -81,9 +81,13 @@ def test_what_is_written_is_read_again(codec: StreamingMimi, decoder: LlamaDecod
 
 
 def test_the_bytes_are_safetensors_and_end_with_the_place_of_the_signature(saved: bytes) -> None:
-    """Pins a format of our own, and a signature that is somewhere else once a tensor is added."""
+    """Pins a format of our own, a layout that safetensors itself would not write, and a signature that is elsewhere
+    once a tensor is added.
+    """
     assert load(saved)["signature"].tolist() == [0] * 32
     header, payload = parts(saved)
+    assert parts(save(load(saved), header["__metadata__"])) == (header, payload)
+    assert (len(saved) - len(payload)) % 8 == 0
     assert header["signature"]["data_offsets"] == [len(payload) - 32, len(payload)]
 
 

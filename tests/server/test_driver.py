@@ -125,18 +125,30 @@ class Session:
             cast(Any, Engine()), cast(Any, line), cast(VoiceActivity, self.voices), start, idle_s,
             observer=cast(Any, self.watch),
         )  # fmt: skip
+        self.driver.tell_of_replies(self._told)
+        self.waits = asyncio.Event()
         self.running = asyncio.create_task(self.driver.run())
 
+    def _told(self) -> None:
+        self.waits.set()
+
+    async def next_reply(self) -> Reply | None:
+        """The next reply, taken; None where no socket is to take any."""
+        while not self.driver.muted and self.driver.waiting_reply is None:
+            self.waits.clear()
+            await self.waits.wait()
+        return self.driver.take_reply()
+
     async def until(self, kind: type) -> Any:
-        while not isinstance(reply := await self.driver.next_reply(), kind):
+        while not isinstance(reply := await self.next_reply(), kind):
             pass
         return reply
 
     async def rest(self) -> list[Reply]:
         """What comes until the end, which is last."""
-        found = [await self.driver.next_reply()]
+        found = [await self.next_reply()]
         while not isinstance(found[-1], End):
-            found.append(await self.driver.next_reply())
+            found.append(await self.next_reply())
         await self.running
         assert self.watch.end == found[-1]
         return found
@@ -177,11 +189,11 @@ def test_messages_wait_for_the_audio_before_them_to_be_judged() -> None:
         await settled()
         assert len(asked) == 1 and not len(session.line.slot.log)
         asked[0]([0.9, 0.9])
-        assert await driver.next_reply() == Echo("first")
+        assert await session.next_reply() == Echo("first")
         assert len(asked) == 2
         asked[1]([0.9, 0.9, 0.9])
-        assert isinstance(await driver.next_reply(), messages.SpeechStarted)
-        assert await driver.next_reply() == Echo("second")
+        assert isinstance(await session.next_reply(), messages.SpeechStarted)
+        assert await session.next_reply() == Echo("second")
         assert len(session.line.slot.frames) == 2
         driver.leave()
         await session.running
@@ -352,7 +364,7 @@ def test_what_is_said_behind_audio_that_is_being_decoded_waits_for_it() -> None:
         assert not session.line.slot.frames
         first.do()
         first.finish(None)
-        assert await session.driver.next_reply() == Echo("behind")
+        assert await session.next_reply() == Echo("behind")
         assert len(session.line.slot.frames) == 2
         session.driver.leave()
         await session.running
@@ -434,13 +446,13 @@ def test_nothing_is_lost_when_the_wait_for_a_reply_is_given_up() -> None:
     async def main() -> None:
         session = Session(opened())
         await session.until(messages.SessionStarted)
-        waiting = asyncio.create_task(session.driver.next_reply())
+        waiting = asyncio.create_task(session.next_reply())
         await settled()
         session.driver.answer(messages.Ack(received=1))
         waiting.cancel()
         await settled()
         assert waiting.cancelled()
-        assert await session.driver.next_reply() == messages.Ack(received=1)
+        assert await session.next_reply() == messages.Ack(received=1)
         session.driver.leave()
         await session.running
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
@@ -241,6 +242,9 @@ def test_entries_are_private_encrypted_and_bound_to_their_name(tmp_path: Path) -
         assert stat.S_IMODE((tmp_path / "sessions").stat().st_mode) == 0o700
         (file,) = entries(tmp_path)
         assert b"voice" not in file.read_bytes()
+        nonce, sealed = file.read_bytes()[:12], file.read_bytes()[12:]
+        cipher = AESGCM(KEY.derive("stored session"))
+        assert cipher.decrypt(nonce, sealed, b"a" * 64) == b"voice" * 100
         (tmp_path / "sessions" / ("b" * 64)).write_bytes(file.read_bytes())
         (tmp_path / "sessions" / ("c" * 64)).write_bytes(b"x")
         for name in ("b" * 64, "c" * 64):

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from streaming.errors import SnapshotError, StreamingError
+from streaming.files import AnyBytes
 
 ENVIRONMENT = "STREAMING_SESSION_KEY"
 MIN_CHARACTERS = 32
@@ -34,16 +35,16 @@ class SessionKey:
         """Return the key of 32 bytes for one purpose; none tells anything of another."""
         return hmac.digest(self._secret, purpose.encode(), "sha256")
 
-    def sign(self, data: bytes) -> bytes:
-        """Return a saved session with the signature in its place, the last 32 bytes."""
-        return data[:-SIGNATURE_BYTES] + self._signature(data)
+    def sign(self, data: memoryview | bytearray) -> None:
+        """Put a saved session's signature in its place, the last 32 bytes."""
+        data[-SIGNATURE_BYTES:] = self._signature(data)
 
-    def check(self, data: bytes) -> None:
+    def check(self, data: AnyBytes) -> None:
         """Raise `SnapshotError` unless `sign` has made these bytes with this key."""
         if not hmac.compare_digest(data[-SIGNATURE_BYTES:], self._signature(data)):
             raise SnapshotError("the saved session was signed with another key, or has been altered")
 
-    def _signature(self, data: bytes) -> bytes:
+    def _signature(self, data: AnyBytes) -> bytes:
         signing = hmac.new(self.derive("saved session"), digestmod="sha256")
         signing.update(memoryview(data)[:-SIGNATURE_BYTES])
         return signing.digest()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from msgspec import structs
 
@@ -16,6 +16,7 @@ from streaming.protocol.opus import OpusReceiver, OpusSender
 from streaming.protocol.replay import ReplayBook
 from streaming.server.opus_threads import OpusThreads, Work
 from streaming.server.saved_sessions import SavedSessions
+from streaming.server.session_socket import Said
 from streaming.server.turn_backup import TurnBackup
 
 
@@ -78,39 +79,36 @@ class NativeDialect:
         assert self._threads is not None
         return self._threads.decoder.start(heard)
 
-    async def encode(self, reply: Message | AudioMessage | Echo | Saved) -> Sequence[str | bytes]:
+    def encode(self, reply: Message | AudioMessage | Echo | Saved) -> Said | Awaitable[Said]:
         assert not isinstance(reply, Echo)
         if isinstance(reply, Saved):
             assert self._saved is not None
-            return await self._saved.messages(reply.snapshot, reply.turn)
+            return self._saved.messages(reply.snapshot, reply.turn)
         if self._opus is not None and isinstance(reply, AudioMessage | TurnDone):
-            return await self._encode_opus(self._opus[0], reply)
+            return self._encode_opus(self._opus[0], reply)
+        said: Said
         if isinstance(reply, AudioMessage):
-            return self._kept(reply, [messages.encode_audio(reply)])
-        if isinstance(reply, SessionStarted):
-            reply = structs.replace(reply, codec=self._codec)
-        return self._kept(reply, [messages.encode(reply)])
+            said = [messages.encode_audio(reply)]
+        elif isinstance(reply, SessionStarted):
+            said = [messages.encode(structs.replace(reply, codec=self._codec))]
+        else:
+            said = [messages.encode(reply)]
+        self._keep(reply, said)
+        return said
 
-    async def _encode_opus(self, sender: OpusSender, reply: AudioMessage | TurnDone) -> Sequence[str | bytes]:
+    def _encode_opus(self, sender: OpusSender, reply: AudioMessage | TurnDone) -> Work[Said]:
         """Encode in a thread: it takes longer than all else that the loop does for a frame, and libopus needs no lock.
 
         A socket that is lost meanwhile does not lose what is being encoded: it is kept for the client's return.
         """
 
-        def said() -> list[str | bytes]:
+        def said() -> Said:
             found = sender.push(reply) if isinstance(reply, AudioMessage) else sender.flush()
             encoded: list[str | bytes] = [messages.encode_audio(message) for message in found]
             return encoded if isinstance(reply, AudioMessage) else [*encoded, messages.encode(reply)]
 
         assert self._threads is not None
-        work = self._threads.encoders.start(said)
-        try:
-            await work.finished.wait()
-        except asyncio.CancelledError:
-            await work.finished.wait()
-            self._kept(reply, work.result())
-            raise
-        return self._kept(reply, work.result())
+        return self._threads.encoders.start(said, lambda found: self._keep(reply, found))
 
     @property
     def heard(self) -> tuple[bytes, ...]:
@@ -129,14 +127,13 @@ class NativeDialect:
                 self._book.send(data)
         return said
 
-    def _kept(self, reply: Message | AudioMessage, said: list[str | bytes]) -> list[str | bytes]:
-        """Keep what is said for a client that comes back, and return it."""
+    def _keep(self, reply: Message | AudioMessage, said: Said) -> None:
+        """Keep what is said for a client that comes back."""
         if self._book is not None and reply.counted:
             for data in said:
                 self._book.send(data)
             if self._backup is not None and isinstance(reply, TurnDone):
                 self._backup.said(reply.turn, self._book.state())
-        return said
 
     @property
     def ready(self) -> bool:

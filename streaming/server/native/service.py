@@ -242,7 +242,7 @@ class NativeService:
         )
 
 
-async def _say(message: Message) -> Sequence[str]:
+def _say(message: Message) -> Sequence[str]:
     return [messages.encode(message)]
 
 

@@ -24,7 +24,7 @@ from streaming.server.handover import Handover, Takeover
 from streaming.server.native.dialect import NativeDialect
 from streaming.server.opus_threads import OpusThreads
 from streaming.server.saved_sessions import SavedSessions
-from streaming.server.session_socket import MESSAGES_PER_S, SessionSocket
+from streaming.server.session_socket import MESSAGES_PER_S, SessionSocket, known
 from streaming.server.session_store import SessionLostError
 from streaming.server.sessions import ServerSession
 from streaming.server.turn_backup import TurnBackup
@@ -199,7 +199,7 @@ class NativeSession(ServerSession):
         said: list[str | bytes] = []
         for reply in replies:
             if isinstance(reply, Message | AudioMessage):
-                said += await self._native.encode(reply)
+                said += await known(self._native.encode(reply))
         return said
 
     def _session_socket(self) -> SessionSocket:

@@ -112,7 +112,7 @@ class LiveDialect:
             self._position += len(piece)
         return given
 
-    async def encode(self, reply: Message | AudioMessage | Echo | Saved) -> Sequence[str | bytes]:
+    def encode(self, reply: Message | AudioMessage | Echo | Saved) -> Sequence[str | bytes]:
         said = []
         for event in self._say(reply):
             if event["type"] != "session.output_audio.delta":

@@ -215,7 +215,7 @@ class RealtimeDialect:
 
     # Server to client
 
-    async def encode(self, reply: Message | AudioMessage | Echo | Saved) -> Sequence[str | bytes]:
+    def encode(self, reply: Message | AudioMessage | Echo | Saved) -> Sequence[str | bytes]:
         said = []
         for event in self._say(reply):
             self._events += 1

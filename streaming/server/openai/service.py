@@ -109,7 +109,7 @@ class LiveService(OpenAIService):
                 message = messages.Error(code=error.event_code, message=str(error), fatal=True)
                 end = End(message, CloseCode.POLICY_VIOLATION, error.event_code)
 
-                async def say(_: messages.Message) -> Sequence[str]:
+                def say(_: messages.Message) -> Sequence[str]:
                     return [event]
 
                 await self._sessions.dismiss(socket, end, say)

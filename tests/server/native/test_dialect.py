@@ -15,6 +15,7 @@ from streaming.protocol.opus import OpusReceiver, OpusSender, opus_available
 from streaming.protocol.replay import ReplayBook
 from streaming.server.native.dialect import NativeDialect
 from streaming.server.opus_threads import OpusThreads, Work
+from streaming.server.session_socket import known
 from tests.server.live_server import run
 
 pytestmark = pytest.mark.skipif(not opus_available(), reason="no libopus")
@@ -56,12 +57,12 @@ def test_what_is_being_encoded_when_the_connection_breaks_is_kept_for_the_return
         book = ReplayBook()
         dialect = NativeDialect(lambda message: None, book, "opus", threads=OpusThreads())
         frames = [AudioMessage(1, at, SPEECH[:FRAME]) for at in (0, FRAME)]
-        lost = asyncio.create_task(dialect.encode(frames[0]))
+        lost = asyncio.create_task(known(dialect.encode(frames[0])))
         await asyncio.sleep(0)
         lost.cancel()
         with pytest.raises(asyncio.CancelledError):
             await lost
-        then = await dialect.encode(frames[1])
+        then = await known(dialect.encode(frames[1]))
         kept = [messages.decode_opus(data) for data in book.unanswered() if isinstance(data, bytes)]
         assert len(then) == 1 and len(kept) == 2
         assert [(message.fresh, message.position_samples) for message in kept] == [(True, 0), (False, FRAME - 156)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 
 import numpy as np
@@ -161,7 +160,7 @@ def test_usage_is_told_now_and_then() -> None:
     dialect = LiveDialect(Model("any", 4, 64), start)
 
     def say(reply: messages.Message | AudioMessage) -> list[str]:
-        return [json.loads(event)["type"] for event in asyncio.run(dialect.encode(reply))]
+        return [json.loads(event)["type"] for event in dialect.encode(reply)]
 
     told = [say(AudioMessage(1, FRAME * number, np.zeros(FRAME, np.int16))) for number in range(3 * 125)]
     assert [kind for kinds in told for kind in kinds].count("session.usage.updated") == 5, "in half a minute"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections import deque
 from typing import Any
@@ -45,7 +44,7 @@ class Talk:
 
     def server(self, reply: messages.Message | AudioMessage | Echo) -> list[dict[str, Any]]:
         """What the client is told by this reply."""
-        return [json.loads(event) for event in asyncio.run(self._dialect.encode(reply))]
+        return [json.loads(event) for event in self._dialect.encode(reply)]
 
     def handled(self) -> list[dict[str, Any]]:
         """Have all before handled."""

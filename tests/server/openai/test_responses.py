@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
 from typing import Any
@@ -50,7 +49,7 @@ class Session:
         self.say("input_audio_buffer.append", audio=base64.b64encode(bytes([0x10]) * 800).decode())
 
     def reply(self, reply: Message | AudioMessage | Echo) -> list[dict[str, Any]]:
-        return [json.loads(event) for event in asyncio.run(self.dialect.encode(reply))]
+        return [json.loads(event) for event in self.dialect.encode(reply)]
 
     def speaking(self, turn: int, prompt: int = 1) -> list[dict[str, Any]]:
         return self.reply(messages.TurnSpeaking(turn=turn, prompt_samples=prompt * FRAME, dropped_samples=0))
