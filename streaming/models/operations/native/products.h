@@ -17,7 +17,8 @@ enum { PLAIN, GELU, GATED };
 
 /* A matrix of weights, [outputs / BLOCK] blocks of
  * - float32, bfloat16: [inputs][BLOCK]. A last block of few outputs is 1 or 2 vectors wide. A single output is float32,
- *   [inputs]. Two vectors of bfloat16 lie as one of words, the first in the lower halves, which takes two operations to take apart instead of four.
+ *   [inputs]. Two vectors of bfloat16 lie as one of words, the first in the lower halves, which takes two operations to
+ *   take apart instead of four.
  * - int8: [inputs / 4][BLOCK][4]. scales: [outputs / BLOCK][2][BLOCK], a float32 scale and, int32, -128 times the sum of
  *   the output's weights.
  * - int4: for each group of inputs its scales, bfloat16 [BLOCK], and its nibbles, [group / 8][BLOCK][4], the first four

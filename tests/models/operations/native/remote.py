@@ -175,16 +175,13 @@ class Remote:
         block = self.native_block()
         whole, rest = m.outputs // block * block, m.outputs % block
         padded = whole + (block if rest else 0)
-        weight = (
-            4 * m.inputs
-            if m.outputs == 1
-            else {
-                0: 4 * m.inputs * (whole + (self.native_width(rest) if rest else 0)),
-                1: 2 * m.inputs * (whole + (self.native_width(rest) if rest else 0)),
-                2: padded * m.inputs,
-                3: padded * (m.inputs // 2 + 2 * m.inputs // max(m.group, 1)),
-            }[m.kind]
-        )
+        floats = m.inputs * (1 if m.outputs == 1 else whole + (self.native_width(rest) if rest else 0))
+        weight = {
+            0: 4 * floats,
+            1: 2 * floats,
+            2: padded * m.inputs,
+            3: padded * (m.inputs // 2 + 2 * m.inputs // max(m.group, 1)),
+        }[m.kind]
         return _struct(m, weight=weight, scales=8 * padded, bias=4 * m.outputs)
 
     def _call(self, function: str, *arguments: Argument) -> int:
