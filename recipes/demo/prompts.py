@@ -47,7 +47,7 @@ TURN = 0.25
 APART = 0.3
 """Chance that a speaker says "twenty" and "one" apart, as people do who count slowly."""
 PITCHES = np.array([104.0, 128.0, 148.0, 166.0, 190.0, 210.0, 235.0, 270.0])
-"""The eight voices' pitch in Hz, which decides the nearest."""
+"""Pitch in Hz at which the eight voices are synthesised."""
 PACES = (0.62, 0.95)
 """Seconds from item to item below which a prompt is fast, and above which it is slow."""
 
@@ -265,9 +265,8 @@ def disturb(wave: Wave, draw: np.random.Generator) -> Wave:
     if draw.random() < 0.35:  # a microphone's tilt
         heard = signal.lfilter(*signal.butter(1, draw.uniform(80, 400), "high", fs=SAMPLE_RATE), heard)
         heard = signal.lfilter([1.0, -draw.uniform(-0.4, 0.5)], [1.0], heard)
-    if draw.random() < 0.2:  # a telephone, or a cheap microphone
-        edges = (draw.uniform(60, 300), draw.uniform(3300, 7500))
-        heard = signal.sosfilt(signal.butter(4, edges, "band", fs=SAMPLE_RATE, output="sos"), heard)
+    if draw.random() < 0.35:
+        heard = _line(heard, draw)
     loud = heard[np.abs(heard) >= 0.02 * np.abs(heard).max()]
     heard = heard / max(float(np.sqrt(np.square(loud).mean())), 1e-6)
     if draw.random() < 0.7:
@@ -276,6 +275,22 @@ def disturb(wave: Wave, draw: np.random.Generator) -> Wave:
             noise = signal.lfilter([1.0], [1.0, -draw.uniform(0.5, 0.98)], noise)
         heard = heard + noise / np.sqrt(np.square(noise).mean()) * 10 ** (-draw.uniform(14, 55) / 20)
     return np.asarray(heard * 10 ** (draw.uniform(-32, -16) / 20), np.float32).clip(-1, 1)
+
+
+def _line(wave: NDArray[np.float64], draw: np.random.Generator) -> NDArray[np.float64]:
+    """Return a wave as a cheap microphone or, in half of the cases, a telephone passes it on: 8 kHz, 8 bits by mu-law."""
+    from scipy import signal
+
+    if draw.random() < 0.5:
+        edges = (draw.uniform(60, 300), draw.uniform(3300, 7500))
+        return np.asarray(signal.sosfilt(signal.butter(4, edges, "band", fs=SAMPLE_RATE, output="sos"), wave))
+    narrow = soxr.resample(wave, SAMPLE_RATE, 8000)
+    narrow = signal.sosfilt(signal.butter(2, draw.uniform(60, 300), "high", fs=8000, output="sos"), narrow)
+    peak = max(float(np.abs(narrow).max()), 1e-9) * draw.uniform(1.0, 4.0)
+    coded = np.round(127 * np.sign(narrow) * np.log1p(255 * np.abs(narrow) / peak) / np.log(256))
+    narrow = np.sign(coded) * (256 ** (np.abs(coded) / 127) - 1) / 255 * peak
+    wide = soxr.resample(narrow, 8000, SAMPLE_RATE)
+    return np.asarray(np.pad(wide, (0, max(0, len(wave) - len(wide))))[: len(wave)])
 
 
 def _room(draw: np.random.Generator) -> NDArray[np.float64]:

@@ -37,22 +37,22 @@ CONTINUATION = 10
 """Frames of a continuation in training: some three items."""
 CORRUPTED = 0.03
 """Of the codes that are given, so many are any others; but for markers, of what is said, too."""
-WEIGHTS = {"begin": 1.0, "item": 0.3, "voice": 0.1, "said": 1.0, "manner": 0.2}
+WEIGHTS = {"begin": 1.0, "item": 0.3, "voice": 0.1, "said": 1.0, "manner": 0.4}
 LOOSE = 0.1
 """Share of rows without a prompt: the context is like that when it has slid past the prompt."""
 TAILS = 0.6
 """Share of loose rows that begin with the end of any prompt, and go on with an item of which it tells nothing."""
 LOOSE_KINDS = {"number": 0.42, "day": 0.12, "month": 0.14, "letter": 0.14, "rhyme": 0.18}
 """Shares of the kinds among loose rows."""
-BEGINNINGS = 0.1
+BEGINNINGS = 0.15
 """Share of batches that hold nothing but beginnings: a few frames of anything, a marker, and how its block begins. What
 follows has to be read from the marker alone; in longer rows, what was said before gives most of it away.
 """
 BEGINNINGS_SIZE = 8
 """A batch of beginnings has so many rows for each row of another batch."""
-BEGINNING_KINDS = {"number": 0.36, "day": 0.07, "month": 0.1, "letter": 0.13, "rhyme": 0.34}
+BEGINNING_KINDS = {"number": 0.6, "day": 0.05, "month": 0.07, "letter": 0.1, "rhyme": 0.18}
 """Shares of the kinds among beginnings."""
-WHOLE = 0.5
+WHOLE = 0.9
 """Share of beginnings that go on to their item's end."""
 FRIENDLY_KEPT = 0.25
 """Of the targets that are the friendly beginning, which are a third of all and easy."""
@@ -180,10 +180,11 @@ class Rows:
         said = self.book.say(items, int(self.draw.choice(blocks.VOICES)), int(self.draw.integers(3)))
         if self.found and self.draw.random() < TAILS:
             return self._after_a_tail(*_at_most(said, 2 * CONTINUATION))
-        heard = np.concatenate(said[: len(begun)])
+        known = len(sequences.blocks_of(begun))
+        heard = np.concatenate(said[:known])
         codes = heard[int(self.draw.integers(len(said[0]))) :].astype(np.int16)
         nobody = np.full(len(codes), -1, np.int16)
-        kept, ended = _at_most(said[len(begun) :], 2 * CONTINUATION)
+        kept, ended = _at_most(said[known:], 2 * CONTINUATION)
         return lay(Prompt(codes, nobody, nobody, 0.0, 0.0, [], ""), len(codes), kept, ended, self.markers, self.draw)
 
     def beginning(self) -> dict[str, NDArray[np.int64]]:
@@ -192,7 +193,7 @@ class Rows:
         item = self._item(BEGINNING_KINDS)
         voice, pace = int(self.draw.choice(blocks.VOICES)), int(self.draw.integers(3))
         said = self.book.say([item], voice, pace)
-        frames = len(said[0]) if self.draw.random() < WHOLE else int(self.draw.integers(3, 6))
+        frames = sum(map(len, said)) if self.draw.random() < WHOLE else int(self.draw.integers(3, 6))
         if self.draw.random() < 0.3:
             other = sequences.ITEMS[int(self.draw.integers(len(sequences.ITEMS)))]
             tail = np.concatenate(self.book.say([other], voice, pace))[-int(self.draw.integers(1, 8)) :]
@@ -277,7 +278,7 @@ def lay(
         given[wrong] = draw.integers(CODEC["codebook_size"], size=int(wrong.sum()))
     said[cut:] = codes[cut:]
     place = cut
-    for part in after:  # what is decided: which item, by its marker's first code, and how its block begins
+    for part in after:  # what is decided: which item, by its marker's first code, and how each of its blocks begins
         for first in range(place, min(place + 2, frames)):
             begin[first], said[first, 0] = codes[first, 0], _NONE
         place += len(part)
@@ -370,8 +371,8 @@ def understood(reciter: Reciter, markers: Markers, found: list[Prompt], size: in
     return right / max(1, total)
 
 
-def train(run: Run, budget: float, alone: float, processes: int) -> None:
-    """Trains until so many CPU seconds were spent in all: at its full rate for half of them, then ever slower.
+def train(run: Run, budget: float, falling: float, alone: float, processes: int) -> None:
+    """Train until so many CPU seconds were spent in all; the rate falls over the last `falling` ones.
 
     alone: share of prompts that are not gone on with. processes: so many train the same weights. Shards and blocks
     that appear meanwhile are taken up.
@@ -397,8 +398,7 @@ def train(run: Run, budget: float, alone: float, processes: int) -> None:
                 rows.found = shards(run.root / "prompts")
                 rows.book = Book.load(run.root / "blocks.npz", markers)
             taken += 1
-            done = loop.seconds / budget
-            loop.rate = base * min(1.0, max(0.05, 0.05 + 0.95 * (1 - done) / 0.5))
+            loop.rate = base * min(1.0, max(0.05, (budget - loop.seconds) / falling))
             batch = rows.batch(run.batch or BATCH)
             with torch.autocast("cpu", torch.bfloat16, enabled=fast):
                 found = losses(reciter, batch)

@@ -70,6 +70,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--count", type=int, default=20_000, help="prompts: so many of this seed")
     parser.add_argument("--voices", default="hibari=.5,flite=.22,espeak=.28", help="prompts: synthesisers and shares")
     parser.add_argument("--budget", type=float, default=7200.0, help="recite: CPU seconds in all")
+    parser.add_argument("--falling", type=float, default=3600.0, help="recite: the last ones, in which the rate falls")
     parser.add_argument("--alone", type=float, default=0.5, help="recite: share of prompts that are not gone on with")
     parser.add_argument("--processes", type=int, default=1, help="recite: that train the same weights")
     options = parser.parse_args(arguments)
@@ -107,7 +108,7 @@ def main(arguments: list[str] | None = None) -> None:
     elif options.stage == "tests":
         strangers.make(run.root / "tests", shipped.codec())
     elif options.stage == "recite":
-        recite.train(run, options.budget, options.alone, options.processes)
+        recite.train(run, options.budget, options.falling, options.alone, options.processes)
     elif options.stage == "ship":
         recite.ship(run.stages, run.root / "reciting")
 
