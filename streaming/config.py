@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from streaming.errors import CheckpointError
+
+if TYPE_CHECKING:  # flags are read without it
+    import numpy as np
+    from numpy.typing import NDArray
 
 DEMO = "demo"
 """The model that comes with the package."""

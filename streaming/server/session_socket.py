@@ -91,12 +91,14 @@ class SessionSocket:
         finally:
             self._socket.give_messages_to(None)
             self._driver.tell_of_replies(None)
+            encoding = self._encoding
+            if encoding is not None:
+                encoding.then = None
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            if self._encoding is not None:  # and is kept for a client that comes back
-                self._encoding.then = None
-                await self._encoding.finished.wait()
+            if encoding is not None:  # and is kept for a client that comes back
+                await encoding.finished.wait()
 
     # In
 
