@@ -148,7 +148,7 @@ class Renderer:
         self._cast = prompts.Cast(0)
 
     def __call__(self, block: str, voice: int, attempt: int) -> NDArray[np.int64]:
-        """Return codes [F, Q]. The first attempts differ in pace, ending and offset; later ones draw all that differs."""
+        """Return codes [F, Q]. The first attempts differ in pace, ending and offset; later ones draw it all."""
         draw = np.random.default_rng(attempt)
         speed = _SPEEDS[attempt // len(_OFFSETS) % len(_SPEEDS)]
         mark = _MARKS[attempt // (len(_OFFSETS) * len(_SPEEDS)) % len(_MARKS)]

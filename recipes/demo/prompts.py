@@ -278,7 +278,7 @@ def disturb(wave: Wave, draw: np.random.Generator) -> Wave:
 
 
 def _line(wave: NDArray[np.float64], draw: np.random.Generator) -> NDArray[np.float64]:
-    """Return a wave as a cheap microphone or, in half of the cases, a telephone passes it on: 8 kHz, 8 bits by mu-law."""
+    """Return a wave as a cheap microphone passes it on, or, in half of the cases, a telephone (8 kHz, mu-law)."""
     from scipy import signal
 
     if draw.random() < 0.5:
