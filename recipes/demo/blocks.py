@@ -209,7 +209,7 @@ def companies(block: str) -> list[list[Item]]:
 
     They hold what it is mistaken in: "fifty-" in front of several digits, a digit behind several tens.
     """
-    item = next(item for item in sequences.ITEMS if block in item.blocks)
+    item = _item_of(block)
     every = sequences.sequence(item.kind, item.group)
     before, after = every[item.place - 1], every[(item.place + 1) % len(every)]
     if item.kind != "number":
@@ -234,12 +234,12 @@ def make(path: Path, codec: Codec, attempts: int = 60) -> None:
     markers = Markers.of(codec)
     render, judge = Renderer(codec), Judge(codec, markers)
     found = dict(np.load(path)) if path.is_file() else {}
-    judged = [block for block in sequences.BLOCKS if _kind(block) != "letter"]
+    judged = [block for block in sequences.BLOCKS if _item_of(block).kind != "letter"]
     full = {block: len(companies(block)) for block in judged}
     notes: dict[str, list[int]] = {}
     for voice in range(len(prompts.PITCHES)):
         said = [
-            found.get(f"{voice}-{number}", render(block, voice, 0)).astype(np.int64)
+            found[key].astype(np.int64) if (key := f"{voice}-{number}") in found else render(block, voice, 0)
             for number, block in enumerate(sequences.BLOCKS)
         ]
         grades = {block: judge.grade(block, voice, said) for block in judged}
@@ -273,5 +273,5 @@ _AT_ONCE = 8
 """Attempts at a block before another has its turn."""
 
 
-def _kind(block: str) -> str:
-    return next(item.kind for item in sequences.ITEMS if block in item.blocks)
+def _item_of(block: str) -> Item:
+    return next(item for item in sequences.ITEMS if block in item.blocks)
