@@ -55,63 +55,75 @@ INLINE int vectors(int64_t outputs) { return outputs > 2 * LANES ? WIDE : output
 /* J vectors of outputs by R rows: in registers, with the weights and an activation beside the sums. */
 #define AT_ONCE(R) (REGISTERS == 32 || (R) <= 2 ? WIDE : WIDE / 2)
 
-/* A row alone takes two blocks of outputs at once: two streams are read faster than one (docs/decisions.md), and share
- * what is done to an activation. The second lies so many bytes `further`.
+/* Few rows take so many blocks of outputs at once: four streams are read faster than one (docs/decisions.md). Blocks of
+ * floats take turns; two of integers share what is done to a row's activation, and the second lies so many bytes
+ * `further`.
  */
+#define STREAMS 4
 #define BOTH 2
 
-/* Some inputs of a block: those from `first` until `last`. ahead: how far from these weights those are, in bytes, that are
- * needed next.
+/* Some inputs of a block: those from `first` until `last`. ahead: how far from these weights those are, in bytes, that
+ * many rows need next. For few rows the processor's own guesses are better.
  */
 typedef struct {
     int64_t first, last, ahead;
 } Inputs;
 
-/* Adds the products with these inputs to out [H, MANY_ROWS, BLOCK], R of the rows, whose sums begin with input 0. */
-INLINE void tile(const int kind, const int H, const int R, const int J, const int width, const char *weight,
-                 int64_t further, const float *const *x, Inputs some, float *out) {
+/* Adds the products with these inputs to out [MANY_ROWS, BLOCK], R of the rows, whose sums begin with input 0. */
+INLINE void tile(const int kind, const int R, const int J, const int width, const char *weight, const float *const *x,
+                 Inputs some, float *out) {
     const int size = kind == FLOAT32 ? 4 : 2;
-    vf sum[BOTH][ROWS][WIDE];
-    UNROLL for (int h = 0; h < H; h++)
-        UNROLL for (int r = 0; r < R; r++)
-            UNROLL for (int j = 0; j < J; j++)
-                sum[h][r][j] = some.first ? load(out + (h * MANY_ROWS + r) * BLOCK + j * LANES) : (vf){};
+    vf sum[ROWS][WIDE];
+    UNROLL for (int r = 0; r < R; r++)
+        UNROLL for (int j = 0; j < J; j++) sum[r][j] = some.first ? load(out + r * BLOCK + j * LANES) : (vf){};
     weight += some.first * width * LANES * size;
     for (int64_t k = some.first; k < some.last; k++, weight += width * LANES * size) {
-        UNROLL for (int h = 0; h < H; h++) {
-            const float *w32 = (const float *)(weight + h * further);
-            const uint16_t *w16 = (const uint16_t *)(weight + h * further);
-            vf w[WIDE];
-            prefetch_far(weight + h * further + some.ahead, J * LANES * size);
-            if (kind == FLOAT32)
-                UNROLL for (int j = 0; j < J; j++) w[j] = load(w32 + j * LANES);
-            else if (width == 1)
-                w[0] = widen(w16);
-            else
-                UNROLL for (int j = 0; j < J; j += 2) {
-                    vi both = load_integers(w16 + j * LANES);
-                    w[j] = (vf)(both << 16), w[j + 1] = (vf)(both & -65536);
-                }
-            UNROLL for (int r = 0; r < R; r++) {
-                vf a = spread(x[r][k]);
-                UNROLL for (int j = 0; j < J; j++) sum[h][r][j] = fused(w[j], a, sum[h][r][j]);
+        const float *w32 = (const float *)weight;
+        const uint16_t *w16 = (const uint16_t *)weight;
+        vf w[WIDE];
+        if (R > 2) prefetch_far(weight + some.ahead, J * LANES * size);
+        if (kind == FLOAT32)
+            UNROLL for (int j = 0; j < J; j++) w[j] = load(w32 + j * LANES);
+        else if (width == 1)
+            w[0] = widen(w16);
+        else
+            UNROLL for (int j = 0; j < J; j += 2) {
+                vi both = load_integers(w16 + j * LANES);
+                w[j] = (vf)(both << 16), w[j + 1] = (vf)(both & -65536);
             }
+        UNROLL for (int r = 0; r < R; r++) {
+            vf a = spread(x[r][k]);
+            UNROLL for (int j = 0; j < J; j++) sum[r][j] = fused(w[j], a, sum[r][j]);
         }
     }
-    UNROLL for (int h = 0; h < H; h++)
-        UNROLL for (int r = 0; r < R; r++)
-            UNROLL for (int j = 0; j < J; j++) store(out + (h * MANY_ROWS + r) * BLOCK + j * LANES, sum[h][r][j]);
+    UNROLL for (int r = 0; r < R; r++)
+        UNROLL for (int j = 0; j < J; j++) store(out + r * BLOCK + j * LANES, sum[r][j]);
 }
 
 INLINE void tiles(const int kind, const int R, int width, const char *w, const float *const *x, Inputs some,
                   float *out) {
     const int size = kind == FLOAT32 ? 4 : 2, J = AT_ONCE(R);
     if (width == 1)
-        tile(kind, 1, R, 1, 1, w, 0, x, some, out);
+        tile(kind, R, 1, 1, w, x, some, out);
     else if (width == 2)
-        tile(kind, 1, R, 2, 2, w, 0, x, some, out);
+        tile(kind, R, 2, 2, w, x, some, out);
     else
-        for (int j = 0; j < WIDE; j += J) tile(kind, 1, R, J, WIDE, w + j * LANES * size, 0, x, some, out + j * LANES);
+        for (int j = 0; j < WIDE; j += J) tile(kind, R, J, WIDE, w + j * LANES * size, x, some, out + j * LANES);
+}
+
+/* The sums of `streams` blocks of full width, each so many bytes `further` than the one before it, a few inputs of each in
+ * turn; out: [streams, MANY_ROWS, BLOCK].
+ */
+INLINE void turns(const int kind, const int R, const char *w, int64_t further, int streams, const float *const *x,
+                  int64_t inputs, float *out) {
+    const int size = kind == FLOAT32 ? 4 : 2, J = AT_ONCE(R), turn = (R > 4 ? 32 : 16) / size;
+    for (int64_t first = 0; first < inputs; first += turn) {
+        const Inputs some = {first, first + turn < inputs ? first + turn : inputs, 0};
+        for (int n = 0; n < streams; n++)
+            for (int j = 0; j < WIDE; j += J)
+                tile(kind, R, J, WIDE, w + n * further + j * LANES * size, x, some,
+                     out + n * MANY_ROWS * BLOCK + j * LANES);
+    }
 }
 
 #define SHAPE(R)                                                                                                       \
@@ -120,6 +132,14 @@ INLINE void tiles(const int kind, const int R, int width, const char *w, const f
     }                                                                                                                  \
     static void bfloat16_##R(int width, const char *w, const float *const *x, Inputs some, float *out) {              \
         tiles(BFLOAT16, R, width, w, x, some, out);                                                                    \
+    }                                                                                                                  \
+    static void turns_of_float32_##R(const char *w, int64_t further, int streams, const float *const *x,              \
+                                     int64_t inputs, float *out) {                                                     \
+        turns(FLOAT32, R, w, further, streams, x, inputs, out);                                                        \
+    }                                                                                                                  \
+    static void turns_of_bfloat16_##R(const char *w, int64_t further, int streams, const float *const *x,             \
+                                      int64_t inputs, float *out) {                                                    \
+        turns(BFLOAT16, R, w, further, streams, x, inputs, out);                                                       \
     }
 SHAPE(1)
 SHAPE(2)
@@ -142,8 +162,11 @@ static void single(const float *w, const float *const *x, int64_t inputs, int ro
     }
 }
 
-/* One block of floating-point weights by `rows` rows; out: [rows, BLOCK]. Weights that more than one tile needs are read
- * from memory in parts, the next one while all rows are multiplied with this one.
+/* How many rows a tile takes where so many are left: one more than that at times, which is multiplied for nothing. */
+INLINE int rows_of_tile(int left) { return left > 4 ? 6 : left > 2 ? 4 : left; }
+
+/* One block of floating-point weights by `rows` rows; out: [MANY_ROWS, BLOCK]. Weights that more than one tile needs are
+ * read from memory in parts, the next one while all rows are multiplied with this one.
  */
 static void block_of_floats(const Matrix *m, int64_t block, const float *const *x, int rows, float *out) {
     if (m->outputs == 1) {
@@ -153,19 +176,39 @@ static void block_of_floats(const Matrix *m, int64_t block, const float *const *
     int64_t first = block * BLOCK, size = m->kind == FLOAT32 ? 4 : 2, part = rows > ROWS ? MANY_INPUTS : m->inputs;
     int width = vectors(m->outputs - first);
     const char *w = (const char *)m->weight + first * m->inputs * size;
-    Inputs some = {0, 0, rows > ROWS ? part * width * LANES * size : AHEAD};
+    Inputs some = {0, 0, rows > ROWS ? part * width * LANES * size : 0};
     for (; some.first < m->inputs; some.first = some.last) {
         some.last = some.first + part < m->inputs ? some.first + part : m->inputs;
         for (int row = 0, now; row < rows; row += now) {
             const float *const *from = x + row;
             float *to = out + row * BLOCK;
-            now = rows - row >= 6 ? 6 : rows - row >= 4 ? 4 : rows - row >= 2 ? 2 : 1;
+            now = rows_of_tile(rows - row);
             if (m->kind == FLOAT32)
                 (now == 6 ? float32_6 : now == 4 ? float32_4 : now == 2 ? float32_2 : float32_1)(width, w, from, some, to);
             else
                 (now == 6 ? bfloat16_6 : now == 4 ? bfloat16_4 : now == 2 ? bfloat16_2 : bfloat16_1)(width, w, from, some, to);
         }
     }
+}
+
+/* `streams` blocks of full width, each `apart` from the one before it, by up to ROWS rows; out: [streams, MANY_ROWS,
+ * BLOCK].
+ */
+static void blocks_of_floats(const Matrix *m, int64_t block, int64_t apart, int streams, const float *const *x, int rows,
+                             float *out) {
+    const int64_t bytes = BLOCK * m->inputs * (m->kind == FLOAT32 ? 4 : 2);
+    const char *w = (const char *)m->weight + block * bytes;
+    const int now = rows_of_tile(rows);
+    if (m->kind == FLOAT32)
+        (now == 6   ? turns_of_float32_6
+         : now == 4 ? turns_of_float32_4
+         : now == 2 ? turns_of_float32_2
+                    : turns_of_float32_1)(w, apart * bytes, streams, x, m->inputs, out);
+    else
+        (now == 6   ? turns_of_bfloat16_6
+         : now == 4 ? turns_of_bfloat16_4
+         : now == 2 ? turns_of_bfloat16_2
+                    : turns_of_bfloat16_1)(w, apart * bytes, streams, x, m->inputs, out);
 }
 
 /* Activations as integers, with a scale for each group of inputs (int8: all of them): x is about value * scale. start:
@@ -347,19 +390,11 @@ static void block_of_integers(const Matrix *m, int64_t block, const Integers *x,
 }
 
 /* Two blocks of full width by one row; out: [BOTH, MANY_ROWS, BLOCK]. */
-static void two_blocks(const Matrix *m, int64_t block, int64_t apart, const float *const *x, const Integers *integers,
-                       float *out) {
-    const int64_t size = m->kind == FLOAT32 ? 4 : 2, bytes = BLOCK * m->inputs * size;
-    const char *w = (const char *)m->weight + block * bytes;
-    const Inputs all = {0, m->inputs, AHEAD};
+static void two_blocks_of_integers(const Matrix *m, int64_t block, int64_t apart, const Integers *x, float *out) {
     if (m->kind == INT8)
-        tile_of_int8(BOTH, 1, WIDE, m, block, apart, 0, integers, out);
-    else if (m->kind == INT4)
-        tile_of_int4(BOTH, 1, WIDE, m, block, apart, 0, integers, out);
-    else if (m->kind == BFLOAT16)
-        tile(BFLOAT16, BOTH, 1, WIDE, WIDE, w, apart * bytes, x, all, out);
+        tile_of_int8(BOTH, 1, WIDE, m, block, apart, 0, x, out);
     else
-        tile(FLOAT32, BOTH, 1, WIDE, WIDE, w, apart * bytes, x, all, out);
+        tile_of_int4(BOTH, 1, WIDE, m, block, apart, 0, x, out);
 }
 
 /* What follows the sums of some rows of a block: `count` outputs from `first` on. sums, others: [rows, BLOCK]; residual,
@@ -393,28 +428,29 @@ INLINE void finish(const int activation, const Matrix *m, const After *after, in
     }
 }
 
-/* Tasks are `blocks` of outputs, each with the one `apart` blocks further where that is not 0, by `parts` of the rows. */
+/* Tasks are `parts` of the rows by so many blocks of outputs as there are `apart`, each with as many others as make
+ * `streams`, that far from one another.
+ */
 typedef struct {
     const Matrix *m;
     const Rows *x;
     const After *after;
     const Integers *integers; /* x as such, where the weights are */
-    int64_t rows, width, blocks, apart, parts;
+    int64_t rows, width, streams, apart, parts;
     float *out;
 } Product;
 
-/* One or two blocks of outputs by MANY_ROWS rows. */
+/* A few blocks of outputs by MANY_ROWS rows. */
 static void part_of_product(int64_t task, void *what) {
     const Product *p = what;
     const Matrix *m = p->m;
+    const After *after = p->after;
     int64_t block = task / p->parts, from = task % p->parts * MANY_ROWS;
     int64_t until = from + MANY_ROWS < p->rows ? from + MANY_ROWS : p->rows;
-    int64_t left = m->outputs - (block + p->apart) * BLOCK;
-    const After *after = p->after;
-    int two = p->apart && left > 0, gated = after->activation == GATED;
     int64_t member = from / p->x->rows, place = from % p->x->rows; /* of the batch, and among its rows */
-    int rows = until - from;
-    float sums[BOTH][MANY_ROWS * BLOCK];
+    int rows = until - from, streams = 1, gated = after->activation == GATED;
+    while (streams < p->streams && (block + streams * p->apart) * BLOCK < m->outputs) streams++;
+    float sums[STREAMS][MANY_ROWS * BLOCK];
     const Integers *integers = p->integers ? p->integers + from : 0;
     const float *inputs[MANY_ROWS], *residual[MANY_ROWS];
     float *out[MANY_ROWS];
@@ -424,20 +460,26 @@ static void part_of_product(int64_t task, void *what) {
         out[r] = p->out + (from + r) * p->width + member * after->gap;
         if (++place == p->x->rows) place = 0, member++;
     }
-    if (two && rows == 1 && vectors(left) == WIDE)
-        two_blocks(m, block, p->apart, inputs, integers, sums[0]);
-    else
-        for (int h = 0; h <= two; h++)
-            if (integers)
-                block_of_integers(m, block + h * p->apart, integers, rows, sums[h]);
-            else
-                block_of_floats(m, block + h * p->apart, inputs, rows, sums[h]);
-    for (int h = 0; h <= (two && !gated); h++) {
-        int64_t first = (block + h * p->apart) * BLOCK, count = p->width - first < BLOCK ? p->width - first : BLOCK;
+    for (int r = rows; r % ROWS; r++) inputs[r] = inputs[rows - 1]; /* see `rows_of_tile` */
+    int together = 0; /* so many of them, of full width */
+    if (!integers && rows <= ROWS) {
+        while (together < streams && vectors(m->outputs - (block + together * p->apart) * BLOCK) == WIDE) together++;
+        blocks_of_floats(m, block, p->apart, together, inputs, rows, sums[0]);
+    } else if (integers && rows == 1 && streams == BOTH && vectors(m->outputs - (block + p->apart) * BLOCK) == WIDE) {
+        two_blocks_of_integers(m, block, p->apart, integers, sums[0]);
+        together = BOTH;
+    }
+    for (int n = together; n < streams; n++)
+        if (integers)
+            block_of_integers(m, block + n * p->apart, integers, rows, sums[n]);
+        else
+            block_of_floats(m, block + n * p->apart, inputs, rows, sums[n]);
+    for (int n = 0; n < (gated ? 1 : streams); n++) {
+        int64_t first = (block + n * p->apart) * BLOCK, count = p->width - first < BLOCK ? p->width - first : BLOCK;
         if (after->activation == PLAIN)
-            finish(PLAIN, m, after, first, count, p->width, rows, sums[h], 0, residual, out);
+            finish(PLAIN, m, after, first, count, p->width, rows, sums[n], 0, residual, out);
         else if (after->activation == GELU)
-            finish(GELU, m, after, first, count, p->width, rows, sums[h], 0, residual, out);
+            finish(GELU, m, after, first, count, p->width, rows, sums[n], 0, residual, out);
         else
             finish(GATED, m, after, first, count, p->width, rows, sums[0], sums[1], residual, out);
     }
@@ -448,10 +490,12 @@ static void part_of_product(int64_t task, void *what) {
  */
 int64_t native_product(const Matrix *m, const Rows *x, const After *after, float *out, int threads) {
     int64_t rows = x->batch * x->rows, gated = after->activation == GATED, width = gated ? m->outputs / 2 : m->outputs;
-    int64_t blocks = (width + BLOCK - 1) / BLOCK, parts = (rows + MANY_ROWS - 1) / MANY_ROWS, apart = gated ? blocks : 0;
+    int64_t blocks = (width + BLOCK - 1) / BLOCK, parts = (rows + MANY_ROWS - 1) / MANY_ROWS;
     int64_t bytes = m->inputs * m->outputs * (m->kind == FLOAT32 ? 8 : m->kind == BFLOAT16 ? 4 : m->kind == INT8 ? 2 : 1) / 2;
+    int64_t streams = gated ? 2 : m->kind >= INT8 ? (rows == 1 ? BOTH : 1) : rows <= 4 ? STREAMS : rows <= ROWS ? 2 : 1;
     if (bytes * (rows + 3) <= 1 << 19) threads = 1;
-    if (!gated && rows == 1 && (threads == 1 || blocks >= 8 * threads)) blocks = apart = (blocks + 1) / 2;
+    while (!gated && streams > 1 && threads > 1 && blocks < 2 * streams * threads) streams /= 2;
+    int64_t apart = gated ? blocks : (blocks + streams - 1) / streams;
     Integers *integers = 0;
     if (m->kind >= INT8) {
         int64_t groups = m->kind == INT4 ? m->inputs / m->group : 1, sums = m->inputs / summed(m);
@@ -464,8 +508,8 @@ int64_t native_product(const Matrix *m, const Rows *x, const After *after, float
             quantise(m, row_of(x, r), integers[r]);
         }
     }
-    Product product = {m, x, after, integers, rows, width, blocks, apart, parts, out};
-    share(blocks * parts, threads, part_of_product, &product);
+    Product product = {m, x, after, integers, rows, width, streams, apart, parts, out};
+    share(apart * parts, threads, part_of_product, &product);
     free(integers);
     return 0;
 }
