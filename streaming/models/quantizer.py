@@ -78,9 +78,9 @@ class SplitQuantizer:
         for part, projection in enumerate(self.projections):
             residual = (latent if projection is None else projection(latent)).float()
             for book in range(bounds[part], bounds[part + 1]):
-                code = self.nearness[book](residual).argmax(dim=-1)
-                residual = residual - self.codebooks[book][code]
-                codes.append(code)
+                if book > bounds[part]:
+                    residual = residual - self.codebooks[book - 1].index_select(0, codes[-1])
+                codes.append(self.nearness[book](residual).argmax(dim=-1))
         return torch.stack(codes, dim=1)
 
     def decode(self, codes: Tensor) -> Tensor:

@@ -6,77 +6,93 @@ typedef struct {
     const Matrix *qkv, *out, *gate_up, *down;
 } Layer;
 
-INLINE Ring of_layer(const Ring *first, int64_t number, int64_t layer_stride) {
-    Ring ring = *first;
-    int64_t bytes = number * layer_stride * (ring.kind == FLOAT32 ? 4 : 2);
-    ring.keys = (char *)ring.keys + bytes, ring.values = (char *)ring.values + bytes;
-    return ring;
-}
-
-/* x [batch, time, hidden] through all layers, as `base.Layers` says; `ring` is the first layer's, `layer_stride` elements
- * before the next one's. total: the residual stream; pending: what is yet to be added to it; both as x. There is a layer
- * at least. Returns 0, or -1 for want of memory.
- */
-int64_t native_layers(const Layer *layers, int64_t count, float eps, const Ring *ring, int64_t layer_stride,
-                      const View *view, const float *x, int64_t batch, int64_t time, int64_t heads, int64_t groups,
-                      int64_t dim, float *total, float *pending, int threads) {
-    int64_t rows = batch * time, hidden = layers->qkv->inputs, width = layers->qkv->outputs;
-    int64_t inner = layers->down->inputs, attended_width = layers->out->inputs;
-    float *normed = malloc(rows * (hidden + width + attended_width + inner) * sizeof(float));
-    if (!normed) return -1;
-    float *qkv = normed + rows * hidden, *attended = qkv + rows * width, *gated = attended + rows * attended_width;
-    const After plain = {PLAIN}, gate = {GATED};
-    const Rows of_normed = {normed, 1, rows, 0, hidden}, of_attended = {attended, 1, rows, 0, attended_width};
-    const Rows of_gated = {gated, 1, rows, 0, inner};
-    memcpy(total, x, rows * hidden * sizeof(float));
-    int64_t failed = 0;
-    for (int64_t i = 0; i < count && !failed; i++) {
-        const Layer *layer = layers + i;
-        const Ring own = of_layer(ring, i, layer_stride);
-        native_rms_norm(total, i ? pending : 0, layer->norm1, eps, rows, hidden, total, normed);
-        failed |= native_product(layer->qkv, &of_normed, &plain, qkv, threads);
-        failed |= native_attend(&own, view, qkv, batch, time, heads, groups, dim, attended, threads);
-        failed |= native_product(layer->out, &of_attended, &plain, pending, threads);
-        native_rms_norm(total, pending, layer->norm2, eps, rows, hidden, total, normed);
-        failed |= native_product(layer->gate_up, &of_normed, &gate, gated, threads);
-        failed |= native_product(layer->down, &of_gated, &plain, pending, threads);
-    }
-    free(normed);
-    return failed;
-}
-
 /* One of the codec's. norm1, norm2, their biases, scale1, scale2: [hidden]. */
 typedef struct {
     const float *norm1, *bias1, *norm2, *bias2, *scale1, *scale2;
     const Matrix *qkv, *out, *up, *down;
 } CodecLayer;
 
-/* The same of the codec: out: as x, what all layers make of it. */
-int64_t native_codec_layers(const CodecLayer *layers, int64_t count, float eps, const Ring *ring, int64_t layer_stride,
-                            const View *view, const float *x, int64_t batch, int64_t time, int64_t heads, int64_t groups,
-                            int64_t dim, float *out, int threads) {
-    int64_t rows = batch * time, hidden = layers->qkv->inputs, width = layers->qkv->outputs;
-    int64_t inner = layers->down->inputs, attended_width = layers->out->inputs;
-    float *normed = malloc(rows * (hidden + width + attended_width + inner) * sizeof(float));
-    if (!normed) return -1;
-    float *qkv = normed + rows * hidden, *attended = qkv + rows * width, *up = attended + rows * attended_width;
-    const After plain = {PLAIN}, curved = {GELU};
-    const Rows of_normed = {normed, 1, rows, 0, hidden}, of_attended = {attended, 1, rows, 0, attended_width};
-    const Rows of_up = {up, 1, rows, 0, inner};
-    memcpy(out, x, rows * hidden * sizeof(float));
+/* A pass of x [batch, time, hidden] through all layers of a transformer. `ring` is the first layer's, `layer_stride`
+ * elements before the next one's.
+ */
+typedef struct {
+    const float *x;
+    const Ring *ring;
+    const View *view;
+    int64_t layer_stride, batch, time, heads, groups, dim;
+    float eps;
+    int threads;
+} Pass;
+
+/* What a layer makes on its way, in `normed` and behind it, and how products read it. */
+typedef struct {
+    float *normed, *qkv, *attended, *inner;
+    Rows of_normed, of_attended, of_inner;
+} Space;
+
+/* Leaves `normed` null for want of memory. */
+static Space space_for(int64_t rows, const Matrix *qkv, const Matrix *out, const Matrix *down) {
+    int64_t hidden = qkv->inputs, attended = out->inputs, inner = down->inputs;
+    Space s = {malloc(rows * (hidden + qkv->outputs + attended + inner) * sizeof(float))};
+    if (!s.normed) return s;
+    s.qkv = s.normed + rows * hidden, s.attended = s.qkv + rows * qkv->outputs, s.inner = s.attended + rows * attended;
+    s.of_normed = (Rows){s.normed, 1, rows, 0, hidden}, s.of_attended = (Rows){s.attended, 1, rows, 0, attended};
+    s.of_inner = (Rows){s.inner, 1, rows, 0, inner};
+    return s;
+}
+
+/* Attention of a layer, from what is normed to what is attended. Returns 0, or -1 for want of memory. */
+static int64_t attend_in_layer(const Pass *p, int64_t number, const Matrix *qkv, const Space *s) {
+    const After plain = {PLAIN};
+    Ring ring = *p->ring;
+    int64_t bytes = number * p->layer_stride * (ring.kind == FLOAT32 ? 4 : 2);
+    ring.keys = (char *)ring.keys + bytes, ring.values = (char *)ring.values + bytes;
+    int64_t failed = native_product(qkv, &s->of_normed, &plain, s->qkv, p->threads);
+    return failed | native_attend(&ring, p->view, s->qkv, p->batch, p->time, p->heads, p->groups, p->dim, s->attended,
+                                  p->threads);
+}
+
+/* A decoder's layers, one at least, as `base.Layers` says. total: the residual stream; pending: what is yet to be added to
+ * it; both as x. Returns 0, or -1 for want of memory.
+ */
+int64_t native_layers(const Layer *layers, int64_t count, const Pass *p, float *total, float *pending) {
+    const int64_t rows = p->batch * p->time, hidden = layers->qkv->inputs;
+    const Space s = space_for(rows, layers->qkv, layers->out, layers->down);
+    if (!s.normed) return -1;
+    const After plain = {PLAIN}, gate = {GATED};
+    memcpy(total, p->x, rows * hidden * sizeof(float));
+    int64_t failed = 0;
+    for (int64_t i = 0; i < count && !failed; i++) {
+        const Layer *layer = layers + i;
+        native_rms_norm(total, i ? pending : 0, layer->norm1, p->eps, rows, hidden, total, s.normed);
+        failed |= attend_in_layer(p, i, layer->qkv, &s);
+        failed |= native_product(layer->out, &s.of_attended, &plain, pending, p->threads);
+        native_rms_norm(total, pending, layer->norm2, p->eps, rows, hidden, total, s.normed);
+        failed |= native_product(layer->gate_up, &s.of_normed, &gate, s.inner, p->threads);
+        failed |= native_product(layer->down, &s.of_inner, &plain, pending, p->threads);
+    }
+    free(s.normed);
+    return failed;
+}
+
+/* The codec's, one at least. out: as x, what all layers make of it. */
+int64_t native_codec_layers(const CodecLayer *layers, int64_t count, const Pass *p, float *out) {
+    const int64_t rows = p->batch * p->time, hidden = layers->qkv->inputs;
+    const Space s = space_for(rows, layers->qkv, layers->out, layers->down);
+    if (!s.normed) return -1;
+    const After curved = {GELU};
+    memcpy(out, p->x, rows * hidden * sizeof(float));
     int64_t failed = 0;
     for (int64_t i = 0; i < count && !failed; i++) {
         const CodecLayer *layer = layers + i;
-        const Ring own = of_layer(ring, i, layer_stride);
         const After add1 = {PLAIN, layer->scale1, out}, add2 = {PLAIN, layer->scale2, out};
-        native_layer_norm(out, layer->norm1, layer->bias1, eps, rows, hidden, normed);
-        failed |= native_product(layer->qkv, &of_normed, &plain, qkv, threads);
-        failed |= native_attend(&own, view, qkv, batch, time, heads, groups, dim, attended, threads);
-        failed |= native_product(layer->out, &of_attended, &add1, out, threads);
-        native_layer_norm(out, layer->norm2, layer->bias2, eps, rows, hidden, normed);
-        failed |= native_product(layer->up, &of_normed, &curved, up, threads);
-        failed |= native_product(layer->down, &of_up, &add2, out, threads);
+        native_layer_norm(out, layer->norm1, layer->bias1, p->eps, rows, hidden, s.normed);
+        failed |= attend_in_layer(p, i, layer->qkv, &s);
+        failed |= native_product(layer->out, &s.of_attended, &add1, out, p->threads);
+        native_layer_norm(out, layer->norm2, layer->bias2, p->eps, rows, hidden, s.normed);
+        failed |= native_product(layer->up, &s.of_normed, &curved, s.inner, p->threads);
+        failed |= native_product(layer->down, &s.of_inner, &add2, out, p->threads);
     }
-    free(normed);
+    free(s.normed);
     return failed;
 }

@@ -52,14 +52,8 @@ _FUNCTIONS: dict[str, tuple[type | None, tuple[type, ...]]] = {
         (c_void_p, c_int64, c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_int64, c_void_p, c_int),
     ),
     "native_draw": (None, (c_void_p, c_void_p, *[c_int64] * 4, c_void_p)),
-    "native_layers": (
-        c_int64,
-        (c_void_p, c_int64, c_float, c_void_p, c_int64, c_void_p, c_void_p, *[c_int64] * 5, c_void_p, c_void_p, c_int),
-    ),
-    "native_codec_layers": (
-        c_int64,
-        (c_void_p, c_int64, c_float, c_void_p, c_int64, c_void_p, c_void_p, *[c_int64] * 5, c_void_p, c_int),
-    ),
+    "native_layers": (c_int64, (c_void_p, c_int64, c_void_p, c_void_p, c_void_p)),
+    "native_codec_layers": (c_int64, (c_void_p, c_int64, c_void_p, c_void_p)),
     "native_attend": (c_int64, (c_void_p, c_void_p, c_void_p, *[c_int64] * 5, c_void_p, c_int)),
 }
 """The functions' results and arguments."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Sequence
-from ctypes import byref, c_int64, c_void_p
+from collections.abc import Callable, Sequence
+from ctypes import byref, c_float, c_int, c_int64, c_void_p
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -46,6 +46,15 @@ class _CodecLayer(ctypes.Structure):
     _fields_ = tuple(
         (name, c_void_p)
         for name in ("norm1", "bias1", "norm2", "bias2", "scale1", "scale2", "qkv", "out", "up", "down")
+    )
+
+
+class _Pass(ctypes.Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("x", "ring", "view")),
+        *((name, c_int64) for name in ("layer_stride", "batch", "time", "heads", "groups", "dim")),
+        ("eps", c_float),
+        ("threads", c_int),
     )
 
 
@@ -109,30 +118,9 @@ class NativeLayers:
         return bool(layers) and native and all(isinstance(gate, NativeLinear) and gate.gates for gate in gates)
 
     def __call__(self, x: Tensor, ring: KeyValueRing, view: FrameView) -> tuple[Tensor, Tensor]:
-        assert isinstance(view, NativeView) and x.dtype == torch.float32
-        batch, time, _ = x.shape
         x = x.contiguous()
         total, pending = torch.empty_like(x), torch.empty_like(x)
-        heads, dim = ring.keys.shape[2], ring.keys.shape[4]
-        groups = self._attended // dim // heads
-        if self._run(
-            self._native,
-            len(self.layers),
-            self.eps,
-            byref(_ring(ring, view, 0)),
-            ring.keys.stride(1),
-            byref(view.native),
-            pointer(x),
-            batch,
-            time,
-            heads,
-            groups,
-            dim,
-            pointer(total),
-            pointer(pending),
-            torch.get_num_threads(),
-        ):
-            raise MemoryError(f"no memory for the layers of {batch * time} tokens")
+        _run_layers(self._run, self._native, self.eps, self._attended, x, ring, view, total, pending)
         return total, pending
 
 
@@ -153,28 +141,9 @@ class NativeCodecLayers:
         self._attended = products[0][1].inputs
 
     def __call__(self, x: Tensor, ring: KeyValueRing, view: FrameView) -> Tensor:
-        assert isinstance(view, NativeView) and x.dtype == torch.float32
-        batch, time, _ = x.shape
         x = x.contiguous()
         out = torch.empty_like(x)
-        heads, dim = ring.keys.shape[2], ring.keys.shape[4]
-        if self._run(
-            self._native,
-            len(self.layers),
-            self.eps,
-            byref(_ring(ring, view, 0)),
-            ring.keys.stride(1),
-            byref(view.native),
-            pointer(x),
-            batch,
-            time,
-            heads,
-            self._attended // dim // heads,
-            dim,
-            pointer(out),
-            torch.get_num_threads(),
-        ):
-            raise MemoryError(f"no memory for the layers of {batch * time} steps")
+        _run_layers(self._run, self._native, self.eps, self._attended, x, ring, view, out)
         return out
 
 
@@ -244,6 +213,38 @@ class NativeConvolutions:
 def natives(*products: Linear) -> list[NativeLinear]:
     """Return the products that are native."""
     return [product for product in products if isinstance(product, NativeLinear)]
+
+
+def _run_layers(
+    run: Callable[..., int],
+    layers: ctypes.Array[_Layer] | ctypes.Array[_CodecLayer],
+    eps: float,
+    attended: int,
+    x: Tensor,
+    ring: KeyValueRing,
+    view: FrameView,
+    *out: Tensor,
+) -> None:
+    """Call a function of `layers.h`. attended: how many inputs the product behind attention has."""
+    assert isinstance(view, NativeView) and x.dtype == torch.float32
+    batch, time, _ = x.shape
+    heads, dim = ring.keys.shape[2], ring.keys.shape[4]
+    first = _ring(ring, view, 0)
+    given = _Pass(
+        pointer(x),
+        ctypes.addressof(first),
+        ctypes.addressof(view.native),
+        ring.keys.stride(1),
+        batch,
+        time,
+        heads,
+        attended // dim // heads,
+        dim,
+        eps,
+        torch.get_num_threads(),
+    )
+    if run(layers, len(layers), byref(given), *map(pointer, out)):
+        raise MemoryError(f"no memory for the layers of {batch * time} rows")
 
 
 def _ring(ring: KeyValueRing, view: FrameView, layer: int) -> _Ring:
