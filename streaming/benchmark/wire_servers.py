@@ -30,7 +30,7 @@ from streaming.config import Sampling
 from streaming.engine.engine import Engine
 from streaming.files import AnyBytes
 from streaming.models import voice_activity
-from streaming.protocol import libopus
+from streaming.protocol import libopus, opus_calls
 from streaming.server import event_loop
 from streaming.server.door.bind import check_bind
 from streaming.server.door.gatekeeper import Gatekeeper
@@ -196,8 +196,11 @@ def _timed(function: Any) -> Any:
 def _time_what_needs_no_lock() -> None:
     """Have each call of libopus and of the model of voice activity timed, where these are installed."""
     if libopus.library_path() is not None:
-        library: Any = libopus._library()
+        library: Any = libopus.library()
+        calls: Any = opus_calls._calls()  # which has the addresses of libopus' own functions
         library.opus_encode, library.opus_decode = _timed(library.opus_encode), _timed(library.opus_decode)
+        if calls is not None:
+            calls.encode, calls.decode = _timed(calls.encode), _timed(calls.decode)
     with suppress(voice_activity.VoiceActivityUnavailableError):
         session = voice_activity.load_vad_model()._session
         session.run = _timed(session.run)

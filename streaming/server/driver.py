@@ -411,7 +411,7 @@ class Driver:
         while self._inbox and not (self._asked or self._held) and conversation.ready and conversation.end is None:
             received = self._inbox[0]
             if isinstance(received, Work):
-                if not received.finished.is_set():
+                if not received.finished:
                     break
                 received = received.result()
             self._inbox.popleft()

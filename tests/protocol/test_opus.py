@@ -201,7 +201,7 @@ def test_without_the_library_it_says_what_to_install(monkeypatch: pytest.MonkeyP
     """Who asks for Opus is told what to install, before the first frame and not in the middle of a turn."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(ctypes.util, "find_library", lambda name: None)
-    caches = (libopus.library_path, libopus._library)
+    caches = (libopus.library_path, libopus.library)
     for cache in caches:
         cache.cache_clear()
     try:

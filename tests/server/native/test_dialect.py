@@ -38,7 +38,7 @@ def test_audio_is_counted_when_it_comes_and_decoded_in_order_by_a_thread() -> No
         (wrong,) = dialect.decode(encode_audio(torn))
         assert book.received == len(works) + 1 and len(works) == len(said) > 1
         assert isinstance(wrong, Work)
-        await wrong.finished.wait()
+        await wrong.wait()
         expected = OpusReceiver()
         for work, message in zip(works, said, strict=True):
             assert isinstance(work, Work)
