@@ -2,8 +2,8 @@
 bare `websockets` server that moves messages of the same sizes.
 
 `python -m streaming.benchmark.wire_servers real|bare`: prints its port, then, for every line that it reads, its
-processor time so far and how much of that was spent in libopus and in the model of voice activity, which need no
-interpreter's lock, in seconds; ends with its input.
+processor time so far, how much of that was spent in libopus and in the model of voice activity, which need no
+interpreter's lock, and how much in the system, in seconds; ends with its input.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import os
 import sys
 import threading
 import time
@@ -212,7 +213,7 @@ def _answer_times(ended: Callable[[], None]) -> None:
 
     def read() -> None:
         while sys.stdin.buffer.readline():
-            print(time.process_time(), sum(_without_lock), flush=True)
+            print(time.process_time(), sum(_without_lock), os.times().system, flush=True)
         loop.call_soon_threadsafe(ended)
 
     threading.Thread(target=read, daemon=True).start()  # on Windows a loop cannot wait for a pipe

@@ -107,6 +107,7 @@ class OpusSender:
         return self._cut(encoder, np.zeros(silence, np.int16))
 
     def _cut(self, encoder: Encoder, pcm: Pcm16) -> list[Block]:
+        assert not self._blocks, "what was cut before is still being encoded, and an encoder does one thing at a time"
         if len(self._rest):
             pcm = np.concatenate([self._rest, pcm])
         end = len(pcm) - len(pcm) % PACKET_SAMPLES

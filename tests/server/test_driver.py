@@ -20,7 +20,7 @@ from streaming.errors import EngineFullError, StepFailedError
 from streaming.models.voice_activity import VoiceActivityUnavailableError
 from streaming.protocol import messages
 from streaming.protocol.messages import AudioMessage, SessionStart, SessionUpdate
-from streaming.server.driver import Driver
+from streaming.server.driver import Driver, Shared
 from streaming.server.opus_threads import Work
 from streaming.server.voice_activity import VoiceActivity
 from tests.conversation.engine_model import Counts, EngineModel
@@ -121,10 +121,8 @@ class Session:
 
     def __init__(self, line: Line, start: SessionStart = BY_HAND, idle_s: float = 60.0) -> None:
         self.line, self.voices, self.watch = line, Voices(), Watch()
-        self.driver = Driver(
-            cast(Any, Engine()), cast(Any, line), cast(VoiceActivity, self.voices), start, idle_s,
-            observer=cast(Any, self.watch),
-        )  # fmt: skip
+        shared = Shared(cast(Any, Engine()), cast(Any, line), cast(VoiceActivity, self.voices), idle_s)
+        self.driver = Driver(shared, start, observer=cast(Any, self.watch))
         self.driver.tell_of_replies(self._told)
         self.waits = asyncio.Event()
         self.running = asyncio.create_task(self.driver.run())
