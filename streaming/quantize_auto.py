@@ -5,6 +5,7 @@ How long a step takes is measured at the first start, and kept in a file for the
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import math
@@ -51,10 +52,10 @@ def choose(
     is, the fastest of them. The log says what was chosen and why.
 
     kinds: from the one that loses least on. measure: the seconds of a step; called for no more kinds than needed, and
-    for none that `file` has under `key`. least: no step takes less, which is known in a moment; what is too slow by
-    that alone is not measured, and kept as infinity. help_: what would help where nothing is fast enough.
+    for none that `file` has under `key`. least: no step takes less; asked for once a kind. What is too slow by that
+    alone is not measured, and kept as infinity. help_: what would help where nothing is fast enough.
     """
-    taken, limit = _read(file).get(key, {}), share * frame_s
+    taken, limit, least = _read(file).get(key, {}), share * frame_s, functools.cache(least)
     known = set(taken)
 
     def measured(kind: Quantize) -> float:

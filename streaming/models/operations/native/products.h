@@ -1,7 +1,7 @@
 /* Products of few rows with a matrix: as fast as its weights can be read.
  *
  * Weights are packed in the order in which they are read, in blocks of outputs, and converted on the way; all else is
- * kept off their way: activations are float32, threads take blocks as they come, and what follows a product happens
+ * kept off their way: activations are float32, a thread's blocks lie one after another, and what follows a product happens
  * while its results are in a register's reach.
  *
  * Every output sums its products in the order of its inputs, alone, or, where a matrix has no other, lane by lane: its

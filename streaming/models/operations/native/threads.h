@@ -6,55 +6,43 @@
 #include <stdint.h>
 
 extern void GOMP_parallel(void (*)(void *), void *, unsigned threads, unsigned flags);
-extern int omp_get_thread_num(void);
 
 typedef void Work(int64_t task, void *what);
 
-enum { MOST_THREADS = 64 };
-
-/* What is left of a thread's own share, in a cache line of its own: the first task in the lower half, their end above. */
-typedef struct {
-    _Alignas(64) uint64_t left;
-} Share;
+enum { RANGES = 16 }; /* at most; of more threads, some share one */
 
 typedef struct {
-    Share *shares;
-    int threads;
+    struct {
+        _Alignas(64) int64_t next;
+        int64_t until;
+    } ranges[RANGES];
+    int64_t count, joined;
     Work *work;
     void *what;
 } Tasks;
 
-/* Takes the first of what is left, or the last; -1 where nothing is. */
-INLINE int64_t take_one(Share *share, int last) {
-    uint64_t left = __atomic_load_n(&share->left, __ATOMIC_RELAXED), first, end;
-    do {
-        first = (uint32_t)left, end = left >> 32;
-        if (first == end) return -1;
-    } while (!__atomic_compare_exchange_n(&share->left, &left, last ? first | (end - 1) << 32 : (first + 1) | end << 32, 1,
-                                          __ATOMIC_RELAXED, __ATOMIC_RELAXED));
-    return last ? end - 1 : first;
-}
-
+/* A range first, then what is left of the others. */
 static void take_turns(void *given) {
     Tasks *all = given;
-    int own = omp_get_thread_num();
-    for (int other = 0; other < all->threads; other++)
-        for (int64_t task; (task = take_one(all->shares + (own + other) % all->threads, other)) >= 0;)
+    int64_t mine = __atomic_fetch_add(&all->joined, 1, __ATOMIC_RELAXED);
+    for (int64_t i = 0; i < all->count; i++) {
+        int64_t range = (mine + i) % all->count, until = all->ranges[range].until;
+        for (int64_t task; (task = __atomic_fetch_add(&all->ranges[range].next, 1, __ATOMIC_RELAXED)) < until;)
             all->work(task, all->what);
+    }
 }
 
-/* Does all tasks, each once, and returns when they are done. A thread does its own share, task after task, since these
- * lie so in memory, and then what is left of the others', from behind.
+/* Does all tasks, each once, and returns when they are done. Every thread has tasks that follow one another, so that it
+ * reads on where it was (docs/decisions.md), and helps with the others' when it has done its own.
  */
 static void share(int64_t tasks, int threads, Work *work, void *what) {
-    threads = threads < tasks ? threads : tasks;
-    threads = threads < MOST_THREADS ? threads : MOST_THREADS;
-    Share shares[MOST_THREADS];
-    if (threads < 2) {
-        for (int64_t task = 0; task < tasks; task++) work(task, what);
-        return;
-    }
-    for (int64_t n = 0; n < threads; n++) shares[n].left = tasks * n / threads | (uint64_t)(tasks * (n + 1) / threads) << 32;
-    Tasks all = {shares, threads, work, what};
-    GOMP_parallel(take_turns, &all, threads, 0);
+    Tasks all = {.count = 1, .work = work, .what = what};
+    if (threads > tasks) threads = tasks;
+    if (threads > 1) all.count = threads < RANGES ? threads : RANGES;
+    for (int64_t i = 0; i < all.count; i++)
+        all.ranges[i].next = tasks * i / all.count, all.ranges[i].until = tasks * (i + 1) / all.count;
+    if (threads > 1)
+        GOMP_parallel(take_turns, &all, threads, 0);
+    else
+        take_turns(&all);
 }
