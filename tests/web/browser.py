@@ -55,7 +55,7 @@ class Wire:
         message = {"id": number, "method": method, "params": parameters}
         self.socket.send(json.dumps(message | ({} if session is None else {"sessionId": session})))
         while True:
-            answer = json.loads(self.socket.recv(timeout=PATIENCE_S))
+            answer = json.loads(self.socket.recv(timeout=2 * PATIENCE_S))
             if answer.get("id") == number:
                 assert "error" not in answer, (method, answer["error"])
                 return dict(answer["result"])
@@ -110,12 +110,14 @@ class Page:
         return result["result"].get("value")
 
     def wait_for(self, expression: str, seconds: float = PATIENCE_S) -> Any:
-        """Poll until this is true. Returns its value."""
-        begun = time.monotonic()
-        while not (value := self.evaluate(expression)):
-            state = self.evaluate("document.body?.innerText")
-            assert time.monotonic() - begun < seconds, f"waited in vain for {expression}; the page says:\n{state}"
-            time.sleep(0.02)
+        """Wait until this is true, and return its value. The page itself looks: it sees what is over in a moment, too,
+        however rarely this process is given a turn.
+        """
+        value = self.evaluate(
+            f"(async () => {{ const until = performance.now() + {1000 * seconds}; for (;;) {{ const it = {expression};"
+            "if (it || performance.now() > until) return it; await new Promise((next) => setTimeout(next, 10)); } })()"
+        )
+        assert value, f"waited in vain for {expression}; the page says:\n{self.evaluate('document.body?.innerText')}"
         return value
 
     def wait_for_phase(self, *phases: str) -> str:
@@ -128,7 +130,10 @@ class Page:
 
     def open(self, url: str) -> None:
         self.call("Page.navigate", url=url)
-        self.wait_for("document.readyState === 'complete' && location.href !== 'about:blank'")
+        begun = time.monotonic()
+        while not self.evaluate("document.readyState === 'complete' && location.href !== 'about:blank'"):
+            assert time.monotonic() - begun < PATIENCE_S, f"{url} is not loaded"
+            time.sleep(0.02)
 
     def key(self, kind: str, key: str, code: str, text: str = "") -> None:
         """kind: keyDown or keyUp."""
