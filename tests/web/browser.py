@@ -35,6 +35,12 @@ FLAGS = (
     "--use-fake-device-for-media-stream",
 )
 
+SELDOM = """
+const paint = requestAnimationFrame;
+window.requestAnimationFrame = (frame) => setTimeout(() => paint(frame), 40);
+"""
+"""Pages are painted 20 times a second instead of 60: without a GPU, painting is most of what a browser does."""
+
 
 def chromium() -> str | None:
     """The browser to test with: `CHROMIUM`, or the first one on the path."""
@@ -76,6 +82,7 @@ class Page:
         for domain in ("Page", "Runtime", "Log", "DOM"):
             self.call(f"{domain}.enable")
         self.look(1280, 800)
+        self.before_scripts(SELDOM)
         where = {"downloadPath": str(downloads), "browserContextId": self._context}
         wire.call("Browser.setDownloadBehavior", behavior="allow", **where)
 
