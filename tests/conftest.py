@@ -112,6 +112,13 @@ def without_native(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     library.cache_clear()
 
 
+@pytest.fixture
+def heard_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever says in this test how much was heard is in time, however slow the machine is: half a second is not."""
+    for module in ("streaming.conversation.conversation", "streaming.server.openai.interruptions"):
+        monkeypatch.setattr(f"{module}.HEARD_TIMEOUT_S", 20.0)
+
+
 @pytest.fixture(scope="session")
 def codec_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """`codec_checkpoint(**overrides)`: the folder of a tiny Mimi, see `tests.reference.write_codec`. Not to be
