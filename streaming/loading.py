@@ -16,6 +16,7 @@ import torch
 from streaming import config as values
 from streaming.audio import FRAME_RATE
 from streaming.command import VERSION
+from streaming.compiler import processor
 from streaming.config import CONTEXT_TOKENS as CONTEXT_TOKENS  # these names are exported from here, too
 from streaming.config import DEMO as DEMO
 from streaming.config import OVERLOAD, LlamaConfig, MimiConfig, Sampling, not_followed, transformer_parameters
@@ -36,7 +37,7 @@ from streaming.models.faults import is_want_of_memory
 from streaming.models.llama import LlamaDecoder
 from streaming.models.mimi import StreamingMimi
 from streaming.models.operations.base import Operations
-from streaming.models.operations.native.library import library, processor
+from streaming.models.operations.native.library import library
 from streaming.models.quantized_weights import Quantize, QuantizeOption
 from streaming.models.random_weights import CODECS, DECODERS, MIMI, random_codec, random_decoder
 from streaming.models.token_layout import TokenLayout

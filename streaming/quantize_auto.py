@@ -14,9 +14,10 @@ from pathlib import Path
 
 import torch
 
+from streaming.compiler import cache_folder
 from streaming.files import write_private
 from streaming.models.linear import Dense, Linear
-from streaming.models.operations.native.library import WIDENED, cache_folder, library
+from streaming.models.operations.native.library import WIDENED, library
 from streaming.models.operations.native.matrix import NativeLinear
 from streaming.models.quantized_weights import Quantize
 

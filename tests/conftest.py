@@ -105,7 +105,8 @@ def server_says(
 @pytest.fixture
 def without_native(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What is loaded in this test runs in PyTorch alone, as where there is no compiler."""
-    from streaming.models.operations.native.library import SWITCH, library
+    from streaming.compiler import SWITCH
+    from streaming.models.operations.native.library import library
 
     monkeypatch.setenv(SWITCH, "0")
     library.cache_clear()

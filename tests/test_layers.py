@@ -19,6 +19,7 @@ LAYERS = (
         "streaming.audio",
         "streaming.addresses",
         "streaming.command",
+        "streaming.compiler",
         "streaming.files",
         "streaming.memory",
         "streaming.options",
@@ -58,6 +59,7 @@ ALLOWED = {
     "streaming.options": ("streaming.errors", "streaming.command"),
     "streaming.addresses": (),
     "streaming.command": ("streaming.errors",),
+    "streaming.compiler": ("streaming.errors",),
     "streaming.files": (),
     "streaming.memory": (),
     "streaming.engine": VALUES,  # it gets the step as a callable

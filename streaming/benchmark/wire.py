@@ -177,10 +177,11 @@ class _Count:
 
 @dataclass(frozen=True)
 class _Spent:
-    """Processor time: all of it, and what of it needed no interpreter's lock."""
+    """Processor time: all of it, what of it needed no interpreter's lock, and what of it the system took."""
 
     all: float
     free: float
+    system: float
 
 
 @dataclass(frozen=True)
@@ -251,7 +252,8 @@ async def _measure(options: argparse.Namespace) -> Report:
     notes = [
         "server_ms, bare_ms: processor time of the server's process for one frame of one session, the median of the "
         "rounds; lock_ms: without what needs no interpreter's lock, which is libopus and the model of voice activity; "
-        "of_a_lock: of all sessions; frames: moved by each server in a round."
+        "system_ms: what of it the system took, mostly for sockets, for which Python lets go of the lock; "
+        "of_a_lock: lock_ms of all sessions; frames: moved by each server in a round."
     ]
     return Report("wire: what a frame costs the server beside the step", facts, rows, notes)
 
@@ -276,6 +278,7 @@ async def _row(real: _Server, bare: _Server, talk: _Talk, sessions: int, rounds:
         "bare_ms": round(bare_ms, 4),
         "ratio": round(server_ms / bare_ms, 2),
         "lock_ms": round(lock_ms, 4),
+        "system_ms": round(statistics.median(cost.system for cost in ours), 4),
         "of_a_lock": round(lock_ms * FRAME_RATE * sessions / 1e3, 3),
     }
 
@@ -295,7 +298,11 @@ async def _frame_ms(server: _Server, talk: _Talk, sessions: int, count: _Count) 
             for _ in range(sessions):
                 await ready.acquire()
             after, frames = await server.spent(), count.heard + count.spoken
-            return _Spent(1e3 * (after.all - before.all) / frames, 1e3 * (after.free - before.free) / frames)
+            return _Spent(
+                1e3 * (after.all - before.all) / frames,
+                1e3 * (after.free - before.free) / frames,
+                1e3 * (after.system - before.system) / frames,
+            )
     except TimeoutError:
         moved = f"{count.heard} frames were heard and {count.spoken} spoken"
         raise ContinuationError(f"{sessions} sessions of {talk.traffic.name} are stuck: {moved}") from None

@@ -2,8 +2,8 @@
 bare `websockets` server that moves messages of the same sizes.
 
 `python -m streaming.benchmark.wire_servers real|bare`: prints its port, then, for every line that it reads, its
-processor time so far and how much of that was spent in libopus and in the model of voice activity, which need no
-interpreter's lock, in seconds; ends with its input.
+processor time so far, how much of that was spent in libopus and in the model of voice activity, which need no
+interpreter's lock, and how much in the system, in seconds; ends with its input.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import os
 import sys
 import threading
 import time
@@ -30,7 +31,7 @@ from streaming.config import Sampling
 from streaming.engine.engine import Engine
 from streaming.files import AnyBytes
 from streaming.models import voice_activity
-from streaming.protocol import libopus
+from streaming.protocol import libopus, opus_calls
 from streaming.server import event_loop
 from streaming.server.door.bind import check_bind
 from streaming.server.door.gatekeeper import Gatekeeper
@@ -196,8 +197,11 @@ def _timed(function: Any) -> Any:
 def _time_what_needs_no_lock() -> None:
     """Have each call of libopus and of the model of voice activity timed, where these are installed."""
     if libopus.library_path() is not None:
-        library: Any = libopus._library()
+        library: Any = libopus.library()
+        calls: Any = opus_calls._calls()  # which has the addresses of libopus' own functions
         library.opus_encode, library.opus_decode = _timed(library.opus_encode), _timed(library.opus_decode)
+        if calls is not None:
+            calls.encode, calls.decode = _timed(calls.encode), _timed(calls.decode)
     with suppress(voice_activity.VoiceActivityUnavailableError):
         session = voice_activity.load_vad_model()._session
         session.run = _timed(session.run)
@@ -209,7 +213,7 @@ def _answer_times(ended: Callable[[], None]) -> None:
 
     def read() -> None:
         while sys.stdin.buffer.readline():
-            print(time.process_time(), sum(_without_lock), flush=True)
+            print(time.process_time(), sum(_without_lock), os.times().system, flush=True)
         loop.call_soon_threadsafe(ended)
 
     threading.Thread(target=read, daemon=True).start()  # on Windows a loop cannot wait for a pipe

@@ -16,6 +16,7 @@ from streaming.audio import SAMPLE_RATE, Pcm16, to_int16
 from streaming.errors import ProtocolError
 from streaming.protocol.libopus import Decoder, Encoder, LibopusError, library_path
 from streaming.protocol.messages import MAX_OPUS_SAMPLES, AudioMessage, OpusMessage
+from streaming.protocol.opus_calls import Block, Packet, decode_one
 
 PACKET_SAMPLES = 960
 """40 ms, so that two of them are a frame. Where as much waits, one packet holds both: it is one call of libopus."""
@@ -58,6 +59,9 @@ class OpusSender:
 
     A stream begins with the first piece, and with the first one after a `flush`. lead_in_samples: of silence before
     each stream, which its receiver skips. Raises `OpusMissingError`.
+
+    Who has libopus called elsewhere gets what it is to encode by `cut` or `cut_rest`, and then gives the packets to
+    `sent`, before anything else.
     """
 
     def __init__(self, lead_in_samples: int = 0) -> None:
@@ -65,6 +69,7 @@ class OpusSender:
         self._next: Encoder | None = Encoder()  # made here, so that one that is missing is told at once
         self._encoder: Encoder | None = None
         self._rest = np.zeros(0, np.int16)  # less than a packet
+        self._blocks: list[Block] = []  # cut, and not sent
         self._packets: list[bytes] = []  # packets of nothing but samples that will be skipped
         self._waiting = 0  # samples, which these packets decode to
         self._skip = 0  # decoded samples to come that are none of the stream's
@@ -75,6 +80,14 @@ class OpusSender:
 
     def push(self, audio: AudioMessage) -> list[OpusMessage]:
         """Return what can be sent by now, perhaps nothing. Positions go on without gaps within a stream."""
+        return self.sent([encoder.encode(pcm) for encoder, pcm in self.cut(audio)])
+
+    def flush(self) -> list[OpusMessage]:
+        """Return what is left of the stream, to its last sample, and end the stream."""
+        return self.sent([encoder.encode(pcm) for encoder, pcm in self.cut_rest()])
+
+    def cut(self, audio: AudioMessage) -> list[Block]:
+        """Return what is to be encoded of `push`."""
         if self._encoder is None:
             self._encoder, self._next = self._next or Encoder(), None
             self._rest, self._skip = np.zeros(self._lead_in, np.int16), self._lead_in + LOOKAHEAD_SAMPLES
@@ -83,33 +96,40 @@ class OpusSender:
         assert audio.position_samples == self._given
         self._given += len(audio.pcm)
         self._turn = audio.turn
-        return self._encode(to_int16(audio.pcm))
+        return self._cut(self._encoder, to_int16(audio.pcm))
 
-    def flush(self) -> list[OpusMessage]:
-        """Return what is left of the stream, to its last sample, and end the stream."""
-        if self._encoder is None:
+    def cut_rest(self) -> list[Block]:
+        """Return what is to be encoded of `flush`."""
+        encoder, self._encoder = self._encoder, None
+        if encoder is None:
             return []
         silence = LOOKAHEAD_SAMPLES + -(len(self._rest) + LOOKAHEAD_SAMPLES) % PACKET_SAMPLES
-        messages = self._encode(np.zeros(silence, np.int16))
-        assert self._sent == self._given
-        self._encoder = None
-        return messages
+        return self._cut(encoder, np.zeros(silence, np.int16))
 
-    def _encode(self, pcm: Pcm16) -> list[OpusMessage]:
-        assert self._encoder is not None
+    def _cut(self, encoder: Encoder, pcm: Pcm16) -> list[Block]:
+        assert not self._blocks, "what was cut before is still being encoded, and an encoder does one thing at a time"
         if len(self._rest):
             pcm = np.concatenate([self._rest, pcm])
-        messages: list[OpusMessage] = []
-        at, end = 0, len(pcm) - len(pcm) % PACKET_SAMPLES
-        while at < end:
-            block = pcm[at : min(at + 2 * PACKET_SAMPLES, end)]
-            if self._waiting + len(block) > MAX_OPUS_SAMPLES:
-                messages += self._message()
-            self._packets.append(self._encoder.encode(block))
-            self._waiting += len(block)
-            at += len(block)
+        end = len(pcm) - len(pcm) % PACKET_SAMPLES
         self._rest = pcm[end:]
-        return messages + self._message()
+        most = 2 * PACKET_SAMPLES
+        self._blocks = [Block(encoder, pcm[at : min(at + most, end)]) for at in range(0, end, most)]
+        return self._blocks
+
+    def sent(self, packets: Sequence[bytes | LibopusError]) -> list[OpusMessage]:
+        """Return the messages of the packets that were made of what was cut, in order. Raises `LibopusError`."""
+        messages: list[OpusMessage] = []
+        for (_, pcm), packet in zip(self._blocks, packets, strict=True):
+            if isinstance(packet, LibopusError):
+                raise packet
+            if self._waiting + len(pcm) > MAX_OPUS_SAMPLES:
+                messages += self._message()
+            self._packets.append(packet)
+            self._waiting += len(pcm)
+        self._blocks = []
+        messages += self._message()
+        assert self._encoder is not None or self._sent == self._given
+        return messages
 
     def _message(self) -> list[OpusMessage]:
         """Return a message of the packets that there are, unless none of their samples are the stream's."""
@@ -125,7 +145,11 @@ class OpusSender:
 
 
 class OpusReceiver:
-    """One direction's decoder: messages in, the PCM that they stand for out. Raises `OpusMissingError`."""
+    """One direction's decoder: messages in, the PCM that they stand for out. Raises `OpusMissingError`.
+
+    Who has libopus called elsewhere gets what it is to decode by `packets_of`, message by message, and makes audio of
+    that by `heard`.
+    """
 
     def __init__(self, before: Sequence[bytes] = ()) -> None:
         """before: `latest` of the decoder that had the stream so far; without it 20 ms sound different."""
@@ -135,12 +159,16 @@ class OpusReceiver:
         self._decoder: Decoder | None = None
         if before:
             self._decoder, self._next, self.latest = self._next, None, tuple(before)
-            with suppress(ProtocolError):  # they are only for the sound of what comes
+            with suppress(ProtocolError, LibopusError):  # they are only for the sound of what comes
                 for packet in before:
-                    _decode(self._decoder, packet, np.empty(packet_samples(packet), np.int16))
+                    self._decoder.decode(packet, packet_samples(packet))
 
     def push(self, message: OpusMessage) -> AudioMessage:
         """Return exactly `message.samples` samples. Raises `ProtocolError`, before anything large is decoded."""
+        return heard(message, [decode_one(packet) for packet in self.packets_of(message)])
+
+    def packets_of(self, message: OpusMessage) -> list[Packet]:
+        """Return what is to be decoded of a message, at least one packet. Raises `ProtocolError`."""
         lengths = [packet_samples(packet) for packet in message.packets]
         if sum(lengths) > MAX_OPUS_SAMPLES:
             raise ProtocolError(f"{sum(lengths)} samples of Opus in one message, at most {MAX_OPUS_SAMPLES}")
@@ -152,18 +180,17 @@ class OpusReceiver:
             self._decoder, self._next = self._next or Decoder(), None
         elif self._decoder is None:
             raise ProtocolError("the first Opus message must begin a stream")
+        assert self._decoder is not None
         self.latest = message.packets
-        pcm, at = np.empty(sum(lengths), np.int16), 0
-        for packet, length in zip(message.packets, lengths, strict=True):
-            _decode(self._decoder, packet, pcm[at : at + length])
-            at += length
-        return AudioMessage(message.turn, message.position_samples, pcm[message.skip :][: message.samples])
+        return [Packet(self._decoder, data, samples) for data, samples in zip(message.packets, lengths, strict=True)]
 
 
-def _decode(decoder: Decoder, packet: bytes, pcm: Pcm16) -> None:
-    try:
-        found = decoder.decode(packet, pcm)
-    except LibopusError as error:
-        raise ProtocolError(f"an Opus packet that cannot be decoded: {error}") from None
-    if found != len(pcm):
-        raise ProtocolError(f"an Opus packet of {len(pcm)} samples decodes to {found}")
+def heard(message: OpusMessage, decoded: Sequence[Pcm16 | LibopusError]) -> AudioMessage:
+    """Return what a message stands for, by what its packets were decoded to. Raises `ProtocolError`."""
+    parts: list[Pcm16] = []
+    for part in decoded:
+        if isinstance(part, LibopusError):
+            raise ProtocolError(f"an Opus packet that cannot be decoded: {part}")
+        parts.append(part)
+    pcm = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    return AudioMessage(message.turn, message.position_samples, pcm[message.skip :][: message.samples])

@@ -11,7 +11,7 @@ import logging
 import secrets
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TypeVarTuple, Unpack
 
 from msgspec import structs
@@ -42,6 +42,16 @@ _UNHANDLED = 16
 Arguments = TypeVarTuple("Arguments")
 
 
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What all sessions of a server share. idle_s: a client that does nothing for so long is told goodbye."""
+
+    engine: Engine
+    admission: Admission
+    voices: VoiceActivity
+    idle_s: float
+
+
 class Driver:
     """Runs one session. `run` returns when the session is over and its slot is free; its last reply is an `End`.
 
@@ -52,11 +62,8 @@ class Driver:
 
     def __init__(
         self,
-        engine: Engine,
-        admission: Admission,
-        voices: VoiceActivity,
+        shared: Shared,
         start: SessionStart,
-        idle_s: float,
         resume: messages.Resumption | None = None,
         *,
         observer: SessionObserver,
@@ -67,14 +74,15 @@ class Driver:
         state: SessionState | None = None,
         turn_ended: Callable[[SessionState], None] | None = None,
     ) -> None:
+        engine = shared.engine
         usual = engine.sampling if saved is None else saved.books.sampling
         seed = start.sampling.seed
         if seed is None:
             seed = secrets.randbits(63) if saved is None else usual.seed
         self._usual = replace(usual, seed=seed)  # what a client may leave open
         self._start = structs.replace(start, sampling=filled(start.sampling, self._usual))
-        self._engine, self._admission, self._voices = engine, admission, voices
-        self._idle_s, self._resume, self._sent_is_heard = idle_s, resume, sent_is_heard
+        self._engine, self._admission, self._voices = engine, shared.admission, shared.voices
+        self._idle_s, self._resume, self._sent_is_heard = shared.idle_s, resume, sent_is_heard
         self._observer, self._takes = observer, takes
         self._saved, self._saves, self._state, self._turn_ended = saved, saves, state, turn_ended
         self._id = secrets.token_hex(8) if state is None else state.session
@@ -411,7 +419,7 @@ class Driver:
         while self._inbox and not (self._asked or self._held) and conversation.ready and conversation.end is None:
             received = self._inbox[0]
             if isinstance(received, Work):
-                if not received.finished.is_set():
+                if not received.finished:
                     break
                 received = received.result()
             self._inbox.popleft()

@@ -24,6 +24,7 @@ from streaming.server.door.credentials import select_subprotocol
 from streaming.server.door.gatekeeper import Gatekeeper, Visitor
 from streaming.server.door.handshakes import PendingHandshakes, listen
 from streaming.server.door.session_key import SessionKey
+from streaming.server.driver import Shared
 from streaming.server.http import HttpEndpoints
 from streaming.server.native.service import NativeService
 from streaming.server.openai import LIVE_PATH, REALTIME_PATH
@@ -31,6 +32,7 @@ from streaming.server.openai.service import LiveService, RealtimeService
 from streaming.server.saved_sessions import SavedSessions
 from streaming.server.session_store import BEAT_S, SessionStore, StoreError
 from streaming.server.sessions import ServerSession, Sessions
+from streaming.server.voice_activity import VoiceActivity
 from streaming.server.watch.health import Health
 from streaming.server.watch.log import event
 from streaming.server.watch.metrics import Metrics
@@ -109,21 +111,20 @@ async def run_server(
     health = Health(engine, admission, running, VERSION)
     observer = Observer(Metrics(health))
     sessions = Sessions(keeper, observer, running)
+    shared = Shared(engine, admission, VoiceActivity(), options.idle_s)
     endpoints = HttpEndpoints(keeper, health, observer)
     takes = TakesMemory(options.takes)
     services: dict[str, Callable[[ServerConnection, Visitor], Awaitable[None]]] = {
         PATH: NativeService(
-            engine,
-            admission,
+            shared,
             sessions,
-            options.idle_s,
             options.resume_s,
             takes,
             SavedSessions(engine, options.session_key if options.allow_save else None),
             options.store,
         ),
-        REALTIME_PATH: RealtimeService(engine, admission, sessions, options.idle_s, takes),
-        LIVE_PATH: LiveService(engine, admission, sessions, options.idle_s),
+        REALTIME_PATH: RealtimeService(shared, sessions, takes),
+        LIVE_PATH: LiveService(shared, sessions),
     }
 
     async def handle(connection: ServerConnection) -> None:

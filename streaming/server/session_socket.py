@@ -98,7 +98,7 @@ class SessionSocket:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             if encoding is not None:  # and is kept for a client that comes back
-                await encoding.finished.wait()
+                await encoding.wait()
 
     # In
 
@@ -172,7 +172,7 @@ class SessionSocket:
         said = self._dialect.encode(reply)
         if isinstance(said, Work):
             self._encoding = said
-            await said.finished.wait()
+            await said.wait()
             self._encoding = None
         return await known(said)
 

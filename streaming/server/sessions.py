@@ -15,7 +15,6 @@ from streaming.server.door.gatekeeper import Gatekeeper, Visitor
 from streaming.server.door.refusals import Refusal
 from streaming.server.driver import Driver
 from streaming.server.session_socket import Dialect, Say, SessionSocket, dismiss
-from streaming.server.voice_activity import VoiceActivity
 from streaming.server.watch.observer import Observer
 
 
@@ -62,7 +61,7 @@ class Sessions:
     """The sessions that run, kept in `running`, and the sockets that have no session yet."""
 
     def __init__(self, keeper: Gatekeeper, observer: Observer, running: set[ServerSession]) -> None:
-        self.keeper, self.observer, self.voices = keeper, observer, VoiceActivity()
+        self.keeper, self.observer = keeper, observer
         self._sessions = running
         self._opening: set[ServerConnection] = set()
 

@@ -17,6 +17,7 @@ from streaming.audio import FRAME_RATE
 from streaming.command import INTERRUPTED, call_at_end_of_input, complain, end_on_signals, raise_on_interrupt, say
 from streaming.engine.engine import Engine
 from streaming.errors import StreamingError
+from streaming.protocol import opus_calls
 from streaming.server import event_loop
 from streaming.server.door.bind import check_address, check_bind
 from streaming.server.door.gatekeeper import Gatekeeper
@@ -98,6 +99,7 @@ def run(options: argparse.Namespace, program: str) -> int:
         from streaming.loading import load_engine, use_threads  # brings torch, which takes seconds
 
         use_threads(options.threads)
+        opus_calls.prepare()
         with load_engine(
             options.model,
             options.codec,

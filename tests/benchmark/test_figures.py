@@ -16,8 +16,9 @@ from streaming.benchmark.likelihood import compare
 from streaming.benchmark.load import SessionRecord, TurnRecord
 from streaming.benchmark.target import Look
 from streaming.benchmark.work import work_of
+from streaming.compiler import SWITCH
 from streaming.models.linear import linear
-from streaming.models.operations.native.library import SWITCH, library
+from streaming.models.operations.native.library import library
 
 TURN = TurnRecord(0, 1, 1.0, 5.0, "whole", 50.0, 55.0, 2.0, 4.0, 0, 0.0, 20.0, 40.0, [1.0], [0.5])
 DONE = SessionRecord(0, "done", "", 0.0, 10.0, 0, 0)

@@ -32,6 +32,7 @@ def test_both_servers_move_the_same_frames(tmp_path: Path) -> None:
     for row in rows:
         assert row["frames"] == row["bare_frames"] == 2 * 2 * 3, row
         assert row["server_ms"] >= row["lock_ms"] > 0 and row["bare_ms"] > 0
+        assert 0 <= row["system_ms"] < row["server_ms"]
         assert (row["lock_ms"] < row["server_ms"]) == (row["traffic"] in ("native, Opus", "hands-free")), row
 
 
@@ -85,7 +86,7 @@ class _Unmeasured:
         self.url = url
 
     async def spent(self) -> wire._Spent:
-        return wire._Spent(0.0, 0.0)
+        return wire._Spent(0.0, 0.0, 0.0)
 
 
 @pytest.mark.parametrize(

@@ -201,7 +201,7 @@ def test_without_the_library_it_says_what_to_install(monkeypatch: pytest.MonkeyP
     """Who asks for Opus is told what to install, before the first frame and not in the middle of a turn."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(ctypes.util, "find_library", lambda name: None)
-    caches = (libopus.library_path, libopus._library)
+    caches = (libopus.library_path, libopus.library)
     for cache in caches:
         cache.cache_clear()
     try:
@@ -238,3 +238,13 @@ def test_packets_that_cannot_be_decoded_are_no_reason_not_to_go_on() -> None:
     """Pins a session that is lost for a moment of its sound."""
     message = OpusSender().push(AudioMessage(1, 0, np.zeros(2 * FRAME, np.int16)))[0]
     assert len(OpusReceiver((b"\xff" * 3, b"")).push(message).pcm) == message.samples
+
+
+def test_a_stream_is_not_cut_further_while_some_of_it_is_being_encoded() -> None:
+    """Two threads with the same encoder at once: libopus aborted, and the server with it."""
+    sender = OpusSender()
+    blocks = sender.cut(AudioMessage(1, 0, voice(FRAME)))
+    for cut in (lambda: sender.cut(AudioMessage(1, FRAME, voice(FRAME))), sender.cut_rest):
+        with pytest.raises(AssertionError, match="one thing at a time"):
+            cut()
+    assert len(blocks) == 1

@@ -20,7 +20,7 @@ from streaming.errors import EngineFullError, StepFailedError
 from streaming.models.voice_activity import VoiceActivityUnavailableError
 from streaming.protocol import messages
 from streaming.protocol.messages import AudioMessage, SessionStart, SessionUpdate
-from streaming.server.driver import Driver
+from streaming.server.driver import Driver, Shared
 from streaming.server.opus_threads import Work
 from streaming.server.voice_activity import VoiceActivity
 from tests.conversation.engine_model import Counts, EngineModel
@@ -121,10 +121,8 @@ class Session:
 
     def __init__(self, line: Line, start: SessionStart = BY_HAND, idle_s: float = 60.0) -> None:
         self.line, self.voices, self.watch = line, Voices(), Watch()
-        self.driver = Driver(
-            cast(Any, Engine()), cast(Any, line), cast(VoiceActivity, self.voices), start, idle_s,
-            observer=cast(Any, self.watch),
-        )  # fmt: skip
+        shared = Shared(cast(Any, Engine()), cast(Any, line), cast(VoiceActivity, self.voices), idle_s)
+        self.driver = Driver(shared, start, observer=cast(Any, self.watch))
         self.driver.tell_of_replies(self._told)
         self.waits = asyncio.Event()
         self.running = asyncio.create_task(self.driver.run())
@@ -355,15 +353,13 @@ def test_what_is_said_behind_audio_that_is_being_decoded_waits_for_it() -> None:
     async def main() -> None:
         session = Session(opened())
         await session.until(messages.SessionStarted)
-        first, second = (Work[Received](lambda at=at: AudioMessage(0, at, LOUD)) for at in (0, FRAME))
+        first, second = (Work[Received]([], lambda _, at=at: AudioMessage(0, at, LOUD)) for at in (0, FRAME))
         for received in (first, second, Echo("behind")):
             session.driver.give(received)
-        second.do()
-        second.finish(None)
+        second.finish([])
         await settled()
         assert not session.line.slot.frames
-        first.do()
-        first.finish(None)
+        first.finish([])
         assert await session.next_reply() == Echo("behind")
         assert len(session.line.slot.frames) == 2
         session.driver.leave()
@@ -376,14 +372,13 @@ def test_audio_that_is_being_decoded_counts_among_what_waits() -> None:
     async def main() -> None:
         session = Session(opened())
         await session.until(messages.SessionStarted)
-        works = [Work[Received](lambda: Echo("decoded")) for _ in range(16)]
+        works = [Work[Received]([], lambda _: Echo("decoded")) for _ in range(16)]
         for work in works:
             session.driver.give(work)
         waiting = asyncio.create_task(session.driver.room())
         await settled()
         assert not waiting.done()
-        works[0].do()
-        works[0].finish(None)
+        works[0].finish([])
         await waiting
         session.driver.leave()
         await session.running
@@ -397,13 +392,12 @@ def test_a_session_is_not_put_down_before_its_audio_is_decoded() -> None:
     async def main() -> None:
         session = Session(opened())
         await session.until(messages.SessionStarted)
-        work = Work[Received](lambda: AudioMessage(0, 0, LOUD))
+        work = Work[Received]([], lambda _: AudioMessage(0, 0, LOUD))
         session.driver.give(work)
         putting = asyncio.create_task(session.driver.put_down())
         await settled()
         assert not session.line.slot.frames and not session.line.slot.log
-        work.do()
-        work.finish(None)
+        work.finish([])
         await settled()
         assert len(session.line.slot.frames) == 1 and session.line.slot.log[-1] == ("keep",)
         putting.cancel()

@@ -104,7 +104,8 @@ class Words:
     """A dialect whose word for an `Ack` is its number. threads: which find out the words of a `Pong`."""
 
     def __init__(self) -> None:
-        self.ready, self.threads, self.go = True, WorkThreads(2), asyncio.Event()
+        self.ready, self.go = True, asyncio.Event()
+        self.threads: WorkThreads[int, str] = WorkThreads(self._in_a_thread, 2, 1)
         self.thread_goes = threading.Event()
         self.thread_goes.set()
 
@@ -113,16 +114,19 @@ class Words:
 
     def encode(self, reply: Message | AudioMessage | Any) -> Sequence[str | bytes] | Awaitable[Sequence[str | bytes]]:
         if isinstance(reply, Pong):
-            return self.threads.start(lambda: self._in_a_thread(reply.id))
+            return self.threads.start([reply.id], self._said)
         if isinstance(reply, Saved):
             return self._later(reply.turn)
         return [str(cast(Ack, reply).received)]
 
-    def _in_a_thread(self, number: int) -> Sequence[str | bytes]:
+    def _in_a_thread(self, numbers: Sequence[int]) -> Sequence[str]:
         self.thread_goes.wait(20)
-        if number == 0:
+        return [f"{number} from a thread" for number in numbers]
+
+    def _said(self, found: Sequence[str]) -> Sequence[str | bytes]:
+        if found == ["0 from a thread"]:
             raise ZeroDivisionError
-        return [f"{number} from a thread"]
+        return found
 
     async def _later(self, turn: int) -> Sequence[str | bytes]:
         await self.go.wait()
@@ -261,10 +265,10 @@ def test_what_a_thread_encodes_is_waited_for_when_the_session_is_put_down() -> N
         talk.socket.closed.set()
         while talk.socket.take is not None:
             await asyncio.sleep(0.001)
-        assert not talk.running.done() and not work.finished.is_set()
+        assert not talk.running.done() and not work.finished
         talk.words.thread_goes.set()
         assert not await talk.running
-        assert work.finished.is_set() and talk.socket.written == ["first"]
+        assert work.finished and talk.socket.written == ["first"]
 
     talked(scenario)
 

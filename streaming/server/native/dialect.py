@@ -7,12 +7,14 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from msgspec import structs
 
+from streaming.audio import Pcm16
 from streaming.conversation.conversation import Received
 from streaming.conversation.outbox import Echo, Saved
 from streaming.errors import ProtocolError
 from streaming.protocol import messages
+from streaming.protocol.libopus import LibopusError
 from streaming.protocol.messages import Ack, AudioMessage, Codec, Message, SessionStarted, TurnDone
-from streaming.protocol.opus import OpusReceiver, OpusSender
+from streaming.protocol.opus import OpusReceiver, OpusSender, heard
 from streaming.protocol.replay import ReplayBook
 from streaming.server.opus_threads import OpusThreads, Work
 from streaming.server.saved_sessions import SavedSessions
@@ -68,16 +70,16 @@ class NativeDialect:
             return messages.decode_float(data)
         if self._opus is None:
             return messages.decode_audio(data)
-        receiver, message = self._opus[1], messages.decode_opus(data)
+        message = messages.decode_opus(data)
 
-        def heard() -> Received:
+        def said(decoded: Sequence[Pcm16 | LibopusError]) -> Received:
             try:
-                return receiver.push(message)
+                return heard(message, decoded)
             except ProtocolError as error:
                 return error.with_traceback(None)
 
         assert self._threads is not None
-        return self._threads.decoder.start(heard)
+        return self._threads.decoder.start(self._opus[1].packets_of(message), said)
 
     def encode(self, reply: Message | AudioMessage | Echo | Saved) -> Said | Awaitable[Said]:
         assert not isinstance(reply, Echo)
@@ -96,19 +98,24 @@ class NativeDialect:
         self._keep(reply, said)
         return said
 
-    def _encode_opus(self, sender: OpusSender, reply: AudioMessage | TurnDone) -> Work[Said]:
-        """Encode in a thread: it takes longer than all else that the loop does for a frame, and libopus needs no lock.
+    def _encode_opus(self, sender: OpusSender, reply: AudioMessage | TurnDone) -> Said | Work[Said]:
+        """Have a thread call libopus: it takes longer than all else that the loop does for a frame, and needs no lock.
 
         A socket that is lost meanwhile does not lose what is being encoded: it is kept for the client's return.
         """
 
-        def said() -> Said:
-            found = sender.push(reply) if isinstance(reply, AudioMessage) else sender.flush()
-            encoded: list[str | bytes] = [messages.encode_audio(message) for message in found]
-            return encoded if isinstance(reply, AudioMessage) else [*encoded, messages.encode(reply)]
+        def said(packets: Sequence[bytes | LibopusError]) -> Said:
+            found: list[str | bytes] = [messages.encode_audio(message) for message in sender.sent(packets)]
+            if isinstance(reply, TurnDone):
+                found.append(messages.encode(reply))
+            self._keep(reply, found)
+            return found
 
+        blocks = sender.cut(reply) if isinstance(reply, AudioMessage) else sender.cut_rest()
+        if not blocks:
+            return said([])
         assert self._threads is not None
-        return self._threads.encoders.start(said, lambda found: self._keep(reply, found))
+        return self._threads.encoders.start(blocks, said)
 
     @property
     def heard(self) -> tuple[bytes, ...]:

@@ -13,16 +13,15 @@ from websockets.exceptions import ConnectionClosed
 
 from streaming.conversation.ends import refusal
 from streaming.conversation.takes import Takes, TakesMemory
-from streaming.engine.engine import Engine
 from streaming.engine.snapshot import SessionSnapshot
 from streaming.errors import ProtocolError, StreamingError
 from streaming.protocol import messages
 from streaming.protocol.messages import Codec, Message, SessionResume, SessionStart
 from streaming.protocol.opus import opus_available
 from streaming.protocol.replay import WINDOW
-from streaming.server.admission import Admission, StoppingError
+from streaming.server.admission import StoppingError
 from streaming.server.door.gatekeeper import Visitor
-from streaming.server.driver import Driver
+from streaming.server.driver import Driver, Shared
 from streaming.server.handover import ClaimedSession, Handover, Takeover
 from streaming.server.native.session import NativeSession
 from streaming.server.opus_threads import OpusThreads
@@ -49,22 +48,20 @@ class NativeService:
 
     def __init__(
         self,
-        engine: Engine,
-        admission: Admission,
+        shared: Shared,
         sessions: Sessions,
-        idle_s: float,
         resume_s: float,
         takes: TakesMemory,
         saved: SavedSessions,
         store: SessionStore | None,
     ) -> None:
-        self._engine, self._admission, self._sessions = engine, admission, sessions
-        self._idle_s, self._resume_s, self._takes, self._saved = idle_s, resume_s, takes, saved
+        self._shared, self._sessions = shared, sessions
+        self._resume_s, self._takes, self._saved = resume_s, takes, saved
         self._resumable: ResumableSessions[NativeSession] = ResumableSessions(
             secrets.token_hex(4) if store is None else store.mark
         )
         self._handover = (
-            None if store is None else Handover(store, engine, self._resumable.remove, self._resumable.is_own)
+            None if store is None else Handover(store, shared.engine, self._resumable.remove, self._resumable.is_own)
         )
         self._threads = OpusThreads()
 
@@ -106,7 +103,7 @@ class NativeService:
         except (SessionElsewhereError, SessionExpiredError):
             if self._handover is None:
                 raise
-        if self._admission.stopping:
+        if self._shared.admission.stopping:
             raise StoppingError("the server is about to stop; another one has this session, or will")
         return await self._handover.find(token, visitor.digest)
 
@@ -213,11 +210,8 @@ class NativeService:
         resume = messages.Resumption(token=token, seconds=self._resume_s, window=WINDOW) if resumable else None
         backup = self._backup(token, codec, visitor) if resumable else None
         driver = Driver(
-            self._engine,
-            self._admission,
-            self._sessions.voices,
+            self._shared,
             start,
-            self._idle_s,
             resume,
             observer=observer,
             takes=Takes(self._takes) if start.takes and self._takes.turns else None,

@@ -13,11 +13,9 @@ from websockets.frames import CloseCode
 from streaming.audio import FRAME_RATE
 from streaming.conversation.outbox import End
 from streaming.conversation.takes import Takes, TakesMemory
-from streaming.engine.engine import Engine
 from streaming.protocol import messages
-from streaming.server.admission import Admission
 from streaming.server.door.gatekeeper import Visitor
-from streaming.server.driver import Driver
+from streaming.server.driver import Driver, Shared
 from streaming.server.openai import live, live_events, realtime
 from streaming.server.openai.realtime_client_events import MAX_EVENT_BYTES
 from streaming.server.openai.realtime_options import Model, session_start
@@ -30,8 +28,8 @@ _START_TIMEOUT_S = 10.0
 class OpenAIService:
     """The base of both protocols' services."""
 
-    def __init__(self, engine: Engine, admission: Admission, sessions: Sessions, idle_s: float) -> None:
-        self._engine, self._admission, self._sessions, self._idle_s = engine, admission, sessions, idle_s
+    def __init__(self, shared: Shared, sessions: Sessions) -> None:
+        self._shared, self._engine, self._sessions = shared, shared.engine, sessions
 
     @property
     def _lead_ms(self) -> int:
@@ -53,11 +51,8 @@ class OpenAIService:
     ) -> None:
         """Serve a session. speaking: its dialect; sent_is_heard, takes: see `Conversation`."""
         driver = Driver(
-            self._engine,
-            self._admission,
-            self._sessions.voices,
+            self._shared,
             start,
-            self._idle_s,
             observer=self._sessions.observer.session(visitor.name),
             sent_is_heard=sent_is_heard,
             takes=takes,
@@ -73,10 +68,8 @@ class OpenAIService:
 class RealtimeService(OpenAIService):
     """`/v1/realtime`: the session begins with the connection. takes: what those of all sessions hold."""
 
-    def __init__(
-        self, engine: Engine, admission: Admission, sessions: Sessions, idle_s: float, takes: TakesMemory
-    ) -> None:
-        super().__init__(engine, admission, sessions, idle_s)
+    def __init__(self, shared: Shared, sessions: Sessions, takes: TakesMemory) -> None:
+        super().__init__(shared, sessions)
         self._takes = takes
 
     async def __call__(self, socket: ServerConnection, visitor: Visitor) -> None:

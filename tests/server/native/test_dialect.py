@@ -34,11 +34,11 @@ def test_audio_is_counted_when_it_comes_and_decoded_in_order_by_a_thread() -> No
         sender = OpusSender()
         said = [*sender.push(AudioMessage(1, 0, SPEECH)), *sender.flush()]
         works = [work for message in said for work in dialect.decode(encode_audio(message))]
-        torn = OpusMessage(1, len(SPEECH), fresh=False, skip=0, samples=960, packets=(b"\xff" * 9,))
-        (wrong,) = dialect.decode(encode_audio(torn))
+        torn = bytes([2 << 3 | 3, 3]) + b"\xff" * 40  # three frames of 40 ms, as far as its head says
+        (wrong,) = dialect.decode(encode_audio(OpusMessage(1, len(SPEECH), False, 0, 960, (torn,))))
         assert book.received == len(works) + 1 and len(works) == len(said) > 1
         assert isinstance(wrong, Work)
-        await wrong.finished.wait()
+        await wrong.wait()
         expected = OpusReceiver()
         for work, message in zip(works, said, strict=True):
             assert isinstance(work, Work)
@@ -46,6 +46,8 @@ def test_audio_is_counted_when_it_comes_and_decoded_in_order_by_a_thread() -> No
             assert isinstance(found, AudioMessage)
             np.testing.assert_array_equal(found.pcm, expected.push(message).pcm)
         assert isinstance(wrong.result(), ProtocolError)
+        (too_long,) = dialect.decode(encode_audio(OpusMessage(1, len(SPEECH), False, 0, 960, (b"\xff" * 9,))))
+        assert isinstance(too_long, ProtocolError)  # for which nothing need be decoded
 
     run(scenario())
 
@@ -57,11 +59,14 @@ def test_what_is_being_encoded_when_the_connection_breaks_is_kept_for_the_return
         book = ReplayBook()
         dialect = NativeDialect(lambda message: None, book, "opus", threads=OpusThreads())
         frames = [AudioMessage(1, at, SPEECH[:FRAME]) for at in (0, FRAME)]
-        lost = asyncio.create_task(known(dialect.encode(frames[0])))
+        encoding = dialect.encode(frames[0])
+        assert isinstance(encoding, Work)
+        lost = asyncio.create_task(known(encoding))
         await asyncio.sleep(0)
         lost.cancel()
         with pytest.raises(asyncio.CancelledError):
             await lost
+        await encoding.wait()  # as a session's socket does, whatever becomes of it
         then = await known(dialect.encode(frames[1]))
         kept = [messages.decode_opus(data) for data in book.unanswered() if isinstance(data, bytes)]
         assert len(then) == 1 and len(kept) == 2

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from streaming import compiler
 from streaming.models.huge_pages import on_huge_pages
 from streaming.models.operations.native import library as native
 
@@ -25,14 +26,14 @@ def test_a_second_start_compiles_nothing(cache: Path, monkeypatch: pytest.Monkey
     assert native.library() is not None
     (made,) = cache.iterdir()
     assert cache.stat().st_mode & 0o777 == 0o700
-    run = native._run
+    run = compiler.run
 
     def version_alone(*command: str) -> str:
         assert "--version" in command
         return run(*command)
 
     native.library.cache_clear()
-    monkeypatch.setattr(native, "_run", version_alone)
+    monkeypatch.setattr(compiler, "run", version_alone)
     assert native.library() is not None
     assert list(cache.iterdir()) == [made]
 
@@ -83,7 +84,7 @@ def test_a_compiler_that_hangs_is_given_up(
     (tmp_path / "cc").write_text('#!/bin/sh\n[ "$1" = --version ] || { echo warning >&2; exec sleep 60; }\n')
     (tmp_path / "cc").chmod(0o755)
     monkeypatch.setenv("CC", str(tmp_path / "cc"))
-    monkeypatch.setattr(native, "_SECONDS", 1)
+    monkeypatch.setattr(compiler, "_SECONDS", 1)
     assert native.library() is None
     assert "timed out" in caplog.text
 
@@ -164,7 +165,7 @@ def test_a_folder_of_another_user_is_told_as_such(
     """It said that others could write to it, which was not so."""
     cache.mkdir(parents=True, mode=0o700)
     owner = os.getuid()
-    monkeypatch.setattr(native.os, "getuid", lambda: owner + 1)
+    monkeypatch.setattr(compiler.os, "getuid", lambda: owner + 1)
     assert native.library() is not None
     assert "belongs to another user" in caplog.text
     assert not list(cache.iterdir())
