@@ -37,9 +37,15 @@ FLAGS = (
 
 SELDOM = """
 const paint = requestAnimationFrame;
-window.requestAnimationFrame = (frame) => setTimeout(() => paint(frame), 40);
+window.requestAnimationFrame = (frame) => paint(() => paint(() => paint(frame)));
 """
 """Pages are painted 20 times a second instead of 60: without a GPU, painting is most of what a browser does."""
+PHASES = """
+window.phases = [];
+new MutationObserver((all) => all.forEach(({ target }) => window.phases.push(target.dataset.phase)))
+  .observe(document, { subtree: true, attributeFilter: ["data-phase"] });
+"""
+"""A page notes all phases that it was in."""
 
 
 def chromium() -> str | None:
@@ -61,7 +67,7 @@ class Wire:
         message = {"id": number, "method": method, "params": parameters}
         self.socket.send(json.dumps(message | ({} if session is None else {"sessionId": session})))
         while True:
-            answer = json.loads(self.socket.recv(timeout=2 * PATIENCE_S))
+            answer = json.loads(self.socket.recv(timeout=PATIENCE_S))
             if answer.get("id") == number:
                 assert "error" not in answer, (method, answer["error"])
                 return dict(answer["result"])
@@ -82,7 +88,9 @@ class Page:
         for domain in ("Page", "Runtime", "Log", "DOM"):
             self.call(f"{domain}.enable")
         self.look(1280, 800)
-        self.before_scripts(SELDOM)
+        self._phases = 0  # of all that the page notes, how many are not looked at any more
+        for script in (SELDOM, PHASES):
+            self.before_scripts(script)
         where = {"downloadPath": str(downloads), "browserContextId": self._context}
         wire.call("Browser.setDownloadBehavior", behavior="allow", **where)
 
@@ -117,33 +125,37 @@ class Page:
         return result["result"].get("value")
 
     def wait_for(self, expression: str, seconds: float = PATIENCE_S) -> Any:
-        """Wait until this is true, and return its value. The page itself looks: it sees what is over in a moment, too,
-        however rarely this process is given a turn.
-        """
-        value = self.evaluate(
-            f"(async () => {{ const until = performance.now() + {1000 * seconds}; for (;;) {{ const it = {expression};"
-            "if (it || performance.now() > until) return it; await new Promise((next) => setTimeout(next, 10)); } })()"
-        )
-        assert value, f"waited in vain for {expression}; the page says:\n{self.evaluate('document.body?.innerText')}"
+        """Poll until this is true. Returns its value."""
+        begun = time.monotonic()
+        while not (value := self.evaluate(expression)):
+            if time.monotonic() - begun > seconds:
+                state = self.evaluate("document.body?.innerText")
+                raise AssertionError(f"waited in vain for {expression}; the page says:\n{state}")
+            time.sleep(0.02)
         return value
 
     def wait_for_phase(self, *phases: str) -> str:
-        return str(
-            self.wait_for(f"{list(phases)!r}.includes(document.body.dataset.phase) && document.body.dataset.phase")
+        """Wait until the page is in one of these phases, or was in one since the last key or press, or since the phase
+        that was waited for last. A phase of a second is over before a busy machine looks for it.
+        """
+        place, phase = self.wait_for(
+            f"(() => {{ const all = [...window.phases.slice({self._phases}), document.body.dataset.phase];"
+            f"const at = all.findIndex((it) => {list(phases)!r}.includes(it)); return at >= 0 && [at, all[at]]; }})()"
         )
+        self._phases += place
+        return str(phase)
 
     def text(self, selector: str) -> str:
         return str(self.evaluate(f"document.querySelector({selector!r}).innerText"))
 
     def open(self, url: str) -> None:
         self.call("Page.navigate", url=url)
-        begun = time.monotonic()
-        while not self.evaluate("document.readyState === 'complete' && location.href !== 'about:blank'"):
-            assert time.monotonic() - begun < PATIENCE_S, f"{url} is not loaded"
-            time.sleep(0.02)
+        self._phases = 0
+        self.wait_for("document.readyState === 'complete' && location.href !== 'about:blank'")
 
     def key(self, kind: str, key: str, code: str, text: str = "") -> None:
         """kind: keyDown or keyUp."""
+        self._forget_phases()
         number = {"Escape": 27, "Tab": 9, "Enter": 13}.get(key) or ord(key.upper()[0])
         extra = {"text": text} if text and kind == "keyDown" else {}
         self.call("Input.dispatchKeyEvent", type=kind, key=key, code=code, windowsVirtualKeyCode=number, **extra)
@@ -156,6 +168,8 @@ class Page:
 
     def mouse(self, kind: str, selector: str, at: float | None = None) -> None:
         """kind: mousePressed or mouseReleased, in the middle of an element. at: seconds since the epoch; else now."""
+        if kind == "mousePressed":
+            self._forget_phases()
         x, y = self.evaluate(
             f"(() => {{ const b = document.querySelector({selector!r}); b.scrollIntoView({{block: 'nearest'}});"
             "const r = b.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2]; })()"
@@ -180,6 +194,9 @@ class Page:
     def screenshot(self, path: Path) -> None:
         image = self.call("Page.captureScreenshot", format="png")["data"]
         path.write_bytes(base64.b64decode(image))
+
+    def _forget_phases(self) -> None:
+        self._phases = self.evaluate("window.phases?.length ?? 0")
 
     def _note(self, event: dict[str, Any]) -> None:
         parameters = event.get("params", {})
