@@ -4,6 +4,7 @@ events that matter to a person above them.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ _COLOURS = {"listening": "green", "talking": "green", "ready": "cyan", "waiting"
 _REFRESHES_PER_S = 10.0
 _TELL_SECONDS_S = 1.0
 """A stage that takes less is not worth a figure."""
+_WORD = re.compile(r'\S*"[^"]*"\S*|\S+')
+"""A word, or a quotation with what adjoins it: what one might say is not broken in two."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +61,7 @@ class LiveView:
         )
 
     def event(self, name: str, fields: Mapping[str, Any]) -> None:
-        line = self._turn(fields) if name == "turn" else _line(name, fields)
+        line = self._turn(fields) if name == "turn" else _line(name, fields, self._live.console.width)
         if line is not None:
             self._live.console.print(line)
 
@@ -160,11 +163,11 @@ def _bar(dbfs: float, width: int) -> Text:
     return Text.assemble(("█" * filled, colour), ("·" * (width - filled), "dim"))
 
 
-def _flow(parts: list[str], width: int, style: str = "dim") -> Text:
+def _flow(parts: list[str], width: int, style: str = "dim", between: str = "  ") -> Text:
     """Parts in as few lines as they need, none broken in two."""
     lines = [""]
     for part in parts:
-        joined = f"{lines[-1]}  {part}" if lines[-1] else part
+        joined = f"{lines[-1]}{between}{part}" if lines[-1] else part
         if lines[-1] and len(joined) > width:
             lines.append(part)
         else:
@@ -172,10 +175,10 @@ def _flow(parts: list[str], width: int, style: str = "dim") -> Text:
     return Text("\n".join(lines), style=style)
 
 
-def _line(name: str, fields: Mapping[str, Any]) -> Text | None:
+def _line(name: str, fields: Mapping[str, Any], width: int) -> Text | None:
     match name:
         case "notice":
-            return Text(str(fields["message"]), style="yellow")
+            return _flow(_WORD.findall(str(fields["message"])), width, "yellow", between=" ")
         case "session":
             codec = ", Opus" if fields["codec"] == "opus" else ""
             remembers = f"remembers {fields['context_seconds']:.1f} s"

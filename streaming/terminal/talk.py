@@ -90,7 +90,7 @@ class Talk:
 
     loudspeaker: None means that nobody listens (fast pace). push_to_talk: the microphone is heard only while a key says
     so, for manual turn taking. output: gets the continuations one after another, of an interrupted one what was heard,
-    and of several takes the last. record: gets both sides.
+    and of several takes the last, unless the person left in the middle of it. record: gets both sides.
     """
 
     def __init__(
@@ -147,7 +147,8 @@ class Talk:
         begins a prompt, interrupting the continuation, and ends it when it is released or pressed again. `Key.TAKE` has
         the latest prompt continued anew.
 
-        However it ends, what was heard is kept. Raises `ContinuationError` when the session breaks.
+        However it ends, what was heard is kept; only another take that is left in its middle does not replace the one
+        before. Raises `ContinuationError` when the session breaks.
         """
         self._microphone = microphone
         self._announce()
@@ -157,7 +158,9 @@ class Talk:
             )
         finally:
             if self._spoken is not None and self._loudspeaker is not None:
-                self._keep(self._spoken, self._loudspeaker.stop())
+                heard = self._loudspeaker.stop()
+                if self._kept is None or self._kept[0] != self._spoken.of:
+                    self._keep(self._spoken, heard)
             self._write()
 
     async def hush(self) -> None:

@@ -725,6 +725,39 @@ class TestMicrophone:
         continuation, _ = soundfile.read(tmp_path / "out.wav", dtype="int16")
         np.testing.assert_array_equal(continuation, whole_continuation(100)[: heard[0]])
 
+    def test_another_take_that_is_left_in_the_middle_leaves_the_one_before(self, tmp_path: Path) -> None:
+        """The file held the first half second of it, and the sentence told of the take that was whole."""
+
+        reports: list[TurnReport | None] = []
+
+        async def test() -> None:
+            view = Witness()
+
+            async def keys() -> AsyncIterator[Key]:
+                await view.until("listening")
+                await asyncio.sleep(0.1)
+                yield Key.ENTER
+                await view.until("turn")
+                yield Key.TAKE
+                await view.until("speaking", 2)
+                await asyncio.sleep(0.3)
+
+            with Engine(StubStep(1, rewind_frames=16), "stub") as engine, serving(engine) as server:
+                start = SessionStart(takes=True, max_seconds=0.8)
+                with WavWriter(tmp_path / "out.wav") as wav:
+                    async with ContinuationClient.connect(server.url, start) as client:
+                        talk = Talk(
+                            client, view, turn_taking="manual", loudspeaker=loudspeaker(), output=wav, record=None
+                        )
+                        await talk.run_microphone(FakeMicrophone(), keys())
+            assert view.names().count("take") == 1 and view.names().count("turn") == 1
+            reports.append(talk.last_report)
+
+        run(test())
+        (report,) = reports
+        assert report is not None and report.whole
+        assert soundfile.info(tmp_path / "out.wav").frames == round(report.seconds * SAMPLE_RATE) == 10 * FRAME
+
 
 class TestOutage:
     def test_the_microphone_goes_on_while_the_connection_is_away(self, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from streaming.terminal.live_view import LiveView
+from streaming.terminal.talk import suggestion
 from streaming.terminal.view import JsonView, Meters, NoViewError, TurnReport, choose_view
 
 REPORT = TurnReport(
@@ -135,6 +136,19 @@ def test_what_stands_below_the_figures_does_not_jump() -> None:
         view.show(Meters(rtt_ms=13.3, buffer_ms=290.0, sent_kbps=up, received_kbps=up))
         heights.append(len(console.render_lines(view._render())))
     assert heights[0] < heights[1] == heights[2] == heights[3]
+
+
+def test_no_line_breaks_what_one_might_say_in_two() -> None:
+    """At 80 columns "A, B, C" was told as a line that ends in "A, B, and another one."""
+    console = Console(file=io.StringIO(), width=80)
+    LiveView(console).event(
+        "notice", {"message": suggestion(("one, two, three", "Monday, Tuesday", "January, February", "A, B, C"))}
+    )
+    assert isinstance(console.file, io.StringIO)
+    assert console.file.getvalue().splitlines() == [
+        'Try saying "one, two, three", "Monday, Tuesday", "January, February" or',
+        '"A, B, C".',
+    ]
 
 
 def test_a_report_has_its_figures_in_words() -> None:
