@@ -28,7 +28,8 @@ LONGEST = (
     *("test_states.py", "test_stages.py", "test_server_death.py", "test_clients.py", "test_long_session.py"),
     *("test_session_store.py", "test_page.py", "test_compiles.py", "test_documents.py", "test_silent_network.py"),
     *("test_device.py", "test_churn.py", "test_server_entry.py", "test_runs.py", "test_end_to_end.py"),
-    *("test_afar.py", "test_memory.py", "test_kubernetes.py", "test_image.py"),
+    *("test_afar.py", "test_memory.py", "test_kubernetes.py", "test_image.py", "test_draw.py", "test_device_step.py"),
+    *("test_mimi.py", "test_resumption.py", "test_readme.py"),
 )
 """Files that take half a minute and more. What waits and what computes take turns: they run at the same time."""
 
@@ -111,6 +112,13 @@ def without_native(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     library.cache_clear()
     yield
     library.cache_clear()
+
+
+@pytest.fixture
+def heard_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever says in this test how much was heard is in time, however slow the machine is: half a second is not."""
+    for module in ("streaming.conversation.conversation", "streaming.server.openai.interruptions"):
+        monkeypatch.setattr(f"{module}.HEARD_TIMEOUT_S", 20.0)
 
 
 @pytest.fixture(scope="session")

@@ -45,7 +45,7 @@ _BOOKS = "books"
 """The name of the session's own books in the header of a saved session."""
 _CHORES_S = 0.002
 """Copying may hold up the next step for so long and one piece more: less than 8 ms together, a tenth of a frame."""
-_APART_S = 0.004
+_APART_S = 0.002
 """Steps begin no closer together than this. Whoever comes alone does not wait for it, nor does anybody where a step
 takes longer, as those of real models do. Below that, each step would have one session in it, and wake its owner for it.
 """

@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-_TOGETHER_S = 0.004
+_TOGETHER_S = 0.002
 """The loop waits for something new no more often than this. Whoever comes alone does not wait; of hundreds of sessions,
-several come within this time, and one wake-up serves them all. It is a twentieth of a frame.
+several come within this time, and one wake-up serves them all. It is a fortieth of a frame.
 """
 Result = TypeVar("Result")
 

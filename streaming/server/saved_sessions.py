@@ -55,7 +55,7 @@ class SavedSessions:
             raise SavingUnavailableError("this server takes no saved sessions; it would have to run with --allow-save")
         most = self._engine.most_packed_bytes
         if not SIGNATURE_BYTES < size <= most:
-            raise SnapshotError(f"a saved session of this model has at most {most} bytes, not {size}")
+            raise SnapshotError(f"a saved session of this model has {SIGNATURE_BYTES + 1} to {most} bytes, not {size}")
         if self._taking >= _AT_ONCE:
             raise EngineFullError("other saved sessions are being taken in; try again in a moment")
         self._taking += 1

@@ -7,9 +7,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import errno
 import itertools
 import os
 import secrets
+import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,6 +85,8 @@ async def connect(
     )
     view.progress(f"connecting to {server.url}" if args.url is not None else "opening a session")
     saved = b"" if args.load is None or again else read_saved(args.load)
+    if args.save is not None:
+        check_writable(args.save)
     async with ContinuationClient.connect(server.url, start, token=server.token, saved=saved) as client:
         if args.save is not None and not client.started.saves:
             raise ContinuationError("the server keeps no conversations: it would have to run with --allow-save")
@@ -125,6 +129,16 @@ def read_saved(path: str) -> bytes:
     if not saved:
         raise ContinuationError(f"{path} is empty: it is no saved conversation")
     return saved
+
+
+def check_writable(path: str) -> None:
+    """Raise `ContinuationError` where `save` could not write, before there is a conversation that would be lost."""
+    try:
+        if Path(path).is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        tempfile.TemporaryFile(dir=Path(path).parent).close()
+    except OSError as error:
+        raise ContinuationError(f"cannot write {path}: {error.strerror}") from None
 
 
 async def save(client: ContinuationClient, path: str, view: View) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -137,7 +138,13 @@ class Talk:
         """
         self._file_mode = True
         self._announce()
-        await run_until(self._over, self._receive(), self._tick(), self._send_file(pieces))
+        try:
+            await run_until(self._over, self._receive(), self._tick(), self._send_file(pieces))
+        except ContinuationError:
+            spoken, loudspeaker = self._spoken, self._loudspeaker
+            if spoken is None or spoken.done is None or loudspeaker is None:
+                raise
+            await self._play_out(spoken, loudspeaker)  # the session has ended, and all of the continuation is here
         self._write()
         assert self.last_report is not None
         return self.last_report
@@ -391,7 +398,8 @@ class Talk:
                 meters.buffer_ms, meters.underruns = playback.buffered_ms, playback.underruns
                 if spoken is not None and playback.played_samples > spoken.reported_samples:
                     spoken.reported_samples = playback.played_samples
-                    await self._client.played(spoken.turn, playback.played_samples, playback.underruns)
+                    with suppress(ContinuationError):  # who receives is told of it, behind all that came before
+                        await self._client.played(spoken.turn, playback.played_samples, playback.underruns)
             if spoken is not None:
                 if spoken.done is not None and playback.drained and spoken is self._spoken:
                     self._finish(spoken, playback)
@@ -405,6 +413,19 @@ class Talk:
                 meters.dropped_input_ms = self._microphone.dropped_ms
             self._measure_connection(now)
             self._view.show(meters)
+
+    async def _play_out(self, spoken: _Spoken, loudspeaker: Loudspeaker) -> None:
+        """Play what is left of a turn that is done, without a session."""
+        drained = False
+        while not drained:
+            playback = loudspeaker.playback()
+            drained = playback.drained
+            heard = loudspeaker.take_heard()
+            if self._record is not None:
+                self._record.heard(heard)
+            if not drained:
+                await asyncio.sleep(TICK_S)
+        self._finish(spoken, playback)
 
     def _measure_connection(self, now: float) -> None:
         client, meters = self._client, self.meters

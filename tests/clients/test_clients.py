@@ -128,6 +128,7 @@ def told(output: str) -> dict[str, Any]:
     return result
 
 
+@pytest.mark.usefixtures("heard_in_time")
 @pytest.mark.parametrize("name", ["sdk_interrupts", "pipecat_interrupted", "livekit_interrupts"])
 def test_an_interruption_leaves_what_was_heard(server: LiveServer, step: StubStep, tmp_path: Path, name: str) -> None:
     """Each client truncates in its own way; the context must end where its listener stopped, to the frame."""

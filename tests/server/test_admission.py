@@ -200,7 +200,7 @@ def test_a_session_that_does_nothing_is_ended(step: StubStep) -> None:
         async with client(url, FAST):
             pass  # its slot is free
 
-    with Engine(step) as engine, serving(engine, idle_s=0.3) as server:
+    with Engine(step) as engine, serving(engine, idle_s=1.5) as server:
         run(scenario(server.url))
 
 
@@ -221,12 +221,12 @@ def test_who_goes_on_talking_is_not_idle(step: StubStep) -> None:
 
     async def scenario(url: str) -> None:
         async with client(url, FAST) as session:
-            for _ in range(12):
+            for _ in range(24):
                 await session.hear(SPEECH[:FRAME])
                 await asyncio.sleep(0.1)
             assert (await session.speak()).reason == "max_seconds"
 
-    with Engine(step) as engine, serving(engine, idle_s=0.6) as server:
+    with Engine(step) as engine, serving(engine, idle_s=2.0) as server:
         run(scenario(server.url))
 
 

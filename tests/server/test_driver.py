@@ -409,7 +409,7 @@ def test_a_session_is_not_put_down_before_its_audio_is_decoded() -> None:
 
 def test_a_turn_goes_through_and_time_is_looked_at() -> None:
     async def main() -> None:
-        session = Session(opened(), SessionStart(pace="fast", max_seconds=0.16), idle_s=0.05)
+        session = Session(opened(), SessionStart(pace="fast", max_seconds=0.16), idle_s=1.0)
         await session.until(messages.SessionStarted)
         session.driver.give(AudioMessage(0, 0, LOUD))
         session.driver.give(messages.Speak(turn=0))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from streaming.errors import ContinuationError
-from streaming.terminal.connecting import own_key, read_saved
+from streaming.terminal.connecting import check_writable, own_key, read_saved
 
 
 def test_this_users_servers_have_one_key_that_nobody_else_reads(tmp_path: Path) -> None:
@@ -34,3 +34,12 @@ def test_a_saved_conversation_that_cannot_be_read_is_told_in_a_sentence(tmp_path
     for name in ("none", "empty"):
         with pytest.raises(ContinuationError, match=name):
             read_saved(str(tmp_path / name))
+
+
+def test_where_nothing_can_be_saved_it_is_told_before_the_conversation(tmp_path: Path) -> None:
+    """A conversation was lost at its end to a folder that was not there."""
+    check_writable(str(tmp_path / "talk.session"))
+    assert not list(tmp_path.iterdir()), "nothing is left of the trial"
+    for path, why in ((tmp_path, "directory"), (tmp_path / "absent" / "talk.session", "No such file")):
+        with pytest.raises(ContinuationError, match=f"cannot write {path}: .*{why}"):
+            check_writable(str(path))

@@ -26,6 +26,7 @@ from streaming.protocol.messages import (
     Interrupted,
     Played,
     Resumption,
+    SessionClosed,
     SessionResumed,
     SessionStart,
     Speak,
@@ -152,6 +153,45 @@ class TestFiles:
         assert not record[:8_000, 1].any()
         heard = record[8_000:, 1]
         np.testing.assert_array_equal(heard[heard > 0], whole_continuation(5))
+
+    def test_what_came_whole_is_played_and_kept_although_the_server_stops(self, speech: Path) -> None:
+        """A server that stops finishes its turns, and says goodbye while their last half second is still to be played:
+        the whole continuation was thrown away.
+        """
+
+        async def stopping(peer: Peer, message: ClientMessage) -> None:
+            await whole_turn(peer, message)
+            if isinstance(message, Speak):
+                await peer.send(SessionClosed(reason="stopping"))
+                await peer.socket.close(1001, "stopping")
+
+        async def test() -> None:
+            async with fake_server(stopping) as server:
+                report = await stream_file(server, speech)
+                assert (report.whole, report.seconds) == (True, 0.4)
+
+        run(test())
+        continuation, _ = soundfile.read(speech.with_name("out.wav"), dtype="int16")
+        np.testing.assert_array_equal(continuation, whole_continuation(5))
+        record, _ = soundfile.read(speech.with_name("record.wav"), dtype="int16")
+        heard = record[8_000:, 1]
+        np.testing.assert_array_equal(heard[heard > 0], whole_continuation(5))
+
+    def test_a_server_that_stops_in_the_middle_leaves_nothing_that_looks_whole(self, speech: Path) -> None:
+        async def stopping(peer: Peer, message: ClientMessage) -> None:
+            if isinstance(message, Speak):
+                await peer.begin()
+                await peer.send_frame(peer.turn, 0)
+                await peer.send(SessionClosed(reason="stopping"))
+                await peer.socket.close(1001, "stopping")
+
+        async def test() -> None:
+            async with fake_server(stopping) as server:
+                with pytest.raises(ContinuationError, match="stopping"):
+                    await stream_file(server, speech)
+
+        run(test())
+        assert not speech.with_name("out.wav").exists()
 
     def test_the_voice_that_the_model_goes_on_in_is_told(self, speech: Path) -> None:
         """A person was promised their own voice, and heard another."""

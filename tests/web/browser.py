@@ -35,6 +35,18 @@ FLAGS = (
     "--use-fake-device-for-media-stream",
 )
 
+SELDOM = """
+const paint = requestAnimationFrame;
+window.requestAnimationFrame = (frame) => paint(() => paint(() => paint(frame)));
+"""
+"""Pages are painted 20 times a second instead of 60: without a GPU, painting is most of what a browser does."""
+PHASES = """
+window.phases = [];
+new MutationObserver((all) => all.forEach(({ target }) => window.phases.push(target.dataset.phase)))
+  .observe(document, { subtree: true, attributeFilter: ["data-phase"] });
+"""
+"""A page notes all phases that it was in."""
+
 
 def chromium() -> str | None:
     """The browser to test with: `CHROMIUM`, or the first one on the path."""
@@ -76,6 +88,9 @@ class Page:
         for domain in ("Page", "Runtime", "Log", "DOM"):
             self.call(f"{domain}.enable")
         self.look(1280, 800)
+        self._phases = 0  # of all that the page notes, how many are not looked at any more
+        for script in (SELDOM, PHASES):
+            self.before_scripts(script)
         where = {"downloadPath": str(downloads), "browserContextId": self._context}
         wire.call("Browser.setDownloadBehavior", behavior="allow", **where)
 
@@ -113,25 +128,34 @@ class Page:
         """Poll until this is true. Returns its value."""
         begun = time.monotonic()
         while not (value := self.evaluate(expression)):
-            state = self.evaluate("document.body?.innerText")
-            assert time.monotonic() - begun < seconds, f"waited in vain for {expression}; the page says:\n{state}"
+            if time.monotonic() - begun > seconds:
+                state = self.evaluate("document.body?.innerText")
+                raise AssertionError(f"waited in vain for {expression}; the page says:\n{state}")
             time.sleep(0.02)
         return value
 
     def wait_for_phase(self, *phases: str) -> str:
-        return str(
-            self.wait_for(f"{list(phases)!r}.includes(document.body.dataset.phase) && document.body.dataset.phase")
+        """Wait until the page is in one of these phases, or was in one since the last key or press, or since the phase
+        that was waited for last. A phase of a second is over before a busy machine looks for it.
+        """
+        place, phase = self.wait_for(
+            f"(() => {{ const all = [...window.phases.slice({self._phases}), document.body.dataset.phase];"
+            f"const at = all.findIndex((it) => {list(phases)!r}.includes(it)); return at >= 0 && [at, all[at]]; }})()"
         )
+        self._phases += place
+        return str(phase)
 
     def text(self, selector: str) -> str:
         return str(self.evaluate(f"document.querySelector({selector!r}).innerText"))
 
     def open(self, url: str) -> None:
         self.call("Page.navigate", url=url)
+        self._phases = 0
         self.wait_for("document.readyState === 'complete' && location.href !== 'about:blank'")
 
     def key(self, kind: str, key: str, code: str, text: str = "") -> None:
         """kind: keyDown or keyUp."""
+        self._forget_phases()
         number = {"Escape": 27, "Tab": 9, "Enter": 13}.get(key) or ord(key.upper()[0])
         extra = {"text": text} if text and kind == "keyDown" else {}
         self.call("Input.dispatchKeyEvent", type=kind, key=key, code=code, windowsVirtualKeyCode=number, **extra)
@@ -144,6 +168,8 @@ class Page:
 
     def mouse(self, kind: str, selector: str, at: float | None = None) -> None:
         """kind: mousePressed or mouseReleased, in the middle of an element. at: seconds since the epoch; else now."""
+        if kind == "mousePressed":
+            self._forget_phases()
         x, y = self.evaluate(
             f"(() => {{ const b = document.querySelector({selector!r}); b.scrollIntoView({{block: 'nearest'}});"
             "const r = b.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2]; })()"
@@ -168,6 +194,9 @@ class Page:
     def screenshot(self, path: Path) -> None:
         image = self.call("Page.captureScreenshot", format="png")["data"]
         path.write_bytes(base64.b64decode(image))
+
+    def _forget_phases(self) -> None:
+        self._phases = self.evaluate("window.phases?.length ?? 0")
 
     def _note(self, event: dict[str, Any]) -> None:
         parameters = event.get("params", {})

@@ -76,6 +76,17 @@ def _drag(page: Page, selector: str) -> None:
     assert page.evaluate("document.activeElement.id") == selector[1:]
 
 
+def _gives_up(page: Page) -> None:
+    """Escape does not wait for the answer to the second question, and a late one opens nothing."""
+    page.wait_for("window.asked === 2")
+    page.wait_for_phase("asking")
+    _press(page, "Escape")
+    page.wait_for_phase("idle")
+    page.evaluate("window.allow()")
+    time.sleep(LONGER_THAN_A_TAP_S)
+    assert page.text("#microphone-state") == "Off"
+
+
 # The browser's question
 
 
@@ -126,13 +137,7 @@ def test_the_question_can_be_refused_late_and_escape_does_not_wait_for_it(page: 
     page.wait_for_phase("problem")
     assert page.text("#problem-title") == "The browser refused the microphone"
     with page.holding_space():
-        page.wait_for("window.asked === 2")
-        page.wait_for_phase("asking")
-        _press(page, "Escape")
-        page.wait_for_phase("idle")
-    page.evaluate("window.allow()")
-    time.sleep(LONGER_THAN_A_TAP_S)
-    assert page.text("#microphone-state") == "Off", "a late answer opens nothing"
+        _gives_up(page)
 
 
 def test_trying_the_microphone_asks_and_what_is_heard_then_is_seen_and_not_sent(page: Page, server: Served) -> None:
@@ -168,13 +173,7 @@ def test_trying_the_microphone_can_be_refused_and_given_up(page: Page, server: S
     assert page.text("#microphone-state") == "Off"
     keep(page, "trying-refused")
     page.click("#mute")
-    page.wait_for("window.asked === 2")
-    page.wait_for_phase("asking")
-    _press(page, "Escape")
-    page.wait_for_phase("idle")
-    page.evaluate("window.allow()")
-    time.sleep(LONGER_THAN_A_TAP_S)
-    assert page.text("#microphone-state") == "Off", "a late answer opens nothing"
+    _gives_up(page)
     assert page.text("#mute") == "Try it"
 
 

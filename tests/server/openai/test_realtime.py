@@ -86,6 +86,7 @@ def test_a_client_that_asks_for_no_limit_gets_a_completed_response(server: LiveS
     run(scenario())
 
 
+@pytest.mark.usefixtures("heard_in_time")
 def test_a_truncation_cuts_the_context_to_what_was_heard(server: LiveServer, step: StubStep) -> None:
     """What is said between the cancellation and the truncation, which is still on its way, follows the cut."""
 
@@ -150,6 +151,7 @@ def test_a_client_that_never_truncates_is_heard_again(server: LiveServer) -> Non
     run(scenario(), 20)
 
 
+@pytest.mark.usefixtures("heard_in_time")
 def test_usage_counts_what_a_truncation_left_in_the_context(server: LiveServer) -> None:
     """A client that pays by its tokens paid for what was taken back, turn after turn."""
 
@@ -270,6 +272,7 @@ def test_a_take_that_is_not_kept_fails_in_words_and_the_session_goes_on() -> Non
     assert kinds(step.streams[0]) == "hhh" + "ss" + "h" + "s"
 
 
+@pytest.mark.usefixtures("heard_in_time")
 def test_a_voice_that_interrupts_before_anything_was_heard_follows_what_it_said_before(
     server: LiveServer, step: StubStep
 ) -> None:
@@ -377,6 +380,7 @@ def test_the_end_of_speech_is_heard_and_answered(server: LiveServer, step: StubS
     run(scenario())
 
 
+@pytest.mark.usefixtures("heard_in_time")
 def test_a_voice_interrupts_and_the_truncation_that_follows_cuts(server: LiveServer, step: StubStep) -> None:
     """Pipecat truncates when it is told of the speech; the response is over by then, and its audio stops at once."""
 

@@ -126,7 +126,7 @@ def test_sessions_that_wait_for_their_client_are_told_apart(engine: Engine) -> N
                 await asyncio.sleep(0.02)
             session.socket.transport.abort()
 
-    with serving(engine, resume_s=0.5) as server:
+    with serving(engine, resume_s=2.0) as server:
         run(scenario(server))
         away = _until(server, lambda found: value(found, "sessions_away") == 1)
         assert value(away, "sessions_open") == 1
