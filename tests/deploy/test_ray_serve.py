@@ -44,7 +44,8 @@ pytestmark = [pytest.mark.timeout(600), pytest.mark.filterwarnings("default")]
 
 ROOT = Path(__file__).parents[2]
 SPEECH = np.zeros(5 * FRAME, np.int16)
-LONG = SessionStart(max_seconds=120, resume=True)
+LONG = SessionStart(max_seconds=120)
+RESUMABLE = SessionStart(max_seconds=120, resume=True)
 _SETTLE_S = 3.0
 """For the proxy to learn of new replicas, and of full ones."""
 
@@ -63,13 +64,21 @@ async def _talk(session: Client) -> None:
     await session.expect_audio(1, 5)
 
 
-async def _late_ms(session: Client, seconds: float) -> float:
-    """Listen for so long. Returns the longest wait for a frame."""
-    start = latest = time.monotonic()
-    longest = 0.0
-    while latest < start + seconds:
+async def _listen(session: Client) -> None:
+    """Take all of a first turn: who is spoken to and does not listen is given up after 40 s."""
+    while True:
         await session.expect_audio(1, len(session.audio[1]) + 1)
-        longest, latest = max(longest, time.monotonic() - latest), time.monotonic()
+
+
+async def _late_ms(session: Client, seconds: float) -> float:
+    """Return the longest wait for a frame, in so long a time, of a session that is listened to."""
+    heard, start = len(session.audio[1]), time.monotonic()
+    latest, longest = start, 0.0
+    while time.monotonic() < start + seconds:
+        await asyncio.sleep(0.005)
+        longest = max(longest, time.monotonic() - latest)
+        if len(session.audio[1]) > heard:
+            heard, latest = len(session.audio[1]), time.monotonic()
     return 1000 * longest
 
 
@@ -110,8 +119,8 @@ def test_sessions_spread_and_a_replica_that_is_killed_takes_its_own_with_it(serv
     async def kill() -> None:
         await asyncio.sleep(_SETTLE_S)
         async with (
-            ContinuationClient.connect(service.url, LONG) as mine,
-            ContinuationClient.connect(service.url, LONG) as hers,
+            ContinuationClient.connect(service.url, RESUMABLE) as mine,
+            ContinuationClient.connect(service.url, RESUMABLE) as hers,
         ):
             for session in (mine, hers):
                 await session.send(SPEECH)
@@ -252,11 +261,14 @@ def test_one_replica_becomes_two_under_load_and_one_again_by_the_sessions_own_ru
     async def scenario() -> None:
         async with client(service.url, LONG) as first, client(service.url, LONG) as second:
             await asyncio.gather(_talk(first), _talk(second))
+            listening = asyncio.gather(_listen(first), _listen(second))
             await asyncio.to_thread(until, lambda: len(service.replicas()) == 2)
             # The proxy was replaced and counts no sockets of the full one: it would send all newcomers there.
             await asyncio.sleep(_SETTLE_S)
             async with client(service.url, LONG), client(service.url, LONG):
                 assert await _late_ms(first, 2.0) < 1000
+            assert not listening.done(), "a session was cut"
+            listening.cancel()
         await asyncio.sleep(_SETTLE_S)
         async with client(service.url, SessionStart(max_seconds=2)) as last:
             await asyncio.to_thread(until, lambda: len(service.replicas()) == 1)

@@ -50,7 +50,7 @@ def s3(
     for name, value in moto[1].items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(store_files, "_CALL_S", SLOW_MACHINE_S)
-    monkeypatch.setattr("streaming.server.native._PUT_DOWN_S", SLOW_MACHINE_S)
+    monkeypatch.setattr("streaming.server.native.session._PUT_DOWN_S", SLOW_MACHINE_S)
     files = fsspec.get_filesystem_class("s3")
     files.clear_instance_cache()  # which keys they have is found out when they are made
     yield moto[0]
