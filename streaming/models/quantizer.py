@@ -73,7 +73,7 @@ class SplitQuantizer:
 
     def encode(self, latent: Tensor) -> Tensor:
         """latent: [B, hidden]. Returns codes [B, Q] int64, the nearest entries, found in float32."""
-        codes = []
+        codes: list[Tensor] = []
         bounds = (0, self.num_semantic, self.codebooks.shape[0])
         for part, projection in enumerate(self.projections):
             residual = (latent if projection is None else projection(latent)).float()
