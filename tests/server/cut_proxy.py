@@ -44,8 +44,6 @@ class CutProxy:
             return
         self.connections += 1
         left = self._budget()
-        far_reader, far_writer = await asyncio.open_connection(self._host, self._port)
-        self._relays.add(task)
 
         async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
             nonlocal left
@@ -61,16 +59,20 @@ class CutProxy:
                 if left is not None and left <= 0:
                     return
 
-        pumps = [asyncio.create_task(pump(reader, far_writer)), asyncio.create_task(pump(far_reader, writer))]
+        self._relays.add(task)  # also while it connects: who cuts it then leaves no end open either
+        ends, pumps = [writer], list[asyncio.Task[None]]()
         try:
+            far_reader, far_writer = await asyncio.open_connection(self._host, self._port)
+            ends.append(far_writer)
+            pumps = [asyncio.create_task(pump(reader, far_writer)), asyncio.create_task(pump(far_reader, writer))]
             await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._relays.discard(task)
             for pumping in pumps:
                 pumping.cancel()
-            for end in (writer, far_writer):
+            for end in ends:
                 end.transport.abort()
-            await asyncio.gather(*pumps, writer.wait_closed(), far_writer.wait_closed(), return_exceptions=True)
+            await asyncio.gather(*pumps, *(end.wait_closed() for end in ends), return_exceptions=True)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[CutProxy]:
