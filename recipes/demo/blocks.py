@@ -26,8 +26,6 @@ PAUSES = (0, 2, 6)
 """Silent frames behind an item, by pace: fast, usual, slow."""
 _FIRST_MARKER = 30
 """Markers begin behind the codes that stand for silence itself."""
-VOICES = (0, 2, 4, 6)
-"""Those of the eight voices in which the model learns to speak."""
 MANNER = (2, 3)
 """Codebooks of a marker that tell the voice and the pace."""
 ONES = 4
@@ -116,7 +114,7 @@ class Book:
 
 def voice_of(pitch: float) -> int:
     """Return the voice in which the model speaks whose pitch, as it sounds, is the nearest."""
-    return VOICES[int(np.abs(np.log(SOUNDS[list(VOICES)] / max(pitch, 1.0))).argmin())]
+    return int(np.abs(np.log(SOUNDS / max(pitch, 1.0))).argmin())
 
 
 def pace_of(gap: float) -> int:
@@ -124,11 +122,11 @@ def pace_of(gap: float) -> int:
     return 1 if gap == 0 else int(np.searchsorted(prompts.PACES, gap))
 
 
-SOUNDS = np.array([120.0, 140.0, 151.0, 177.0, 207.0, 233.0, 253.0, 262.0])
+SOUNDS = np.array([120.0, 140.0, 151.0, 177.0, 207.0, 233.0, 253.0, 277.0])
 """Pitch of each voice in Hz as its blocks sound when they are decoded, which is above `prompts.PITCHES`."""
 HIBARI_PITCH = 202.0
 """Median pitch in Hz of hibari's voice."""
-RESAMPLED = (0.80, 0.82, 0.87, 0.92, 1.0, 1.03, 1.08, 1.15)
+RESAMPLED = (0.80, 0.82, 0.87, 0.92, 1.0, 1.03, 1.08, 1.06)
 """Of each voice: pitch and formants together; the rest of its pitch is the pulse train's."""
 _SPEEDS = (1.0, 0.9, 1.1)
 _MARKS = (",", ".", "")

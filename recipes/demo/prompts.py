@@ -46,7 +46,7 @@ TURN = 0.25
 """Chance that a prompt ends in a pause of more than half a second."""
 APART = 0.3
 """Chance that a speaker says "twenty" and "one" apart, as people do who count slowly."""
-PITCHES = np.array([104.0, 128.0, 148.0, 166.0, 190.0, 210.0, 235.0, 270.0])
+PITCHES = np.array([104.0, 128.0, 148.0, 166.0, 190.0, 210.0, 235.0, 260.0])
 """Pitch in Hz at which the eight voices are synthesised."""
 PACES = (0.62, 0.95)
 """Seconds from item to item below which a prompt is fast, and above which it is slow."""
@@ -102,13 +102,16 @@ class Speaker:
 
 
 class Cast:
-    """All synthesisers; every call of `draw` is somebody else."""
+    """All synthesisers; every call of `draw` is somebody else.
 
-    def __init__(self, seed: int) -> None:
+    said: what kokoro said, by style and text, where several casts share it.
+    """
+
+    def __init__(self, seed: int, said: dict[tuple[str, str], Wave] | None = None) -> None:
         self._draw = np.random.default_rng(seed)
         self._hibari = corpus._Hibari()
         self._kokoro: dict[str, corpus._Kokoro] = {}
-        self._kokoro_said: dict[tuple[str, str], Wave] = {}
+        self._kokoro_said = {} if said is None else said
         self._phonemes: dict[str, str] = {}
 
     def phonemes(self, text: str) -> str:
@@ -265,6 +268,8 @@ def disturb(wave: Wave, draw: np.random.Generator) -> Wave:
     if draw.random() < 0.35:  # a microphone's tilt
         heard = signal.lfilter(*signal.butter(1, draw.uniform(80, 400), "high", fs=SAMPLE_RATE), heard)
         heard = signal.lfilter([1.0, -draw.uniform(-0.4, 0.5)], [1.0], heard)
+    if draw.random() < 0.6:
+        heard = _coloured(heard, draw)
     if draw.random() < 0.35:
         heard = _line(heard, draw)
     loud = heard[np.abs(heard) >= 0.02 * np.abs(heard).max()]
@@ -275,6 +280,14 @@ def disturb(wave: Wave, draw: np.random.Generator) -> Wave:
             noise = signal.lfilter([1.0], [1.0, -draw.uniform(0.5, 0.98)], noise)
         heard = heard + noise / np.sqrt(np.square(noise).mean()) * 10 ** (-draw.uniform(14, 55) / 20)
     return np.asarray(heard * 10 ** (draw.uniform(-32, -16) / 20), np.float32).clip(-1, 1)
+
+
+def _coloured(wave: NDArray[np.float64], draw: np.random.Generator) -> NDArray[np.float64]:
+    """Return a wave with gains of its own at eight frequencies, as throats and microphones differ."""
+    frequencies = np.fft.rfftfreq(len(wave), 1 / SAMPLE_RATE)
+    places = np.geomspace(120, 9000, 8)
+    gains = np.interp(np.log(np.maximum(frequencies, 60.0)), np.log(places), draw.normal(0, 4.5, len(places)))
+    return np.asarray(np.fft.irfft(np.fft.rfft(wave) * 10 ** (gains / 20), len(wave)))
 
 
 def _line(wave: NDArray[np.float64], draw: np.random.Generator) -> NDArray[np.float64]:
@@ -320,8 +333,10 @@ def label(frames: int, items: list[Item], spans: Spans) -> tuple[NDArray[np.int1
 class Maker:
     """Makes one prompt after the other."""
 
-    def __init__(self, codec: Codec, seed: int, weights: dict[str, float]) -> None:
-        self._codec, self._cast, self._weights = codec, Cast(seed), weights
+    def __init__(
+        self, codec: Codec, seed: int, weights: dict[str, float], said: dict[tuple[str, str], Wave] | None = None
+    ) -> None:
+        self._codec, self._cast, self._weights = codec, Cast(seed, said), weights
         self._draw, self._numbers = random.Random(seed), np.random.default_rng(seed)  # noqa: S311
         self._texts = corpus.blocks()
 
@@ -405,12 +420,13 @@ def load(path: Path) -> list[Prompt]:
 
 def make(folder: Path, codec: Codec, count: int, seed: int, weights: dict[str, float]) -> None:
     """Fills `folder/SEED-NUMBER.npz` until there are `count` prompts. What is there is kept."""
+    said: dict[tuple[str, str], Wave] = {}
     shards = -(-count // SHARD)
     for shard in range(shards):
         path = folder / f"{seed:03d}-{shard:04d}.npz"
         if path.is_file():
             continue
-        maker = Maker(codec, 1000 * seed + shard, weights)
+        maker = Maker(codec, 1000 * seed + shard, weights, said)
         begun = time.process_time()
         prompts = [maker() for _ in range(SHARD)]
         save(path, prompts)

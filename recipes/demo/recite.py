@@ -177,7 +177,7 @@ class Rows:
             before = begun[0].place - int(self.draw.choice(sequences.STEPS))
             begun = [sequences.number(before), *begun] if 0 <= before <= 100 else begun
         items = [*begun, *sequences.rest(begun)]
-        said = self.book.say(items, int(self.draw.choice(blocks.VOICES)), int(self.draw.integers(3)))
+        said = self.book.say(items, int(self.draw.integers(len(blocks.SOUNDS))), int(self.draw.integers(3)))
         if self.found and self.draw.random() < TAILS:
             return self._after_a_tail(*_at_most(said, 2 * CONTINUATION))
         known = len(sequences.blocks_of(begun))
@@ -191,7 +191,7 @@ class Rows:
         """Return a row: the first frames of any item, behind the last ones of any prompt or of another item."""
         assert self.book is not None
         item = self._item(BEGINNING_KINDS)
-        voice, pace = int(self.draw.choice(blocks.VOICES)), int(self.draw.integers(3))
+        voice, pace = int(self.draw.integers(len(blocks.SOUNDS))), int(self.draw.integers(3))
         said = self.book.say([item], voice, pace)
         frames = sum(map(len, said)) if self.draw.random() < WHOLE else int(self.draw.integers(3, 6))
         if self.draw.random() < 0.3:

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from recipes.demo import blocks, loop, prompts, recite, sequences, shipped
-from recipes.demo.blocks import MANNER, VOICES, Book, Markers
+from recipes.demo.blocks import MANNER, Book, Markers
 from recipes.demo.codec import Codec
 from recipes.demo.evaluate import sampling_of
 from recipes.demo.prompts import Prompt, Speaker
@@ -58,7 +58,7 @@ def test_the_voices_that_people_are_told_of_are_those_of_the_markers(markers: Ma
     """With another codec the markers are others, and a person would be told of another voice, or of none."""
     voices = read_notice(shipped.FOLDER / "decoder").voices
     assert voices is not None and voices.codebook == MANNER[0]
-    assert list(voices.names) == markers.voices[list(VOICES)].tolist(), "from the deepest to the highest"
+    assert list(voices.names) == markers.voices.tolist(), "from the deepest to the highest"
 
 
 def test_codes_are_learned_against_all_tokens(reciter: Reciter) -> None:
