@@ -96,6 +96,6 @@ def test_an_installed_client_gets_a_first_sound(commands: Path, tmp_path: Path) 
     samples, rate = soundfile.read(output)
     assert rate == 24_000 and 0 < len(samples) <= 48_000, "the demo may end it before"
     seconds = f"{len(samples) / rate:.1f}"
-    sentence = rf"streaming-client: {seconds} s (in a \w+ voice|by the demo model) -> {output}, first sound after"
+    sentence = rf"streaming-client: {seconds} s (in a [\w ]+ voice|by the demo model) -> {output}, first sound after"
     assert re.search(sentence, done.stderr)
     assert abs(samples).max() > 0.001

@@ -159,7 +159,7 @@ def test_what_is_said_is_a_marker_its_blocks_and_a_pause(book: Book, markers: Ma
     assert (one[3:] == markers.silence).all()
 
 
-@pytest.mark.parametrize(("pitch", "voice"), [(60.0, 0), (120.0, 0), (134.0, 0), (136.0, 2), (207.0, 4), (400.0, 6)])
+@pytest.mark.parametrize(("pitch", "voice"), [(60.0, 0), (120.0, 0), (129.0, 0), (131.0, 1), (207.0, 4), (400.0, 7)])
 def test_the_nearest_voice_is_by_pitch(pitch: float, voice: int) -> None:
     assert blocks.voice_of(pitch) == voice
 
