@@ -390,10 +390,7 @@ class Talk:
             spoken, loudspeaker, meters = self._spoken, self._loudspeaker, self.meters
             playback = _NOT_HEARD
             if loudspeaker is not None:
-                playback = loudspeaker.playback()
-                heard = loudspeaker.take_heard()
-                if self._record is not None:
-                    self._record.heard(heard)
+                playback, heard = self._take_heard(loudspeaker)
                 meters.output_dbfs = level_dbfs(heard)
                 meters.buffer_ms, meters.underruns = playback.buffered_ms, playback.underruns
                 if spoken is not None and playback.played_samples > spoken.reported_samples:
@@ -416,16 +413,17 @@ class Talk:
 
     async def _play_out(self, spoken: _Spoken, loudspeaker: Loudspeaker) -> None:
         """Play what is left of a turn that is done, without a session."""
-        drained = False
-        while not drained:
-            playback = loudspeaker.playback()
-            drained = playback.drained
-            heard = loudspeaker.take_heard()
-            if self._record is not None:
-                self._record.heard(heard)
-            if not drained:
-                await asyncio.sleep(TICK_S)
+        while not (playback := self._take_heard(loudspeaker)[0]).drained:
+            await asyncio.sleep(TICK_S)
         self._finish(spoken, playback)
+
+    def _take_heard(self, loudspeaker: Loudspeaker) -> tuple[LoudspeakerState, Pcm16]:
+        """Return how far playback is, and what was heard since the last call, which the recording gets, too."""
+        playback = loudspeaker.playback()
+        heard = loudspeaker.take_heard()
+        if self._record is not None:
+            self._record.heard(heard)
+        return playback, heard
 
     def _measure_connection(self, now: float) -> None:
         client, meters = self._client, self.meters

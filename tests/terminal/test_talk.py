@@ -126,6 +126,14 @@ def whole_continuation(frames: int, turn: int = 1) -> NDArray[np.int16]:
     return np.concatenate([frame_of(turn, number) for number in range(frames)])
 
 
+async def one_turn(view: Witness) -> AsyncIterator[Key]:
+    """The keys of a person who talks for a moment, hands over and hears all of the continuation."""
+    await view.until("listening")
+    await asyncio.sleep(0.1)
+    yield Key.ENTER
+    await view.until("turn")
+
+
 class TestFiles:
     @pytest.mark.parametrize("pace", ["realtime", "fast"])
     def test_a_file_is_continued(self, speech: Path, pace: Literal["realtime", "fast"]) -> None:
@@ -615,20 +623,13 @@ class TestMicrophone:
 
         async def test() -> None:
             view = Witness()
-
-            async def keys() -> AsyncIterator[Key]:
-                await view.until("listening")
-                await asyncio.sleep(0.1)
-                yield Key.ENTER
-                await view.until("turn")
-
             async with fake_server(frames=4) as server:
                 with Recording(tmp_path / "record.wav") as record:
                     async with ContinuationClient.connect(server.url) as client:
                         talk = Talk(
                             client, view, turn_taking="manual", loudspeaker=loudspeaker(), output=None, record=record
                         )
-                        await talk.run_microphone(Humming(), keys())
+                        await talk.run_microphone(Humming(), one_turn(view))
                         sent.append(client.sent_samples)
 
         sent: list[int] = []
@@ -774,10 +775,8 @@ class TestMicrophone:
             view = Witness()
 
             async def keys() -> AsyncIterator[Key]:
-                await view.until("listening")
-                await asyncio.sleep(0.1)
-                yield Key.ENTER
-                await view.until("turn")
+                async for key in one_turn(view):
+                    yield key
                 yield Key.TAKE
                 await view.until("speaking", 2)
                 await asyncio.sleep(0.3)
