@@ -37,7 +37,7 @@ CONTINUATION = 10
 """Frames of a continuation in training: some three items."""
 CORRUPTED = 0.03
 """Of the codes that are given, so many are any others; but for markers, of what is said, too."""
-WEIGHTS = {"begin": 1.0, "item": 0.3, "voice": 0.1, "said": 1.0, "manner": 0.4}
+WEIGHTS = {"begin": 1.0, "item": 0.3, "voice": 0.3, "said": 1.0, "manner": 1.0}
 LOOSE = 0.1
 """Share of rows without a prompt: the context is like that when it has slid past the prompt."""
 TAILS = 0.6
@@ -333,8 +333,10 @@ def losses(reciter: Reciter, batch: Batch) -> dict[str, Tensor]:
 
 
 def state(folder: Path) -> Loop:
-    """The stage's state, from its checkpoint or from the shipped weights."""
+    """The stage's state, from its checkpoint or from the shipped weights, which `ship` has sharpened."""
     reciter = Reciter(shipped.language_model())
+    with torch.no_grad():
+        reciter.model.model.norm.weight.div_(SHARPNESS)
     return Loop(folder / "recite.pt", {"model": reciter}, RATE, "model", DECAY, optimiser=_optimiser)
 
 
