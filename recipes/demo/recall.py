@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from transformers import DynamicCache
 
 from recipes.demo import prompts, sequences
 from recipes.demo.blocks import Markers
@@ -22,14 +24,14 @@ from recipes.demo.recite import Reciter
 _LONGEST = 60
 """Frames of an item, at most."""
 _SILENT = (6, 12, 18)
-"""Silent frames in front of a marker. Each item is said behind all of these, and the codes that come most often count."""
+"""Silent frames in front of a marker. Each item is said behind all of these; the codes that come most often count."""
 
 Codes = NDArray[np.int64]
 
 
 def blocks(reciter: Reciter, markers: Markers, path: Path) -> None:
-    """Write what a model says to `path`, by voice and block. The blocks' own stage makes those that it does not know."""
-    found: dict[str, Codes] = {}
+    """Write what a model says to `path`, by voice and block. The stage `blocks` makes those that it does not know."""
+    found: dict[str, Any] = {}
     for voice in range(len(prompts.PITCHES)):
         runs = [items(reciter, markers, voice, silent) for silent in _SILENT]
         said = _parted(runs)
@@ -57,12 +59,11 @@ def items(reciter: Reciter, markers: Markers, voice: int, silent: int) -> list[C
     given = torch.cat((reciter.prefix.expand(len(ids), -1), reciter.units[torch.arange(books), ids].flatten(1)), 1)
     starts = {tuple(pair) for pair in markers.codes.tolist()}
     said: list[list[list[int]]] = [[] for _ in begun]
-    speaking, cache = list(range(len(begun))), None
+    speaking, cache = list(range(len(begun))), DynamicCache()
     while speaking:
         frame: list[Tensor] = []
         for book in range(books):
             out = reciter.model.model(input_ids=given, past_key_values=cache, use_cache=True)
-            cache = out.past_key_values
             frame.append(reciter.logits(out.last_hidden_state[:, -1], book).argmax(1))
             given = reciter.tokens(frame[-1], book)[:, None]
         going_on = []

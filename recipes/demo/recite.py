@@ -332,12 +332,17 @@ def losses(reciter: Reciter, batch: Batch) -> dict[str, Tensor]:
     return found
 
 
-def state(folder: Path) -> Loop:
-    """The stage's state, from its checkpoint or from the shipped weights, which `ship` has sharpened."""
-    reciter = Reciter(shipped.language_model())
+def reciter() -> Reciter:
+    """Return the shipped weights as `ship` found them, before it sharpened them."""
+    made = Reciter(shipped.language_model())
     with torch.no_grad():
-        reciter.model.model.norm.weight.div_(SHARPNESS)
-    return Loop(folder / "recite.pt", {"model": reciter}, RATE, "model", DECAY, optimiser=_optimiser)
+        made.model.model.norm.weight.div_(SHARPNESS)
+    return made
+
+
+def state(folder: Path) -> Loop:
+    """The stage's state, from its checkpoint or from the shipped weights."""
+    return Loop(folder / "recite.pt", {"model": reciter()}, RATE, "model", DECAY, optimiser=_optimiser)
 
 
 def _optimiser(reciter: nn.Module, rate: float) -> Muon:

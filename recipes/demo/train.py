@@ -39,11 +39,13 @@ from recipes.demo import (
     language,
     prompts,
     quantiser,
+    recall,
     recipe,
     recite,
     shipped,
     strangers,
 )
+from recipes.demo.blocks import Markers
 from recipes.demo.latents import Latents
 
 STAGES = (
@@ -104,7 +106,10 @@ def main(arguments: list[str] | None = None) -> None:
         shares = {name: float(share) for name, share in (part.split("=") for part in options.voices.split(","))}
         prompts.make(run.root / "prompts", shipped.codec(), options.count, options.seed, shares)
     elif options.stage == "blocks":
-        blocks.make(run.root / "blocks.npz", shipped.codec())
+        path, codec = run.root / "blocks.npz", shipped.codec()
+        if not path.is_file():  # what the shipped weights say already need not be learned again
+            recall.blocks(recite.reciter(), Markers.of(codec), path)
+        blocks.make(path, codec)
     elif options.stage == "tests":
         strangers.make(run.root / "tests", shipped.codec())
     elif options.stage == "recite":
