@@ -33,7 +33,7 @@ def blocks(reciter: Reciter, markers: Markers, path: Path) -> None:
     """Write what a model says to `path`, by voice and block. The stage `blocks` makes those that it does not know."""
     found: dict[str, Any] = {}
     for voice in range(len(prompts.PITCHES)):
-        runs = [items(reciter, markers, voice, silent) for silent in _SILENT]
+        runs = [items(reciter, markers, voice, silent, range(len(sequences.ITEMS))) for silent in _SILENT]
         said = _parted(runs)
         found |= {f"{voice}-{number}": codes for number, codes in enumerate(said) if len(codes)}
         unknown = [block for block, codes in zip(sequences.BLOCKS, said, strict=True) if not len(codes)]
@@ -45,14 +45,13 @@ def blocks(reciter: Reciter, markers: Markers, path: Path) -> None:
 
 
 @torch.no_grad()
-def items(reciter: Reciter, markers: Markers, voice: int, silent: int) -> list[Codes]:
-    """Say every item behind `silent` frames of silence.
+def items(reciter: Reciter, markers: Markers, voice: int, silent: int, numbers: range) -> list[Codes]:
+    """Say items, by their numbers, behind `silent` frames of silence.
 
     Returns [F, Q] of each, without its marker, up to the pause in front of the next item's.
     """
     begun = [
-        np.concatenate([np.repeat(markers.silence[None], silent, 0), markers.frame(item, voice, 0)])
-        for item in range(len(sequences.ITEMS))
+        np.concatenate([np.repeat(markers.silence[None], silent, 0), markers.frame(item, voice, 0)]) for item in numbers
     ]
     books = len(markers.silence)
     ids = torch.from_numpy(np.stack(begun))
@@ -63,7 +62,7 @@ def items(reciter: Reciter, markers: Markers, voice: int, silent: int) -> list[C
     while speaking:
         frame: list[Tensor] = []
         for book in range(books):
-            out = reciter.model.model(input_ids=given, past_key_values=cache, use_cache=True)
+            out = reciter.model.model(given, None, None, cache)  # by place: its name differs between versions
             frame.append(reciter.logits(out.last_hidden_state[:, -1], book).argmax(1))
             given = reciter.tokens(frame[-1], book)[:, None]
         going_on = []

@@ -11,7 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from recipes.demo import blocks, loop, prompts, recite, sequences, shipped
+from recipes.demo import blocks, loop, prompts, recall, recite, sequences, shipped
 from recipes.demo.blocks import MANNER, Book, Markers
 from recipes.demo.codec import Codec
 from recipes.demo.evaluate import sampling_of
@@ -337,13 +337,36 @@ def test_the_stage_takes_up_what_appears_resumes_and_ends_with_its_budget(
 def test_what_is_shipped_draws_more_surely_at_the_default_sampling_that_it_names(
     tmp_path: Path, reciter: Reciter
 ) -> None:
-    """Pins an export whose temperature is the training's, where one draw in some hundred breaks a word."""
+    """Pins an export whose temperature is the training's, where one draw in some hundred breaks a word; and weights
+    that are sharper each time that training goes on from what is shipped.
+    """
     recite.ship(tmp_path / "stages", tmp_path / "made", torch.float32)
     made = Reciter(shipped.language_model(tmp_path / "made"))
     codes = torch.randint(CODEC["codebook_size"], (1, 3, BOOKS), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        before, after = (some.logits(some.hidden(codes)[0, 3, :1], 0) for some in (reciter, made))
-    assert after == pytest.approx(before * recite.SHARPNESS, rel=1e-3, abs=1e-3)
+        trained, after, before = (
+            some.logits(some.hidden(codes)[0, 3, :1], 0) for some in (recite.reciter(), made, reciter)
+        )
+    assert after == pytest.approx(trained * recite.SHARPNESS, rel=1e-3, abs=1e-3)
+    assert after == pytest.approx(before, rel=1e-3, abs=1e-3)
     named = sampling_of(tmp_path / "made" / "decoder")
     assert (named["temperature"], named["top_k"]) == (Sampling().temperature, Sampling().top_k)
     assert sum(file.stat().st_size for file in (tmp_path / "made").rglob("*.json")) < 2_000_000
+
+
+def test_blocks_are_recalled_as_they_were_said_most_often() -> None:
+    """Without the blocks, training that goes on from shipped weights would make others, all to be learned anew."""
+    says = np.arange(6 * BOOKS).reshape(6, BOOKS)  # each block of its own length
+    book = {block: says[: 2 + number % 4] + number for number, block in enumerate(sequences.BLOCKS)}
+    whole = [np.concatenate([book[block] for block in item.blocks]) for item in sequences.ITEMS]
+    wrong = [np.zeros_like(said) if place % 3 else said[:-1] for place, said in enumerate(whole)]
+    for block, recalled in zip(sequences.BLOCKS, recall._parted([whole, wrong, whole]), strict=True):
+        assert np.array_equal(recalled, book[block]), block
+    assert not len(recall._parted([[said[:0] for said in whole]])[0])
+
+
+def test_an_item_that_is_recalled_ends_where_its_pause_begins(markers: Markers) -> None:
+    with torch.no_grad():
+        said = recall.items(recite.reciter(), markers, 2, 12, range(1, 4))
+    assert all(3 <= len(codes) <= 9 for codes in said), "one, two and three, at half a second each"
+    assert all((codes[-1] != markers.silence).any() for codes in said)
