@@ -11,8 +11,9 @@ from torch.overrides import TorchFunctionMode
 
 from streaming.audio import FRAME
 from streaming.graph_buckets import Bucket
+from streaming.models.codec_state import STEPS
 from streaming.models.llama import LlamaDecoder
-from streaming.models.mimi import STEPS, StreamingMimi
+from streaming.models.mimi import StreamingMimi
 from streaming.models.sampler import Drawing, SamplerState
 from streaming.models.slot_copy import Track
 

@@ -19,10 +19,19 @@ from streaming.models.operations.native.matrix import NativeLinear
 from streaming.models.operations.native.operations import (
     NativeCodecLayers,
     NativeConvolutions,
+    NativeDecoder,
+    NativeEncoder,
     NativeLayers,
     NativeOperations,
 )
-from streaming.models.operations.torch import CodecLayerByLayer, ConvolutionByConvolution, LayerByLayer
+from streaming.models.operations.torch import (
+    CodecLayerByLayer,
+    ConvolutionByConvolution,
+    DecoderPartByPart,
+    EncoderPartByPart,
+    LayerByLayer,
+)
+from streaming.models.quantizer import SplitQuantizer
 
 _GATHERS = ("embedding", "index.Tensor", "gather", "index_select")
 """Operations that read only what they give."""
@@ -101,7 +110,16 @@ def _native_products(reads: _Reads) -> Iterator[None]:
     def convolutions(self: NativeConvolutions, x: Tensor, contexts: Contexts, lengths: Tensor | None = None) -> Tensor:
         return ConvolutionByConvolution(NativeOperations(), self.convolutions)(x, contexts, lengths)
 
+    def encoder(self: NativeEncoder, *given: Any) -> Tensor:
+        return EncoderPartByPart(NativeOperations(), self.parts)(*given)
+
+    def decoder(self: NativeDecoder, *given: Any) -> Tensor:
+        return DecoderPartByPart(NativeOperations(), self.parts)(*given)
+
     with (
+        patch.object(NativeEncoder, "__call__", encoder),
+        patch.object(NativeDecoder, "__call__", decoder),
+        patch.object(SplitQuantizer, "encode", SplitQuantizer.one_by_one),
         patch.object(NativeLinear, "run", noted),
         patch.object(NativeLayers, "__call__", layers),
         patch.object(NativeCodecLayers, "__call__", codec_layers),

@@ -13,35 +13,14 @@ from torch import Tensor
 
 from streaming.audio import FRAME
 from streaming.config import MimiConfig
-from streaming.models.attention import FrameView, KeyValueRing, Rotary
+from streaming.models.attention import KeyValueRing, Rotary
 from streaming.models.checkpoint import TensorSource
+from streaming.models.codec_state import STEPS, HalfState
 from streaming.models.linear import Linear, load_linear
-from streaming.models.operations.base import CodecLayer, Operations
+from streaming.models.operations.base import CodecLayer, DecoderParts, EncoderParts, Operations
 from streaming.models.operations.choice import pick_for_codec
 from streaming.models.quantizer import SplitQuantizer
 from streaming.models.seanet import load_convolution, load_decoder, load_encoder
-
-STEPS = 2
-"""Transformer steps a frame: 25 Hz against 12.5."""
-
-
-@dataclass
-class HalfState:
-    """The memory of one half of the codec, for each slot's stream.
-
-    frames: [S] int64, the stream's position; the only clock. contexts: [S, depth, N], the convolutions' contexts after
-    each of the last frames, at index frame % depth, so that a stream can be rewound by lowering its position.
-    """
-
-    frames: Tensor
-    contexts: Tensor
-    ring: KeyValueRing
-
-    def scrub(self, slot: int) -> None:
-        """Start a slot anew and forget its content."""
-        self.frames[slot] = 0
-        self.contexts[slot].zero_()
-        self.ring.scrub(slot)
 
 
 @dataclass
@@ -101,19 +80,19 @@ class StreamingMimi:
         operations = pick_for_codec(config, source.device, source.dtype) if operations is None else operations
         self.activations = operations.activations or source.dtype
         self.quantizer = SplitQuantizer.load(source, config, num_codebooks, self.activations)
-        self._rotary = Rotary(config.rope, config.head_dim, source.device)
-        self._encoder = load_encoder(source, config)
-        self._encoder_layers = self._load_layers(source, "encoder_transformer")
-        hidden = config.hidden_size
+        rotary = Rotary(config.rope, config.head_dim, source.device)
+        hidden, rest = config.hidden_size, (rotary, config.window, config.norm_eps)
+        convolutions, layers = load_encoder(source, config), self._load_layers(source, "encoder_transformer")
         shape = (hidden, hidden, 2 * STEPS)
         # The checkpoint's only replicated padding.
-        self._downsample = load_convolution(
+        downsample = load_convolution(
             source, "downsample", shape, stride=STEPS, bias=False, activate=False, replicates=True
         )
+        self._encoder = EncoderParts(convolutions, layers, downsample, *rest)
         shape = (hidden, 1, 2 * STEPS)  # depthwise
-        self._upsample = source.load("upsample.conv.weight", shape, self.activations).squeeze(1)
-        self._decoder_layers = self._load_layers(source, "decoder_transformer")
-        self._decoder = load_decoder(source, config)
+        taps = source.load("upsample.conv.weight", shape, self.activations).squeeze(1).T.contiguous()
+        layers = self._load_layers(source, "decoder_transformer")
+        self._decoder = DecoderParts(self.quantizer.latents, taps, layers, load_decoder(source, config), *rest)
         self.fingerprint = f"{config} {num_codebooks} {source.fingerprint}"
         """A text that differs for a codec of other weights."""
         self._use(operations)
@@ -123,12 +102,8 @@ class StreamingMimi:
         return [_load_layer(source, layer, self.config, self.activations) for layer in names]
 
     def _use(self, operations: Operations) -> None:
-        self.operations, eps = operations, self.config.norm_eps
-        self._run_encoder = operations.convolutions(self._encoder)
-        self._run_encoder_layers = operations.codec_layers(self._encoder_layers, eps)
-        self._run_downsample = operations.convolutions([self._downsample])
-        self._run_decoder_layers = operations.codec_layers(self._decoder_layers, eps)
-        self._run_decoder = operations.convolutions(self._decoder)
+        self.operations = operations
+        self._hear, self._speak = operations.codec_encoder(self._encoder), operations.codec_decoder(self._decoder)
 
     def on(self, operations: Operations) -> StreamingMimi:
         """Return the same weights on other operations."""
@@ -144,12 +119,8 @@ class StreamingMimi:
         depth = (
             rewind_frames + 2
         )  # one frame more than can be rewound, and one for what a row writes that does not advance
-        upsampled = self.config.hidden_size
         halves = []
-        for width in (
-            sum(conv.context * conv.channels for conv in (*self._encoder, self._downsample)),
-            upsampled + sum(conv.context * conv.channels for conv in self._decoder),
-        ):
+        for width in (self._encoder.width, self._decoder.width):
             ring = KeyValueRing.allocate(
                 batch_size,
                 config.num_layers,
@@ -196,17 +167,7 @@ class StreamingMimi:
         input of every layer.
         """
         assert pcm.shape[1:] == (FRAME,), pcm.shape
-        half, slots = state.encoder, _rows(slots, pcm)
-        frames = half.frames[slots]
-        contexts = self.operations.contexts(half.contexts, slots, frames)
-        x = self._run_encoder(pcm.to(self.activations).unsqueeze(-1), contexts, lengths)
-        x = self._run_encoder_layers(x, half.ring, self._view(slots, frames, half.ring))
-        if lengths is not None:  # here the padding is replicated: a last step without a second one is read twice
-            x = torch.where((lengths <= FRAME // STEPS)[:, None, None], x[:, :1], x)
-        x = self._run_downsample(x, contexts)
-        contexts.keep()
-        half.frames[slots] = frames + active
-        return x.squeeze(1)
+        return self._hear(pcm.to(self.activations), state.encoder, active, lengths, slots)
 
     @torch.inference_mode()
     def decode(self, codes: Tensor, state: MimiState, active: Tensor, slots: Tensor | None = None) -> Tensor:
@@ -214,25 +175,4 @@ class StreamingMimi:
 
         codes: [B, Q] int64, each in [0, codebook_size); active: [B] bool. Returns pcm [B, 1920] float.
         """
-        half, slots = state.decoder, _rows(slots, codes)
-        frames = half.frames[slots]
-        contexts = self.operations.contexts(half.contexts, slots, frames)
-        latent = self.quantizer.decode(codes).unsqueeze(1)  # [B, 1, hidden]
-        taps = self._upsample.T  # [2 * STEPS, hidden]: the latest latent's taps, then the one's before it
-        x = latent * taps[:STEPS] + contexts.take(1, latent.shape[2]) * taps[STEPS:]
-        contexts.leave(latent)
-        x = self._run_decoder_layers(x, half.ring, self._view(slots, frames, half.ring))
-        x = self._run_decoder(x, contexts)
-        contexts.keep()
-        half.frames[slots] = frames + active
-        return x.squeeze(-1)
-
-    def _view(self, slots: Tensor, frames: Tensor, ring: KeyValueRing) -> FrameView:
-        """Return the view of the two steps of each stream's next frame."""
-        position = frames[:, None] * STEPS + torch.arange(STEPS, device=frames.device)
-        start = (position - (self.config.window - 1)).clamp(min=0)
-        return self.operations.view(slots, position, start, ring, self._rotary, ring.keys.shape[3])
-
-
-def _rows(slots: Tensor | None, batch: Tensor) -> Tensor:
-    return torch.arange(len(batch), device=batch.device) if slots is None else slots
+        return self._speak(codes, state.decoder, active, slots)

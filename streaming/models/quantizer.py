@@ -15,6 +15,7 @@ from streaming.config import MimiConfig
 from streaming.errors import CheckpointError
 from streaming.models.checkpoint import TensorSource
 from streaming.models.linear import Linear, linear
+from streaming.models.operations.native.quantizer import NativeQuantizer
 
 _EPSILON = 1e-5
 
@@ -25,7 +26,7 @@ class SplitQuantizer:
 
     codebooks: [Q, K, codebook_dim]; nearness: per codebook, a residual r to r.c - |c|^2 / 2 of each entry c, which is
     largest for the nearest; latents: [Q, K, hidden], codebooks after the output projection, so that decoding is a sum
-    of table rows.
+    of table rows. at_once: all of `encode` in one call, where a CPU has it.
     """
 
     projections: tuple[Linear | None, ...]
@@ -33,6 +34,7 @@ class SplitQuantizer:
     nearness: tuple[Linear, ...]
     latents: Tensor
     num_semantic: int
+    at_once: NativeQuantizer | None
 
     @staticmethod
     def load(
@@ -63,16 +65,23 @@ class SplitQuantizer:
                 codebooks.append(codes)
                 latents.append(codes @ out.squeeze(-1).float().T if projected else codes)
         stacked = torch.stack(codebooks)
+        nearness = [linear(book, bias=book.square().sum(-1) / -2) for book in codebooks]
+        latents_dtype = activations or source.dtype
         return SplitQuantizer(
             projections=tuple(projections),
             codebooks=stacked,
-            nearness=tuple(linear(book, bias=book.square().sum(-1) / -2) for book in codebooks),
-            latents=torch.stack(latents).to(activations or source.dtype),
+            nearness=tuple(nearness),
+            latents=torch.stack(latents).to(latents_dtype),
             num_semantic=config.num_semantic,
+            at_once=NativeQuantizer.of(projections, nearness, stacked, config.num_semantic, latents_dtype),
         )
 
     def encode(self, latent: Tensor) -> Tensor:
         """latent: [B, hidden]. Returns codes [B, Q] int64, the nearest entries, found in float32."""
+        return self.one_by_one(latent) if self.at_once is None else self.at_once(latent)
+
+    def one_by_one(self, latent: Tensor) -> Tensor:
+        """`encode`, one codebook after another."""
         codes: list[Tensor] = []
         bounds = (0, self.num_semantic, self.codebooks.shape[0])
         for part, projection in enumerate(self.projections):
@@ -85,5 +94,9 @@ class SplitQuantizer:
 
     def decode(self, codes: Tensor) -> Tensor:
         """codes: [B, Q] int64. Returns the latent [B, hidden]."""
-        books = torch.arange(codes.shape[1], device=codes.device)
-        return self.latents[books, codes].sum(dim=1)
+        return latent_of(codes, self.latents)
+
+
+def latent_of(codes: Tensor, latents: Tensor) -> Tensor:
+    """Return the sum of a row of each codebook's table. codes: [B, Q] int64; latents: [Q, K, hidden]."""
+    return latents[torch.arange(codes.shape[1], device=codes.device), codes].sum(dim=1)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from streaming.models.attention import FrameView, KeyValueRing, Rotary
+from streaming.models.codec_state import HalfState
 from streaming.models.contexts import Contexts
 from streaming.models.linear import Linear
 from streaming.models.sampler import Drawing, SamplerState
@@ -96,6 +97,61 @@ class Convolutions(Protocol):
         lengths: [B] int64, samples of the frame that belong to the stream; None: all. Every convolution then finds
         zeros in its own input behind the last step that holds one of them.
         """
+
+
+@dataclass(frozen=True)
+class EncoderParts:
+    """The codec's way in. convolutions: from 24 kHz to 25; layers: a transformer's, which looks back `window` steps,
+    with the eps of its norms; downsample: from two steps to a frame's latent.
+    """
+
+    convolutions: Sequence[Convolution]
+    layers: Sequence[CodecLayer]
+    downsample: Convolution
+    rotary: Rotary
+    window: int
+    eps: float
+
+    @property
+    def width(self) -> int:
+        """The elements that all contexts of a stream take."""
+        return sum(conv.context * conv.channels for conv in (*self.convolutions, self.downsample))
+
+
+@dataclass(frozen=True)
+class DecoderParts:
+    """The codec's way out. latents: [Q, K, hidden], of which a frame's is the sum of one a codebook; taps: [2 * STEPS,
+    hidden], what each step takes of that, then of the frame's before it; the rest as on the way in.
+    """
+
+    latents: Tensor
+    taps: Tensor
+    layers: Sequence[CodecLayer]
+    convolutions: Sequence[Convolution]
+    rotary: Rotary
+    window: int
+    eps: float
+
+    @property
+    def width(self) -> int:
+        """The elements that all contexts of a stream take; the latent before the current one is the first of them."""
+        return self.taps.shape[1] + sum(conv.context * conv.channels for conv in self.convolutions)
+
+
+class CodecEncoder(Protocol):
+    """The codec's whole way in."""
+
+    def __call__(
+        self, pcm: Tensor, half: HalfState, active: Tensor, lengths: Tensor | None, slots: Tensor | None
+    ) -> Tensor:
+        """Return a frame's latents [B, hidden], and advance the streams: see `StreamingMimi.follow`."""
+
+
+class CodecDecoder(Protocol):
+    """The codec's whole way out."""
+
+    def __call__(self, codes: Tensor, half: HalfState, active: Tensor, slots: Tensor | None) -> Tensor:
+        """Return a frame's speech [B, 1920], and advance the streams: see `StreamingMimi.decode`."""
 
 
 class Operations(ABC):
@@ -193,6 +249,14 @@ class Operations(ABC):
     @abstractmethod
     def convolutions(self, convolutions: Sequence[Convolution]) -> Convolutions:
         """Return convolutions, one at least, as one."""
+
+    @abstractmethod
+    def codec_encoder(self, parts: EncoderParts) -> CodecEncoder:
+        """Return the codec's way in as one."""
+
+    @abstractmethod
+    def codec_decoder(self, parts: DecoderParts) -> CodecDecoder:
+        """Return the codec's way out as one."""
 
     @abstractmethod
     def extend(self, context: Tensor, x: Tensor, activate: bool, lengths: Tensor | None = None, hop: int = 1) -> Tensor:

@@ -12,18 +12,24 @@ from torch import Tensor
 from streaming.audio import FRAME
 from streaming.models import sampler
 from streaming.models.attention import FrameView, KeyValueRing, Rotary, attend, rotate
+from streaming.models.codec_state import STEPS, HalfState
 from streaming.models.context_window import frame_positions, window_start
 from streaming.models.contexts import Contexts
 from streaming.models.linear import Linear
 from streaming.models.operations.base import (
+    CodecDecoder,
+    CodecEncoder,
     CodecLayer,
     CodecLayers,
     Convolution,
     Convolutions,
+    DecoderParts,
+    EncoderParts,
     Layer,
     Layers,
     Operations,
 )
+from streaming.models.quantizer import latent_of
 from streaming.models.sampler import Drawing, SamplerState
 
 
@@ -108,6 +114,12 @@ class TorchOperations(Operations):
     def convolutions(self, convolutions: Sequence[Convolution]) -> Convolutions:
         return ConvolutionByConvolution(self, convolutions)
 
+    def codec_encoder(self, parts: EncoderParts) -> CodecEncoder:
+        return EncoderPartByPart(self, parts)
+
+    def codec_decoder(self, parts: DecoderParts) -> CodecDecoder:
+        return DecoderPartByPart(self, parts)
+
     def extend(self, context: Tensor, x: Tensor, activate: bool, lengths: Tensor | None = None, hop: int = 1) -> Tensor:
         if lengths is not None:
             x = ended(x, lengths, hop)
@@ -181,6 +193,66 @@ class ConvolutionByConvolution:
             y = y.view(batch, time // conv.stride * conv.upsample, -1)
             before, x = x, before + y if conv.adds else y
         return x
+
+
+class EncoderPartByPart:
+    """The codec's way in, one part after another. See `CodecEncoder`."""
+
+    def __init__(self, operations: Operations, parts: EncoderParts) -> None:
+        self.operations, self.parts = operations, parts
+        self._convolutions = operations.convolutions(parts.convolutions)
+        self._layers = operations.codec_layers(parts.layers, parts.eps)
+        self._downsample = operations.convolutions([parts.downsample])
+
+    def __call__(
+        self, pcm: Tensor, half: HalfState, active: Tensor, lengths: Tensor | None, slots: Tensor | None
+    ) -> Tensor:
+        slots = _rows(slots, pcm)
+        frames = half.frames[slots]
+        contexts = self.operations.contexts(half.contexts, slots, frames)
+        x = self._convolutions(pcm.unsqueeze(-1), contexts, lengths)
+        x = self._layers(x, half.ring, view_of_steps(self.operations, self.parts, slots, frames, half.ring))
+        if lengths is not None:  # here the padding is replicated: a last step without a second one is read twice
+            x = torch.where((lengths <= FRAME // STEPS)[:, None, None], x[:, :1], x)
+        x = self._downsample(x, contexts)
+        contexts.keep()
+        half.frames[slots] = frames + active
+        return x.squeeze(1)
+
+
+class DecoderPartByPart:
+    """The codec's way out, one part after another. See `CodecDecoder`."""
+
+    def __init__(self, operations: Operations, parts: DecoderParts) -> None:
+        self.operations, self.parts = operations, parts
+        self._layers = operations.codec_layers(parts.layers, parts.eps)
+        self._convolutions = operations.convolutions(parts.convolutions)
+
+    def __call__(self, codes: Tensor, half: HalfState, active: Tensor, slots: Tensor | None) -> Tensor:
+        slots, taps = _rows(slots, codes), self.parts.taps
+        frames = half.frames[slots]
+        contexts = self.operations.contexts(half.contexts, slots, frames)
+        latent = latent_of(codes, self.parts.latents).unsqueeze(1)  # [B, 1, hidden]
+        x = latent * taps[:STEPS] + contexts.take(1, latent.shape[2]) * taps[STEPS:]
+        contexts.leave(latent)
+        x = self._layers(x, half.ring, view_of_steps(self.operations, self.parts, slots, frames, half.ring))
+        x = self._convolutions(x, contexts)
+        contexts.keep()
+        half.frames[slots] = frames + active
+        return x.squeeze(-1)
+
+
+def view_of_steps(
+    operations: Operations, parts: EncoderParts | DecoderParts, slots: Tensor, frames: Tensor, ring: KeyValueRing
+) -> FrameView:
+    """Return the view of the two steps of each stream's next frame."""
+    position = frames[:, None] * STEPS + torch.arange(STEPS, device=frames.device)
+    start = (position - (parts.window - 1)).clamp(min=0)
+    return operations.view(slots, position, start, ring, parts.rotary, ring.keys.shape[3])
+
+
+def _rows(slots: Tensor | None, batch: Tensor) -> Tensor:
+    return torch.arange(len(batch), device=batch.device) if slots is None else slots
 
 
 def finish(operations: Operations, layer: Layer, eps: float, x: Tensor, attended: Tensor) -> tuple[Tensor, Tensor]:

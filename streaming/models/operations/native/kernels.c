@@ -10,4 +10,5 @@
 #include "attention.h"
 #include "layers.h"
 #include "convolutions.h"
+#include "codec.h"
 #include "draw.h"

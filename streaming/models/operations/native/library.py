@@ -41,6 +41,9 @@ _FUNCTIONS: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "native_draw": (None, (c_void_p, c_void_p, *[c_int64] * 4, c_void_p)),
     "native_layers": (c_int64, (c_void_p, c_int64, c_void_p, c_void_p, c_void_p)),
     "native_codec_layers": (c_int64, (c_void_p, c_int64, c_void_p, c_void_p)),
+    "native_encode": (c_int64, (c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_void_p, c_void_p)),
+    "native_decode": (c_int64, (c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_void_p)),
+    "native_quantise": (c_int64, (c_void_p, c_void_p, c_int64, c_void_p, c_int)),
     "native_attend": (c_int64, (c_void_p, c_void_p, c_void_p, *[c_int64] * 5, c_void_p, c_int)),
 }
 """The functions' results and arguments."""

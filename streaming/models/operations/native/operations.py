@@ -14,10 +14,22 @@ import torch
 from torch import Tensor
 
 from streaming.audio import FRAME
-from streaming.models.attention import FrameView, KeyValueRing, Rotary
+from streaming.models.attention import FLOAT32_POSITIONS, FrameView, KeyValueRing, Rotary
+from streaming.models.codec_state import HalfState
 from streaming.models.contexts import Contexts
 from streaming.models.linear import Linear
-from streaming.models.operations.base import CodecLayer, CodecLayers, Convolution, Convolutions, Layer, Layers
+from streaming.models.operations.base import (
+    CodecDecoder,
+    CodecEncoder,
+    CodecLayer,
+    CodecLayers,
+    Convolution,
+    Convolutions,
+    DecoderParts,
+    EncoderParts,
+    Layer,
+    Layers,
+)
 from streaming.models.operations.native.library import library
 from streaming.models.operations.native.matrix import FLOATS, NativeLinear, pointer
 from streaming.models.operations.torch import TorchOperations
@@ -71,6 +83,29 @@ class _Contexts(ctypes.Structure):
         *((name, c_void_p) for name in ("memory", "slots", "frames")),
         *((name, c_int64) for name in ("depth", "width", "offset")),
     )
+
+
+class _Half(ctypes.Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("convolutions", "downsample", "layers")),
+        *((name, c_void_p) for name in ("frequency", "taps", "latents", "frequency64")),
+        *((name, c_int64) for name in ("convolution_count", "layer_count", "heads", "groups", "dim")),
+        *((name, c_int64) for name in ("window", "rounded", "books", "entries")),
+        ("eps", c_float),
+    )
+
+
+class _HalfState(ctypes.Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("frames", "contexts")),
+        *((name, c_int64) for name in ("depth", "width")),
+        ("ring", _Ring),
+        ("layer_stride", c_int64),
+    )
+
+
+class _Streams(ctypes.Structure):
+    _fields_ = (("batch", c_int64), ("slots", c_void_p), ("active", c_void_p), ("threads", c_int))
 
 
 class _Drawing(ctypes.Structure):
@@ -208,6 +243,106 @@ class NativeConvolutions:
         ):
             raise MemoryError(f"no memory for the convolutions of {batch} rows")
         return out
+
+
+class _NativeHalf:
+    """What the codec's two halves have in common. See `codec.h`."""
+
+    def __init__(
+        self,
+        parts: EncoderParts | DecoderParts,
+        convolutions: NativeConvolutions,
+        layers: NativeCodecLayers,
+        downsample: NativeConvolutions | None = None,
+        latents: Tensor | None = None,
+        taps: Tensor | None = None,
+    ) -> None:
+        self.parts, self._kept = parts, (convolutions, layers, downsample, latents, taps)
+        self._dim = 2 * parts.rotary.frequency.numel()
+        qkv, out = natives(parts.layers[0].qkv, parts.layers[0].out)
+        heads = (qkv.outputs - out.inputs) // 2 // self._dim
+        self._heads, self._layers, self._width = heads, len(parts.layers), parts.width
+        self._native = _Half(
+            ctypes.addressof(convolutions._native),
+            None if downsample is None else ctypes.addressof(downsample._native),
+            ctypes.addressof(layers._native),
+            *(pointer(t) for t in (parts.rotary.frequency, taps, latents, parts.rotary.frequency64)),
+            *(len(parts.convolutions), len(parts.layers), heads, out.inputs // self._dim // heads, self._dim),
+            *(parts.window, FLOAT32_POSITIONS),
+            *((0, 0) if latents is None else latents.shape[:2]),
+            parts.eps,
+        )
+
+    def _given(self, half: HalfState, active: Tensor, slots: Tensor | None) -> tuple[object, object, object]:
+        """Return what both calls begin with. active, slots: contiguous."""
+        ring, memory = half.ring, half.contexts
+        keys = ring.keys
+        assert memory.dtype == torch.float32 and memory.shape[2] == self._width and active.dtype == torch.bool
+        assert keys.is_contiguous() and ring.values.is_contiguous() and ring.prefix == 0
+        assert keys.shape[1:3] == (self._layers, self._heads) and keys.shape[4] == self._dim
+        assert slots is None or (slots.dtype == torch.int64 and len(slots) == len(active))
+        slot, layer, head, _, _ = keys.stride()
+        first = _Ring(FLOATS[keys.dtype], 0, ring.size, slot, head, keys.data_ptr(), ring.values.data_ptr())
+        state = _HalfState(pointer(half.frames), pointer(memory), *memory.shape[1:], first, layer)
+        streams = _Streams(len(active), pointer(slots), pointer(active), torch.get_num_threads())
+        return byref(self._native), byref(state), byref(streams)
+
+
+class NativeEncoder(_NativeHalf):
+    """The codec's way in, in one call: what `EncoderPartByPart` gives, but for the last bit of an angle."""
+
+    parts: EncoderParts
+
+    def __init__(
+        self,
+        opened: ctypes.CDLL,
+        parts: EncoderParts,
+        convolutions: NativeConvolutions,
+        layers: NativeCodecLayers,
+        downsample: NativeConvolutions,
+    ) -> None:
+        """convolutions, layers, downsample: of these parts."""
+        super().__init__(parts, convolutions, layers, downsample)
+        self._run, self._hidden = opened.native_encode, natives(parts.downsample.product)[0].outputs
+
+    def __call__(
+        self, pcm: Tensor, half: HalfState, active: Tensor, lengths: Tensor | None, slots: Tensor | None
+    ) -> Tensor:
+        assert pcm.dtype == torch.float32 and (lengths is None or lengths.dtype == torch.int64)
+        pcm, active = pcm.contiguous(), active.contiguous()
+        latent = torch.empty(len(pcm), self._hidden)
+        given = self._given(half, active, slots if slots is None else slots.contiguous())
+        lengths = lengths if lengths is None else lengths.contiguous()
+        if self._run(*given, pcm.data_ptr(), pcm.shape[1], pointer(lengths), latent.data_ptr()):
+            raise MemoryError(f"no memory to encode {len(pcm)} rows")
+        return latent
+
+
+class NativeDecoder(_NativeHalf):
+    """The codec's way out, in one call: what `DecoderPartByPart` gives, but for the last bit of an angle or a sum."""
+
+    parts: DecoderParts
+
+    def __init__(
+        self, opened: ctypes.CDLL, parts: DecoderParts, convolutions: NativeConvolutions, layers: NativeCodecLayers
+    ) -> None:
+        """convolutions, layers: of these parts."""
+        latents, taps = parts.latents.contiguous(), parts.taps.contiguous()
+        assert latents.dtype == taps.dtype == torch.float32
+        super().__init__(parts, convolutions, layers, None, latents, taps)
+        self._run, self._books = opened.native_decode, len(latents)
+
+    def __call__(self, codes: Tensor, half: HalfState, active: Tensor, slots: Tensor | None) -> Tensor:
+        assert codes.dtype == torch.int64 and codes.shape[1] == self._books
+        codes, active = codes.contiguous(), active.contiguous()
+        pcm = torch.empty(len(codes), FRAME)
+        given = self._given(half, active, slots if slots is None else slots.contiguous())
+        failed = self._run(*given, codes.data_ptr(), FRAME, pcm.data_ptr())
+        if failed > 0:
+            raise IndexError("a code that its codebook does not have")
+        if failed:
+            raise MemoryError(f"no memory to decode {len(codes)} rows")
+        return pcm
 
 
 def natives(*products: Linear) -> list[NativeLinear]:
@@ -353,6 +488,21 @@ class NativeOperations(TorchOperations):
         if all(natives(conv.product) for conv in convolutions):
             return NativeConvolutions(self._library, convolutions)
         return super().convolutions(convolutions)
+
+    def codec_encoder(self, parts: EncoderParts) -> CodecEncoder:
+        convolutions, downsample = self.convolutions(parts.convolutions), self.convolutions([parts.downsample])
+        layers = self.codec_layers(parts.layers, parts.eps)
+        if not isinstance(convolutions, NativeConvolutions) or not isinstance(downsample, NativeConvolutions):
+            return super().codec_encoder(parts)
+        if not isinstance(layers, NativeCodecLayers):
+            return super().codec_encoder(parts)
+        return NativeEncoder(self._library, parts, convolutions, layers, downsample)
+
+    def codec_decoder(self, parts: DecoderParts) -> CodecDecoder:
+        convolutions, layers = self.convolutions(parts.convolutions), self.codec_layers(parts.layers, parts.eps)
+        if isinstance(layers, NativeCodecLayers) and isinstance(convolutions, NativeConvolutions):
+            return NativeDecoder(self._library, parts, convolutions, layers)
+        return super().codec_decoder(parts)
 
     def draw(self, logits: Tensor, book: int, state: SamplerState, frame: Drawing, few: bool) -> Tensor:
         if not few:

@@ -21,8 +21,20 @@ from streaming.models.linear import Dense
 from streaming.models.operations.base import Convolution, Operations
 from streaming.models.operations.native.library import library
 from streaming.models.operations.native.matrix import NativeLinear
-from streaming.models.operations.native.operations import NativeCodecLayers, NativeLayers, NativeOperations
-from streaming.models.operations.torch import LayerByLayer, TorchOperations
+from streaming.models.operations.native.operations import (
+    NativeCodecLayers,
+    NativeDecoder,
+    NativeEncoder,
+    NativeLayers,
+    NativeOperations,
+)
+from streaming.models.operations.torch import (
+    DecoderPartByPart,
+    EncoderPartByPart,
+    LayerByLayer,
+    TorchOperations,
+    view_of_steps,
+)
 from streaming.models.quantized_weights import Quantize, eight_bits, four_bits
 from streaming.models.random_weights import TINY, TINY_MIMI, random_codec, random_decoder
 from tests.models.operations.native.twins import int4_product, int8_product
@@ -213,7 +225,7 @@ def test_the_codec_s_layers_in_one_call_are_those_one_after_another() -> None:
     """To the bit. Pins keys and values of a layer that go to another's place, scales that are mixed up."""
     codec = random_codec(4, CPU, config=replace(TINY_MIMI, num_layers=3))
     runs = [
-        operations(NativeOperations(), codec._encoder_layers, 1e-5)
+        operations(NativeOperations(), codec._encoder.layers, 1e-5)
         for operations in (TorchOperations.codec_layers, NativeOperations.codec_layers)
     ]
     assert isinstance(runs[1], NativeCodecLayers)
@@ -221,10 +233,54 @@ def test_the_codec_s_layers_in_one_call_are_those_one_after_another() -> None:
     for run in runs:
         torch.manual_seed(0)
         half = codec.init_state(3).encoder
-        view = codec._view(torch.tensor([2, 0]), torch.tensor([0, 140]), half.ring)
+        view = view_of_steps(
+            NativeOperations(), codec._encoder, torch.tensor([2, 0]), torch.tensor([0, 140]), half.ring
+        )
         said.append((run(torch.randn(2, 2, TINY_MIMI.hidden_size), half.ring, view), half.ring.keys, half.ring.values))
     for one, other in zip(*said, strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_the_codec_s_ways_in_one_call_are_those_part_by_part(processor: str, ends: bool) -> None:
+    """Pins a frame counted for a row that does not advance, a slot's angles or window given to another, contexts of one
+    part in another's place, padding at a stream's end, and positions far behind those that float32 can hold.
+    """
+    if processor.startswith("arm"):
+        pytest.skip("all of its parts run there by themselves")
+    codec = random_codec(4, CPU, config=TINY_MIMI)
+    halves = codec._encoder, codec._decoder
+    one_call = NativeOperations().codec_encoder(halves[0]), NativeOperations().codec_decoder(halves[1])
+    assert isinstance(one_call[0], NativeEncoder)
+    assert isinstance(one_call[1], NativeDecoder)
+    parts = EncoderPartByPart(NativeOperations(), halves[0]), DecoderPartByPart(NativeOperations(), halves[1])
+    states = [codec.init_state(5, 3) for _ in range(2)]
+    for state in states:
+        for half in (state.encoder, state.decoder):
+            half.frames.copy_(torch.tensor([0, 7, 300, 5000, 2**30]))
+    active, lengths = torch.tensor([True, False, True, True]), torch.tensor([1920, 700, 1, 961]) if ends else None
+    for _ in range(4):
+        slots, pcm, codes = torch.randperm(5)[:4], torch.randn(4, 1920), torch.randint(2048, (4, 4))
+        said = []
+        for (hear, speak), state in zip((one_call, parts), states, strict=True):
+            said.append((hear(pcm, state.encoder, active, lengths, slots), speak(codes, state.decoder, active, slots)))
+        for ours, wanted in zip(*said, strict=True):
+            near(ours, wanted)
+    for one, other in zip(*((state.encoder, state.decoder) for state in states), strict=True):
+        assert torch.equal(one.frames, other.frames)
+        near(one.contexts, other.contexts)
+        near(one.ring.keys, other.ring.keys)
+    with pytest.raises(IndexError):
+        one_call[1](codes + 2048, states[0].decoder, active, slots)
+
+
+def test_the_quantizer_in_one_call_is_that_of_one_codebook_after_another(codec_dir: Path) -> None:
+    """To the bit, and what is not a number takes a code that there is."""
+    for quantizer in (load_codec(codec_dir, 8).quantizer, random_codec(4, CPU, config=TINY_MIMI).quantizer):
+        assert quantizer.at_once is not None
+        latents = torch.randn(50, quantizer.latents.shape[2])
+        latents[7], latents[8, 3], latents[9] = torch.nan, torch.inf, 0.0
+        assert torch.equal(quantizer.encode(latents), quantizer.one_by_one(latents))
 
 
 @pytest.mark.parametrize("rows", [1, 5])
