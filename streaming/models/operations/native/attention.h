@@ -39,25 +39,16 @@ INLINE vf element(const int kind, const void *where, int64_t at) {
     return kind == FLOAT32 ? load((const float *)where + at) : widen((const uint16_t *)where + at);
 }
 
-INLINE void prefetch_elements(const int kind, const void *where, int64_t at, int64_t count) {
-    const int size = kind == FLOAT32 ? 4 : 2;
-    for (int64_t i = 0; i < count * size; i += 64) __builtin_prefetch((const char *)where + at * size + i);
-}
-
-/* So many entries stay in the nearest cache for all queries. Values are few, since each of them is read in several turns:
- * reading them from memory is to be spread over what is computed.
+/* So many entries stay in the nearest cache for all queries. Values are fewer, since each of them is read in several
+ * turns: reading them from memory is to be spread over what is computed.
  */
-enum { KEYS_AT_ONCE = 64, VALUES_AT_ONCE = 8 };
-enum { KEYS_AHEAD = 4, VALUES_AHEAD = 2 * VALUES_AT_ONCE };
+enum { KEYS_AT_ONCE = 64, VALUES_AT_ONCE = 32 };
 
 /* Scores of N entries for Q queries, as many as there are registers for their sums: a query is loaded once for all N. */
 INLINE void score_some(const int kind, const int Q, const int N, const void *keys, int64_t at, int64_t dim,
                        const float *query, float *scores, int64_t span) {
     vf sum[4][4], key[4];
-    UNROLL for (int n = 0; n < N; n++) {
-        prefetch_elements(kind, keys, at + (n + KEYS_AHEAD) * dim, dim);
-        UNROLL for (int q = 0; q < Q; q++) sum[n][q] = (vf){};
-    }
+    UNROLL for (int n = 0; n < N; n++) UNROLL for (int q = 0; q < Q; q++) sum[n][q] = (vf){};
     for (int64_t i = 0; i < dim; i += LANES) {
         UNROLL for (int n = 0; n < N; n++) key[n] = element(kind, keys, at + n * dim + i);
         UNROLL for (int q = 0; q < Q; q++) {
@@ -92,7 +83,6 @@ INLINE void gather(const int kind, const int Q, const void *values, int64_t firs
             UNROLL for (int j = 0; j < SOME; j++) sum[q][j] = load(out + q * dim + i + j * LANES);
         for (int64_t n = 0; n < count; n++) {
             vf value[SOME];
-            if (i == 0) prefetch_elements(kind, values, (first + n + VALUES_AHEAD) * dim, dim);
             UNROLL for (int j = 0; j < SOME; j++) value[j] = element(kind, values, (first + n) * dim + i + j * LANES);
             UNROLL for (int q = 0; q < Q; q++) {
                 vf weight = spread(weights[q * span + n]);

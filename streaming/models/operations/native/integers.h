@@ -1,8 +1,8 @@
 /* Products of bytes, four to a lane, for every instruction set; the sums are the same on all of them, to the bit.
  *
  * `Four` is four activations, spread over all lanes. `dot8` adds the products with four weights of 8 bits in each lane,
- * and its sum begins at `start8`; `dot4` those with four nibbles, 0 to 15 for -8 to 7, and its sum, over 64 inputs at
- * most, begins at `start4` and becomes whole in `end4`. Bytes are from -127 to 127: -128 has no magnitude in a
+ * and its sum begins at `start8`; `dot4` those with four nibbles, 0 to 15 for -8 to 7, and its sum, over SUMMED
+ * inputs at most, begins at `start4` and becomes whole in `end4`. Bytes are from -127 to 127: -128 has no magnitude in a
  * byte.
  */
 
@@ -10,6 +10,7 @@
 INLINE int32_t whole_start(const int32_t *sums) { return -8 * (sums[0] + sums[1] + sums[2] + sums[3]); }
 
 #define UNSIGNED_ACTIVATIONS 0
+#define SUMMED INT64_MAX
 
 /* Arm's products of matrices take two rows at once: eight inputs of each by eight of two outputs. `TwoRows` has the sums of
  * two rows, `low` and `high` the weights of four inputs and of the four after them.
@@ -67,6 +68,8 @@ INLINE vi end4(vi sum) { return sum; }
  * weight with the sign of both, 2 * 127 * 127 fits. A nibble's products are summed in 16 bits, 32 to each: what overflows on the way
  * comes back, since the sum begins at -8 times that of the activations, and 32 * 8 * 127 fits.
  */
+#undef SUMMED
+#define SUMMED 64
 #if LANES == 16
 #define INSTRUCTIONS "AVX512"
 #define MADD(a, b) (vi)_mm512_madd_epi16((__m512i)(a), (__m512i)(b))

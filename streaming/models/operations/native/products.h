@@ -221,7 +221,7 @@ typedef struct {
 } Integers;
 
 /* So many inputs of a group are summed at once. */
-INLINE int64_t summed(const Matrix *m) { return m->kind == INT8 ? m->inputs : m->group < 64 ? m->group : 64; }
+INLINE int64_t summed(const Matrix *m) { return m->kind == INT8 ? m->inputs : m->group < SUMMED ? m->group : SUMMED; }
 
 /* The scale is the group's largest magnitude by 127, a value the nearest whole number to x * (1 / scale), ties to even;
  * nothing here may be fused.
@@ -298,7 +298,7 @@ INLINE void tile_of_int8(const int H, const int R, const int J, const Matrix *m,
         Four a[4];
         UNROLL for (int r = 0; r < R; r++) a[r] = four(x[r].value + k);
         UNROLL for (int h = 0; h < H; h++) {
-            prefetch(w + h * further, J * 4 * LANES);
+            if (R > 1) prefetch(w + h * further, J * 4 * LANES);
             UNROLL for (int j = 0; j < J; j++) {
                 vi weights = load_integers(w + h * further + j * 4 * LANES);
                 UNROLL for (int r = 0; r < R; r++) sum[h][r][j] = dot8(sum[h][r][j], weights, a[r]);
@@ -339,7 +339,7 @@ INLINE void tile_of_int4(const int H, const int R, const int J, const Matrix *m,
                 UNROLL for (int r = 0; r < R; r++) low[r] = four(x[r].value + k), high[r] = four(x[r].value + k + 4);
                 UNROLL for (int h = 0; h < H; h++) {
                     const char *eight = w + h * further + from * 4 * LANES;
-                    prefetch(eight, J * 4 * LANES);
+                    if (R > 1) prefetch(eight, J * 4 * LANES);
                     UNROLL for (int j = 0; j < J; j++) {
                         vi both = load_integers(eight + j * 4 * LANES);
                         vi lower = both & 0x0F0F0F0F, upper = both >> 4 & 0x0F0F0F0F;
