@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from ctypes.util import find_library
 from pathlib import Path
 from typing import IO
 
@@ -34,6 +35,7 @@ WITHOUT_WEIGHTS = " ".join(f"{name}={shlex.quote(value)}" for name, value in STU
 """What a shell puts before a `server.py` that starts in a second."""
 RESULTS = "docs/results/cpu-2-cores-amd-epyc.json"
 needs_full = pytest.mark.skipif(not FULL.exists(), reason="no /dev/full")
+needs_portaudio = pytest.mark.skipif(find_library("portaudio") is None, reason="no PortAudio to ask for devices")
 ServerSays = Callable[..., tuple[int | str | None, str]]
 FLEET = ("fleet", "--replicas", "2", "--minutes", "0.05", "--load", "0.5", "--policies", "random")
 
@@ -246,7 +248,14 @@ def test_a_client_says_what_is_wrong(flags: list[str], said: str, capfd: pytest.
 
 
 @needs_full
-@pytest.mark.parametrize("flags", [["--list-devices"], ["--list-devices", "--json"], ["--input", SPEECH]])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        pytest.param(["--list-devices"], marks=needs_portaudio),
+        pytest.param(["--list-devices", "--json"], marks=needs_portaudio),
+        ["--input", SPEECH],
+    ],
+)
 def test_a_client_whose_output_cannot_be_written_says_so(flags: list[str]) -> None:
     with FULL.open("wb") as full:
         done = command("client.py", *flags, stdout=full)
