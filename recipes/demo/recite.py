@@ -33,18 +33,20 @@ from streaming.models.token_layout import AUDIO, END_OF_AUDIO, unit_name
 RATE = 2e-3
 DECAY = 0.99
 BATCH = 6
-CONTINUATION = 10
-"""Frames of a continuation in training: some three items."""
+CONTINUATION = 34
+"""Frames of a continuation in training: some four items. With ten, what follows its own first item was not learned."""
+LOOSE_CONTINUATION = 50
+"""The same in loose rows."""
 CORRUPTED = 0.03
 """Of the codes that are given, so many are any others; but for markers, of what is said, too."""
 WEIGHTS = {"begin": 1.0, "item": 0.3, "voice": 0.3, "said": 1.0, "manner": 1.0}
-LOOSE = 0.1
+LOOSE = 0.2
 """Share of rows without a prompt: the context is like that when it has slid past the prompt."""
 TAILS = 0.6
 """Share of loose rows that begin with the end of any prompt, and go on with an item of which it tells nothing."""
 LOOSE_KINDS = {"number": 0.42, "day": 0.12, "month": 0.14, "letter": 0.14, "rhyme": 0.18}
 """Shares of the kinds among loose rows."""
-BEGINNINGS = 0.15
+BEGINNINGS = 0.1
 """Share of batches that hold nothing but beginnings: a few frames of anything, a marker, and how its block begins. What
 follows has to be read from the marker alone; in longer rows, what was said before gives most of it away.
 """
@@ -63,6 +65,7 @@ is one token nearly everywhere, and a wrong one in a block is heard.
 _LOOK_STEPS = 200
 """Steps after which new shards and blocks are looked for."""
 _NONE = -100
+_VOICE = blocks.MANNER[0]
 
 
 class Reciter(nn.Module):
@@ -179,12 +182,12 @@ class Rows:
         items = [*begun, *sequences.rest(begun)]
         said = self.book.say(items, int(self.draw.integers(len(blocks.SOUNDS))), int(self.draw.integers(3)))
         if self.found and self.draw.random() < TAILS:
-            return self._after_a_tail(*_at_most(said, 2 * CONTINUATION))
+            return self._after_a_tail(*_at_most(said, LOOSE_CONTINUATION))
         known = len(sequences.blocks_of(begun))
         heard = np.concatenate(said[:known])
         codes = heard[int(self.draw.integers(len(said[0]))) :].astype(np.int16)
         nobody = np.full(len(codes), -1, np.int16)
-        kept, ended = _at_most(said[known:], 2 * CONTINUATION)
+        kept, ended = _at_most(said[known:], LOOSE_CONTINUATION)
         return lay(Prompt(codes, nobody, nobody, 0.0, 0.0, [], ""), len(codes), kept, ended, self.markers, self.draw)
 
     def beginning(self) -> dict[str, NDArray[np.int64]]:
@@ -363,19 +366,27 @@ def last_targets(found: list[Prompt]) -> Iterator[tuple[Prompt, int]]:
 
 
 @torch.no_grad()
-def understood(reciter: Reciter, markers: Markers, found: list[Prompt], size: int = 8) -> float:
-    """Share of prompts whose likeliest first token is the right item's."""
-    right = total = 0
+def understood(reciter: Reciter, markers: Markers, found: list[Prompt], size: int = 8) -> tuple[float, float]:
+    """Return of how many prompts the likeliest first token is the right item's, and of how many the likeliest voice is
+    the nearest to the speaker's. Both are shares.
+    """
+    right = near = total = 0
     pairs = sorted(last_targets(found), key=lambda pair: len(pair[0].codes))
     for at in range(0, len(pairs), size):
         some = pairs[at : at + size]
-        batch = collate([lay(prompt, last + 1, [], False, markers, None) for prompt, last in some])
-        hidden = reciter.hidden(batch.given)
+        rows = []
+        for prompt, last in some:
+            voice, pace = blocks.voice_of(prompt.pitch), blocks.pace_of(prompt.gap)
+            rows.append(lay(prompt, last + 1, [markers.frame(prompt.begin[last], voice, pace)], False, markers, None))
+        hidden = reciter.hidden(collate(rows).given)
         for place, (prompt, last) in enumerate(some):
-            choice = int(reciter.logits(hidden[place, last + 1, 0][None], 0).argmax())
-            right += choice == markers.codes[prompt.begin[last], 0]
+            item, voice = (
+                int(reciter.logits(hidden[place, last + 1, book][None], book).argmax()) for book in (0, _VOICE)
+            )
+            right += item == markers.codes[prompt.begin[last], 0]
+            near += voice == markers.voices[blocks.voice_of(prompt.pitch)]
             total += 1
-    return right / max(1, total)
+    return right / max(1, total), near / max(1, total)
 
 
 def train(run: Run, budget: float, falling: float, alone: float, processes: int) -> None:
@@ -418,7 +429,10 @@ def train(run: Run, budget: float, falling: float, alone: float, processes: int)
 
     def check(average: nn.Module) -> dict[str, float]:
         assert isinstance(average, Reciter)
-        return {name: understood(average, markers, found[:200]) for name, found in tests.items()}
+        shares = {name: understood(average, markers, found[:200]) for name, found in tests.items()}
+        return {name: right for name, (right, _) in shares.items()} | {
+            f"{name} voice": near for name, (_, near) in shares.items()
+        }
 
     first, *others = (steps_of(run.seed + loop.steps + 1_000_000 * number) for number in range(processes))
     loop.run(first, check, run.minutes, budget, others)
