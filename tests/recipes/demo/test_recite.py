@@ -325,7 +325,7 @@ def test_the_stage_takes_up_what_appears_resumes_and_ends_with_its_budget(
 
     first = run("1.0")
     assert first[0]["begin"] > 0 and "said" not in first[0]  # there are no blocks yet
-    assert first[-1]["kind"] == "check" and 0 <= first[-1]["trained"] <= 1
+    assert first[-1]["kind"] == "check" and 0 <= first[-1]["trained"] <= 1 and 0 <= first[-1]["trained voice"] <= 1
     named = {f"{voice}-{block}": codes for voice, said in enumerate(book.said) for block, codes in enumerate(said)}
     np.savez(tmp_path / "blocks.npz", **named)  # type: ignore[arg-type]
     both = run("2.5")
